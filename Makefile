@@ -1,0 +1,100 @@
+# `make setup` builds .venv from nothing; demo, test and check see to it first. `make help` lists the rest.
+#
+#   PYTHON=...       the interpreter of a new .venv, 3.11 or 3.12
+#   DEVICE=...       cpu, cuda or cuda-torch211: an extra of pyproject.toml; default: cuda where nvidia-smi answers
+#   TORCH_INDEX=...  one more package index for torch, when those that pip asks have no CPU build
+#   ARGS=...         arguments for pytest: make test ARGS="-k schedule"
+
+SHELL := /bin/sh
+ifndef DEVICE
+DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+endif
+
+# The base interpreter, not that of an activated .venv, which a rebuild deletes under itself.
+supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) or print(sys._base_executable))
+find_python = $(firstword $(foreach python,$(or $(PYTHON),python3.11 python3.12 python3),\
+  $(shell $(python) -c '$(supported)' 2>/dev/null)))
+
+# pyproject.toml holds every version; this reads the first pin of a package from it.
+pin = $(shell sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml | head -n 1)
+
+# .venv/.state is `unfinished` from a setup's first command to its last, then what it was made from. A .venv without
+# one was made by hand, by somebody who wants it kept.
+KEY := $(DEVICE) $(shell cat pyproject.toml Makefile | cksum)
+STATE := $(shell cat .venv/.state 2>/dev/null || { test -x .venv/bin/python && echo $(DEVICE); })
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+SAY := @echo "make setup:"
+
+.PHONY: help setup venv interpreter packages demo test check clean
+.NOTPARALLEL:
+
+help:
+	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
+	@echo "make demo    prepare Complete Journey and train it on two ranks: frozen, then fine_tuning"
+	@echo "make test    run the tests (ARGS=... goes to pytest)"
+	@echo "make check   formatting, lint and types"
+	@echo "make clean   remove .venv and caches; data/ and runs/ stay"
+
+# A make of its own, so that it reads the state after `clean` in `make clean setup`.
+setup:
+	@$(MAKE) --no-print-directory venv DEVICE=$(DEVICE)
+
+ifeq ($(STATE),$(KEY))
+venv:
+	$(SAY) ".venv ($(DEVICE)) is complete; nothing to do"
+else ifeq ($(DEVICE),$(firstword $(STATE)))
+venv: packages
+else
+venv: interpreter packages
+endif
+
+interpreter: python := $(find_python)
+interpreter:
+	@test "$$(uname -s)" = Linux || { echo "make setup: fbgemm is published for Linux only" >&2; exit 1; }
+	@test -n "$(python)" || { echo "make setup: needs Python 3.11 or 3.12 and found none$(PYTHON:%= at PYTHON=%)." \
+	  "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(python) -c 'import ensurepip, venv' 2>/dev/null || { echo "make setup: $(python) lacks its venv module." \
+	  "Install it (Debian: apt-get install python3-venv) and call make setup again" >&2; exit 1; }
+	$(SAY) "new .venv with $(python), device $(DEVICE)"
+	@mkdir -p .venv && echo unfinished > .venv/.state
+	@find .venv -mindepth 1 -maxdepth 1 ! -name .state -exec rm -rf {} +
+	@$(python) -m venv .venv
+
+packages:
+	@echo unfinished > .venv/.state
+ifeq ($(DEVICE),cpu)
+	$(SAY) "$(call pin,torch)+cpu (about 200 MB)"
+	@# Plain torch is the CUDA build on Linux, with gigabytes of libraries beside it: never fall back to it.
+	@$(PIP) install $(TORCH_INDEX:%=--extra-index-url %) "$(call pin,torch)+cpu" || { echo "make setup: no CPU build of" \
+	  "torch for this interpreter at the indexes that pip asks. Name the CPU index that PyTorch's install page gives:" \
+	  "make setup TORCH_INDEX=URL" >&2; exit 1; }
+	$(SAY) "$(call pin,torchrec), without its own list, which asks for the CUDA build of fbgemm"
+	@$(PIP) install --no-deps "$(call pin,torchrec)"
+endif
+	$(SAY) "this project with its extras $(DEVICE), demo and test"
+	@$(PIP) install --no-warn-conflicts --editable ".[$(DEVICE),demo,test]"
+	@echo "$(KEY)" > .venv/.state
+	$(SAY) "done; .venv/bin/python launch/doctor.py looks it over"
+
+# DeepSpeed's launcher and the ninja that it calls are found by name.
+demo test check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+demo: setup
+	@test -e data/complete_journey/dataset.json || \
+	  python launch/prepare.py --source complete-journey --output data/complete_journey
+	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	  --strategy.name frozen --run_dir runs/demo_frozen --overwrite true
+	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	  --strategy.name fine_tuning --run_dir runs/demo_fine_tuning --overwrite true
+
+test: setup
+	python -m pytest $(ARGS)
+
+check: setup
+	ruff format --check .
+	ruff check .
+	mypy
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find dist_imsr launch tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+"""Skips what this machine cannot run; pyproject.toml declares the marks."""
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+def _no_cuda() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def _no_slurm() -> str:
+    return "" if shutil.which("sbatch") else "no sbatch on PATH"
+
+
+def _no_big_data() -> str:
+    return "" if os.environ.get("DIST_IMSR_BIGDATA") else "DIST_IMSR_BIGDATA names no folder"
+
+
+_REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, "bigdata": _no_big_data}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for mark, why_not in _REASONS.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        reason = why_not() if marked else ""
+        if reason:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))

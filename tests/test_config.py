@@ -1,0 +1,169 @@
+"""Every command's configuration: what is refused names its key in one line; what is printed reads back the same."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from dist_imsr.config import parse, require, to_yaml
+
+
+@dataclass
+class Model:
+    """The model.
+
+    Args:
+        dim: width of an embedding.
+        base: the extractor.
+    """
+
+    dim: int = 64
+    base: Literal["mind", "comirec_dr"] = "comirec_dr"
+
+    def __post_init__(self) -> None:
+        require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+
+
+@dataclass
+class Command:
+    """Trains a toy.
+
+    This paragraph is for readers of the code.
+
+    Args:
+        run_dir: where the run is written.
+        rates: learning rates.
+        overwrite: whether an older run gives way.
+        seed: of every generator.
+        model: the model's section.
+    """
+
+    run_dir: Path
+    rates: list[float] = field(default_factory=lambda: [2e-3, 1e-3])
+    overwrite: bool = False
+    seed: int | None = None
+    model: Model = field(default_factory=Model)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [
+        (["--run_dir", "r", "--model.dmi", "3"], "model.dmi"),
+        (["--run_dir", "r", "--epochs", "3"], "epochs"),
+        (["--run_dir", "r", "--epochs=3"], "epochs"),
+        (["--run_dir", "r", "--model.dim", "wide"], "model.dim"),
+        (["--run_dir", "r", "--model.dim", "1.5"], "model.dim"),
+        (["--run_dir", "r", "--model.base", "bert"], "model.base"),
+        (["--run_dir", "r", "--overwrite", "perhaps"], "overwrite"),
+        (["--run_dir", "r", "--rates", "[0.1, fast]"], "rates"),
+        (["--run_dir", "r", "--model.dim", "0"], "model.dim"),
+        ([], "run_dir"),
+        (["--run_dir", "r", "--config", "/nowhere/at/all.yaml"], "config"),
+    ],
+)
+def test_a_refusal_names_the_key_in_one_line(argv, key, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Command, argv)
+    output, errors = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert output == ""
+    assert errors.count("\n") == 1
+    assert key in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("run_dir: r\nmodel:\n  dmi: 3\n", "'model' does not accept option 'dmi'"),
+        ("run_dir: r\nepochs: 3\n", "epochs"),
+        ("run_dir: r\nmodel:\n  dim: wide\n", "model.dim"),
+        ("run_dir: r\nmodel:\n  dim: -1\n", "model.dim"),
+        pytest.param(
+            "run_dir: r\nmodel: [1, 2]\n",
+            "model",
+            marks=pytest.mark.xfail(raises=TypeError, reason="jsonargparse instantiates a section from a list"),
+        ),
+        ("run_dir: r\nseed: [1]\n", "seed"),
+        ("run_dir: [unclosed\n", "config"),
+    ],
+)
+def test_a_refusal_of_a_file_names_the_key_in_one_line(text, key, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Command, ["--config", write(tmp_path / "c.yaml", text)])
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert errors.count("\n") == 1
+    assert key in errors
+
+
+def test_require_says_the_key_the_value_and_what_is_expected():
+    require(True, "a.b", 1, "anything")
+    with pytest.raises(ValueError, match=r"a\.b: -1 is impossible here; expected at least 0"):
+        require(False, "a.b", -1, "at least 0")
+
+
+def test_defaults_and_sections_are_instances():
+    command = parse(Command, ["--run_dir", "r"])
+    assert command == Command(run_dir=Path("r"))
+    assert isinstance(command.model, Model)
+    assert isinstance(command.run_dir, Path)
+
+
+def test_the_process_arguments_are_the_default(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--run_dir", "r", "--seed", "7"])
+    assert parse(Command).seed == 7
+
+
+def test_later_arguments_override_the_file_and_earlier_ones(tmp_path):
+    first = write(tmp_path / "first.yaml", "run_dir: r\nseed: 1\nmodel: {dim: 8, base: mind}\n")
+    second = write(tmp_path / "second.yaml", "model: {dim: 16}\n")
+    command = parse(Command, ["--config", first, "--config", second, "--seed", "2", "--seed", "3"])
+    assert command == Command(run_dir=Path("r"), seed=3, model=Model(dim=16, base="mind"))
+    command = parse(Command, ["--model.dim", "32", "--config", first])
+    assert command.model.dim == 8
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_rank_that_deepspeeds_launcher_adds_is_ignored(place):
+    argv = ["--run_dir", "r", "--seed", "5"]
+    argv.insert(place, "--local_rank=1")
+    assert parse(Command, argv) == Command(run_dir=Path("r"), seed=5)
+
+
+def test_print_config_round_trips(tmp_path, capsys):
+    argv = ["--run_dir", "r", "--seed", "5", "--model.base", "mind", "--rates", "[0.5]"]
+    with pytest.raises(SystemExit) as stopped:
+        parse(Command, [*argv, "--print_config"])
+    assert stopped.value.code == 0
+    printed = write(tmp_path / "c.yaml", capsys.readouterr().out)
+    assert parse(Command, ["--config", printed]) == parse(Command, argv)
+
+
+def test_to_yaml_round_trips(tmp_path):
+    command = Command(run_dir=Path("runs/a b"), rates=[], overwrite=True, model=Model(dim=3))
+    text = to_yaml(command)
+    assert list(yaml.safe_load(text)) == ["run_dir", "rates", "overwrite", "seed", "model"]
+    assert parse(Command, ["--config", write(tmp_path / "c.yaml", text)]) == command
+
+
+def test_help_comes_from_the_docstrings(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Command, ["--help"])
+    output = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for expected in (
+        "Trains a toy.",
+        "--model.dim",
+        "width of an embedding",
+        "default: 64",
+        "where the run is written",
+    ):
+        assert expected in output
+    assert "readers of the code" not in output
