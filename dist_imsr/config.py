@@ -1,0 +1,98 @@
+"""How every command reads its configuration: one tree of dataclasses, a YAML file, dotted overrides.
+
+A component's section is a dataclass that stands beside the component; a command's tree is a dataclass of such
+sections. Types are checked by jsonargparse; values are checked in each section's ``__post_init__`` through `require`.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+Section = TypeVar("Section")
+
+
+def require(condition: bool, key: str, value: object, expected: str) -> None:
+    """Refuses an impossible value with the name of its key.
+
+    Args:
+        condition: whether the value is possible.
+        key: the key as a user writes it, e.g. ``"model.dim"``.
+        value: the value as read.
+        expected: what would be accepted, e.g. ``"at least 1"``.
+
+    Raises:
+        ValueError: if ``condition`` does not hold.
+    """
+    if not condition:
+        raise ValueError(f"{key}: {value!r} is impossible here; expected {expected}")
+
+
+def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description: str | None = None) -> Section:
+    """Reads a command's configuration from ``--config FILE`` and dotted overrides, later ones winning.
+
+    Args:
+        tree: the command's dataclass; its and its sections' docstrings become the help.
+        argv: the arguments without the program's name; those of the process by default.
+        description: the help's first paragraph; the tree's docstring by default.
+
+    Returns:
+        An instance of ``tree``, every section instantiated and checked.
+
+    Raises:
+        SystemExit: with status 2 and the key's name on stderr for an unknown key, a wrong type or an impossible
+            value; with status 0 after ``--help`` and ``--print_config``.
+    """
+    parser = ArgumentParser(description=description or _first_paragraph(tree), exit_on_error=False)
+    parser.add_argument("--config", action="config", help="A YAML file of these keys; later arguments override it.")
+    parser.add_class_arguments(tree, as_group=False)
+    try:
+        arguments = parser.parse_args(_without_local_rank(sys.argv[1:] if argv is None else argv))
+        values = parser.instantiate_classes(arguments)
+        return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})
+    except (ArgumentError, ValueError) as error:
+        line = f"{parser.prog}: {' '.join(str(error).split())} (--help lists the keys)\n"
+        parser.exit(2, line if current_rank() == 0 else None)
+
+
+def current_rank() -> int:
+    """This process's number in its job, as the launcher's environment tells it.
+
+    Returns:
+        The rank; 0 where there is no launcher. It speaks for all where all meet the same refusal.
+    """
+    return int(os.environ.get("RANK", "0"))
+
+
+def _first_paragraph(tree: type) -> str:
+    return " ".join((tree.__doc__ or "").split("\n\n")[0].split())
+
+
+def _without_local_rank(argv: Sequence[str]) -> list[str]:
+    """Drops the ``--local_rank=N`` that DeepSpeed's launcher appends; the environment holds it as well."""
+    return [argument for argument in argv if not argument.startswith("--local_rank=")]
+
+
+def to_yaml(config: Any) -> str:
+    """A fully resolved configuration as YAML that `parse` reads back.
+
+    Args:
+        config: an instance of a command's dataclass.
+
+    Returns:
+        The YAML text, keys in the order of the dataclass.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)

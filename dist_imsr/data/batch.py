@@ -1,0 +1,310 @@
+"""Jagged batches straight from the Arrow files of one span, prefetched in the background."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torchrec import JaggedTensor
+
+from dist_imsr.config import require
+from dist_imsr.data.dataset import Dataset, held_out
+from dist_imsr.data.schedule import Schedule, generator, ranges
+
+_SHUFFLE, _CUT, _NEGATIVES = 1, 2, 3  # streams of random numbers
+
+AnyBatch = TypeVar("AnyBatch", bound="Movable")
+
+
+@dataclass
+class BatchConfig:
+    """What a global step sees.
+
+    Args:
+        size: users in a global batch, over all ranks.
+        max_history: the latest interactions before the cut that enter the extractor.
+        max_targets: the interactions after the cut that are predicted.
+        negatives: uniformly sampled items that all targets of a step share.
+        eval_size: users in a global block of validation, testing and writing back.
+        prefetch: batches prepared ahead in the background.
+    """
+
+    size: int = 128
+    max_history: int = 100
+    max_targets: int = 10
+    negatives: int = 1000
+    eval_size: int = 512
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            require(value >= 1, f"batch.{field.name}", value, "at least 1")
+
+
+class Movable:
+    """A dataclass of tensors that goes to a device as a whole."""
+
+    def to(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """Copies every tensor to a device.
+
+        Args:
+            device: where it is wanted.
+
+        Returns:
+            A batch of the same kind; this one where nothing has to move.
+        """
+        if device.type == "cpu":
+            return self
+        moved = {
+            field.name: value.pin_memory().to(device, non_blocking=True) if hasattr(value, "pin_memory") else value
+            for field in fields(self)  # type: ignore[arg-type]
+            for value in [getattr(self, field.name)]
+        }
+        return type(self)(**moved)
+
+
+@dataclass
+class Batch(Movable):
+    """This rank's part of a global step.
+
+    Args:
+        users: ``[B]`` int64, dense ids.
+        history: B sequences of item ids, the oldest first.
+        targets: B sequences of item ids, all later than the history.
+        negatives: one sequence of item ids, the same on every rank; of length 0 outside training.
+        world_targets: the number of targets in the global step.
+    """
+
+    users: torch.Tensor
+    history: JaggedTensor
+    targets: JaggedTensor
+    negatives: JaggedTensor
+    world_targets: int
+
+
+@dataclass
+class TestBatch(Movable):
+    """Users and what they turned to in the span that a model is tested on.
+
+    Args:
+        users: ``[B]`` int64, dense ids.
+        targets: B sequences of distinct item ids, in ascending order.
+        last: ``[B]`` int64, the place of the user's latest interaction among the values of ``targets``.
+        last_is_new: ``[B]`` bool, whether the user met that item in no earlier span.
+    """
+
+    users: torch.Tensor
+    targets: JaggedTensor
+    last: torch.Tensor
+    last_is_new: torch.Tensor
+
+
+class SpanData:
+    """One span of the users that a rank owns.
+
+    Memory follows the number of these users; their interactions stay on disk until a batch wants them.
+
+    Args:
+        dataset: the prepared data.
+        span: which span.
+        buckets: the buckets that this rank owns.
+        config: the batches' section.
+        seed: keys shuffles, cuts and negatives.
+        world_sum: sums an int64 tensor over ranks.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        span: int,
+        buckets: range,
+        config: BatchConfig,
+        seed: int,
+        world_sum: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self.span, self.config, self.seed = span, config, seed
+        self._buckets, self._world_sum = buckets, world_sum
+        self._known_items = dataset.items_by_span[span]
+        self._sequences = [dataset.sequences(span, bucket) for bucket in buckets]
+        sizes = [len(sequences.users) for sequences in self._sequences]
+        self._bucket = np.arange(len(buckets)).repeat(sizes)  # [n], which of the buckets at hand
+        self.users = np.concatenate([sequences.users for sequences in self._sequences]).astype(np.int64)
+        self._starts = np.concatenate([sequences.offsets[:-1] for sequences in self._sequences]).astype(np.int64)
+        self._lengths = np.concatenate([np.diff(sequences.offsets) for sequences in self._sequences]).astype(np.int64)
+        self._trained = self._lengths - held_out(self._lengths)
+
+    def training(self, epoch: int) -> "Steps[Batch]":
+        """The steps of one epoch of training: users shuffled, each cut at a random time.
+
+        Args:
+            epoch: keys the shuffle, the cuts and the negatives.
+
+        Returns:
+            The batches of users with at least 2 interactions to train on; collective when called, not when read.
+        """
+        rows, schedule = self._select(self._trained >= 2, self.config.size)
+        keys = (self.seed, self.span, epoch)
+        drawn = [generator(_CUT, *keys, *at).random(size) for *at, size in zip(self._buckets, schedule.sizes, strict=True)]
+        cuts = 1 + (np.concatenate([np.empty(0), *drawn]) * (self._trained[rows] - 1)).astype(np.int64)
+        order = schedule.shuffled(_SHUFFLE, *keys)
+        rows, cuts = rows[order], cuts[order]
+        n_targets = np.minimum(self._trained[rows] - cuts, self.config.max_targets)
+        of_step = np.bincount(schedule.step_of_places(), n_targets, minlength=schedule.steps).astype(np.int64)
+        world_targets = self._world_sum(torch.from_numpy(of_step)).tolist()
+
+        def read(step: int) -> Batch:
+            places = schedule.places(step)
+            negatives = generator(_NEGATIVES, *keys, step).integers(self._known_items, size=self.config.negatives)
+            at, cut = rows[places], cuts[places]
+            return Batch(
+                users=torch.from_numpy(self.users[at]),
+                history=self._history(at, cut),
+                targets=self._items(at, cut, n_targets[places]),
+                negatives=_jagged(negatives, np.array([len(negatives)])),
+                world_targets=world_targets[step],
+            )
+
+        return Steps(read, schedule.steps, self.config.prefetch)
+
+    def validation(self) -> "Steps[Batch]":
+        """Users with a validation target: their second last interaction, after the history that trains.
+
+        Returns:
+            Batches of one target for each user; collective when called.
+        """
+        return self._sweep(self._trained < self._lengths, self._trained, targets=1)
+
+    def everything(self) -> "Steps[Batch]":
+        """All users of the span with all they did in it, for writing interests back.
+
+        Returns:
+            Batches without targets; collective when called.
+        """
+        return self._sweep(self._lengths > 0, self._lengths, targets=0)
+
+    def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> "Steps[TestBatch]":
+        """Users with a test target whom the model knows.
+
+        Args:
+            known: says of dense user ids ``[n]`` whether a model can know them; nobody can rank for the others.
+
+        Returns:
+            Batches of test targets; collective when called.
+        """
+        rows, schedule = self._select((self._trained < self._lengths) & known(self.users), self.config.eval_size)
+
+        def read(step: int) -> TestBatch:
+            at = rows[schedule.places(step)]
+            lengths = self._lengths[at]
+            items = self._take("items", at, self._starts[at], lengths)
+            met = self._take("met_before", at, self._starts[at], lengths)
+            owner = np.arange(len(at)).repeat(lengths)
+            distinct, place = np.unique(owner * (self._known_items + 1) + items, return_inverse=True)
+            final = lengths.cumsum() - 1
+            owner, items = np.divmod(distinct, self._known_items + 1)
+            return TestBatch(
+                users=torch.from_numpy(self.users[at]),
+                targets=_jagged(items, np.bincount(owner, minlength=len(at))),
+                last=torch.from_numpy(place[final]),
+                last_is_new=torch.from_numpy(~met[final]),
+            )
+
+        return Steps(read, schedule.steps, self.config.prefetch)
+
+    def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int) -> "Steps[Batch]":
+        rows, schedule = self._select(chosen, self.config.eval_size)
+
+        def read(step: int) -> Batch:
+            at = rows[schedule.places(step)]
+            return Batch(
+                users=torch.from_numpy(self.users[at]),
+                history=self._history(at, cut[at]),
+                targets=self._items(at, cut[at], np.full(len(at), targets)),
+                negatives=_jagged(np.empty(0), np.zeros(1)),
+                world_targets=0,
+            )
+
+        return Steps(read, schedule.steps, self.config.prefetch)
+
+    def _select(self, chosen: np.ndarray, batch: int) -> tuple[np.ndarray, Schedule]:
+        """Places of the chosen users in this span, and the world's schedule over them."""
+        sizes = np.bincount(self._bucket[chosen], minlength=len(self._buckets))
+        in_world = int(self._world_sum(torch.tensor([sizes.sum()])))
+        return chosen.nonzero()[0], Schedule(self._buckets, sizes, in_world, batch)
+
+    def _history(self, at: np.ndarray, cut: np.ndarray) -> JaggedTensor:
+        first = np.maximum(cut - self.config.max_history, 0)
+        return self._items(at, first, cut - first)
+
+    def _items(self, at: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> JaggedTensor:
+        return _jagged(self._take("items", at, self._starts[at] + first, lengths), lengths)
+
+    def _take(self, column: str, at: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Reads ranges of a column; ``at`` keeps buckets apart, so that each file is read once."""
+        flat = ranges(starts, lengths)
+        ends = np.bincount(self._bucket[at], lengths, minlength=len(self._buckets)).cumsum().astype(np.int64)
+        begins = np.concatenate([[0], ends[:-1]])
+        return np.concatenate(
+            [
+                getattr(self._sequences[bucket], column)[flat[begins[bucket] : ends[bucket]]]
+                for bucket in np.flatnonzero(begins < ends)
+            ]
+            or [np.empty(0, bool)]
+        )
+
+
+class Steps(Iterable[AnyBatch]):
+    """A fixed number of batches, read ahead by a thread.
+
+    Args:
+        read: makes the batch of a step.
+        steps: how many there are.
+        prefetch: how many may wait.
+    """
+
+    def __init__(self, read: Callable[[int], AnyBatch], steps: int, prefetch: int) -> None:
+        self._read, self._steps, self._prefetch = read, steps, prefetch
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[AnyBatch]:
+        ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)
+        left = threading.Event()
+
+        def put(value: AnyBatch | BaseException) -> None:
+            while not left.is_set():
+                try:
+                    return ready.put(value, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in range(self._steps):
+                    if left.is_set():
+                        return
+                    put(self._read(step))
+            except BaseException as error:  # raised again by the reader
+                put(error)
+
+        thread = threading.Thread(target=work, name="prefetch", daemon=True)
+        thread.start()
+        try:
+            for _ in range(self._steps):
+                value = ready.get()
+                if isinstance(value, BaseException):
+                    raise value
+                yield value
+        finally:
+            left.set()
+            thread.join()
+
+
+def _jagged(values: Any, lengths: Any) -> JaggedTensor:
+    values, lengths = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in (values, lengths))
+    return JaggedTensor(values, lengths=lengths)

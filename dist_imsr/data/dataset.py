@@ -1,0 +1,152 @@
+"""A prepared directory: opens, checks, hands out buckets."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+HELD_OUT = 2  # of a span: the last interaction for testing, the second last for validation
+SHORTEST_SPLIT = 3  # a user with fewer interactions in a span keeps all for training
+
+
+@dataclass
+class DataConfig:
+    """The prepared data.
+
+    Args:
+        path: a folder that launch/prepare.py wrote.
+        verify: read every file once and compare its checksum.
+    """
+
+    path: Path
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The interactions of one span of one bucket's users, seen through a memory map.
+
+    Args:
+        users: ``[n]`` dense ids, ascending.
+        offsets: ``[n + 1]``; user i's interactions are ``offsets[i] .. offsets[i + 1] - 1``, in time order.
+        items: ``[offsets[-1]]`` dense ids; only what is read leaves the disk.
+        batch: the Arrow batch behind them.
+    """
+
+    users: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    batch: pa.RecordBatch
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        """Unix seconds of each interaction."""
+        return self.batch.column("times").values.to_numpy()
+
+    @cached_property
+    def met_before(self) -> np.ndarray:
+        """Whether the user met the item in an earlier span, for each interaction."""
+        return self.batch.column("met_before").values.to_numpy(zero_copy_only=False)
+
+
+def held_out(lengths: np.ndarray) -> np.ndarray:
+    """How many of a user's interactions in a span are kept from training.
+
+    Args:
+        lengths: ``[n]``, the interactions of each user.
+
+    Returns:
+        ``[n]``: 2 where there are at least 3, else 0.
+    """
+    return np.where(lengths >= SHORTEST_SPLIT, HELD_OUT, 0)
+
+
+class Dataset:
+    """Interactions cut into spans and buckets of users, as launch/prepare.py left them.
+
+    Args:
+        config: the data's section.
+
+    Raises:
+        ValueError: naming the file, if the folder is no prepared data set, was written by a newer version, lacks a
+            file, or holds one whose size (or, with ``verify``, checksum) is not that of its manifest.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.path = config.path
+        self.manifest = _read_manifest(config.path)
+        self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
+        self.items_by_span: list[int] = self.manifest["items_by_span"]
+        for name, entry in self.manifest["files"].items():
+            _check(config.path, name, entry, config.verify)
+
+    @property
+    def users(self) -> int:
+        """The number of users."""
+        return self.bucket_offsets[-1]
+
+    @property
+    def buckets(self) -> int:
+        """The number of buckets."""
+        return len(self.bucket_offsets) - 1
+
+    @property
+    def spans(self) -> int:
+        """The number of spans, the pre-training span included: T + 1."""
+        return len(self.items_by_span)
+
+    def sequences(self, span: int, bucket: int) -> Sequences:
+        """Opens one file by memory map.
+
+        Args:
+            span: 0 is the pre-training span.
+            bucket: which users.
+
+        Returns:
+            Views of the file; nothing of it is read yet.
+
+        Raises:
+            ValueError: naming the file, if it is no Arrow file of this format.
+        """
+        path = self.path / f"span={span}" / f"bucket={bucket:03d}.arrow"
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            items = batch.column("items")
+            users = batch.column("user").to_numpy()
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
+        return Sequences(users, items.offsets.to_numpy(), items.values.to_numpy(), batch)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise ValueError(f"data.path: {folder} holds no dataset.json: write it with launch/prepare.py")
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of a prepared data set ({error!r}): prepare it again") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: upgrade dist_imsr")
+    return manifest
+
+
+def _check(folder: Path, name: str, entry: dict[str, Any], verify: bool) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder / 'dataset.json'} names {name!r}, outside its folder")
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: prepare the data again")
+    if path.stat().st_size != entry["bytes"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}: prepare the data again")
+    if verify:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                raise ValueError(f"{path} does not match its checksum: prepare the data again")

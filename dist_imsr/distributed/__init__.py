@@ -1,0 +1,1 @@
+"""Who owns which bytes: item rows, users, dense weights. Knows no strategy."""

@@ -1,0 +1,229 @@
+"""All items' embeddings, row-wise over the ranks: a TorchRec table with a fused optimizer that can grow."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner import Topology as PlannerTopology
+from torchrec.distributed.types import ShardingEnv, ShardingType
+
+from dist_imsr.config import require
+from dist_imsr.distributed import keyed_random
+from dist_imsr.distributed.topology import Topology
+
+_TABLE, _FEATURE, _STREAM = "catalogue", "item", 0xCA7A
+_INIT_ROWS = 4096  # rows drawn at a time, so that the draws stay in the processor's cache
+
+_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
+# Whole rows in one place: what ranking and growth rely on.
+_SHARDINGS = {
+    "row_wise": [ShardingType.ROW_WISE.value],
+    "planner": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.TABLE_ROW_WISE.value],
+}
+
+
+@dataclass
+class CatalogueConfig:
+    """The table of item embeddings.
+
+    Args:
+        optimizer: fused into the backward pass; ``auto`` is row-wise Adagrad on CPU and Adam on CUDA (fused Adam does
+            not exist on CPU).
+        learning_rate: of the table in pre-training.
+        incremental_learning_rate: of the table in every later span.
+        init_scale: new rows are uniform in [-init_scale, init_scale) / sqrt(dim), keyed by (seed, item).
+        headroom: spare rows, as a share of the items known when the table is made or grown.
+        sharding: ``row_wise``, or the TorchRec planner's choice among shardings that keep rows whole.
+    """
+
+    optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
+    learning_rate: float = 0.1
+    incremental_learning_rate: float = 0.05
+    init_scale: float = 1.0
+    headroom: float = 0.2
+    sharding: Literal["row_wise", "planner"] = "row_wise"
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "catalogue.learning_rate", self.learning_rate, "above 0")
+        rate = self.incremental_learning_rate
+        require(rate > 0, "catalogue.incremental_learning_rate", rate, "above 0")
+        require(self.init_scale >= 0, "catalogue.init_scale", self.init_scale, "at least 0")
+        require(self.headroom >= 0, "catalogue.headroom", self.headroom, "at least 0")
+
+
+class Catalogue:
+    """The sharded table; every method but the properties is collective.
+
+    Args:
+        config: the catalogue's section.
+        items: how many items are known; the table gets headroom above.
+        dim: d.
+        seed: keys the first values of every row.
+        topology: this rank's place.
+
+    Raises:
+        ValueError: for fused Adam on CPU.
+    """
+
+    def __init__(self, config: CatalogueConfig, items: int, dim: int, seed: int, topology: Topology) -> None:
+        name = config.optimizer
+        if name == "auto":
+            name = "adam" if topology.device.type == "cuda" else "rowwise_adagrad"
+        if name == "adam" and topology.device.type == "cpu":
+            raise ValueError("catalogue.optimizer: fused Adam does not exist on CPU; take rowwise_adagrad")
+        self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
+        self.optimizer, self.learning_rate = name, config.learning_rate
+        self.table = self._shard(self._with_headroom(items))
+        self._draw(0)
+
+    @property
+    def capacity(self) -> int:
+        """The rows of the table, over all ranks."""
+        return int(self._sharded_weight().size(0))
+
+    @property
+    def rows(self) -> range:
+        """The items whose rows this rank holds."""
+        return self._bounds()[self.topology.rank]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """This rank's rows, ``[len(rows), d]`` float32; writing to it writes to the table."""
+        return self._local(self._sharded_weight())
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """This rank's part of everything that training changes, row by row: the weight and its optimizer's state."""
+        moments = self.table.fused_optimizer.state_dict()["state"].values()
+        return {"weight": self.weight} | {
+            name: self._local(value)
+            for parameter in moments
+            for name, value in parameter.items()
+            if hasattr(value, "local_shards")  # a count of steps is no row
+        }
+
+    def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
+        """Fetches embeddings from their owners, in one exchange for all sequences.
+
+        Args:
+            sequences: of item ids, int64 values; at least one sequence of any length must be among them, since
+                TorchRec cannot exchange batches of no sequence at all.
+
+        Returns:
+            For each argument ``[sum of its lengths, d]`` float32. Backward updates the rows, once.
+        """
+        values = torch.cat([sequence.values() for sequence in sequences])
+        lengths = torch.cat([sequence.lengths() for sequence in sequences])
+        jagged = KeyedJaggedTensor(keys=[_FEATURE], values=values, lengths=lengths)
+        embeddings = self.table(jagged)[_FEATURE].values()
+        return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Sets the fused optimizer's step size.
+
+        Args:
+            learning_rate: from the next backward pass on.
+        """
+        self.learning_rate = learning_rate
+        for group in self.table.fused_optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.table.fused_optimizer.step()  # hands the rate to the kernel; the update itself is in backward
+
+    def grow(self, items: int) -> bool:
+        """Makes room for more items, between spans; old rows and their optimizer state stay bit-identical.
+
+        Args:
+            items: how many items must have a row.
+
+        Returns:
+            Whether the table had to grow.
+        """
+        if items <= self.capacity:
+            return False
+        old_state, old_bounds, old_capacity, old_table = self.state, self._bounds(), self.capacity, self.table
+        self.table = self._shard(self._with_headroom(items))
+        for name, local in self.state.items():
+            self._move(old_state[name], old_bounds, local)
+        for old, new in zip(_kernels(old_table), _kernels(self.table), strict=True):
+            new.set_optimizer_step(int(old.iter.item()))
+        self._draw(old_capacity)
+        return True
+
+    def _with_headroom(self, items: int) -> int:
+        # No rank may be left without rows: TorchRec's row-wise blocks are ceil(rows / ranks).
+        return max(math.ceil(items * (1 + self.config.headroom)), self.topology.world_size**2)
+
+    def _shard(self, capacity: int) -> ShardedEmbeddingCollection:
+        topology = self.topology
+        authored = EmbeddingCollection(
+            tables=[
+                EmbeddingConfig(name=_TABLE, embedding_dim=self.dim, num_embeddings=capacity, feature_names=[_FEATURE])
+            ],
+            device=torch.device("meta"),
+        )
+        fused = {"optimizer": _OPTIMIZERS[self.optimizer], "learning_rate": self.learning_rate, "eps": 1e-8}
+        sharder = EmbeddingCollectionSharder(fused_params=fused)
+        planner = EmbeddingShardingPlanner(
+            topology=PlannerTopology(
+                topology.world_size,
+                topology.device.type,
+                local_world_size=topology.local_world_size,
+                hbm_cap=torch.cuda.mem_get_info()[1] if topology.device.type == "cuda" else None,
+            ),
+            constraints={_TABLE: ParameterConstraints(sharding_types=_SHARDINGS[self.config.sharding])},
+        )
+        world = dist.group.WORLD
+        plan = planner.collective_plan(authored, [sharder], world)
+        return sharder.shard(authored, plan.plan[""], ShardingEnv.from_process_group(world), topology.device)
+
+    def _draw(self, first: int) -> None:
+        """Gives the rows from item ``first`` on the values that (seed, item) key, whoever holds them."""
+        rows, scale = self.rows, self.config.init_scale / math.sqrt(self.dim)
+        for start in range(max(first, rows.start), rows.stop, _INIT_ROWS):
+            items = torch.arange(start, min(start + _INIT_ROWS, rows.stop), device=self.topology.device)
+            drawn = keyed_random.uniform(self.dim, _STREAM, self.seed, items)
+            self.weight[items - rows.start] = ((2 * drawn - 1) * scale).float()
+
+    def _move(self, old: torch.Tensor, old_bounds: list[range], new: torch.Tensor) -> None:
+        """Sends old rows to the ranks that hold them now; no rank ever sees more than its own shard."""
+        mine, me = self._bounds(), self.topology.rank
+        send = [_overlap(old_bounds[me], held) for held in mine]
+        receive = [_overlap(held, mine[me]) for held in old_bounds]
+        arrived = new.new_empty(sum(receive), *new.shape[1:])
+        dist.all_to_all_single(arrived, old[: sum(send)].contiguous(), receive, send)
+        new[: len(arrived)] = arrived
+
+    def _sharded_weight(self) -> torch.Tensor:
+        return self.table.state_dict()[f"embeddings.{_TABLE}.weight"]
+
+    def _bounds(self) -> list[range]:
+        """The rows of every rank."""
+        bounds = [range(0)] * self.topology.world_size
+        for shard in self._sharded_weight().metadata().shards_metadata:
+            first = shard.shard_offsets[0]
+            bounds[shard.placement.rank()] = range(first, first + shard.shard_sizes[0])
+        return bounds
+
+    def _local(self, sharded: torch.Tensor) -> torch.Tensor:
+        shards = sharded.local_shards()
+        return shards[0].tensor if shards else torch.empty(0, *sharded.size()[1:], device=self.topology.device)
+
+
+def _overlap(first: range, second: range) -> int:
+    return max(0, min(first.stop, second.stop) - max(first.start, second.start))
+
+
+def _kernels(table: ShardedEmbeddingCollection) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+    return [module for module in table.modules() if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]

@@ -1,0 +1,102 @@
+"""This process's place in the world, and the few collectives that are spoken outside the libraries."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One rank's place.
+
+    Args:
+        rank: this process, 0 to ``world_size - 1``.
+        world_size: the number of processes.
+        local_world_size: the number of processes on this machine.
+        device: where this rank's tensors live.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    def buckets(self, n_buckets: int) -> range:
+        """The buckets of users that this rank owns: contiguous, so that its users are too.
+
+        Args:
+            n_buckets: the number of buckets in the prepared data.
+
+        Returns:
+            The bucket numbers.
+
+        Raises:
+            ValueError: if there are fewer buckets than ranks.
+        """
+        if n_buckets < self.world_size:
+            raise ValueError(
+                f"{n_buckets} buckets of users cannot be owned by {self.world_size} ranks: "
+                f"prepare the data with --buckets {self.world_size} or more"
+            )
+        return range(self.rank * n_buckets // self.world_size, (self.rank + 1) * n_buckets // self.world_size)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums a small tensor over ranks, in place.
+
+        Args:
+            values: any shape, on any device; the same shape on every rank.
+
+        Returns:
+            ``values``, summed.
+        """
+        moved = values.to(self.device)
+        dist.all_reduce(moved)
+        return values.copy_(moved)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Stacks a tensor of the same shape from every rank.
+
+        Args:
+            values: any shape, on this rank's device.
+
+        Returns:
+            ``[world_size, ...]``, in the order of ranks.
+        """
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+
+def connect(timeout_seconds: float = 1800.0) -> Topology:
+    """Joins the process group that the launcher's environment describes; alone where there is none.
+
+    Args:
+        timeout_seconds: how long a collective may wait for a rank before the job ends.
+
+    Returns:
+        This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
+    """
+    for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, alone)
+    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    # A run alone needs no port; the launcher sets one for several ranks.
+    os.environ.setdefault("MASTER_PORT", "0" if world_size == 1 else "29500")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if cuda else None,
+    )
+    # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    return Topology(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), device)

@@ -1,0 +1,1 @@
+"""Exact ranks over the whole catalogue, and the metrics made of them."""

@@ -1,0 +1,73 @@
+"""Scores of items for interests (Eq. 5) and the training loss over them (Eq. 6)."""
+
+from typing import Literal
+
+import torch
+
+from dist_imsr.model.interests import Interests
+
+Score = Literal["attentive", "max"]
+
+
+def attend(interests: Interests, targets: torch.Tensor) -> torch.Tensor:
+    """v_u of Eq. 5: a user's interests, weighted by their softmaxed agreement with one target each.
+
+    Args:
+        interests: of B users, ``[B, K, d]``.
+        targets: ``[B, d]``, the embedding e_a that user b is asked about.
+
+    Returns:
+        ``[B, d]``; zero for a user without interests.
+    """
+    agreement = torch.einsum("bkd,bd->bk", interests.vectors, targets)
+    weights = _attention(agreement, interests.mask)
+    return torch.einsum("bk,bkd->bd", weights, interests.vectors)
+
+
+def score(interests: Interests, items: torch.Tensor, how: Score = "attentive") -> torch.Tensor:
+    """f_score of Eq. 2 for all pairs of users and items (erratum E8).
+
+    Args:
+        interests: of B users, ``[B, K, d]``.
+        items: ``[I, d]`` embeddings, shared by all users, or ``[B, I, d]``, each user's own.
+        how: ``attentive`` is sum_k softmax_k(e_i . h_k) (e_i . h_k), since v_u of Eq. 5 depends on the candidate;
+            ``max`` is max_k e_i . h_k, ComiRec's habit.
+
+    Returns:
+        ``[B, I]``; zero for a user without interests.
+    """
+    agreement = items @ interests.vectors.mT if items.dim() == 3 else (interests.vectors @ items.mT).mT  # [B, I, K]
+    mask = interests.mask.unsqueeze(1)
+    if how == "max":
+        best = agreement.masked_fill(~mask, -torch.inf).amax(-1)
+        return torch.where(mask.any(-1), best, torch.zeros_like(best))
+    return (_attention(agreement, mask) * agreement).sum(-1)
+
+
+def _attention(agreement: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """beta_k of Eq. 5 over the last axis; zero for padding."""
+    return agreement.masked_fill(~mask, torch.finfo(agreement.dtype).min).softmax(-1) * mask
+
+
+def sampled_softmax(
+    users: torch.Tensor,
+    targets: torch.Tensor,
+    negatives: torch.Tensor,
+    target_ids: torch.Tensor,
+    negative_ids: torch.Tensor,
+) -> torch.Tensor:
+    """The loss of Eq. 6, summed over targets, with its sign and its denominator mended (erratum E6).
+
+    Args:
+        users: ``[A, d]``, v_u of Eq. 5 for each target.
+        targets: ``[A, d]``, embeddings e_a.
+        negatives: ``[N, d]``, embeddings of the sampled items, shared by all targets.
+        target_ids: ``[A]`` integers.
+        negative_ids: ``[N]`` integers; a negative that is the target itself is left out.
+
+    Returns:
+        A scalar: the sum of -log softmax of the target among target and negatives.
+    """
+    positive = (users * targets).sum(-1, keepdim=True)  # [A, 1]
+    others = (users @ negatives.mT).masked_fill(target_ids.unsqueeze(1) == negative_ids, -torch.inf)  # [A, N]
+    return (torch.cat([positive, others], 1).logsumexp(1) - positive.squeeze(1)).sum()

@@ -1,0 +1,12 @@
+"""FT: inherit everything, train on the new interactions alone (Section III of the paper)."""
+
+
+class FineTuning:
+    """Trains all parameters on each span's interactions, routing from the stored interests.
+
+    Cost per span: the epochs over that span's interactions, and one pass that writes its users' interests back.
+    """
+
+    def updates(self, span: int) -> bool:
+        """True for every span."""
+        return True

@@ -1,0 +1,1 @@
+"""The span loop and what it stands on."""

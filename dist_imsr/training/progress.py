@@ -1,0 +1,96 @@
+"""What rank 0 tells while a run goes on: a bar in a terminal, plain lines elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+logger = logging.getLogger(__name__)
+
+AnyBatch = TypeVar("AnyBatch")
+_PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
+
+
+class Reporter:
+    """Shows steps/s, users/s and the time left.
+
+    Args:
+        speaks: whether this rank tells anything.
+    """
+
+    def __init__(self, speaks: bool) -> None:
+        self._speaks = speaks
+        self._console = Console(stderr=True)
+
+    def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+        """Passes batches through and tells how fast they go.
+
+        Args:
+            batches: of one phase.
+            steps: how many there are.
+            phase: its name, e.g. ``"span 2, epoch 3"``.
+            users_a_step: the users of a global step, on average.
+
+        Yields:
+            The batches.
+        """
+        if not self._speaks:
+            yield from batches
+        elif self._console.is_terminal:
+            yield from self._bar(batches, steps, phase, users_a_step)
+        else:
+            yield from self._lines(batches, steps, phase, users_a_step)
+
+    def table(self, rows: list[dict[str, Any]], columns: list[str], title: str) -> None:
+        """Prints rows as a table on standard output.
+
+        Args:
+            rows: by column.
+            columns: which are shown, in order.
+            title: above the table.
+        """
+        if not self._speaks:
+            return
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*(_shown(row.get(column)) for column in columns))
+        Console().print(table)
+
+    def _bar(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task(phase, total=steps, rate="")
+            for batch in batches:
+                yield batch
+                speed = progress.tasks[0].speed
+                rate = f"{speed:.1f} steps/s {speed * users_a_step:,.0f} users/s" if speed else ""
+                progress.update(task, advance=1, rate=rate)
+
+    def _lines(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+        begin = told = time.perf_counter()
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            now = time.perf_counter()
+            if now - told > _PLAIN_SECONDS:
+                told, speed = now, done / (now - begin)
+                left = (steps - done) / speed
+                logger.info(
+                    "%s: step %d of %d, %.1f steps/s, %.0f users/s, %.0f s left",
+                    *(phase, done, steps, speed, speed * users_a_step, left),
+                )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,267 @@
+"""The span loop: pre-train, then for every span train, write interests back and test on the next."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dist_imsr.config import require
+from dist_imsr.data.batch import BatchConfig, SpanData
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.metrics import Metrics, discount
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import StrategyConfig, build_strategy
+from dist_imsr.training.progress import Reporter
+from dist_imsr.training.recommender import Recommender
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingConfig:
+    """How long to train, and when to stop.
+
+    Args:
+        epochs: at most, in the pre-training span.
+        incremental_epochs: at most, in every later span.
+        patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
+            the last.
+        metric: what validation measures on each user's second last interaction of the span.
+        top: N of HR@N and NDCG@N.
+    """
+
+    epochs: int = 50
+    incremental_epochs: int = 15
+    patience: int = 3
+    metric: Literal["ndcg", "mrr"] = "ndcg"
+    top: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
+        require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
+        require(self.patience >= 0, "training.patience", self.patience, "at least 0")
+        require(self.top >= 1, "training.top", self.top, "at least 1")
+
+
+@dataclass
+class TrainConfig:
+    """Trains a multi-interest recommender span by span and tests it on each next span.
+
+    Args:
+        data: the prepared data.
+        run_dir: a new folder for config.yaml, metrics.jsonl and events/.
+        seed: keys every random number of the run.
+        overwrite: replace what an earlier run left in run_dir.
+        timeout_seconds: how long a rank may be waited for before the job ends.
+        model: the base model.
+        strategy: the incremental strategy.
+        training: length and early stopping.
+        batch: what a step sees.
+        catalogue: the item table.
+        store: the interest store.
+        engine: the dense weights.
+    """
+
+    data: DataConfig
+    run_dir: Path
+    seed: int = 0
+    overwrite: bool = False
+    timeout_seconds: float = 1800.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
+    store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
+
+
+class Trainer:
+    """One rank of a run.
+
+    Args:
+        config: the whole tree.
+        dataset: the prepared data that it names.
+        topology: this rank's place.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, topology: Topology) -> None:
+        self.config, self.dataset, self.topology = config, dataset, topology
+        self.buckets = topology.buckets(dataset.buckets)
+        self.strategy = build_strategy(config.strategy)
+        self.reporter = Reporter(topology.rank == 0)
+        self.model = Recommender(
+            *(config.model, config.catalogue, config.store, config.engine),
+            items=dataset.items_by_span[0],
+            bucket_offsets=dataset.bucket_offsets,
+            seed=config.seed,
+            topology=topology,
+            events=config.run_dir / "events",
+        )
+        self.step = 0
+        self.good = "the state before training"
+
+    def run(self) -> list[dict[str, Any]]:
+        """Trains and tests all spans; collective.
+
+        Returns:
+            The lines of metrics.jsonl: one for each of the spans 1 to T - 1, tested on the span after it.
+
+        Raises:
+            FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
+        """
+        lines = []
+        for span in range(self.dataset.spans - 1):
+            self.model.catalogue.grow(self.dataset.items_by_span[span])
+            fitted = self.fit(span) if self.strategy.updates(span) else {}
+            if span > 0:
+                lines.append(self._record(span, fitted | self.test(span + 1)))
+        return lines
+
+    def fit(self, span: int) -> dict[str, Any]:
+        """Trains on one span with early stopping and writes its users' interests back; collective.
+
+        Args:
+            span: 0 is the pre-training span.
+
+        Returns:
+            ``loss`` of the state that is kept (mean over targets) and ``train_seconds``.
+        """
+        begin = time.perf_counter()
+        data = self._open(span)
+        self.model.admit(data)
+        training, first = self.config.training, span == 0
+        self.model.catalogue.set_learning_rate(
+            self.config.catalogue.learning_rate if first else self.config.catalogue.incremental_learning_rate
+        )
+        self.model.engine.set_learning_rate(
+            self.config.engine.learning_rate if first else self.config.engine.incremental_learning_rate
+        )
+        best, best_epoch, kept_loss, snapshot = -math.inf, 0, math.nan, []
+        for epoch in range(training.epochs if first else training.incremental_epochs):
+            loss = self._train(data, epoch)
+            quality = self._validate(data)
+            better = quality > best or training.patience == 0
+            if better:
+                best, best_epoch, kept_loss = quality, epoch, loss
+                snapshot = self.model.snapshot() if training.patience else []
+                self.good = f"span {span} after epoch {epoch}"
+            values = {"train/loss": loss, f"validation/{training.metric}": quality}
+            self.model.engine.log(values, self.step)
+            logger.info(
+                "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
+                *(span, epoch, loss, training.metric, quality, " (best)" if better else ""),
+            )
+            if epoch - best_epoch >= training.patience > 0:
+                break
+        if snapshot:
+            self.model.restore(snapshot)
+        self._write_back(data)
+        self.good = f"span {span}, trained"
+        return {"loss": kept_loss, "train_seconds": time.perf_counter() - begin}
+
+    def test(self, span: int) -> dict[str, Any]:
+        """Tests the model as it stands on a span that it has not seen; collective.
+
+        Args:
+            span: the span after the last trained one.
+
+        Returns:
+            The metrics, and ``eval_seconds``.
+        """
+        begin = time.perf_counter()
+        items = self.dataset.items_by_span[span]
+        self.model.catalogue.grow(items)
+        metrics = Metrics(self.config.training.top)
+        batches = self._open(span).testing(self.model.knows)
+        self.model.engine.train(False)
+        with torch.no_grad():
+            for batch in self._follow(batches, f"test on span {span}", self.config.batch.eval_size):
+                interests = self.model.store.gather(batch.users - self.model.store.first_user, self.topology.device)
+                metrics.add(batch, self.model.ranks(interests, batch.targets, items))
+        self.topology.sum(metrics.sums)
+        return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
+
+    def _train(self, data: SpanData, epoch: int) -> float:
+        """One epoch; returns the mean loss per target over the world."""
+        batches, total, targets = data.training(epoch), 0.0, 0
+        self.model.engine.train(True)
+        for step, batch in enumerate(self._follow(batches, f"span {data.span}, epoch {epoch}", self.config.batch.size)):
+            loss = self.model.loss(batch)
+            # DeepSpeed and TorchRec divide by the world size.
+            self.model.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
+            losses = self.topology.gather(loss.detach().double())
+            if not losses.isfinite().all():
+                ranks = (~losses.isfinite()).nonzero().flatten().tolist()
+                raise FloatingPointError(
+                    f"the loss of rank(s) {ranks} is not finite in span {data.span}, epoch {epoch}, step {step} of "
+                    f"{len(batches)}; the last good state is {self.good}: lower the learning rates or look at the data"
+                )
+            total, targets, self.step = total + losses.sum().item(), targets + batch.world_targets, self.step + 1
+        return total / max(targets, 1)
+
+    def _validate(self, data: SpanData) -> float:
+        """The mean over all ranks' validation targets of the metric that stops training early."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        self.model.engine.train(False)
+        with torch.no_grad():
+            for batch in self._follow(
+                data.validation(), f"validation of span {data.span}", self.config.batch.eval_size
+            ):
+                interests, *_ = self.model.interests(batch)
+                ranks = self.model.ranks(interests, batch.targets, self.dataset.items_by_span[data.span])
+                top = self.config.training.top
+                gain = discount(ranks, top) if self.config.training.metric == "ndcg" else 1 / ranks
+                sums += torch.stack([gain.sum(), torch.tensor(len(ranks))]).cpu()
+        total, users = self.topology.sum(sums).tolist()
+        return total / max(users, 1)
+
+    def _write_back(self, data: SpanData) -> None:
+        """Stores H_u^t of the span's users, from all they did in it."""
+        self.model.engine.train(False)
+        with torch.no_grad():
+            for batch in self._follow(data.everything(), f"interests of span {data.span}", self.config.batch.eval_size):
+                interests, *_ = self.model.interests(batch)
+                self.model.store.scatter(batch.users - self.model.store.first_user, interests)
+
+    def _open(self, span: int) -> SpanData:
+        return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
+
+    def _follow(self, batches: Any, phase: str, users: int) -> Any:
+        moved = (batch.to(self.topology.device) for batch in batches)
+        return self.reporter.follow(moved, len(batches), phase, users)
+
+    def _record(self, span: int, measured: dict[str, Any]) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        sums = torch.stack([self.model.store.counts.sum(), (self.model.store.counts > 0).sum()]).cpu()
+        interests, users = self.topology.sum(sums).tolist()
+        line = {
+            "strategy": self.config.strategy.name,
+            "base": self.config.model.base,
+            "seed": self.config.seed,
+            "span": span,
+            "test_span": span + 1,
+            **measured,
+            "interests_mean": interests / max(users, 1),
+            "interests_created": 0,
+            "interests_trimmed": 0,
+            "puzzled_users": 0,
+        }
+        line = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
+        if self.topology.rank == 0:
+            with (self.config.run_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line

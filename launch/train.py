@@ -1,0 +1,13 @@
+"""Trains a multi-interest recommender span by span and tests it on each next span.
+
+Alone: ``python launch/train.py ...``; on several ranks: ``deepspeed --num_accelerators 2 launch/train.py ...``.
+"""
+
+import sys
+
+from dist_imsr.config import parse
+from dist_imsr.training.run import train
+from dist_imsr.training.trainer import TrainConfig
+
+if __name__ == "__main__":
+    sys.exit(train(parse(TrainConfig, description=__doc__)))
