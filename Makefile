@@ -10,8 +10,10 @@ ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif
 
-# The base interpreter, not that of an activated .venv, which a rebuild deletes under itself.
-supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) or print(sys._base_executable))
+# The base interpreter, not that of an activated .venv, which a rebuild deletes under itself; one that can make a .venv,
+# which on Debian takes a package of its own.
+supported = import ensurepip, sys, venv; \
+  sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) or print(sys._base_executable))
 find_python = $(firstword $(foreach python,$(or $(PYTHON),python3.11 python3.12 python3),\
   $(shell $(python) -c '$(supported)' 2>/dev/null)))
 
@@ -51,10 +53,9 @@ endif
 interpreter: python := $(find_python)
 interpreter:
 	@test "$$(uname -s)" = Linux || { echo "make setup: fbgemm is published for Linux only" >&2; exit 1; }
-	@test -n "$(python)" || { echo "make setup: needs Python 3.11 or 3.12 and found none$(PYTHON:%= at PYTHON=%)." \
-	  "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@$(python) -c 'import ensurepip, venv' 2>/dev/null || { echo "make setup: $(python) lacks its venv module." \
-	  "Install it (Debian: apt-get install python3-venv) and call make setup again" >&2; exit 1; }
+	@test -n "$(python)" || { echo "make setup: found no Python 3.11 or 3.12 with its venv module$(PYTHON:%= at %)." \
+	  "Install one (Debian: apt-get install python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; }
 	$(SAY) "new .venv with $(python), device $(DEVICE)"
 	@mkdir -p .venv && echo unfinished > .venv/.state
 	@find .venv -mindepth 1 -maxdepth 1 ! -name .state -exec rm -rf {} +
