@@ -54,7 +54,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
     try:
         arguments = parser.parse_args(_without_local_rank(sys.argv[1:] if argv is None else argv))
         values = parser.instantiate_classes(arguments)
-        return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})
+        return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError) as error:
         line = f"{parser.prog}: {' '.join(str(error).split())} (--help lists the keys)\n"
         parser.exit(2, line if current_rank() == 0 else None)

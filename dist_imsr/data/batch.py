@@ -1,5 +1,6 @@
 """Jagged batches straight from the Arrow files of one span, prefetched in the background."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -148,8 +149,8 @@ class SpanData:
         """
         rows, schedule = self._select(self._trained >= 2, self.config.size)
         keys = (self.seed, self.span, epoch)
-        drawn = [generator(_CUT, *keys, *at).random(size) for *at, size in zip(self._buckets, schedule.sizes, strict=True)]
-        cuts = 1 + (np.concatenate([np.empty(0), *drawn]) * (self._trained[rows] - 1)).astype(np.int64)
+        drawn = schedule.drawn(np.random.Generator.random, _CUT, *keys)
+        cuts = 1 + (drawn * (self._trained[rows] - 1)).astype(np.int64)
         order = schedule.shuffled(_SHUFFLE, *keys)
         rows, cuts = rows[order], cuts[order]
         n_targets = np.minimum(self._trained[rows] - cuts, self.config.max_targets)
@@ -278,10 +279,9 @@ class Steps(Iterable[AnyBatch]):
 
         def put(value: AnyBatch | BaseException) -> None:
             while not left.is_set():
-                try:
-                    return ready.put(value, timeout=0.1)
-                except queue.Full:
-                    continue
+                with contextlib.suppress(queue.Full):
+                    ready.put(value, timeout=0.1)
+                    return
 
         def work() -> None:
             try:

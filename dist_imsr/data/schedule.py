@@ -1,6 +1,6 @@
 """Who is in global step s: one schedule for the world, of which every rank computes its own part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -75,8 +75,21 @@ class Schedule:
         Returns:
             A permutation of the concatenation of the buckets, ``[sum n_b]`` int64, that keeps buckets apart.
         """
-        orders = [generator(*keys, bucket).permutation(size) for bucket, size in zip(self.buckets, self.sizes, strict=True)]
-        return np.concatenate([np.empty(0, np.int64), *orders]) + self._offsets.repeat(self.sizes)
+        order = self.drawn(np.random.Generator.permutation, *keys).astype(np.int64)
+        return order + self._offsets.repeat(self.sizes)
+
+    def drawn(self, draw: Callable[[np.random.Generator, int], np.ndarray], *keys: int) -> np.ndarray:
+        """Draws for every user, each bucket by its own key.
+
+        Args:
+            draw: takes a generator and a bucket's size, and gives one number a user.
+            keys: of the draw; the bucket's number is added.
+
+        Returns:
+            ``[sum n_b]``.
+        """
+        each = zip(self.buckets, self.sizes.tolist(), strict=True)
+        return np.concatenate([np.empty(0), *(draw(generator(*keys, bucket), size) for bucket, size in each)])
 
     def _first(self, step: int) -> np.ndarray:
         """The first place that a step takes inside each bucket, ``[buckets]``."""

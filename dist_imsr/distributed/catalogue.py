@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
@@ -111,7 +112,7 @@ class Catalogue:
             name: self._local(value)
             for parameter in moments
             for name, value in parameter.items()
-            if hasattr(value, "local_shards")  # a count of steps is no row
+            if isinstance(value, ShardedTensor)  # a count of steps is no row
         }
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
@@ -205,7 +206,7 @@ class Catalogue:
         dist.all_to_all_single(arrived, old[: sum(send)].contiguous(), receive, send)
         new[: len(arrived)] = arrived
 
-    def _sharded_weight(self) -> torch.Tensor:
+    def _sharded_weight(self) -> ShardedTensor:
         return self.table.state_dict()[f"embeddings.{_TABLE}.weight"]
 
     def _bounds(self) -> list[range]:
@@ -213,10 +214,10 @@ class Catalogue:
         bounds = [range(0)] * self.topology.world_size
         for shard in self._sharded_weight().metadata().shards_metadata:
             first = shard.shard_offsets[0]
-            bounds[shard.placement.rank()] = range(first, first + shard.shard_sizes[0])
+            bounds[shard.placement.rank()] = range(first, first + shard.shard_sizes[0])  # type: ignore[index, union-attr]
         return bounds
 
-    def _local(self, sharded: torch.Tensor) -> torch.Tensor:
+    def _local(self, sharded: ShardedTensor) -> torch.Tensor:
         shards = sharded.local_shards()
         return shards[0].tensor if shards else torch.empty(0, *sharded.size()[1:], device=self.topology.device)
 

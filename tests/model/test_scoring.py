@@ -1,0 +1,74 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_imsr.model.interests import Interests
+from dist_imsr.model.scoring import attend, sampled_softmax, score
+from tests import reference
+
+
+def _interests(counts, dim, seed):
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    vectors = torch.randn(*mask.shape, dim, generator=draw, dtype=torch.float64)
+    return Interests(vectors, mask), draw
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any),
+    items=st.integers(1, 5),
+    how=st.sampled_from(["attentive", "max"]),
+    seed=st.integers(0, 1000),
+)
+def test_scores_equal_the_equations(counts, items, how, seed):
+    interests, draw = _interests(counts, 4, seed)
+    shared = torch.randn(items, 4, generator=draw, dtype=torch.float64)
+    own = torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
+    for user, count in enumerate(counts):
+        held = interests.vectors[user, :count].numpy()
+        for item in range(items):
+            wanted = reference.score(held, shared[item].numpy(), how)
+            np.testing.assert_allclose(score(interests, shared, how)[user, item], wanted, atol=1e-12)
+            wanted = reference.score(held, own[user, item].numpy(), how)
+            np.testing.assert_allclose(score(interests, own, how)[user, item], wanted, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    negatives=st.lists(st.integers(0, 6), min_size=1, max_size=8),
+    seed=st.integers(0, 1000),
+)
+def test_loss_equals_the_equations(counts, negatives, seed):
+    interests, draw = _interests(counts, 4, seed)
+    catalogue = torch.randn(7, 4, generator=draw, dtype=torch.float64)
+    targets = torch.randint(7, (len(counts),), generator=draw)
+    users = attend(interests, catalogue[targets])
+    found = sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, torch.tensor(negatives))
+    wanted = 0.0
+    for user, (count, target) in enumerate(zip(counts, targets.tolist(), strict=True)):
+        attended = reference.attend(interests.vectors[user, :count].numpy(), catalogue[target].numpy())
+        np.testing.assert_allclose(users[user], attended, atol=1e-12)
+        sampled = catalogue[negatives].numpy()
+        wanted += reference.sampled_softmax(attended, catalogue[target].numpy(), sampled, target, negatives)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_gradients():
+    interests, draw = _interests([1, 3], 4, seed=0)
+    catalogue = torch.randn(6, 4, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets, negatives = torch.tensor([0, 1]), torch.tensor([1, 2, 3])
+
+    def loss(vectors, catalogue):
+        users = attend(Interests(vectors, interests.mask), catalogue[targets])
+        return sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, negatives)
+
+    assert torch.autograd.gradcheck(loss, (interests.vectors.requires_grad_(), catalogue))
+
+
+def test_only_negatives_that_are_the_target_cost_nothing():
+    user = torch.randn(1, 4)
+    target = torch.randn(1, 4)
+    assert sampled_softmax(user, target, target, torch.tensor([3]), torch.tensor([3])) == 0
