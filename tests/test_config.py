@@ -78,6 +78,14 @@ def test_a_refusal_names_the_key_in_one_line(argv, key, capsys):
     assert key in errors
 
 
+def test_one_rank_speaks_for_all_that_meet_the_same_refusal(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stopped:
+        parse(Command, ["--epochs", "3"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
