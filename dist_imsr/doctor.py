@@ -38,22 +38,8 @@ PAIRS = (Pair("2.13.0", "1.8.0", "1.8.0"), Pair("2.11.0", "1.6.0", "1.6.1"))
 """The only place that says which torch, fbgemm and torchrec go together."""
 
 PACKAGES = (
-    "torch",
-    "fbgemm-gpu",
-    "fbgemm-gpu-cpu",
-    "torchrec",
-    "torchmetrics",
-    "tensordict",
-    "deepspeed",
-    "duckdb",
-    "pyarrow",
-    "numpy",
-    "jsonargparse",
-    "pyyaml",
-    "rich",
-    "tensorboard",
-    "pyre-extensions",
-    "tqdm",
+    *("torch", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchrec", "torchmetrics", "tensordict", "deepspeed", "duckdb"),
+    *("pyarrow", "numpy", "jsonargparse", "pyyaml", "rich", "tensorboard", "pyre-extensions", "tqdm"),
 )
 
 
@@ -126,66 +112,51 @@ def mismatches(versions: Mapping[str, str], pins: Mapping[str, str]) -> list[Fin
         One finding for each thing that is off, those that cause others first.
     """
     findings = []
-    if _series(versions["python"]) not in ("3.11", "3.12"):
-        findings.append(
-            Finding(f"Python {versions['python']} is not 3.11 or 3.12", f"{REINSTALL} PYTHON=/path/to/python3.12")
-        )
+    python = versions["python"]
+    if _series(python) not in ("3.11", "3.12"):
+        findings.append(Finding(f"Python {python} is not 3.11 or 3.12", f"{REINSTALL} PYTHON=/path/to/python3.12"))
     builds = [package for package in ("fbgemm-gpu", "fbgemm-gpu-cpu") if package in versions]
-    optional = {"fbgemm-gpu", "fbgemm-gpu-cpu"} if builds else {"fbgemm-gpu"}
-    findings += [
-        Finding(f"{package} is not installed", REINSTALL)
-        for package in PACKAGES
-        if package not in versions and package not in optional
-    ]
+    optional = ("fbgemm-gpu", "fbgemm-gpu-cpu") if builds else ("fbgemm-gpu",)
+    missing = [package for package in PACKAGES if package not in versions and package not in optional]
+    findings += [Finding(f"{package} is not installed", REINSTALL) for package in missing]
     if "torch" in versions:
         findings += _pair_mismatches(versions, builds)
-    findings += [
-        Finding(
-            f"{package} {versions[package]} stands where {pin} is pinned",
-            f"python -m pip install --no-deps {package}=={pin}",
-        )
-        for package, pin in pins.items()
-        if versions.get(package, pin) != pin
-    ]
+    for package, pin in pins.items():
+        if versions.get(package, pin) != pin:
+            findings.append(
+                Finding(f"{package} {versions[package]} stands where {pin} is pinned", _install(package, pin))
+            )
     return findings
 
 
 def _pair_mismatches(versions: Mapping[str, str], builds: list[str]) -> list[Finding]:
     torch = versions["torch"]
-    right_build = "fbgemm-gpu-cpu" if torch.endswith("+cpu") else "fbgemm-gpu"
     pair = next((pair for pair in PAIRS if _series(pair.torch) == _series(torch)), None)
     if pair is None:
         known = " or ".join(pair.torch for pair in PAIRS)
         return [Finding(f"torch {torch} is in no pair that is known to work ({known})", REINSTALL)]
-    right_fbgemm = f"{right_build}=={pair.fbgemm}"
+    kind, build = ("CPU", "fbgemm-gpu-cpu") if torch.endswith("+cpu") else ("CUDA", "fbgemm-gpu")
     findings = []
-    if len(builds) > 1:
-        # They share one folder, so whichever came last has overwritten the other, and removing one breaks both.
-        findings.append(
-            Finding(
-                "fbgemm-gpu and fbgemm-gpu-cpu are both installed, in the same folder",
-                "python -m pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu && "
-                f"python -m pip install --no-deps {right_fbgemm}",
-            )
-        )
-    elif builds and builds[0] != right_build:
-        findings.append(
-            Finding(
-                f"torch {torch} is the {'CPU' if torch.endswith('+cpu') else 'CUDA'} build and {builds[0]} the other's",
-                f"python -m pip uninstall --yes {builds[0]} && python -m pip install --no-deps {right_fbgemm}",
-            )
-        )
-    wanted = [(right_build, pair.fbgemm, right_fbgemm)] if builds == [right_build] else []
-    wanted += [("torchrec", pair.torchrec, f"torchrec=={pair.torchrec}")] if "torchrec" in versions else []
-    findings += [
-        Finding(
-            f"{package} {versions[package]} does not go with torch {torch}, which needs {release}",
-            f"python -m pip install --no-deps {pin}",
-        )
-        for package, release, pin in wanted
-        if _series(versions[package]) != _series(release)
-    ]
+    if builds and builds != [build]:
+        # Both builds fill one folder: the later overwrites the earlier, and removing one breaks the other.
+        both = "fbgemm-gpu and fbgemm-gpu-cpu are both installed, in the same folder"
+        other = f"torch {torch} is the {kind} build and {builds[0]} the other's"
+        remove = f"python -m pip uninstall --yes {' '.join(builds)}"
+        findings.append(Finding(both if len(builds) > 1 else other, f"{remove} && {_install(build, pair.fbgemm)}"))
+    elif builds and _series(versions[build]) != _series(pair.fbgemm):
+        findings.append(_misfit(versions, build, pair.fbgemm))
+    if _series(versions.get("torchrec", pair.torchrec)) != _series(pair.torchrec):
+        findings.append(_misfit(versions, "torchrec", pair.torchrec))
     return findings
+
+
+def _misfit(versions: Mapping[str, str], package: str, release: str) -> Finding:
+    wrong = f"{package} {versions[package]} does not go with torch {versions['torch']}, which needs {release}"
+    return Finding(wrong, _install(package, release))
+
+
+def _install(package: str, release: str) -> str:
+    return f"python -m pip install --no-deps {package}=={release}"
 
 
 def _series(version: str) -> str:
@@ -213,19 +184,15 @@ def _fbgemm() -> dict[str, str]:
     import torch
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Tables
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2], device=device))
     assert offsets.tolist() == [0, 1, 3], offsets
     place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
-    table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(4, 4, *place)], optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, learning_rate=1.0, device=device
-    )
+    table = Tables([(4, 4, *place)], optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, learning_rate=1.0, device=device)
     table.init_embedding_weights_uniform(1.0, 1.0)
     looked_up = table(torch.tensor([0, 1, 2], device=device), offsets)
     assert looked_up.sum() == 12, looked_up
@@ -239,9 +206,7 @@ def _torchrec() -> dict[str, str]:
     import torch
     import torchrec
 
-    jagged = torchrec.KeyedJaggedTensor.from_lengths_sync(
-        keys=["a", "b"], values=torch.arange(3), lengths=torch.tensor([1, 2])
-    )
+    jagged = torchrec.KeyedJaggedTensor.from_lengths_sync(["a", "b"], torch.arange(3), lengths=torch.tensor([1, 2]))
     assert jagged.permute([1, 0]).values().tolist() == [1, 2, 0]
     return {}
 
@@ -276,6 +241,7 @@ def _all_to_all(rank: str, world_size: str, rendezvous: str) -> dict[str, str]:
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)
     dist.destroy_process_group()
+    assert received.tolist() == [10 * sender + int(rank) for sender in range(int(world_size))], received
     return {"received": json.dumps(received.tolist())}
 
 
@@ -352,7 +318,8 @@ def examine(limit: float = 120.0) -> Report:
         report.facts["gloo all-to-all, 2 ranks"] = f"received {exchange(2, limit)}"
     except RuntimeError as error:
         # The commonest cause on a sound torch: a host name that resolves to no interface of this machine.
-        report.findings.append(Finding(f"gloo all-to-all failed: {error}", "export GLOO_SOCKET_IFNAME=lo"))
+        mend = REINSTALL if report.findings else "export GLOO_SOCKET_IFNAME=lo"
+        report.findings.append(Finding(f"gloo all-to-all failed: {error}", mend))
     return report
 
 
