@@ -53,16 +53,16 @@ class Metrics:
         rows.append((last <= self.top) & new)
         self.sums += torch.stack([row.double().sum() for row in rows]).to(self.sums.device)
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, float | None]:
         """The metrics of all users added so far.
 
         Returns:
-            Fractions in [0, 1] by the names of metrics.jsonl, and ``users``; a mean over nobody is NaN.
+            Fractions in [0, 1] by the names of metrics.jsonl, and ``users``; a mean over nobody is None.
         """
         users, new, last_hits, last_gain, any_hits, any_gain, new_hits = self.sums.tolist()
 
-        def mean(total: float, count: float) -> float:
-            return total / count if count else float("nan")
+        def mean(total: float, count: float) -> float | None:
+            return total / count if count else None
 
         at = f"@{self.top}"
         return {

@@ -96,17 +96,17 @@ class DynamicRouting(nn.Module):
             interests = start.vectors.to(votes.dtype)
             weights = self._weights(votes, mask, interests, start.mask)
             for _ in range(self.iterations - 1):
-                interests = squash(weights.mT @ votes)
+                interests = squash(weights @ votes)
                 weights = self._weights(votes, mask, interests, start.mask)
-        return start.replace(squash((weights.mT @ votes).to(items.dtype)))  # votes are bf16 under autocast
+        return start.replace(squash((weights @ votes).to(items.dtype)))  # votes are bf16 under autocast
 
     def _weights(
         self, votes: torch.Tensor, mask: torch.Tensor, interests: torch.Tensor, interest_mask: torch.Tensor
     ) -> torch.Tensor:
-        """c_ik of Eq. 4, ``[B, L, K]``; zero for padding."""
-        both = mask.unsqueeze(-1) & interest_mask.unsqueeze(-2)
-        agreement = (votes @ interests.mT).masked_fill(~both, torch.finfo(votes.dtype).min)
-        return agreement.softmax(-1 if self.normalise == "interests" else -2) * both
+        """c_ik of Eq. 4, ``[B, K, L]``; zero for padding."""
+        both = interest_mask.unsqueeze(-1) & mask.unsqueeze(-2)
+        agreement = (interests @ votes.mT).masked_fill(~both, torch.finfo(votes.dtype).min)
+        return agreement.softmax(-2 if self.normalise == "interests" else -1) * both
 
 
 BASES: dict[str, Callable[[ModelConfig], nn.Module]] = {

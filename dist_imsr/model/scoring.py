@@ -36,17 +36,17 @@ def score(interests: Interests, items: torch.Tensor, how: Score = "attentive") -
     Returns:
         ``[B, I]``; zero for a user without interests.
     """
-    agreement = items @ interests.vectors.mT if items.dim() == 3 else (interests.vectors @ items.mT).mT  # [B, I, K]
-    mask = interests.mask.unsqueeze(1)
+    agreement = interests.vectors @ items.mT  # [B, K, I]
+    mask = interests.mask.unsqueeze(-1)
     if how == "max":
-        best = agreement.masked_fill(~mask, -torch.inf).amax(-1)
-        return torch.where(mask.any(-1), best, torch.zeros_like(best))
-    return (_attention(agreement, mask) * agreement).sum(-1)
+        best = agreement.masked_fill(~mask, -torch.inf).amax(1)
+        return torch.where(mask.any(1), best, torch.zeros_like(best))
+    return (_attention(agreement, mask) * agreement).sum(1)
 
 
 def _attention(agreement: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """beta_k of Eq. 5 over the last axis; zero for padding."""
-    return agreement.masked_fill(~mask, torch.finfo(agreement.dtype).min).softmax(-1) * mask
+    """beta_k of Eq. 5 over the second axis; zero for padding."""
+    return agreement.masked_fill(~mask, torch.finfo(agreement.dtype).min).softmax(1) * mask
 
 
 def sampled_softmax(

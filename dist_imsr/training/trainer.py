@@ -126,7 +126,7 @@ class Trainer:
         lines = []
         for span in range(self.dataset.spans - 1):
             self.model.catalogue.grow(self.dataset.items_by_span[span])
-            fitted = self.fit(span) if self.strategy.updates(span) else {}
+            fitted = self.fit(span) if self.strategy.updates(span) else {"loss": None, "train_seconds": 0.0}
             if span > 0:
                 lines.append(self._record(span, fitted | self.test(span + 1)))
         return lines
@@ -159,8 +159,7 @@ class Trainer:
                 best, best_epoch, kept_loss = quality, epoch, loss
                 snapshot = self.model.snapshot() if training.patience else []
                 self.good = f"span {span} after epoch {epoch}"
-            values = {"train/loss": loss, f"validation/{training.metric}": quality}
-            self.model.engine.log(values, self.step)
+            self.model.engine.log({f"validation/{training.metric}": quality}, self.step)
             logger.info(
                 "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
                 *(span, epoch, loss, training.metric, quality, " (best)" if better else ""),
@@ -211,6 +210,7 @@ class Trainer:
                     f"{len(batches)}; the last good state is {self.good}: lower the learning rates or look at the data"
                 )
             total, targets, self.step = total + losses.sum().item(), targets + batch.world_targets, self.step + 1
+            self.model.engine.log({"train/loss": losses.sum().item() / max(batch.world_targets, 1)}, self.step)
         return total / max(targets, 1)
 
     def _validate(self, data: SpanData) -> float:
@@ -260,7 +260,6 @@ class Trainer:
             "interests_trimmed": 0,
             "puzzled_users": 0,
         }
-        line = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
         if self.topology.rank == 0:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")

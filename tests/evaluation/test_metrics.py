@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec import JaggedTensor
+
+from dist_imsr.data.batch import TestBatch as Targets
+from dist_imsr.evaluation.metrics import Metrics
+from tests import reference
+
+users = st.lists(
+    st.tuples(st.lists(st.integers(2, 60), min_size=1, max_size=6), st.integers(0, 5), st.booleans()),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(users, st.integers(1, 25))
+def test_metrics_equal_the_definitions(users, top):
+    ranks = [[rank / 2 for rank in ranks] for ranks, *_ in users]  # ties give halves
+    last = [place % len(own) for own, (_, place, _) in zip(ranks, users, strict=True)]
+    new = [flag for *_, flag in users]
+    lengths = torch.tensor([len(own) for own in ranks])
+    first = lengths.cumsum(0) - lengths
+    batch = Targets(
+        users=torch.arange(len(users)),
+        targets=JaggedTensor(torch.zeros(int(lengths.sum()), dtype=torch.int64), lengths=lengths),
+        last=first + torch.tensor(last),
+        last_is_new=torch.tensor(new),
+    )
+    metrics = Metrics(top)
+    metrics.add(batch, torch.tensor([rank for own in ranks for rank in own]))
+    found = metrics.result()
+
+    latest = [own[place] for own, place in zip(ranks, last, strict=True)]
+    hits = np.array([rank <= top for rank in latest])
+    wanted = {
+        "users": len(users),
+        f"hr@{top}": hits.mean(),
+        f"ndcg@{top}": np.mean([reference.ndcg([rank], top) for rank in latest]),
+        f"hr@{top}_any": np.mean([min(own) <= top for own in ranks]),
+        f"ndcg@{top}_any": np.mean([reference.ndcg(own, top) for own in ranks]),
+        f"hr@{top}_new": hits[np.array(new)].mean() if any(new) else None,
+        f"hr@{top}_existing": hits[~np.array(new)].mean() if not all(new) else None,
+    }
+    assert found == pytest.approx(wanted)
+
+
+def test_nobody():
+    assert Metrics(20).result()["hr@20"] is None
+
+
+def test_perfect_ranking_has_ndcg_one():
+    batch = Targets(
+        users=torch.tensor([0]),
+        targets=JaggedTensor(torch.tensor([5, 6, 7]), lengths=torch.tensor([3])),
+        last=torch.tensor([2]),
+        last_is_new=torch.tensor([False]),
+    )
+    metrics = Metrics(20)
+    metrics.add(batch, torch.tensor([1.0, 2.0, 3.0]))
+    assert metrics.result()["ndcg@20_any"] == pytest.approx(1)
+    assert metrics.result()["ndcg@20"] == pytest.approx(1 / math.log2(4))

@@ -1,0 +1,155 @@
+import itertools
+import logging
+
+import pytest
+import torch
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import STRATEGIES, StrategyConfig, build_strategy
+from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+
+HISTORY = drawn_history(users=60, items=80, spans=4, longest=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), HISTORY)
+
+
+def _config(folder, run_dir, **changes):
+    sections = {
+        "model": ModelConfig(dim=8, interests=3),
+        "batch": BatchConfig(size=16, max_history=10, max_targets=3, negatives=20, eval_size=16),
+        "catalogue": CatalogueConfig(headroom=0.0),  # later spans outgrow it
+        "training": TrainingConfig(epochs=4, incremental_epochs=3, patience=2, top=5),
+    }
+    return TrainConfig(data=DataConfig(folder), run_dir=run_dir, **(sections | changes))
+
+
+def _run(topology, config):
+    config.run_dir.mkdir(exist_ok=True)
+    trainer, losses = Trainer(config, Dataset(config.data), topology), []
+    trainer.model.engine.log = lambda values, step: losses.extend(values.values())
+    names = ("strategy", "base", "train_seconds", "eval_seconds")
+    lines = [{key: value for key, value in line.items() if key not in names} for line in trainer.run()]
+    store = trainer.model.store
+    return losses, lines, store.first_user, store.offsets, store.values, trainer.model.catalogue.capacity
+
+
+def test_world_size_changes_nothing(folder, tmp_path):
+    (alone,) = run_ranks(1, _run, _config(folder, tmp_path / "1"))
+    assert len(alone[0]) > 20
+    assert [line["span"] for line in alone[1]] == [1, 2]
+    for world_size in (2, 3, 4):
+        ranks = run_ranks(world_size, _run, _config(folder, tmp_path / str(world_size)))
+        interests = torch.cat([values for *_, values, _ in ranks])
+        torch.testing.assert_close(interests, alone[4], rtol=1e-3, atol=1e-4)
+        for losses, lines, *_ in ranks:
+            assert losses == pytest.approx(alone[0], rel=1e-4)
+            for found, wanted in zip(lines, alone[1], strict=True):
+                assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_same_seed_same_bits_and_another_seed_other_bits(folder, tmp_path):
+    first, again = (run_ranks(2, _run, _config(folder, tmp_path / name)) for name in "ab")
+    other = run_ranks(2, _run, _config(folder, tmp_path / "c", seed=1))
+    for one, two, three in zip(first, again, other, strict=True):
+        assert one[0] == two[0]
+        assert one[1] == two[1]
+        assert torch.equal(one[4], two[4])
+        assert not torch.equal(one[4], three[4])
+
+
+def _fit_spans(topology, config):
+    """What each span leaves in the store and in the table."""
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, Dataset(config.data), topology)
+    states = []
+    for span in range(3):
+        trainer.model.catalogue.grow(trainer.dataset.items_by_span[span])
+        if trainer.strategy.updates(span):
+            trainer.fit(span)
+        store = trainer.model.store
+        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.weight.clone()))
+    return store.first_user, states
+
+
+def test_inactive_users_keep_their_bytes(folder, tmp_path):
+    for first_user, states in run_ranks(2, _fit_spans, _config(folder, tmp_path / "run")):
+        for span, (before, after) in enumerate(itertools.pairwise(states), 1):
+            for row in range(len(after[0]) - 1):
+                old, new = (values[offsets[row] : offsets[row + 1]] for offsets, values, _ in (before, after))
+                if HISTORY[first_user + row][span]:
+                    assert len(new) == 3
+                    assert not torch.equal(old, new)
+                else:
+                    assert torch.equal(old, new)
+
+
+def test_frozen_moves_nothing_after_span_0(folder, tmp_path):
+    config = _config(folder, tmp_path / "run", strategy=StrategyConfig("frozen"))
+    ((_, states),) = run_ranks(1, _fit_spans, config)
+    known = len(states[0][2])
+    for offsets, values, weight in states[1:]:
+        assert torch.equal(offsets, states[0][0])
+        assert torch.equal(values, states[0][1])
+        assert torch.equal(weight[:known], states[0][2])
+
+
+def _best(topology, config):
+    config.run_dir.mkdir(exist_ok=True)
+    trainer, seen = Trainer(config, Dataset(config.data), topology), []
+    trainer.model.engine.log = lambda values, step: seen.extend(values.items())
+    trainer._write_back = lambda data: None  # or validation would start from the interests of this very span
+    trainer.fit(0)
+    data = trainer._open(0)
+    return [value for name, value in seen if name.startswith("validation")], trainer._validate(data), trainer.good
+
+
+@pytest.mark.parametrize("rate", [0.05, 3.0])
+def test_the_best_state_is_restored(folder, tmp_path, rate):
+    config = _config(folder, tmp_path / "run", catalogue=CatalogueConfig(learning_rate=rate))
+    config.training = TrainingConfig(epochs=12, patience=2, top=5)
+    for qualities, restored, good in run_ranks(2, _best, config):
+        assert restored == pytest.approx(max(qualities))
+        assert len(qualities) == 12 or len(qualities) - 1 - qualities.index(max(qualities)) == 2
+        assert good == "span 0, trained"
+
+
+def _diverge(topology, config):
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, Dataset(config.data), topology)
+    real = trainer.model.loss
+
+    def loss(batch):
+        bad = trainer.step == 7 and topology.rank == 1
+        return real(batch) * (float("nan") if bad else 1.0)
+
+    trainer.model.loss = loss
+    with pytest.raises(FloatingPointError) as error:
+        trainer.run()
+    return str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks(folder, tmp_path):
+    config = _config(folder, tmp_path / "run")
+    for message in run_ranks(3, _diverge, config):
+        assert "rank(s) [1] is not finite in span 0, epoch 2, step 1 of 3" in message
+        assert "the last good state is span 0 after epoch 1" in message
+
+
+def test_every_strategy_builds():
+    logging.getLogger("dist_imsr").setLevel("ERROR")
+    for name in STRATEGIES:
+        assert build_strategy(StrategyConfig(name)).updates(0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 0), ("incremental_epochs", 0), ("patience", -1), ("top", 0)])
+def test_impossible_values_are_refused(key, value):
+    with pytest.raises(ValueError, match=rf"training\.{key}"):
+        TrainingConfig(**{key: value})
