@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 Section = TypeVar("Section")
 
@@ -53,7 +53,11 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
     parser.add_class_arguments(tree, as_group=False)
     try:
         arguments = parser.parse_args(_without_local_rank(sys.argv[1:] if argv is None else argv))
-        values = parser.instantiate_classes(arguments)
+        for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+            if dataclasses.is_dataclass(field.type):
+                read = arguments[field.name]
+                require(isinstance(read, Namespace), field.name, read, "a section of keys")
+        values = parser.instantiate(arguments)
         return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError) as error:
         line = f"{parser.prog}: {' '.join(str(error).split())} (--help lists the keys)\n"

@@ -93,11 +93,8 @@ def test_one_rank_speaks_for_all_that_meet_the_same_refusal(monkeypatch, capsys)
         ("run_dir: r\nepochs: 3\n", "epochs"),
         ("run_dir: r\nmodel:\n  dim: wide\n", "model.dim"),
         ("run_dir: r\nmodel:\n  dim: -1\n", "model.dim"),
-        pytest.param(
-            "run_dir: r\nmodel: [1, 2]\n",
-            "model",
-            marks=pytest.mark.xfail(raises=TypeError, reason="jsonargparse instantiates a section from a list"),
-        ),
+        ("run_dir: r\nmodel: [1, 2]\n", "model"),
+        ("run_dir: r\nmodel: 3\n", "model"),
         ("run_dir: r\nseed: [1]\n", "seed"),
         ("run_dir: [unclosed\n", "config"),
     ],
