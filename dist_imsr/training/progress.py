@@ -12,6 +12,7 @@ from rich.table import Table
 logger = logging.getLogger(__name__)
 
 AnyBatch = TypeVar("AnyBatch")
+_PLAIN_WIDTH = 160  # a file has no edge to wrap at
 _PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
 
 
@@ -55,10 +56,13 @@ class Reporter:
         """
         if not self._speaks:
             return
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=_PLAIN_WIDTH)
         table = Table(*columns, title=title)
         for row in rows:
             table.add_row(*(_shown(row.get(column)) for column in columns))
-        Console().print(table)
+        console.print(table)
 
     def _bar(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         columns = (

@@ -1,0 +1,99 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.training.run import train
+from dist_imsr.training.trainer import TrainConfig
+from tests.prepared import drawn_history, write_dataset
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--model.dim", "8", "--batch.size", "16", "--batch.negatives", "20", "--training.top", "5"),
+    *("--training.epochs", "2", "--training.incremental_epochs", "2", "--catalogue.headroom", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=60, items=80, spans=4))
+
+
+def _launch(*arguments, ranks=None):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = [sys.executable] if ranks is None else ["deepspeed", "--num_accelerators", str(ranks)]
+    return subprocess.Popen(
+        [*program, str(ROOT / "launch" / "train.py"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PATH": path, "MASTER_PORT": "29511"},
+        cwd=ROOT,
+    )
+
+
+def test_two_ranks_from_the_command_line(folder, tmp_path):
+    run = tmp_path / "run"
+    out, errors = _launch("--data.path", folder, "--run_dir", run, *SMALL, ranks=2).communicate(timeout=120)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["span"], line["test_span"]) for line in lines] == [(1, 2), (2, 3)], errors
+    assert set(lines[0]) == {
+        *("strategy", "base", "seed", "span", "test_span", "users", "train_seconds", "eval_seconds", "loss"),
+        *("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any", "hr@5_new", "hr@5_existing"),
+        *("interests_mean", "interests_created", "interests_trimmed", "puzzled_users"),
+    }
+    assert all(0 <= lines[0][name] <= 1 for name in ("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any"))
+    assert any(path.name.startswith("events") for path in (run / "events").iterdir())
+    assert "hr@5_any" in out  # the table of the spans
+    again = _launch("--config", run / "config.yaml", "--print_config")
+    assert f"path: {folder}" in again.communicate(timeout=60)[0]
+
+
+def test_interrupted(folder, tmp_path):
+    run = tmp_path / "run"
+    process = _launch(
+        "--data.path", folder, "--run_dir", run, *SMALL, "--training.epochs", 100_000, "--training.patience", 0
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "events").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("train: interrupted")
+    assert "Traceback" not in errors
+
+
+def test_an_earlier_run_is_refused_and_kept(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "events").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("old\n")
+    (run / "notes.txt").write_text("mine\n")
+    assert train(TrainConfig(data=DataConfig(folder), run_dir=run)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "holds an earlier run" in errors
+    assert "--overwrite true" in errors
+    assert (run / "metrics.jsonl").read_text() == "old\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "run", "said"),
+    [("nowhere", "run", "data.path"), ("data", "file", "is a file"), ("data", "file/run", "cannot be written")],
+)
+def test_wrong_paths_are_refused_in_one_line(folder, tmp_path, capsys, data, run, said):
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "data").symlink_to(folder)
+    assert train(TrainConfig(data=DataConfig(tmp_path / data), run_dir=tmp_path / run)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert said in errors
+    assert (tmp_path / "file").read_text() == "mine\n"
+    assert not (tmp_path / "run").exists()
