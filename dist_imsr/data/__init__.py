@@ -1,0 +1,1 @@
+"""Raw logs -> spans on disk -> batches. Knows no model."""

@@ -1,0 +1,308 @@
+"""Raw logs -> spans on disk: filter, number users and items, cut into spans, write Arrow files and a manifest.
+
+DuckDB does what needs all rows at once, out of core: it stages the input in the input's order, counts, numbers, and
+sorts once by (user, moment). A moment is the unix second above the row's place in the input, so that one integer orders
+interactions by time with ties in the input's order. User ids are contiguous by bucket; so the sorted rows stream out
+bucket by bucket, and numpy cuts each bucket into its spans.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from dist_imsr.config import require
+from dist_imsr.data.dataset import FORMAT_VERSION
+from dist_imsr.data.sources import FILTERED, SOURCES, Rows, SourceConfig
+from dist_imsr.data.workspace import Database, Phases, replacing, size_in_bytes
+from dist_imsr.data.writer import BYTES_PER_ROW, SEQUENCE_BITS, SpanWriter, described, in_parts, write_table
+
+MANIFEST = "dataset.json"
+REJECTED_KEPT = 1000
+
+_MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
+_LEAST_MEMORY = 256 * 2**20
+_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for the bucket at hand, Arrow and Python
+
+_SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
+
+# What the CSV reader finds, in our words.
+_REASONS = {
+    "MISSING COLUMNS": "wrong column count",
+    "TOO MANY COLUMNS": "wrong column count",
+    "UNQUOTED VALUE": "broken quotes",
+    "LINE SIZE OVER MAXIMUM": "line too long",
+    "INVALID ENCODING": "invalid encoding",
+}
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(SourceConfig):
+    """Prepares a raw log of interactions: cuts it into spans of time and buckets of users, out of core.
+
+    Args:
+        output: the folder to write; it appears only when complete.
+        overwrite: replace what an earlier run wrote there.
+        min_interactions: users with fewer in all are dropped.
+        alpha: the part of the whole time that is the pre-training span.
+        spans: T, the number of equal spans of the rest.
+        buckets: virtual shards of users; a rank owns whole buckets.
+        memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk.
+        threads: for DuckDB; all that this process may use by default.
+        max_bad_fraction: more rejected rows than this, of all rows read, are an error.
+        temp_dir: where to spill; beside the output by default.
+    """
+
+    output: Path
+    overwrite: bool = False
+    min_interactions: int = 30
+    alpha: float = 0.5
+    spans: int = 6
+    buckets: int = 64
+    memory_limit: str = "4GiB"
+    threads: int | None = None
+    max_bad_fraction: float = 0.01
+    temp_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
+        require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
+        require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
+        require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
+        size = size_in_bytes(self.memory_limit)
+        require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "0 or more, less than 1")
+
+
+def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
+    """Writes the prepared folder of design.md section 6.
+
+    Args:
+        config: what to read, how to cut it, where to write it.
+        console: where progress is told.
+
+    Returns:
+        The manifest, as written to ``dataset.json``.
+
+    Raises:
+        ValueError: naming key, file or row, if the input cannot be read, too many of its rows are bad, nothing is left
+            of it, it cannot be cut into spans, the output may not be written, or the memory limit is too tight.
+    """
+    memory = size_in_bytes(config.memory_limit) or 0
+    threads = config.threads or len(os.sched_getaffinity(0))
+    with replacing(config.output, MANIFEST, config.overwrite) as folder:
+        parent = config.temp_dir or folder
+        with Phases(console) as phases, Database(parent, int(memory * _DATABASE_SHARE), threads) as database:
+            try:
+                rows = SOURCES[config.source](config, database.connection)
+                manifest = _Preparation(config, database, phases, folder, memory).run(rows)
+            except duckdb.OutOfMemoryException as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"memory_limit: {config.memory_limit} is too little here ({reason})") from error
+            except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowException) as error:
+                raise ValueError(f"{config.input or config.source}: {str(error).splitlines()[0]}") from error
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+class _Preparation:
+    """One run, step by step; the tables events, unparsed, users and items are its state."""
+
+    def __init__(self, config: PrepareConfig, database: Database, phases: Phases, folder: Path, memory: int) -> None:
+        self.config, self.database, self.phases, self.folder, self.memory = config, database, phases, folder, memory
+
+    def run(self, rows: Rows) -> dict[str, Any]:
+        rows_read, rejected, examples = self._read(rows)
+        self._number_users()
+        self._number_items()
+        buckets = self._buckets()  # [buckets, 2]: users and interactions
+        n_users, interactions = (int(total) for total in buckets.sum(axis=0))
+        edges = self._edges()
+        conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
+        [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
+        writer = SpanWriter(self.folder, edges, n_users, n_items)
+        self._write_spans(writer, buckets[:, 1])
+        self._write_tables(writer)
+        writer.files["rejected.parquet"] = described(self.folder / "rejected.parquet", examples)
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": {"name": self.config.source, "input": self.config.input and str(self.config.input)},
+            "options": _options(self.config),
+            "span_edges": edges.tolist(),
+            "users": n_users,
+            "items": n_items,
+            "interactions": interactions,
+            "interactions_per_span": writer.interactions,
+            "active_users_per_span": writer.active_users,
+            "trainable_users_per_span": writer.trainable_users,
+            "items_by_span": [*known, n_items],
+            "bucket_offsets": [0, *buckets[:, 0].cumsum().tolist()],
+            "rejected": rejected,
+            "rows_read": rows_read,
+            "files": dict(sorted(writer.files.items())),
+        }
+
+    def _read(self, rows: Rows) -> tuple[int, dict[str, int], int]:
+        """Stages the input as the table events, in its order, and keeps account of what is rejected."""
+        run = self.database.run
+        with self.phases.phase("read") as progress:
+            run(f"CREATE TABLE events AS {rows.sql}", progress)
+        run("CREATE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR, rank BIGINT)")
+        if rows.rejects:
+            cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
+            column = "CASE WHEN column_name = 'time' THEN 'non-numeric time' ELSE 'non-numeric id' END"
+            reason = f"CASE error_type::VARCHAR {cases} WHEN 'CAST' THEN {column} ELSE lower(error_type::VARCHAR) END"
+            run(
+                "INSERT INTO unparsed SELECT *, row_number() OVER (ORDER BY line) FROM (SELECT line, "
+                f"arg_min({reason}, column_idx), arg_min(trim(csv_line, chr(10) || chr(13)), column_idx) "
+                "FROM reject_errors GROUP BY line)"
+            )
+        counts = f"reason IS NOT NULL AND reason <> '{FILTERED}'"
+        union = f"SELECT reason FROM events WHERE {counts} UNION ALL SELECT reason FROM unparsed"
+        rejected = dict(run(f"SELECT reason, count(*) FROM ({union}) GROUP BY reason ORDER BY count(*) DESC, reason"))
+        [(rows_read,)] = run("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM unparsed)")
+        examples = self._rejected_rows(rows.first_line)
+        self._refuse_bad(rows_read, rejected, examples)
+        pq.write_table(examples, self.folder / "rejected.parquet")
+        return rows_read, rejected, examples.num_rows
+
+    def _rejected_rows(self, first_line: int) -> pa.Table:
+        """The first rejected rows, ``line``, ``reason`` and ``raw``; a blank line above one is not counted."""
+        # A staged row's line is its place plus the unparsed lines above it: those with no more sound lines above them.
+        return self.database.table(f"""
+            WITH above AS (
+                SELECT line - {first_line} - rank + 1 AS sound, max(rank) AS unparsed FROM unparsed GROUP BY sound
+            ), unsound AS (
+                SELECT rowid AS place, reason, raw FROM events
+                WHERE reason IS NOT NULL AND reason <> '{FILTERED}' ORDER BY rowid LIMIT {REJECTED_KEPT}
+            )
+            SELECT {first_line} + place + coalesce(unparsed, 0) AS line, reason, raw
+            FROM unsound ASOF LEFT JOIN above ON place >= sound
+            UNION ALL (SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {REJECTED_KEPT})
+            ORDER BY line LIMIT {REJECTED_KEPT}
+        """)
+
+    def _refuse_bad(self, rows_read: int, rejected: dict[str, int], examples: pa.Table) -> None:
+        config, bad = self.config, sum(rejected.values())
+        name = config.input or config.source
+        if rows_read == 0:
+            raise ValueError(f"input: {name} holds no rows")
+        if rows_read >= 2**SEQUENCE_BITS:
+            raise ValueError(f"input: {name} holds {rows_read} rows; at most {2**SEQUENCE_BITS - 1} can be told apart")
+        if bad > config.max_bad_fraction * rows_read:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+            row = examples.slice(0, 1).to_pylist()[0]
+            raise ValueError(
+                f"input: {name}: {bad} of {rows_read} rows are bad, more than max_bad_fraction "
+                f"{config.max_bad_fraction:g}: {reasons}; line {row['line']} ({row['reason']}): {row['raw'][:200]!r}"
+            )
+
+    def _number_users(self) -> None:
+        config, run = self.config, self.database.run
+        with self.phases.phase("users") as progress:
+            run(
+                f"CREATE TABLE counts AS SELECT user AS raw, count(*) AS interactions, min({_MOMENT}) AS first, "
+                "max(time) AS last_time FROM events WHERE reason IS NULL GROUP BY user",
+                progress,
+            )
+            # Any machine and any version must put a user into the same bucket: the first 16 hexadecimal digits of MD5.
+            run(f"""
+                CREATE TABLE users AS SELECT *, row_number() OVER (ORDER BY bucket, first) - 1 AS id FROM (
+                    SELECT *, ('0x' || left(md5(raw::VARCHAR), 16))::UBIGINT % {config.buckets} AS bucket
+                    FROM counts WHERE interactions >= {config.min_interactions})
+            """)
+        [(kept, busiest)] = run("SELECT (SELECT count(*) FROM users), (SELECT max(interactions) FROM counts)")
+        if kept == 0:
+            raise ValueError(
+                f"min_interactions: no user of {config.input or config.source} has {config.min_interactions}; "
+                f"the busiest user has {busiest or 0} interactions"
+            )
+
+    def _number_items(self) -> None:
+        with self.phases.phase("items") as progress:
+            self.database.run(
+                f"""
+                CREATE TABLE items AS
+                SELECT *, first >> {SEQUENCE_BITS} AS first_time, row_number() OVER (ORDER BY first) - 1 AS id FROM (
+                    SELECT item AS raw, count(*) AS interactions, min({_MOMENT}) AS first
+                    FROM events SEMI JOIN users ON events.user = users.raw WHERE reason IS NULL GROUP BY item)
+                """,
+                progress,
+            )
+
+    def _buckets(self) -> np.ndarray:
+        """Users and interactions of each bucket, ``[buckets, 2]`` int64."""
+        config = self.config
+        buckets = np.zeros((config.buckets, 2), np.int64)
+        for bucket, users, interactions in self.database.run(
+            "SELECT bucket, count(*), sum(interactions)::BIGINT FROM users GROUP BY bucket"
+        ):
+            buckets[bucket] = users, interactions
+        needed = int(buckets[:, 1].max()) * BYTES_PER_ROW
+        if needed > self.memory / 2:
+            enough = math.ceil(config.buckets * needed / (self.memory / 2))
+            raise ValueError(
+                f"buckets: {config.buckets} are too few for memory_limit {config.memory_limit}, which holds one at a "
+                f"time; use {enough} or more"
+            )
+        return buckets
+
+    def _edges(self) -> np.ndarray:
+        """Span edges, ``[T + 2]`` int64; whole seconds, each the first one at or after the exact edge."""
+        config = self.config
+        [(first, last)] = self.database.run(f"SELECT min(first) >> {SEQUENCE_BITS}, max(last_time) FROM users")
+        alpha = Fraction(str(config.alpha))
+        parts = [alpha + (1 - alpha) * Fraction(span, config.spans) for span in range(config.spans + 1)]
+        edges = [first, *(first + math.ceil(part * (last - first)) for part in parts)]
+        if len(set(edges)) < len(edges):
+            raise ValueError(
+                f"spans: the interactions lie within {last - first} seconds, too little for {config.spans} spans"
+            )
+        return np.array(edges, np.int64)
+
+    def _write_spans(self, writer: SpanWriter, sizes: np.ndarray) -> None:
+        user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
+        query = f"""
+            SELECT users.id::{user} AS user, items.id::{item} AS item, {_MOMENT} AS moment
+            FROM events JOIN users ON events.user = users.raw JOIN items ON events.item = items.raw
+            WHERE reason IS NULL ORDER BY users.id, moment
+        """
+        with self.phases.phase("sort") as progress:
+            batches = self.database.stream(query, progress)
+        with self.phases.phase("write") as progress:
+            for bucket, rows in enumerate(in_parts(batches, sizes.tolist())):
+                writer.write(bucket, rows)
+                progress((bucket + 1) / len(sizes))
+
+    def _write_tables(self, writer: SpanWriter) -> None:
+        user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
+        tables = {
+            "users": f"id::{user} AS user, raw, bucket::INTEGER AS bucket, interactions",
+            "items": f"id::{item} AS item, raw, first_time::BIGINT AS first_time, interactions",
+        }
+        with self.phases.phase("tables"):
+            for name, columns in tables.items():
+                path = self.folder / f"{name}.parquet"
+                rows = write_table(path, self.database.stream(f"SELECT {columns} FROM {name} ORDER BY id"))
+                writer.files[path.name] = described(path, rows)
+
+
+def _options(config: PrepareConfig) -> dict[str, Any]:
+    """The options that shape the data, for the manifest."""
+    options: dict[str, Any] = {key: getattr(config, key) for key in ("min_interactions", "alpha", "spans", "buckets")}
+    if config.source == "taobao":
+        options["behaviours"] = config.behaviours
+    if config.source in ("csv", "parquet"):
+        options["columns"] = asdict(config.columns)
+    return options

@@ -1,0 +1,55 @@
+"""Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core."""
+
+import signal
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_imsr.config import parse
+from dist_imsr.data.prepare import PrepareConfig, prepare
+
+
+def main() -> int:
+    """Runs the command.
+
+    Returns:
+        0; 2 where arguments or input are refused, 1 where the machine fails, 130 after Ctrl-C.
+    """
+    config = parse(PrepareConfig, description=__doc__)
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
+    try:
+        manifest = prepare(config, console)
+    except KeyboardInterrupt:
+        return _failed("stopped; nothing was written", 130)
+    except ValueError as error:
+        return _failed(str(error), 2)
+    except OSError as error:
+        return _failed(str(error), 1)
+    _report(manifest, Console(width=None if sys.stdout.isatty() else 160))  # a file has no width to fit
+    console.print(f"written to {config.output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _report(manifest: dict[str, Any], console: Console) -> None:
+    """The data set's row of the paper's Table II, and what was rejected."""
+    spans = manifest["interactions_per_span"]
+    table = Table(title="Interactions by span")
+    for column in ("dataset", "#users", "#items", "pre-training", *map(str, range(1, len(spans)))):
+        table.add_column(column, justify="left" if column == "dataset" else "right")
+    counts = (manifest["users"], manifest["items"], *spans)
+    table.add_row(manifest["source"]["name"], *(f"{count:,}" for count in counts))
+    console.print(table)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected"].items()) or "none"
+    console.print(f"{manifest['rows_read']:,} rows read; rejected: {reasons}", highlight=False, soft_wrap=True)
+
+
+def _failed(reason: str, status: int) -> int:
+    print(f"prepare.py: {reason}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
