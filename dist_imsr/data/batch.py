@@ -56,14 +56,12 @@ class Movable:
             device: where it is wanted.
 
         Returns:
-            A batch of the same kind; this one where nothing has to move.
+            A batch of the same kind; what is there already is shared with this one.
         """
-        if device.type == "cpu":
-            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         moved = {
-            field.name: value.pin_memory().to(device, non_blocking=True) if hasattr(value, "pin_memory") else value
-            for field in fields(self)  # type: ignore[arg-type]
-            for value in [getattr(self, field.name)]
+            name: value.to(device, non_blocking=True) if isinstance(value, (torch.Tensor, JaggedTensor)) else value
+            for name, value in values.items()
         }
         return type(self)(**moved)
 
