@@ -63,6 +63,25 @@ class CatalogueConfig:
         require(self.init_scale >= 0, "catalogue.init_scale", self.init_scale, "at least 0")
         require(self.headroom >= 0, "catalogue.headroom", self.headroom, "at least 0")
 
+    def optimizer_on(self, device: torch.device) -> str:
+        """The optimizer that a device gets.
+
+        Args:
+            device: where the table will live.
+
+        Returns:
+            A name that is not ``auto``.
+
+        Raises:
+            ValueError: for fused Adam on CPU.
+        """
+        cpu = device.type == "cpu"
+        if cpu and self.optimizer == "adam":
+            raise ValueError("catalogue.optimizer: fused Adam does not exist on CPU; take rowwise_adagrad")
+        if self.optimizer == "auto":
+            return "rowwise_adagrad" if cpu else "adam"
+        return self.optimizer
+
 
 class Catalogue:
     """The sharded table; every method but the properties is collective.
@@ -79,13 +98,8 @@ class Catalogue:
     """
 
     def __init__(self, config: CatalogueConfig, items: int, dim: int, seed: int, topology: Topology) -> None:
-        name = config.optimizer
-        if name == "auto":
-            name = "adam" if topology.device.type == "cuda" else "rowwise_adagrad"
-        if name == "adam" and topology.device.type == "cpu":
-            raise ValueError("catalogue.optimizer: fused Adam does not exist on CPU; take rowwise_adagrad")
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
-        self.optimizer, self.learning_rate = name, config.learning_rate
+        self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
         self.table = self._shard(self._with_headroom(items))
         self._draw(0)
 

@@ -8,6 +8,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from dist_imsr.config import current_rank
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -71,8 +73,20 @@ class Topology:
         return torch.stack(parts)
 
 
+def locate() -> Topology:
+    """Reads this process's place from the launcher's environment; alone where there is none.
+
+    Returns:
+        This rank's place, before anything is connected.
+    """
+    rank, local_rank = current_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Topology(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), device)
+
+
 def connect(timeout_seconds: float = 1800.0) -> Topology:
-    """Joins the process group that the launcher's environment describes; alone where there is none.
+    """Joins the process group of the place that `locate` tells.
 
     Args:
         timeout_seconds: how long a collective may wait for a rank before the job ends.
@@ -80,23 +94,22 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     Returns:
         This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
     """
-    for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, alone)
-    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    topology = locate()
+    alone, cuda = topology.world_size == 1, topology.device.type == "cuda"
+    # The launcher sets these for several ranks; DeepSpeed wants them all to be set. A run alone takes any free port.
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (place | {"MASTER_PORT": "0" if alone else "29500"}).items():
+        os.environ.setdefault(name, value)
     if cuda:
-        torch.cuda.set_device(device)
-    # A run alone needs no port; the launcher sets one for several ranks.
-    os.environ.setdefault("MASTER_PORT", "0" if world_size == 1 else "29500")
+        torch.cuda.set_device(topology.device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        rank=rank,
-        world_size=world_size,
+        rank=topology.rank,
+        world_size=topology.world_size,
         timeout=timedelta(seconds=timeout_seconds),
-        device_id=device if cuda else None,
+        device_id=topology.device if cuda else None,
     )
     # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    return Topology(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), device)
+    return topology

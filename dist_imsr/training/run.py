@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from dist_imsr.config import current_rank, to_yaml
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.distributed.topology import connect
+from dist_imsr.distributed.topology import connect, locate
 from dist_imsr.training.trainer import TrainConfig, Trainer
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -28,20 +28,34 @@ def train(config: TrainConfig) -> int:
     """
     _talk()
     try:
-        dataset = Dataset(config.data)
-        _claim(config)
+        dataset = _check(config)
+    except ValueError as error:
+        # Every rank meets the same refusal; one line is enough.
+        return _end(str(error), BAD_INPUT) if current_rank() == 0 else BAD_INPUT
+    try:
         topology = connect(config.timeout_seconds)
         trainer = Trainer(config, dataset, topology)
         lines = trainer.run()
         trainer.reporter.table(lines, _columns(config.training.top), f"{config.run_dir}: {config.strategy.name}")
         dist.destroy_process_group()
         return 0
-    except ValueError as error:
-        return _end(str(error), BAD_INPUT)
     except FloatingPointError as error:
-        return _end(str(error), FAILED)
+        return _end(str(error), FAILED) if current_rank() == 0 else FAILED
+    except ValueError as error:
+        return _end(f"rank {current_rank()}: {error}", BAD_INPUT)
     except KeyboardInterrupt:
-        return _end(f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}", INTERRUPTED)
+        line = f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}"
+        return _end(line, INTERRUPTED) if current_rank() == 0 else INTERRUPTED
+
+
+def _check(config: TrainConfig) -> Dataset:
+    """Refuses what cannot work before any rank is connected."""
+    dataset, topology = Dataset(config.data), locate()
+    topology.buckets(dataset.buckets)
+    config.catalogue.optimizer_on(topology.device)
+    if topology.rank == 0:
+        _claim(config)
+    return dataset
 
 
 def _columns(top: int) -> list[str]:
@@ -61,8 +75,6 @@ def _talk() -> None:
 
 def _claim(config: TrainConfig) -> None:
     """Makes the run's folder, and refuses to write over an earlier run unless told to."""
-    if current_rank() != 0:
-        return
     folder = config.run_dir
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file; name a folder")
@@ -79,7 +91,5 @@ def _claim(config: TrainConfig) -> None:
 
 
 def _end(message: str, status: int) -> int:
-    # Every rank meets the same refusal; one line is enough. A failure that is one rank's own reaches the launcher.
-    if current_rank() == 0:
-        print(f"train: {message}", file=sys.stderr, flush=True)
+    print(f"train: {message}", file=sys.stderr, flush=True)
     return status

@@ -260,6 +260,8 @@ class Trainer:
             "interests_trimmed": 0,
             "puzzled_users": 0,
         }
+        rates = {f"test/{name}": value for name, value in measured.items() if "@" in name and value is not None}
+        self.model.engine.log(rates, self.step)
         if self.topology.rank == 0:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
