@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
+from dist_imsr.model.extractors import DynamicRouting
+from dist_imsr.model.interests import Interests
+from tests.ranks import run_ranks
+
+SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ({"fp16": {"enabled": True}}, "fp16"),
+        ({"zero_optimization": {"stage": 3}}, r"zero_optimization\.stage"),
+        ({"optimizer": {"type": "AdamW"}}, r"optimizer\.type"),
+        ({"optimizer": {"type": "Adam", "params": {"lr": 1.0}}}, r"optimizer\.params\.lr"),
+    ],
+)
+def test_what_breaks_beside_a_sharded_table_is_refused(tmp_path, settings, key):
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps({"optimizer": {"type": "Adam"}} | settings))
+    with pytest.raises(ValueError, match=rf"deepspeed\.json: {key}"):
+        EngineConfig(deepspeed=path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_files_that_are_no_settings_are_refused(tmp_path, text):
+    path = tmp_path / "deepspeed.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"engine\.deepspeed: .*deepspeed\.json"):
+        EngineConfig(deepspeed=path)
+    with pytest.raises(ValueError, match=r"engine\.deepspeed: .*nothing"):
+        EngineConfig(deepspeed=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_settings_name_every_dangerous_default(path):
+    settings = json.loads(path.read_text())
+    assert settings["gradient_clipping"] == 0.0
+    assert settings["optimizer"]["params"] == {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0}
+    assert read_settings(path) == settings | {"train_micro_batch_size_per_gpu": 1}
+
+
+def test_defaults_of_deepspeed_do_not_slip_in(tmp_path):
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps({"optimizer": {"type": "Adam"}}))
+    settings = read_settings(path)
+    assert settings["gradient_clipping"] == 0.0
+    assert settings["optimizer"]["params"] == {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0}
+
+
+def _train(topology, name, steps=5):
+    """Trains W on rank-dependent items; returns every step's W."""
+    engine = DenseEngine(DynamicRouting(8), EngineConfig(SHIPPED / f"{name}.json"), topology.device, None)
+    engine.set_learning_rate(0.05)
+    weights = []
+    for step in range(steps):
+        draw = torch.Generator().manual_seed(step)
+        items = torch.randn(12, 3, 8, generator=draw)[topology.rank :: topology.world_size]
+        mask = torch.ones(items.shape[:2], dtype=torch.bool)
+        start = Interests(torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool))
+        interests = engine(items, mask, start)
+        assert interests.vectors.dtype == torch.float32
+        engine.update((interests.vectors - 1).square().sum() * topology.world_size / 12)
+        weights.append(engine.module.transform.weight.detach().clone())
+    return weights
+
+
+def test_data_parallel_equals_one_rank_and_plain_adam():
+    (alone,) = run_ranks(1, _train, "zero0")
+    module = DynamicRouting(8)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for step, found in enumerate(alone):
+        items = torch.randn(12, 3, 8, generator=torch.Generator().manual_seed(step))
+        start = Interests(torch.ones(12, 2, 8), torch.ones(12, 2, dtype=torch.bool))
+        optimizer.zero_grad()
+        ((module(items, torch.ones(12, 3, dtype=torch.bool), start).vectors - 1).square().sum() / 12).backward()
+        optimizer.step()
+        torch.testing.assert_close(found, module.transform.weight.detach(), rtol=1e-5, atol=1e-6)
+    for name in ("zero0", "zero1", "zero2"):
+        for weights in run_ranks(2, _train, name):
+            torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_stays_near_fp32():
+    for half, single in zip(run_ranks(2, _train, "bf16"), run_ranks(2, _train, "zero0"), strict=True):
+        torch.testing.assert_close(half[-1], single[-1], rtol=0.1, atol=0.1)
+        assert not torch.equal(half[-1], single[-1])
