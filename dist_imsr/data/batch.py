@@ -35,7 +35,7 @@ class BatchConfig:
 
     size: int = 128
     max_history: int = 100
-    max_targets: int = 10
+    max_targets: int = 50
     negatives: int = 1000
     eval_size: int = 512
     prefetch: int = 2

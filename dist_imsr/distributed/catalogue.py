@@ -50,8 +50,8 @@ class CatalogueConfig:
     """
 
     optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
-    learning_rate: float = 0.1
-    incremental_learning_rate: float = 0.05
+    learning_rate: float = 0.03
+    incremental_learning_rate: float = 0.03
     init_scale: float = 1.0
     headroom: float = 0.2
     sharding: Literal["row_wise", "planner"] = "row_wise"

@@ -41,7 +41,7 @@ class TrainingConfig:
 
     epochs: int = 50
     incremental_epochs: int = 15
-    patience: int = 3
+    patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
     top: int = 20
 

@@ -107,9 +107,9 @@ def _unsharded(topology):
     (gradient,) = torch.autograd.grad(wanted, table)
     loss = model.loss(batch)
     model.engine.update(loss)
-    moved = model.catalogue.weight - table.detach()
+    moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
-    return loss.item(), wanted.item(), moved, torch.where(scale > 0, -0.1 * gradient / (scale + 1e-8), 0.0)
+    return loss.item(), wanted.item(), moved, torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
 
 
 def test_sharded_step_equals_plain_autograd():
