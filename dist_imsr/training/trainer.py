@@ -225,7 +225,7 @@ class Trainer:
                 ranks = self.model.ranks(interests, batch.targets, self.dataset.items_by_span[data.span])
                 top = self.config.training.top
                 gain = discount(ranks, top) if self.config.training.metric == "ndcg" else 1 / ranks
-                sums += torch.stack([gain.sum(), torch.tensor(len(ranks))]).cpu()
+                sums += torch.tensor([gain.sum().item(), len(ranks)])
         total, users = self.topology.sum(sums).tolist()
         return total / max(users, 1)
 
