@@ -27,7 +27,8 @@ from dist_imsr.data.workspace import Database, Phases, replacing, size_in_bytes
 from dist_imsr.data.writer import BYTES_PER_ROW, SEQUENCE_BITS, SpanWriter, described, in_parts, write_table
 
 MANIFEST = "dataset.json"
-REJECTED_KEPT = 1000
+REJECTED_KEPT = 1000  # rows
+RAW_KEPT = 1000  # characters of each
 
 _MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
 _LEAST_MEMORY = 256 * 2**20
@@ -163,11 +164,12 @@ class _Preparation:
             cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
             column = "CASE WHEN column_name = 'time' THEN 'non-numeric time' ELSE 'non-numeric id' END"
             reason = f"CASE error_type::VARCHAR {cases} WHEN 'CAST' THEN {column} ELSE lower(error_type::VARCHAR) END"
-            run(
-                "INSERT INTO unparsed SELECT *, row_number() OVER (ORDER BY line) FROM (SELECT line, "
-                f"arg_min({reason}, column_idx), arg_min(trim(csv_line, chr(10) || chr(13)), column_idx) "
-                "FROM reject_errors GROUP BY line)"
-            )
+            raw = f"left(trim(csv_line, chr(10) || chr(13)), {RAW_KEPT})"
+            run(f"""
+                INSERT INTO unparsed SELECT *, row_number() OVER (ORDER BY line) FROM (
+                    SELECT line, arg_min({reason}, column_idx), arg_min({raw}, column_idx)
+                    FROM reject_errors GROUP BY line)
+            """)
         counts = f"reason IS NOT NULL AND reason <> '{FILTERED}'"
         union = f"SELECT reason FROM events WHERE {counts} UNION ALL SELECT reason FROM unparsed"
         rejected = dict(run(f"SELECT reason, count(*) FROM ({union}) GROUP BY reason ORDER BY count(*) DESC, reason"))
@@ -184,7 +186,7 @@ class _Preparation:
             WITH above AS (
                 SELECT line - {first_line} - rank + 1 AS sound, max(rank) AS unparsed FROM unparsed GROUP BY sound
             ), unsound AS (
-                SELECT rowid AS place, reason, raw FROM events
+                SELECT rowid AS place, reason, left(raw, {RAW_KEPT}) AS raw FROM events
                 WHERE reason IS NOT NULL AND reason <> '{FILTERED}' ORDER BY rowid LIMIT {REJECTED_KEPT}
             )
             SELECT {first_line} + place + coalesce(unparsed, 0) AS line, reason, raw

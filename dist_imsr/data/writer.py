@@ -127,28 +127,19 @@ def in_parts(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterato
     """Cuts a stream of rows anew.
 
     Args:
-        batches: of the columns user, item, moment.
+        batches: of the columns user, item, moment; at least one.
         sizes: the rows of each part; they sum to the rows of the stream.
 
     Yields:
         The parts; memory holds one of them and a batch.
     """
-    source = iter(batches)
-    waiting: list[pa.RecordBatch] = []
-    held = 0
+    rest = iter(batches)
+    held = pa.Table.from_batches([next(rest)])
     for size in sizes:
-        while held < size:
-            batch = next(source)
-            waiting.append(batch)
-            held += batch.num_rows
-        table = pa.Table.from_batches(waiting) if waiting else None
-        waiting, held = ([], 0) if table is None else (table.slice(size).to_batches(), held - size)
-        columns = {name: _numpy(table, name, size) for name in ("user", "item", "moment")}
-        yield Interactions(columns["user"], columns["item"], columns["moment"])
-
-
-def _numpy(table: pa.Table | None, name: str, size: int) -> np.ndarray:
-    return np.empty(0, np.int64) if table is None else table.column(name).slice(0, size).to_numpy()
+        while held.num_rows < size:
+            held = pa.concat_tables([held, pa.Table.from_batches([next(rest)])])
+        part, held = held.slice(0, size), held.slice(size)
+        yield Interactions(part["user"].to_numpy(), part["item"].to_numpy(), part["moment"].to_numpy())
 
 
 def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
@@ -164,7 +155,7 @@ def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     rest = iter(batches)
     first = next(rest)
     rows = 0
-    with pq.ParquetWriter(path, first.schema) as writer:
+    with pq.ParquetWriter(path, first.schema, use_dictionary=False) as writer:  # ids do not repeat
         for batch in chain([first], rest):
             writer.write_batch(batch)
             rows += batch.num_rows

