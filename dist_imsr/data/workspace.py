@@ -69,14 +69,11 @@ def replacing(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         if place.exists():
             _refuse_existing(output, marker, overwrite)
             place.rename(old)
-        try:
-            partial.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
+        partial.rename(place)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
         shutil.rmtree(partial, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):
