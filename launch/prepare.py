@@ -36,11 +36,14 @@ def main() -> int:
 def _report(manifest: dict[str, Any], console: Console) -> None:
     """The data set's row of the paper's Table II, and what was rejected."""
     spans = manifest["interactions_per_span"]
-    table = Table(title="Interactions by span")
-    for column in ("dataset", "#users", "#items", "pre-training", *map(str, range(1, len(spans)))):
-        table.add_column(column, justify="left" if column == "dataset" else "right")
-    counts = (manifest["users"], manifest["items"], *spans)
-    table.add_row(manifest["source"]["name"], *(f"{count:,}" for count in counts))
+    names = ("dataset", "#users", "#items", "pre-training", *(f"span {span}" for span in range(1, len(spans))))
+    counts = (f"{count:,}" for count in (manifest["users"], manifest["items"], *spans))
+    row = (manifest["source"]["name"], *counts)
+    width = sum(max(map(len, cell)) + 3 for cell in zip(names, row, strict=True)) + 1
+    wide = width <= console.width
+    table = Table(*names) if wide else Table.grid(padding=(0, 2))
+    for line in [row] if wide else zip(names, row, strict=True):
+        table.add_row(*line)
     console.print(table)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected"].items()) or "none"
     console.print(f"{manifest['rows_read']:,} rows read; rejected: {reasons}", highlight=False, soft_wrap=True)

@@ -237,6 +237,18 @@ def test_files_that_are_refused(tmp_path: Path, source: str) -> None:
         read(SourceConfig(source=source, input=tmp_path / "broken.gz"))
 
 
+@pytest.mark.parametrize(("source", "name"), [("taobao", "log.csv"), ("amazon", "log.csv"), ("amazon", "log.json")])
+def test_a_file_of_another_format_is_refused_by_its_first_lines(tmp_path: Path, source: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("1\t2\t3\n" * 100 + "1,2,3,pv,5\n1,2,3,4\n{}\n")
+    with pytest.raises(ValueError, match=r"none of the first 100 lines of .*log.* has the expected"):
+        read(SourceConfig(source=source, input=path))
+    path.write_text("1\t2\t3\n" * 99)  # a short one is told by its rejected rows
+    staged, unparsed = read(SourceConfig(source=source, input=path))
+    assert len(staged) + len(unparsed) == 99
+    assert all(row[3] == "bad JSON" for row in staged)
+
+
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "log.parquet").write_text("user,item,time\n")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
