@@ -81,7 +81,7 @@ class Recommender:
         """
         history, targets, negatives = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
         start = self.store.gather(batch.users - self.store.first_user, history.device)
-        padded, mask = _pad(history, batch.history.lengths())
+        padded, mask = pad(history, batch.history.lengths())
         return self.engine(padded, mask, start), targets, negatives
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -93,12 +93,21 @@ class Recommender:
         Returns:
             A scalar with gradient.
         """
-        interests, targets, negatives = self.interests(batch)
-        owners = _owners(batch.targets)
-        asked = Interests(interests.vectors[owners], interests.mask[owners])
-        return sampled_softmax(
-            attend(asked, targets), targets, negatives, batch.targets.values(), batch.negatives.values()
-        )
+        return loss_of(batch, *self.interests(batch))
+
+    def update(self, batch: Batch) -> torch.Tensor:
+        """One step of training: every parameter moves once.
+
+        Args:
+            batch: on this rank's device.
+
+        Returns:
+            Each rank's loss, summed over its targets, ``[world_size]`` float64.
+        """
+        loss = self.loss(batch)
+        # DeepSpeed and TorchRec divide gradients by the world size.
+        self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
+        return self.topology.gather(loss.detach().double())
 
     def ranks(self, interests: Interests, targets: JaggedTensor, items: int) -> torch.Tensor:
         """Ranks targets over the whole catalogue.
@@ -141,8 +150,33 @@ class Recommender:
         return [*self.catalogue.state.values(), *self.engine.state()]
 
 
-def _pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Jagged ``[sum L_u, d]`` to padded ``[B, L, d]`` and its mask ``[B, L]``."""
+def loss_of(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Eq. 5 and 6 for a batch, summed over its targets.
+
+    Args:
+        batch: B users with A targets in all.
+        interests: of the users, ``[B, K, d]``.
+        targets: ``[A, d]`` embeddings.
+        negatives: ``[N, d]`` embeddings.
+
+    Returns:
+        A scalar.
+    """
+    owners = _owners(batch.targets)
+    asked = Interests(interests.vectors[owners], interests.mask[owners])
+    return sampled_softmax(attend(asked, targets), targets, negatives, batch.targets.values(), batch.negatives.values())
+
+
+def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads sequences to the longest of them.
+
+    Args:
+        values: ``[sum of lengths, d]``.
+        lengths: ``[B]`` int64.
+
+    Returns:
+        ``[B, L, d]``, and the mask ``[B, L]`` that is false for padding.
+    """
     place = torch.arange(int(lengths.max()) if len(lengths) else 0, device=values.device)
     mask = place < lengths.unsqueeze(1)
     padded = values.new_zeros(*mask.shape, values.shape[1])

@@ -199,10 +199,7 @@ class Trainer:
         batches, total, targets = data.training(epoch), 0.0, 0
         self.model.engine.train(True)
         for step, batch in enumerate(self._follow(batches, f"span {data.span}, epoch {epoch}", self.config.batch.size)):
-            loss = self.model.loss(batch)
-            # DeepSpeed and TorchRec divide by the world size.
-            self.model.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
-            losses = self.topology.gather(loss.detach().double())
+            losses = self.model.update(batch)
             if not losses.isfinite().all():
                 ranks = (~losses.isfinite()).nonzero().flatten().tolist()
                 raise FloatingPointError(

@@ -1,0 +1,104 @@
+"""Real ranks on this machine that stay for several calls and wait idly between them."""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+# Ranks are forked from one process that has imported the stack once.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["dist_imsr.training.trainer"])
+
+
+class LocalRanks:
+    """A world of gloo or NCCL ranks, one process each; a context manager that ends them.
+
+    Args:
+        world_size: how many.
+        threads: torch's threads in each of them.
+        seconds: how long one call may take.
+    """
+
+    def __init__(self, world_size: int, threads: int = 1, seconds: float = 600.0) -> None:
+        self.world_size, self._seconds = world_size, seconds
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(world_size):
+            here, there = _CONTEXT.Pipe()
+            process = _CONTEXT.Process(target=_serve, args=(rank, world_size, threads, port, there), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls a module's function on every rank.
+
+        Args:
+            function: takes the rank's topology, then ``args``.
+            args: anything that can be pickled.
+
+        Returns:
+            What it returned, by rank.
+
+        Raises:
+            RuntimeError: with the traceback of the first rank that failed, or naming those that died or took too long.
+        """
+        for pipe in self._pipes:
+            pipe.send_bytes(pickle.dumps((function, args)))
+        waiting, results = dict(zip(self._pipes, range(self.world_size), strict=True)), [None] * self.world_size
+        while waiting:
+            ready = wait(list(waiting), self._seconds)
+            if not ready:
+                raise RuntimeError(f"ranks {sorted(waiting.values())} said nothing for {self._seconds:.0f} seconds")
+            for pipe in ready:
+                rank = waiting.pop(pipe)  # type: ignore[arg-type]
+                try:
+                    error, results[rank] = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
+                except EOFError:
+                    error = "it died without a word"
+                if error:
+                    raise RuntimeError(f"rank {rank} of {self.world_size} failed:\n{error}")
+        return results
+
+    def __enter__(self) -> "LocalRanks":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection) -> None:
+    """One rank: connects at its first call, then answers until it is killed."""
+    import torch
+
+    from dist_imsr.distributed.topology import connect
+
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(threads)
+    topology = None
+    while True:
+        try:
+            function, args = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            topology = topology or connect(60)
+            said = None, function(topology, *args)
+        except BaseException:
+            said = traceback.format_exc(), None
+        # Plain bytes: multiprocessing's own pickle would share tensors that die with this rank.
+        pipe.send_bytes(pickle.dumps(said))
