@@ -54,15 +54,16 @@ class LocalRanks:
         """
         for pipe in self._pipes:
             pipe.send_bytes(pickle.dumps((function, args)))
-        waiting, results = dict(zip(self._pipes, range(self.world_size), strict=True)), [None] * self.world_size
+        results: list[Any] = [None] * self.world_size
+        waiting = set(range(self.world_size))
         while waiting:
-            ready = wait(list(waiting), self._seconds)
+            ready = wait([self._pipes[rank] for rank in waiting], self._seconds)
             if not ready:
-                raise RuntimeError(f"ranks {sorted(waiting.values())} said nothing for {self._seconds:.0f} seconds")
-            for pipe in ready:
-                rank = waiting.pop(pipe)  # type: ignore[arg-type]
+                raise RuntimeError(f"ranks {sorted(waiting)} said nothing for {self._seconds:.0f} seconds")
+            for rank in [rank for rank in waiting if self._pipes[rank] in ready]:
+                waiting.remove(rank)
                 try:
-                    error, results[rank] = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
+                    error, results[rank] = pickle.loads(self._pipes[rank].recv_bytes())
                 except EOFError:
                     error = "it died without a word"
                 if error:
@@ -95,6 +96,7 @@ def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection
             function, args = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
+        said: tuple[str | None, Any]
         try:
             topology = topology or connect(60)
             said = None, function(topology, *args)

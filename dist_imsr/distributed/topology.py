@@ -1,6 +1,8 @@
 """This process's place in the world, and the few collectives that are spoken outside the libraries."""
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -94,6 +96,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     Returns:
         This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
     """
+    _quiet()
     topology = locate()
     alone, cuda = topology.world_size == 1, topology.device.type == "cuda"
     # The launcher sets these for several ranks; DeepSpeed wants them all to be set. A run alone takes any free port.
@@ -113,3 +116,11 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return topology
+
+
+def _quiet() -> None:
+    """Keeps the libraries' chatter, the same on every rank, out of the log."""
+    for library in ("DeepSpeed", "torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(library).setLevel("ERROR")
+    for library in ("torch", "torchrec", "dist_imsr"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)

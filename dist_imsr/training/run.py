@@ -3,7 +3,6 @@
 import logging
 import shutil
 import sys
-import warnings
 
 import torch.distributed as dist
 
@@ -65,12 +64,9 @@ def _columns(top: int) -> list[str]:
 
 
 def _talk() -> None:
-    """Lets rank 0 tell of progress and every rank of trouble; keeps the libraries' chatter out."""
+    """Lets rank 0 tell of progress and every rank of trouble."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
     logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
-    for library in ("DeepSpeed", "torch.fx._symbolic_trace"):
-        logging.getLogger(library).setLevel("ERROR")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|torchrec|dist_imsr")
 
 
 def _claim(config: TrainConfig) -> None:

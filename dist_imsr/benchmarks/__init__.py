@@ -1,0 +1,25 @@
+"""What launch/bench.py measures: one file a subcommand, one registry.
+
+A new benchmark is a dataclass of options with a ``json`` path, a function that returns figures, and an entry here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dist_imsr.benchmarks.report import Figure
+from dist_imsr.benchmarks.train import TrainBench, bench_train
+
+
+class Benchmark(NamedTuple):
+    """A subcommand.
+
+    Args:
+        options: the dataclass of its keys; its docstring is the help.
+        measure: takes the options and returns the figures.
+    """
+
+    options: type[Any]
+    measure: Callable[[Any], list[Figure]]
+
+
+BENCHMARKS = {"train": Benchmark(TrainBench, bench_train)}

@@ -1,0 +1,247 @@
+"""Steps of training over synthetic items and users: speed, and ratios whose sides take turns."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec import JaggedTensor
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.config import require
+from dist_imsr.data.batch import Batch
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.topology import Topology
+from dist_imsr.model.extractors import ModelConfig, build_extractor
+from dist_imsr.model.interests import Interests
+from dist_imsr.training.recommender import Recommender, loss_of, pad
+
+_BATCHES = 8  # made before the clock starts, and taken in turn
+_FEW_ITEMS = 60_000
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """Times training steps of ComiRec-DR over a synthetic catalogue.
+
+    Args:
+        items: rows of the table.
+        users: users in the interest store, over all ranks.
+        batch: users in a global step.
+        ranks: processes.
+        threads: of each process.
+        dim: d.
+        interests: K of every user.
+        history: the longest history; lengths are uniform from 1.
+        targets: the most targets of a user; numbers are uniform from 1.
+        negatives: shared by a step's targets.
+        steps: timed together, in one run.
+        warmup: steps before the first run.
+        repeats: runs of each side.
+        seed: of the synthetic batches.
+        json: where the figures are written as a list of objects.
+    """
+
+    items: int = 1_700_000
+    users: int = 100_000
+    batch: int = 1024
+    ranks: int = 2
+    threads: int = 1
+    dim: int = 64
+    interests: int = 4
+    history: int = 50
+    targets: int = 5
+    negatives: int = 1000
+    steps: int = 10
+    warmup: int = 5
+    repeats: int = 7
+    seed: int = 0
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int):
+                require(value >= (0 if field.name in ("seed", "warmup") else 1), field.name, value, "at least 1")
+        require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
+        require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
+        if self.json is not None:
+            require(self.json.parent.is_dir(), "json", str(self.json), "a file in a folder that exists")
+
+
+def bench_train(options: TrainBench) -> list[Figure]:
+    """Measures steps/s and users/s as asked, and three ratios that a trainer for large catalogues is judged by.
+
+    ``users_per_second_R_ranks_over_1`` keeps the batch of each rank, so that the global batch grows with the ranks;
+    its twin ``..._same_global_batch`` divides one batch among them.
+
+    Args:
+        options: the subcommand's.
+
+    Returns:
+        The figures.
+    """
+    alone = replace(options, ranks=1)
+    half = replace(alone, batch=options.batch // options.ranks)
+    few = replace(alone, items=min(_FEW_ITEMS, options.items))
+    two_threads = replace(alone, threads=2)
+    figures = []
+
+    with _Side(options, _sharded) as asked, _Side(half, _sharded) as one, _Side(alone, _sharded) as whole:
+        seconds, one_seconds, whole_seconds = _take_turns(asked, one, whole)
+    settings, ranks = asked.settings, options.ranks
+    figures += [
+        Figure("steps_per_second", "steps/s", [options.steps / s for s in seconds], settings),
+        Figure("users_per_second", "users/s", [options.steps * options.batch / s for s in seconds], settings),
+        Figure("peak_bytes_of_all_ranks", "bytes", [asked.peak_bytes], settings),
+    ]
+    if ranks > 1:
+        name = f"users_per_second_{ranks}_ranks_over_1"
+        scaled = [ranks * ratio for ratio in ratios(one_seconds, seconds)]
+        figures.append(Figure(name, "ratio", scaled, settings | {"batch_of_1": half.batch}))
+        same = ratios(whole_seconds, seconds)
+        figures.append(Figure(f"{name}_same_global_batch", "ratio", same, settings | {"batch_of_1": alone.batch}))
+
+    with _Side(alone, _sharded) as many, _Side(few, _sharded) as fewer:
+        runs = ratios(*_take_turns(many, fewer))
+    figures.append(Figure(f"step_time_{alone.items}_over_{few.items}_items", "ratio", runs, many.settings))
+
+    with _Side(two_threads, _sharded) as ours, _Side(two_threads, _plain) as plain:
+        ours_seconds, plain_seconds = _take_turns(ours, plain)
+    runs = ratios(plain_seconds, ours_seconds)
+    figures.append(Figure("users_per_second_over_plain_torch", "ratio", runs, ours.settings))
+    memory = [ours.peak_bytes / plain.peak_bytes]
+    figures.append(Figure("peak_bytes_over_plain_torch", "ratio", memory, ours.settings))
+    return figures
+
+
+class _Side:
+    """A world that builds one kind of trainer, runs steps when asked and waits idly else."""
+
+    def __init__(self, options: TrainBench, build: Callable[[Topology, TrainBench], Callable[[Batch], Any]]) -> None:
+        self.settings = {name: value for name, value in asdict(options).items() if name != "json"}
+        self.options, self._build = options, build
+        self.peak_bytes = 0
+
+    def run(self, steps: int) -> float:
+        """Seconds that the slowest rank takes for some steps."""
+        seconds, peaks = zip(*self._ranks.call(_run, steps), strict=True)
+        self.peak_bytes = sum(peaks)
+        return max(seconds)
+
+    def __enter__(self) -> "_Side":
+        self._ranks = LocalRanks(self.options.ranks, self.options.threads).__enter__()
+        self._ranks.call(_set_up, self._build, self.options)
+        self.run(self.options.warmup)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ranks.__exit__(*error)
+
+
+def _take_turns(*sides: _Side) -> list[list[float]]:
+    """Runs every side once a repeat; returns each side's seconds."""
+    rounds = [[side.run(side.options.steps) for side in sides] for _ in range(sides[0].options.repeats)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+_step: Callable[[], Any]  # of this rank's process
+
+
+def _set_up(
+    topology: Topology, build: Callable[[Topology, TrainBench], Callable[[Batch], Any]], options: TrainBench
+) -> None:
+    global _step
+    take = build(topology, options)
+    batches = cycle([_batch(options, topology, number).to(topology.device) for number in range(_BATCHES)])
+    _step = lambda: take(next(batches))  # noqa: E731
+
+
+def _run(topology: Topology, steps: int) -> tuple[float, int]:
+    dist.barrier()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        _step()
+    if topology.device.type == "cuda":
+        torch.cuda.synchronize()
+    dist.barrier()
+    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
+    """This project's step, as the trainer takes it."""
+    edges = _edges(options)
+    model = Recommender(
+        ModelConfig(dim=options.dim, interests=options.interests),
+        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
+        items=options.items,
+        bucket_offsets=edges,
+        seed=options.seed,
+        topology=topology,
+    )
+    rows = torch.arange(edges[topology.rank + 1] - edges[topology.rank])
+    model.store.expand(rows, options.interests, span=0)
+    model.engine.train(True)
+    return model.update
+
+
+def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
+    """The yardstick: nn.Embedding with a dense gradient, and dense Adam over everything."""
+    table = nn.Embedding(options.items, options.dim, device=topology.device)
+    extractor = build_extractor(ModelConfig(dim=options.dim, interests=options.interests)).to(topology.device)
+    stored = torch.randn(options.users, options.interests, options.dim, device=topology.device)
+    optimizer = torch.optim.Adam([*table.parameters(), *extractor.parameters()])
+
+    def step(batch: Batch) -> float:
+        history, targets, negatives = (
+            table(sequence.values()) for sequence in (batch.history, batch.targets, batch.negatives)
+        )
+        start = stored[batch.users]
+        mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
+        interests = extractor(*pad(history, batch.history.lengths()), Interests(start, mask))
+        loss = loss_of(batch, interests, targets, negatives)
+        optimizer.zero_grad()
+        (loss / batch.world_targets).backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _edges(options: TrainBench) -> list[int]:
+    """The first user of each rank, and the number of users."""
+    return [rank * options.users // options.ranks for rank in range(options.ranks + 1)]
+
+
+def _batch(options: TrainBench, topology: Topology, number: int) -> Batch:
+    """This rank's slice of a global batch: users in even steps over its own, items uniform over the catalogue."""
+    draw = np.random.default_rng((options.seed, number))
+    each = options.batch // options.ranks
+    mine = slice(topology.rank * each, (topology.rank + 1) * each)
+    histories, targets = (draw.integers(1, most + 1, options.batch) for most in (options.history, options.targets))
+    negatives = _jagged(draw, options.items, np.array([options.negatives]))
+
+    draw = np.random.default_rng((options.seed, number, topology.rank))
+    first, end = _edges(options)[topology.rank : topology.rank + 2]
+    gap = (end - first) // each
+    return Batch(
+        users=torch.from_numpy(first + np.arange(each) * gap + draw.integers(gap, size=each)),
+        history=_jagged(draw, options.items, histories[mine]),
+        targets=_jagged(draw, options.items, targets[mine]),
+        negatives=negatives,
+        world_targets=int(targets.sum()),
+    )
+
+
+def _jagged(draw: np.random.Generator, items: int, lengths: np.ndarray) -> JaggedTensor:
+    return JaggedTensor(torch.from_numpy(draw.integers(items, size=lengths.sum())), lengths=torch.from_numpy(lengths))

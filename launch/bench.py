@@ -1,0 +1,42 @@
+"""Measures on this machine: bench.py BENCHMARK [--json FILE] [OPTIONS]; bench.py BENCHMARK --help lists the options."""
+
+import sys
+
+from rich.console import Console
+
+from dist_imsr.benchmarks import BENCHMARKS
+from dist_imsr.benchmarks.report import show, write_json
+from dist_imsr.config import parse
+
+
+def main(argv: list[str]) -> int:
+    """Runs one benchmark, prints its figures and writes them where ``--json`` says.
+
+    Args:
+        argv: the benchmark's name and its options.
+
+    Returns:
+        The exit status: 2 without a benchmark's name, 1 where a rank failed, 130 after Ctrl-C.
+    """
+    name = argv[0] if argv else ""
+    if name not in BENCHMARKS:
+        asked = name in ("-h", "--help")
+        print(__doc__, f"BENCHMARK is one of: {', '.join(BENCHMARKS)}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    options = parse(BENCHMARKS[name].options, argv[1:])
+    try:
+        figures = BENCHMARKS[name].measure(options)
+    except RuntimeError as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    show(figures, Console())
+    if options.json:
+        write_json(figures, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+import os
+
+import pytest
+import torch
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+
+_kept = []
+
+
+def _keep(topology, value):
+    _kept.append(value + topology.rank)
+    return list(_kept), torch.get_num_threads()
+
+
+def _raise_on_rank_1(topology):
+    if topology.rank == 1:
+        raise ValueError("rank one is unhappy")
+
+
+def _die_on_rank_1(topology):
+    if topology.rank == 1:
+        os._exit(3)
+
+
+def test_ranks_stay_between_calls():
+    with LocalRanks(2, threads=1) as ranks:
+        assert ranks.call(_keep, 10) == [([10], 1), ([11], 1)]
+        assert ranks.call(_keep, 20) == [([10, 20], 1), ([11, 21], 1)]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [(_raise_on_rank_1, "rank one is unhappy"), (_die_on_rank_1, "died without a word")]
+)
+def test_a_rank_that_fails_is_named(function, said):
+    with LocalRanks(2) as ranks, pytest.raises(RuntimeError, match=f"(?s)rank 1 of 2 failed.*{said}"):
+        ranks.call(function)
