@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def show(figures: Sequence[Figure], console: Console) -> None:
         figures: in the order of rows.
         console: where.
     """
-    table = Table("figure", "median", "min", "max", "runs", "unit")
+    table = Table(Column("figure", no_wrap=True), "median", "min", "max", "runs", "unit")
     for row in (figure.row() for figure in figures):
         numbers = (f"{row[name]:,.4g}" for name in ("median", "min", "max"))
         table.add_row(row["figure"], *numbers, str(row["runs"]), row["unit"])

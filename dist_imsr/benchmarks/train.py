@@ -82,8 +82,8 @@ class TrainBench:
 def bench_train(options: TrainBench) -> list[Figure]:
     """Measures steps/s and users/s as asked, and three ratios that a trainer for large catalogues is judged by.
 
-    ``users_per_second_R_ranks_over_1`` keeps the batch of each rank, so that the global batch grows with the ranks;
-    its twin ``..._same_global_batch`` divides one batch among them.
+    ``users_per_second_R_ranks_over_1`` divides one global batch among the ranks, as the schedule does; its twin
+    ``..._same_batch_per_rank`` lets the global batch grow with them.
 
     Args:
         options: the subcommand's.
@@ -107,10 +107,9 @@ def bench_train(options: TrainBench) -> list[Figure]:
     ]
     if ranks > 1:
         name = f"users_per_second_{ranks}_ranks_over_1"
+        figures.append(Figure(name, "ratio", ratios(whole_seconds, seconds), settings | {"batch_of_1": alone.batch}))
         scaled = [ranks * ratio for ratio in ratios(one_seconds, seconds)]
-        figures.append(Figure(name, "ratio", scaled, settings | {"batch_of_1": half.batch}))
-        same = ratios(whole_seconds, seconds)
-        figures.append(Figure(f"{name}_same_global_batch", "ratio", same, settings | {"batch_of_1": alone.batch}))
+        figures.append(Figure(f"{name}_same_batch_per_rank", "ratio", scaled, settings | {"batch_of_1": half.batch}))
 
     with _Side(alone, _sharded) as many, _Side(few, _sharded) as fewer:
         runs = ratios(*_take_turns(many, fewer))

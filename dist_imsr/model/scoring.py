@@ -68,6 +68,7 @@ def sampled_softmax(
     Returns:
         A scalar: the sum of -log softmax of the target among target and negatives.
     """
-    positive = (users * targets).sum(-1, keepdim=True)  # [A, 1]
-    others = (users @ negatives.mT).masked_fill(target_ids.unsqueeze(1) == negative_ids, -torch.inf)  # [A, N]
-    return (torch.cat([positive, others], 1).logsumexp(1) - positive.squeeze(1)).sum()
+    positive = (users * targets).sum(-1)  # [A]
+    others = users @ negatives.mT  # [A, N]
+    others.masked_fill_(target_ids.unsqueeze(1) == negative_ids, torch.finfo(others.dtype).min)
+    return (torch.logaddexp(positive, others.logsumexp(1)) - positive).sum()

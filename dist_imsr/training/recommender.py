@@ -177,10 +177,9 @@ def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torc
     Returns:
         ``[B, L, d]``, and the mask ``[B, L]`` that is false for padding.
     """
-    place = torch.arange(int(lengths.max()) if len(lengths) else 0, device=values.device)
-    mask = place < lengths.unsqueeze(1)
-    padded = values.new_zeros(*mask.shape, values.shape[1])
-    return padded.masked_scatter(mask.unsqueeze(-1), values), mask
+    longest = int(lengths.max()) if len(lengths) else 0
+    mask = torch.arange(longest, device=values.device) < lengths.unsqueeze(1)
+    return JaggedTensor(values, lengths=lengths).to_padded_dense(longest), mask
 
 
 def _owners(targets: JaggedTensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
     assert set(figures) == {
         *("steps_per_second", "users_per_second", "peak_bytes_of_all_ranks", "peak_bytes_over_plain_torch"),
-        *("users_per_second_2_ranks_over_1", "users_per_second_2_ranks_over_1_same_global_batch"),
+        *("users_per_second_2_ranks_over_1", "users_per_second_2_ranks_over_1_same_batch_per_rank"),
         *("step_time_300_over_300_items", "users_per_second_over_plain_torch"),
     }
     for row in figures.values():

@@ -69,6 +69,7 @@ def test_gradients():
 
 
 def test_only_negatives_that_are_the_target_cost_nothing():
-    user = torch.randn(1, 4)
-    target = torch.randn(1, 4)
-    assert sampled_softmax(user, target, target, torch.tensor([3]), torch.tensor([3])) == 0
+    user, target = torch.randn(2, 1, 4, requires_grad=True)
+    loss = sampled_softmax(user, target, target, torch.tensor([3]), torch.tensor([3]))
+    assert loss == 0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (user, target)))
