@@ -2,11 +2,10 @@
 
 import sys
 
-from rich.console import Console
-
 from dist_imsr.benchmarks import BENCHMARKS
 from dist_imsr.benchmarks.report import show, write_json
 from dist_imsr.config import parse
+from dist_imsr.console import output_console
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("bench.py: interrupted; nothing was written", file=sys.stderr)
         return 130
-    show(figures, Console())
+    show(figures, output_console())
     if options.json:
         write_json(figures, options.json)
     return 0

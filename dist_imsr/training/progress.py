@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dist_imsr.console import output_console
+
 logger = logging.getLogger(__name__)
 
 AnyBatch = TypeVar("AnyBatch")
-_PLAIN_WIDTH = 160  # a file has no edge to wrap at
 _PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
 
 
@@ -56,13 +57,10 @@ class Reporter:
         """
         if not self._speaks:
             return
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_PLAIN_WIDTH)
         table = Table(*columns, title=title)
         for row in rows:
             table.add_row(*(_shown(row.get(column)) for column in columns))
-        console.print(table)
+        output_console().print(table)
 
     def _bar(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         columns = (
