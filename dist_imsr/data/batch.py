@@ -186,10 +186,10 @@ class SpanData:
         return self._sweep(self._lengths > 0, self._lengths, targets=0)
 
     def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> "Steps[TestBatch]":
-        """Users with a test target whom the model knows.
+        """Users with a test target who were met before.
 
         Args:
-            known: says of dense user ids ``[n]`` whether a model can know them; nobody can rank for the others.
+            known: says of dense user ids ``[n]`` whether they were; nobody can rank for the others.
 
         Returns:
             Batches of test targets; collective when called.

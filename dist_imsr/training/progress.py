@@ -47,17 +47,18 @@ class Reporter:
         else:
             yield from self._lines(batches, steps, phase, users_a_step)
 
-    def table(self, rows: list[dict[str, Any]], columns: list[str], title: str) -> None:
+    def table(self, rows: list[dict[str, Any]], columns: list[str], title: str, caption: str) -> None:
         """Prints rows as a table on standard output.
 
         Args:
             rows: by column.
             columns: which are shown, in order.
             title: above the table.
+            caption: below it.
         """
         if not self._speaks:
             return
-        table = Table(*columns, title=title)
+        table = Table(*columns, title=title, caption=caption, caption_justify="left")
         for row in rows:
             table.add_row(*(_shown(row.get(column)) for column in columns))
         output_console().print(table)

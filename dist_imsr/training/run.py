@@ -12,6 +12,11 @@ from dist_imsr.distributed.topology import connect, locate
 from dist_imsr.training.trainer import TrainConfig, Trainer
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+_CAPTION = (
+    "The model of each span is tested on the next. hr and ndcg rank each user's latest interaction there among all "
+    "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item in an "
+    "earlier span. Rates are fractions of the users."
+)
 _OURS = ("config.yaml", "metrics.jsonl", "events", "checkpoints")  # what a run writes into its folder
 
 
@@ -35,7 +40,8 @@ def train(config: TrainConfig) -> int:
         topology = connect(config.timeout_seconds)
         trainer = Trainer(config, dataset, topology)
         lines = trainer.run()
-        trainer.reporter.table(lines, _columns(config.training.top), f"{config.run_dir}: {config.strategy.name}")
+        title = f"{config.run_dir}: {config.strategy.name}"
+        trainer.reporter.table(lines, _columns(config.training.top), title, _CAPTION)
         dist.destroy_process_group()
         return 0
     except FloatingPointError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from dist_imsr.config import require
@@ -111,6 +112,9 @@ class Trainer:
             topology=topology,
             events=config.run_dir / "events",
         )
+        self.met = np.zeros(
+            len(self.model.store.counts), dtype=bool
+        )  # this rank's users, by row: seen in a span so far
         self.step = 0
         self.good = "the state before training"
 
@@ -125,23 +129,24 @@ class Trainer:
         """
         lines = []
         for span in range(self.dataset.spans - 1):
+            data = self._open(span)
             self.model.catalogue.grow(self.dataset.items_by_span[span])
-            fitted = self.fit(span) if self.strategy.updates(span) else {"loss": None, "train_seconds": 0.0}
+            fitted = self.fit(data) if self.strategy.updates(span) else {"loss": None, "train_seconds": 0.0}
+            self.met[data.users - self.model.store.first_user] = True
             if span > 0:
                 lines.append(self._record(span, fitted | self.test(span + 1)))
         return lines
 
-    def fit(self, span: int) -> dict[str, Any]:
+    def fit(self, data: SpanData) -> dict[str, Any]:
         """Trains on one span with early stopping and writes its users' interests back; collective.
 
         Args:
-            span: 0 is the pre-training span.
+            data: the span; 0 is the pre-training span.
 
         Returns:
             ``loss`` of the state that is kept (mean over targets) and ``train_seconds``.
         """
-        begin = time.perf_counter()
-        data = self._open(span)
+        begin, span = time.perf_counter(), data.span
         self.model.admit(data)
         training, first = self.config.training, span == 0
         self.model.catalogue.set_learning_rate(
@@ -175,6 +180,9 @@ class Trainer:
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
 
+        All users of the span who were met in an earlier one are tested, whatever the strategy made of them, so that
+        strategies are compared on the same users. One without interests ties everywhere, which is a miss.
+
         Args:
             span: the span after the last trained one.
 
@@ -185,7 +193,7 @@ class Trainer:
         items = self.dataset.items_by_span[span]
         self.model.catalogue.grow(items)
         metrics = Metrics(self.config.training.top)
-        batches = self._open(span).testing(self.model.knows)
+        batches = self._open(span).testing(lambda users: self.met[users - self.model.store.first_user])
         self.model.engine.train(False)
         with torch.no_grad():
             for batch in self._follow(batches, f"test on span {span}", self.config.batch.eval_size):

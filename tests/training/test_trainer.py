@@ -73,7 +73,7 @@ def _fit_spans(topology, config):
     for span in range(3):
         trainer.model.catalogue.grow(trainer.dataset.items_by_span[span])
         if trainer.strategy.updates(span):
-            trainer.fit(span)
+            trainer.fit(trainer._open(span))
         store = trainer.model.store
         states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.weight.clone()))
     return store.first_user, states
@@ -101,13 +101,27 @@ def test_frozen_moves_nothing_after_span_0(folder, tmp_path):
         assert torch.equal(weight[:known], states[0][2])
 
 
+def test_strategies_are_tested_on_the_same_users(folder, tmp_path):
+    seen = []
+    for name in STRATEGIES:
+        ((_, lines, *_),) = run_ranks(1, _run, _config(folder, tmp_path / name, strategy=StrategyConfig(name)))
+        seen.append([line["users"] for line in lines])
+    late = {user for user, spans in HISTORY.items() if not spans[0]}
+    assert late  # frozen has no interests for them
+    met = [
+        sum(len(spans[span + 1]) >= 3 and any(map(len, spans[: span + 1])) for spans in HISTORY.values())
+        for span in (1, 2)
+    ]
+    assert seen == [met] * len(STRATEGIES)
+
+
 def _best(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer, seen = Trainer(config, Dataset(config.data), topology), []
     trainer.model.engine.log = lambda values, step: seen.extend(values.items())
     trainer._write_back = lambda data: None  # or validation would start from the interests of this very span
-    trainer.fit(0)
     data = trainer._open(0)
+    trainer.fit(data)
     return [value for name, value in seen if name.startswith("validation")], trainer._validate(data), trainer.good
 
 
