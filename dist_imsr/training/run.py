@@ -14,8 +14,8 @@ from dist_imsr.training.trainer import TrainConfig, Trainer
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _CAPTION = (
     "The model of each span is tested on the next. hr and ndcg rank each user's latest interaction there among all "
-    "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item in an "
-    "earlier span. Rates are fractions of the users."
+    "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item "
+    "in an earlier span. Rates are fractions of the users."
 )
 _OURS = ("config.yaml", "metrics.jsonl", "events", "checkpoints")  # what a run writes into its folder
 

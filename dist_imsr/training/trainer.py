@@ -144,7 +144,7 @@ class Trainer:
             data: the span; 0 is the pre-training span.
 
         Returns:
-            ``loss`` of the state that is kept (mean over targets) and ``train_seconds``.
+            ``loss`` of the state that is kept (mean over targets; None without any) and ``train_seconds``.
         """
         begin, span = time.perf_counter(), data.span
         self.model.admit(data)
@@ -159,7 +159,7 @@ class Trainer:
         for epoch in range(training.epochs if first else training.incremental_epochs):
             loss = self._train(data, epoch)
             quality = self._validate(data)
-            better = quality > best or training.patience == 0
+            better = not quality <= best or training.patience == 0  # without validation targets quality is NaN
             if better:
                 best, best_epoch, kept_loss = quality, epoch, loss
                 snapshot = self.model.snapshot() if training.patience else []
@@ -175,7 +175,10 @@ class Trainer:
             self.model.restore(snapshot)
         self._write_back(data)
         self.good = f"span {span}, trained"
-        return {"loss": kept_loss, "train_seconds": time.perf_counter() - begin}
+        if math.isnan(best):
+            logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
+        kept = None if math.isnan(kept_loss) else kept_loss
+        return {"loss": kept, "train_seconds": time.perf_counter() - begin}
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
@@ -216,7 +219,7 @@ class Trainer:
                 )
             total, targets, self.step = total + losses.sum().item(), targets + batch.world_targets, self.step + 1
             self.model.engine.log({"train/loss": losses.sum().item() / max(batch.world_targets, 1)}, self.step)
-        return total / max(targets, 1)
+        return total / targets if targets else math.nan
 
     def _validate(self, data: SpanData) -> float:
         """The mean over all ranks' validation targets of the metric that stops training early."""
@@ -232,7 +235,7 @@ class Trainer:
                 gain = discount(ranks, top) if self.config.training.metric == "ndcg" else 1 / ranks
                 sums += torch.tensor([gain.sum().item(), len(ranks)])
         total, users = self.topology.sum(sums).tolist()
-        return total / max(users, 1)
+        return total / users if users else math.nan
 
     def _write_back(self, data: SpanData) -> None:
         """Stores H_u^t of the span's users, from all they did in it."""

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_the_best_state_is_restored(folder, tmp_path, rate):
         assert restored == pytest.approx(max(qualities))
         assert len(qualities) == 12 or len(qualities) - 1 - qualities.index(max(qualities)) == 2
         assert good == "span 0, trained"
+
+
+def test_spans_without_validation_or_training_targets(tmp_path):
+    short = {user: [spans[0], spans[1][:2], spans[2][:1], spans[3]] for user, spans in HISTORY.items()}
+    config = _config(write_dataset(tmp_path / "data", short), tmp_path / "run")
+    for losses, lines, *_ in run_ranks(2, _run, config):
+        assert [line["loss"] is None for line in lines] == [False, True]
+        assert sum(math.isnan(loss) for loss in losses) == 2 * config.training.incremental_epochs  # validations
+        assert lines[0]["users"] == 0
+        assert lines[0]["hr@5"] is None
 
 
 def _diverge(topology, config):
