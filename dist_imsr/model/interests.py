@@ -1,4 +1,4 @@
-"""The padded view of users' interest vectors."""
+"""The padded views of users' interests that the equations work on."""
 
 from typing import NamedTuple
 
@@ -26,3 +26,20 @@ class Interests(NamedTuple):
             The interests with the same mask.
         """
         return Interests(vectors * self.mask.unsqueeze(-1), self.mask)
+
+
+class Start(NamedTuple):
+    """What an extractor begins with in span t, slot by slot.
+
+    Args:
+        interests: the stored H_u^{t-1}, ``[B, K, d]``; N(0, I) where an interest is new (erratum E2).
+        carried: ``[B, K]``, how many items the stored vector counts as in H_u^t (erratum E10): rho for existing
+            interests, zero for new ones. None carries nothing.
+        logits: ``[B, K, L]``, random routing logits, for the extractors that ask for them.
+        queries: ``[B, K, d_a]``, the users' own W_u of Eq. 8, for the extractors that ask for them.
+    """
+
+    interests: Interests
+    carried: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    queries: torch.Tensor | None = None

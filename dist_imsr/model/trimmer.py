@@ -1,0 +1,56 @@
+"""PIT, the projection-based trimmer (Section IV-D): new interests keep what existing ones cannot say, or go."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_imsr.config import require
+from dist_imsr.model.interests import Interests
+
+_EPSILON = 1e-6  # relative to the trace
+
+
+@dataclass
+class TrimmerConfig:
+    """What becomes of new interests.
+
+    Args:
+        project: whether new interests keep only their part orthogonal to the existing ones.
+        trim: whether short new interests are removed when the span ends.
+        c2: the norm below which they are (Eq. 17).
+    """
+
+    project: bool = True
+    trim: bool = True
+    c2: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(self.c2 >= 0, "strategy.imsr.trimmer.c2", self.c2, "at least 0")
+
+
+def project(interests: Interests, existing: torch.Tensor) -> Interests:
+    """Takes from each new interest what the user's existing ones span: h - P h (Eq. 15-16).
+
+    Erratum E4: M = [h_1 .. h_K], ``d x K``, holds the *existing* interests, and P = M (M^T M + eps I)^{-1} M^T, eps
+    relative to the trace, so that dependent and zero interests and K >= d all give finite values. Solved in float64,
+    whatever the training's precision.
+
+    Args:
+        interests: H_u^t before the projection, ``[B, K, d]``.
+        existing: ``[B, K]`` bool, the interests that are older than the span.
+
+    Returns:
+        The interests; existing ones, and those of users without any, as they were. Differentiable.
+    """
+    with torch.autocast(interests.vectors.device.type, enabled=False):
+        vectors = interests.vectors.double()
+        basis = vectors * existing.unsqueeze(-1)  # [B, K, d], M^T
+        gram = basis @ basis.mT
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        # Rows that are no basis get a one, so that the system stays regular and their solution zero.
+        ridge = torch.where(existing, _EPSILON * trace + torch.finfo(gram.dtype).tiny ** 0.5, 1.0)
+        factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge))
+        share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [B, K, K]: column k holds h_k in the basis
+        kept = (vectors - share.mT @ basis).to(interests.vectors.dtype)
+        new = interests.mask & ~existing
+        return interests.replace(torch.where(new.unsqueeze(-1), kept, interests.vectors))
