@@ -71,6 +71,7 @@ class Batch(Movable):
     """This rank's part of a global step.
 
     Args:
+        span: which span it is of.
         users: ``[B]`` int64, dense ids.
         history: B sequences of item ids, the oldest first.
         targets: B sequences of item ids, all later than the history.
@@ -78,6 +79,7 @@ class Batch(Movable):
         world_targets: the number of targets in the global step.
     """
 
+    span: int
     users: torch.Tensor
     history: JaggedTensor
     targets: JaggedTensor
@@ -160,6 +162,7 @@ class SpanData:
             negatives = generator(_NEGATIVES, *keys, step).integers(self._known_items, size=self.config.negatives)
             at, cut = rows[places], cuts[places]
             return Batch(
+                span=self.span,
                 users=torch.from_numpy(self.users[at]),
                 history=self._history(at, cut),
                 targets=self._items(at, cut, n_targets[places]),
@@ -176,6 +179,14 @@ class SpanData:
             Batches of one target for each user; collective when called.
         """
         return self._sweep(self._trained < self._lengths, self._trained, targets=1)
+
+    def trainable(self) -> "Steps[Batch]":
+        """All users with the interactions of the span that may be learnt from, for detecting what is new in them.
+
+        Returns:
+            Batches without targets; collective when called.
+        """
+        return self._sweep(self._trained > 0, self._trained, targets=0)
 
     def everything(self) -> "Steps[Batch]":
         """All users of the span with all they did in it, for writing interests back.
@@ -220,6 +231,7 @@ class SpanData:
         def read(step: int) -> Batch:
             at = rows[schedule.places(step)]
             return Batch(
+                span=self.span,
                 users=torch.from_numpy(self.users[at]),
                 history=self._history(at, cut[at]),
                 targets=self._items(at, cut[at], np.full(len(at), targets)),

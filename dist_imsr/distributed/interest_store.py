@@ -1,51 +1,102 @@
 """Every user's interests, held by the rank that owns the user's bucket."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 
-_STREAM = 0x1D7E
+_STREAM, _QUERIES = 0x1D7E, 0x90E7
+_EPSILON = 1e-8
 
 
 @dataclass
 class InterestStoreConfig:
-    """Where interests live.
+    """Where interests live, and how the queries beside them learn.
 
     Args:
         memory: of which kind of memory; ``host`` leaves a GPU's memory to the catalogue.
+        query_learning_rate: of ComiRec-SA's queries, under row-wise Adagrad.
     """
 
     memory: Literal["device", "host"] = "device"
+    query_learning_rate: float = 0.03
+
+    def __post_init__(self) -> None:
+        require(self.query_learning_rate > 0, "store.query_learning_rate", self.query_learning_rate, "above 0")
+
+
+class Slots(NamedTuple):
+    """The interests of all users of a rank, user after user; S = sum K_u.
+
+    Args:
+        values: ``[S, d]``, the vectors h_k.
+        born: ``[S]`` int16, the span of each one's birth.
+        queries: ``[S, d_a]``, each one's column of W_u (Eq. 8); d_a is 0 where the base model has none.
+        moments: ``[S, 1]``, the queries' row-wise Adagrad state; ``[S, 0]`` where there are none.
+    """
+
+    values: torch.Tensor
+    born: torch.Tensor
+    queries: torch.Tensor
+    moments: torch.Tensor
+
+
+class StoreSnapshot(NamedTuple):
+    """What `InterestStore.restore` takes."""
+
+    slots: Slots
+    offsets: torch.Tensor
 
 
 class InterestStore:
-    """Jagged interest vectors of a contiguous range of users; a row is a user's number inside that range.
+    """Jagged interests of a contiguous range of users; a row is a user's number inside that range.
 
     Memory and cost follow the interests that exist: a user who was not met yet has none.
 
     Args:
+        config: the store's section.
         users: how many users this rank owns.
         first_user: the dense id of row 0.
         dim: d, the width of an interest.
+        query_dim: d_a, the width of a query; 0 for none.
         seed: keys the first vectors of new interests.
         device: where the values live.
     """
 
-    def __init__(self, users: int, first_user: int, dim: int, seed: int, device: torch.device) -> None:
-        self.first_user = first_user
-        self.seed = seed
-        self.values = torch.zeros(0, dim, device=device)  # [sum K_u, d]
-        self.born = torch.zeros(0, dtype=torch.int16, device=device)  # [sum K_u], the span of birth
+    def __init__(
+        self,
+        config: InterestStoreConfig,
+        users: int,
+        first_user: int,
+        dim: int,
+        query_dim: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.first_user, self.seed = config, first_user, seed
+        self.slots = Slots(
+            values=torch.zeros(0, dim, device=device),
+            born=torch.zeros(0, dtype=torch.int16, device=device),
+            queries=torch.zeros(0, query_dim, device=device),
+            moments=torch.zeros(0, min(query_dim, 1), device=device),
+        )
         self.offsets = torch.zeros(users + 1, dtype=torch.int64, device=device)
 
     @classmethod
     def build(
-        cls, config: InterestStoreConfig, bucket_offsets: list[int], dim: int, seed: int, topology: Topology
+        cls,
+        config: InterestStoreConfig,
+        bucket_offsets: list[int],
+        dim: int,
+        query_dim: int,
+        seed: int,
+        topology: Topology,
     ) -> "InterestStore":
         """An empty store for the buckets that this rank owns.
 
@@ -53,6 +104,7 @@ class InterestStore:
             config: the store's section.
             bucket_offsets: the first user of each bucket, and the number of users.
             dim: d.
+            query_dim: d_a.
             seed: the run's seed.
             topology: this rank's place.
 
@@ -62,12 +114,32 @@ class InterestStore:
         buckets = topology.buckets(len(bucket_offsets) - 1)
         first, end = bucket_offsets[buckets.start], bucket_offsets[buckets.stop]
         device = topology.device if config.memory == "device" else torch.device("cpu")
-        return cls(end - first, first, dim, seed, device)
+        return cls(config, end - first, first, dim, query_dim, seed, device)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The vectors, ``[S, d]``."""
+        return self.slots.values
+
+    @property
+    def born(self) -> torch.Tensor:
+        """The span of each interest's birth, ``[S]`` int16."""
+        return self.slots.born
 
     @property
     def counts(self) -> torch.Tensor:
         """K_u of every row, ``[users]`` int64."""
         return self.offsets.diff()
+
+    @property
+    def owners(self) -> torch.Tensor:
+        """The row of each interest's user, ``[S]`` int64."""
+        return torch.arange(len(self.counts), device=self.offsets.device).repeat_interleave(self.counts)
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the slots and the offsets."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.slots, self.offsets))
 
     def gather(self, rows: torch.Tensor, device: torch.device | None = None) -> Interests:
         """The padded view of some users' interests.
@@ -80,9 +152,49 @@ class InterestStore:
             A copy, ``[B, K, d]`` with K the largest K_u among ``rows``.
         """
         slots, mask = self._slots(rows.to(self.values.device))
-        vectors = self.values.new_zeros(*slots.shape, self.values.shape[1])
-        vectors[mask] = self.values[slots[mask]]
-        return Interests(vectors.to(device or vectors.device), mask.to(device or mask.device))
+        return Interests(
+            _padded(self.values, slots, mask).to(device or mask.device), mask.to(device or mask.device)
+        )
+
+    def existing(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> torch.Tensor:
+        """Which of some users' interests are older than a span.
+
+        Args:
+            rows: ``[B]`` int64.
+            span: the span at hand.
+            device: where the answer is wanted; the store's own by default.
+
+        Returns:
+            ``[B, K]`` bool in the slots of `gather`; false for padding.
+        """
+        slots, mask = self._slots(rows.to(self.values.device))
+        return (_padded(self.born, slots, mask) < span).logical_and_(mask).to(device or mask.device)
+
+    def queries(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """Some users' queries W_u.
+
+        Args:
+            rows: ``[B]`` int64.
+            device: where they are wanted; the store's own by default.
+
+        Returns:
+            A copy, ``[B, K, d_a]`` in the slots of `gather`; zero for padding.
+        """
+        slots, mask = self._slots(rows.to(self.values.device))
+        return _padded(self.slots.queries, slots, mask).to(device or mask.device)
+
+    def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
+
+        Args:
+            rows: ``[B]`` int64, distinct.
+            gradient: ``[B, K, d_a]`` in the slots of `gather`.
+        """
+        slots, mask = self._slots(rows.to(self.values.device))
+        place, step = slots[mask], gradient.to(self.slots.queries)[mask]
+        self.slots.moments[place] += step.square().mean(1, keepdim=True)
+        rate = self.config.query_learning_rate / (self.slots.moments[place].sqrt() + _EPSILON)
+        self.slots.queries[place] -= rate * step
 
     def scatter(self, rows: torch.Tensor, interests: Interests) -> None:
         """Writes some users' interests back; every other user's bytes stay as they are.
@@ -95,39 +207,78 @@ class InterestStore:
         vectors = interests.vectors.detach().to(self.values)
         self.values[slots[mask]] = vectors[:, : slots.shape[1]][mask]
 
-    def expand(self, rows: torch.Tensor, count: int, span: int) -> None:
+    def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
         """Gives users more interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
 
+        Their queries start at what (seed, slot) keys, the same for all users: as in ComiRec, whose users share them.
         Costs one pass over the store, once per span.
 
         Args:
             rows: ``[B]`` int64, distinct.
-            count: how many more each of them gets.
+            count: how many more each of them gets; one number, or ``[B]`` int64.
             span: the span of birth.
         """
-        device = self.values.device
+        device, old = self.values.device, self.slots
         more = torch.zeros_like(self.counts)
-        more[rows.to(device)] = count
-        users = torch.arange(len(more), device=device)
-        owners = users.repeat_interleave(self.counts)
+        more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
         shift = more.cumsum(0) - more  # how far each user's old slots move
-        kept = torch.arange(len(self.values), device=device) + shift[owners]
-        offsets = torch.cat([self.offsets[:1], (self.counts + more).cumsum(0)])
+        kept = torch.arange(len(old.values), device=device) + shift[self.owners]
+        self.offsets = torch.cat([self.offsets[:1], (self.counts + more).cumsum(0)])
+        self.slots = Slots(*(column.new_zeros(int(self.offsets[-1]), *column.shape[1:]) for column in old))
+        for column, before in zip(self.slots, old, strict=True):
+            column[kept] = before
 
-        values = self.values.new_empty(int(offsets[-1]), self.values.shape[1])
-        born = self.born.new_full((len(values),), span)
-        fresh = torch.ones(len(values), dtype=torch.bool, device=device)
+        fresh = torch.ones(len(self.values), dtype=torch.bool, device=device)
         fresh[kept] = False
-        values[kept], born[kept] = self.values, self.born
-        new_owners = users.repeat_interleave(more)
-        slot = fresh.nonzero().squeeze(1) - offsets[new_owners]
-        values[fresh] = keyed_random.normal(
-            values.shape[1], _STREAM, self.seed, new_owners + self.first_user, span, slot
+        owners = torch.arange(len(more), device=device).repeat_interleave(more)
+        slot = fresh.nonzero().squeeze(1) - self.offsets[owners]
+        dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
+        users = owners + self.first_user
+        self.values[fresh] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
+        self.slots.queries[fresh] = keyed_random.normal(query_dim, _QUERIES, self.seed, slot) / math.sqrt(
+            max(query_dim, 1)
         )
-        self.values, self.born, self.offsets = values, born, offsets
+        self.born[fresh] = span
+
+    def trim(self, keep: torch.Tensor) -> None:
+        """Removes interests; what stays keeps its order and its bytes, and costs one pass over the store.
+
+        Args:
+            keep: ``[S]`` bool.
+        """
+        keep = keep.to(self.values.device)
+        counts = torch.zeros_like(self.counts).index_add_(0, self.owners, keep.to(torch.int64))
+        self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
+        self.slots = Slots(*(column[keep] for column in self.slots))
+
+    def snapshot(self) -> StoreSnapshot:
+        """What training may change between two spans' ends: which interests there are, and their queries.
+
+        Returns:
+            What `restore` takes. Vectors and births are shared with the store, not copied: `scatter` writes them only
+            once a span is trained, and `expand` makes new ones.
+        """
+        queries, moments = self.slots.queries.clone(), self.slots.moments.clone()
+        return StoreSnapshot(self.slots._replace(queries=queries, moments=moments), self.offsets)
+
+    def restore(self, snapshot: StoreSnapshot) -> None:
+        """Puts a snapshot back.
+
+        Args:
+            snapshot: taken since the last `scatter`.
+        """
+        queries, moments = snapshot.slots.queries.clone(), snapshot.slots.moments.clone()
+        self.slots, self.offsets = snapshot.slots._replace(queries=queries, moments=moments), snapshot.offsets
 
     def _slots(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places in ``values`` of each user's interests, ``[B, K]``, and which of them exist."""
+        """Places of each user's interests, ``[B, K]``, and which of them exist."""
         first, counts = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         slot = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device)
         return first.unsqueeze(1) + slot, slot < counts.unsqueeze(1)
+
+
+def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``[B, K, ...]`` of a column ``[S, ...]``; zero for padding."""
+    padded = column.new_zeros(*slots.shape, *column.shape[1:])
+    padded[mask] = column[slots[mask]]
+    return padded

@@ -4,12 +4,14 @@ A new strategy is a file here and an entry in ``STRATEGIES`` and in the names of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_imsr.strategies.base import Strategy
 from dist_imsr.strategies.fine_tuning import FineTuning
 from dist_imsr.strategies.frozen import Frozen
+from dist_imsr.strategies.imsr import IMSR
+from dist_imsr.strategies.interests import InterestPolicy
 
 
 @dataclass
@@ -17,15 +19,19 @@ class StrategyConfig:
     """The incremental strategy.
 
     Args:
-        name: frozen keeps the pre-trained model as it is; fine_tuning trains on each span's new interactions.
+        name: frozen keeps the pre-trained model as it is; fine_tuning trains on each span's new interactions; imsr also
+            grows and keeps interests.
+        imsr: the parts of imsr.
     """
 
-    name: Literal["frozen", "fine_tuning"] = "fine_tuning"
+    name: Literal["frozen", "fine_tuning", "imsr"] = "imsr"
+    imsr: InterestPolicy = field(default_factory=InterestPolicy)
 
 
 STRATEGIES: dict[str, Callable[[StrategyConfig], Strategy]] = {
     "frozen": lambda config: Frozen(),
     "fine_tuning": lambda config: FineTuning(),
+    "imsr": lambda config: IMSR(config.imsr),
 }
 
 

@@ -2,9 +2,14 @@
 
 from typing import Protocol
 
+from dist_imsr.strategies.interests import InterestPolicy
+
 
 class Strategy(Protocol):
     """Decides what moves when a span arrives."""
+
+    interests: InterestPolicy
+    """What becomes of existing and of new interests."""
 
     def updates(self, span: int) -> bool:
         """Whether parameters and interests move in a span.

@@ -1,0 +1,119 @@
+"""What a span did to interests, counted by each rank and summed over all."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dist_imsr.distributed.topology import Topology
+
+_QUANTILES = (0.1, 0.5, 0.9)
+
+
+class Histogram:
+    """Counts of positive numbers in bins of equal ratio, so that quantiles need no gathering of the numbers.
+
+    Args:
+        low: numbers below it are counted as ``low``.
+        high: numbers above it are counted as ``high``.
+        bins: how many; a quantile is right within a factor of (high / low)^(1 / bins).
+    """
+
+    def __init__(self, low: float = 1e-6, high: float = 1e2, bins: int = 1024) -> None:
+        self.low, self.ratio = low, (high / low) ** (1 / bins)
+        self.counts = torch.zeros(bins, dtype=torch.float64)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Counts numbers.
+
+        Args:
+            values: ``[n]``.
+        """
+        place = ((values.double() / self.low).clamp(min=1).log() / torch.tensor(self.ratio).double().log()).long()
+        self.counts += torch.bincount(place.clamp(max=len(self.counts) - 1).cpu(), minlength=len(self.counts))
+
+    def quantile(self, share: float) -> float | None:
+        """The number below which a share of the numbers lies.
+
+        Args:
+            share: 0 to 1.
+
+        Returns:
+            The middle of its bin; None without numbers.
+        """
+        total = float(self.counts.sum())
+        if total == 0:
+            return None
+        place = int(torch.searchsorted(self.counts.cumsum(0), share * total))
+        return float(self.low * self.ratio ** (min(place, len(self.counts) - 1) + 0.5))
+
+
+@dataclass
+class Growth:
+    """One span's account of interests.
+
+    The identities that hold: ``created = kept + trimmed``, and each detection asks for ``delta_k`` interests a puzzled
+    user, which are created or refused. New users' first interests are not counted: nothing detected them.
+
+    Args:
+        puzzled: users whom the detector singled out.
+        refused: interests that K_max refused.
+        kept: created interests that stay.
+        trimmed: created interests that went when the span ended.
+        norm_kept: sum of the norms of those that stay.
+        norm_trimmed: sum of the norms of those that went.
+        existing: existing interests of the span's users.
+        cosine: sum over them of the cosine between what was stored and what is.
+        detected: users whom the detector looked at.
+        divergence: sum over these of the mean divergence (Eq. 12) of the user's items.
+        divergences: these mean divergences.
+    """
+
+    puzzled: float = 0.0
+    refused: float = 0.0
+    kept: float = 0.0
+    trimmed: float = 0.0
+    norm_kept: float = 0.0
+    norm_trimmed: float = 0.0
+    existing: float = 0.0
+    cosine: float = 0.0
+    detected: float = 0.0
+    divergence: float = 0.0
+    divergences: Histogram = field(default_factory=Histogram)
+
+    def summed(self, topology: Topology) -> "Growth":
+        """The account of all ranks; collective.
+
+        Args:
+            topology: this rank's place.
+
+        Returns:
+            A new account.
+        """
+        *numbers, histogram = vars(self).values()
+        sums = topology.sum(torch.cat([torch.tensor(numbers, dtype=torch.float64), histogram.counts]))
+        world = Growth(*sums[: len(numbers)].tolist())
+        world.divergences.counts = sums[len(numbers) :]
+        return world
+
+    def record(self) -> dict[str, float | int | None]:
+        """The keys of metrics.jsonl; a mean over nothing is None.
+
+        Returns:
+            Numbers by key.
+        """
+
+        def mean(total: float, count: float) -> float | None:
+            return total / count if count else None
+
+        return {
+            "interests_created": int(self.kept + self.trimmed),
+            "interests_kept": int(self.kept),
+            "interests_trimmed": int(self.trimmed),
+            "interests_refused": int(self.refused),
+            "puzzled_users": int(self.puzzled),
+            "divergence_mean": mean(self.divergence, self.detected),
+            **{f"divergence_p{int(share * 100)}": self.divergences.quantile(share) for share in _QUANTILES},
+            "norm_kept": mean(self.norm_kept, self.kept),
+            "norm_trimmed": mean(self.norm_trimmed, self.trimmed),
+            "existing_cosine": mean(self.cosine, self.existing),
+        }
