@@ -23,7 +23,8 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
-from dist_imsr.model.interests import Interests
+from dist_imsr.model.interests import Interests, Start
+from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.recommender import Recommender, loss_of, pad
 
 _BATCHES = 8  # made before the clock starts, and taken in turn
@@ -181,6 +182,7 @@ def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
     """This project's step, as the trainer takes it."""
     edges = _edges(options)
     model = Recommender(
+        InterestPolicy.plain(),
         ModelConfig(dim=options.dim, interests=options.interests),
         *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
         items=options.items,
@@ -207,7 +209,7 @@ def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
         )
         start = stored[batch.users]
         mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
-        interests = extractor(*pad(history, batch.history.lengths()), Interests(start, mask))
+        interests = extractor(*pad(history, batch.history.lengths()), Start(Interests(start, mask)))
         loss = loss_of(batch, interests, targets, negatives)
         optimizer.zero_grad()
         (loss / batch.world_targets).backward()
@@ -234,6 +236,7 @@ def _batch(options: TrainBench, topology: Topology, number: int) -> Batch:
     first, end = _edges(options)[topology.rank : topology.rank + 2]
     gap = (end - first) // each
     return Batch(
+        span=0,
         users=torch.from_numpy(first + np.arange(each) * gap + draw.integers(gap, size=each)),
         history=_jagged(draw, options.items, histories[mine]),
         targets=_jagged(draw, options.items, targets[mine]),

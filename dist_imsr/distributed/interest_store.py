@@ -152,9 +152,7 @@ class InterestStore:
             A copy, ``[B, K, d]`` with K the largest K_u among ``rows``.
         """
         slots, mask = self._slots(rows.to(self.values.device))
-        return Interests(
-            _padded(self.values, slots, mask).to(device or mask.device), mask.to(device or mask.device)
-        )
+        return Interests(_padded(self.values, slots, mask).to(device or mask.device), mask.to(device or mask.device))
 
     def existing(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> torch.Tensor:
         """Which of some users' interests are older than a span.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,16 +11,18 @@ from dist_imsr.config import require
 from dist_imsr.model.interests import Interests, Start
 
 
-class Extractor(Protocol):
-    """f_user of Eq. 1: what every base model offers."""
+class Extractor(nn.Module):
+    """f_user of Eq. 1: what every base model offers.
 
-    logit_scale: float
-    """The deviation of the random routing logits that it asks for; 0 for none."""
+    Attributes:
+        logit_scale: the deviation of the random routing logits that it asks for; 0 for none.
+        query_dim: d_a, the width of the users' own queries that it asks for; 0 for none.
+    """
 
-    query_dim: int
-    """d_a, the width of the users' own queries that it asks for; 0 for none."""
+    logit_scale: float = 0.0
+    query_dim: int = 0
 
-    def __call__(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
+    def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         """Extracts the interests of a block of users.
 
         Args:
@@ -31,7 +33,7 @@ class Extractor(Protocol):
         Returns:
             H_u^t in the slots of ``start``, ``[B, K, d]``.
         """
-        ...
+        raise NotImplementedError
 
 
 @dataclass
@@ -83,7 +85,7 @@ def squash(vectors: torch.Tensor) -> torch.Tensor:
     return vectors * (square + tiny).sqrt() / (1 + square)
 
 
-class DynamicRouting(nn.Module):
+class DynamicRouting(Extractor):
     """Behaviour-to-interest routing (Eq. 3-4) with one shared map W, as in ComiRec-DR and MIND.
 
     Errata E1 and E2 of the paper are read here: routing weights sum to one over the interests by default, and the
@@ -101,8 +103,6 @@ class DynamicRouting(nn.Module):
         normalise: the axis over which the weights c_ik sum to one.
         logit_scale: the deviation of the random logits that `Start` is to hold; 0 for none.
     """
-
-    query_dim = 0
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class DynamicRouting(nn.Module):
         return (agreement.softmax(-2 if self.normalise == "interests" else -1) * both).to(votes.dtype)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Extractor):
     """ComiRec-SA with queries of each user's own (Eq. 7-9): W_1 is shared, W_u stands beside the user's interests.
 
     An existing interest joins the sequence as one more item for itself alone, with log rho added to its logit (erratum
@@ -151,8 +151,6 @@ class SelfAttention(nn.Module):
         positions: trainable position embeddings are added to the embeddings that are attended with, not to those that
             are summed, for histories up to this length, the oldest item first; 0 for none.
     """
-
-    logit_scale = 0.0
 
     def __init__(self, dim: int, query_dim: int, positions: int = 0) -> None:
         super().__init__()
@@ -174,21 +172,21 @@ class SelfAttention(nn.Module):
         return stored.replace((weights[..., :-1] @ items).to(items.dtype) + weights[..., -1:] * stored.vectors)
 
 
-BASES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+BASES: dict[str, Callable[[ModelConfig], Extractor]] = {
     "comirec_dr": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise),
     "mind": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise, config.logit_scale),
     "comirec_sa": lambda config: SelfAttention(config.dim, config.query_dim, config.positions),
 }
 
 
-def build_extractor(config: ModelConfig) -> nn.Module:
+def build_extractor(config: ModelConfig) -> Extractor:
     """Builds the base model that a configuration names.
 
     Args:
         config: the model's section.
 
     Returns:
-        A module of the `Extractor` form, the same for every process that builds it.
+        The extractor, with the same first weights in every process that builds it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

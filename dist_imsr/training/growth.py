@@ -80,6 +80,13 @@ class Growth:
     divergence: float = 0.0
     divergences: Histogram = field(default_factory=Histogram)
 
+    def __add__(self, other: "Growth") -> "Growth":
+        *mine, _ = vars(self).values()
+        *theirs, _ = vars(other).values()
+        both = Growth(*(one + another for one, another in zip(mine, theirs, strict=True)))
+        both.divergences.counts = self.divergences.counts + other.divergences.counts
+        return both
+
     def summed(self, topology: Topology) -> "Growth":
         """The account of all ranks; collective.
 

@@ -1,27 +1,62 @@
 """The whole distributed model: sharded catalogue, replicated extractor, bucket-local interests."""
 
+from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch, SpanData
+from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
-from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
+from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import target_ranks
+from dist_imsr.model.detector import divergence, mean_divergence, puzzled
 from dist_imsr.model.extractors import ModelConfig, build_extractor
-from dist_imsr.model.interests import Interests
+from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.retainers import Drift
 from dist_imsr.model.scoring import attend, sampled_softmax
+from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.training.growth import Growth
+
+_LOGITS = 0x106175  # a stream of random numbers
+
+
+class Extraction(NamedTuple):
+    """Interests extracted from a batch's history, and what came along.
+
+    Args:
+        interests: H_u^t, ``[B, K, d]``.
+        start: what the extractor began with.
+        existing: ``[B, K]`` bool, the interests that are older than the span.
+        targets: ``[A, d]``, the targets' embeddings.
+        negatives: ``[N, d]``, those of the negatives.
+    """
+
+    interests: Interests
+    start: Start
+    existing: torch.Tensor
+    targets: torch.Tensor
+    negatives: torch.Tensor
+
+
+class Snapshot(NamedTuple):
+    """What `Recommender.restore` takes: copies of the trained tensors, and the store's own snapshot."""
+
+    tensors: list[torch.Tensor]
+    store: StoreSnapshot
 
 
 class Recommender:
-    """One rank's part of the model; every method but `knows` and `admit` is collective.
+    """One rank's part of the model; every method but `knows`, `admit` and `trim` is collective.
 
     Args:
+        policy: what becomes of existing and of new interests.
         model: the model's section.
         catalogue: the catalogue's section.
         store: the interest store's section.
@@ -35,6 +70,7 @@ class Recommender:
 
     def __init__(
         self,
+        policy: InterestPolicy,
         model: ModelConfig,
         catalogue: CatalogueConfig,
         store: InterestStoreConfig,
@@ -45,10 +81,11 @@ class Recommender:
         topology: Topology,
         events: Path | None = None,
     ) -> None:
-        self.config, self.topology = model, topology
+        self.policy, self.config, self.seed, self.topology = policy, model, seed, topology
+        self.extractor = build_extractor(model)
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology)
-        self.store = InterestStore.build(store, bucket_offsets, model.dim, seed, topology)
-        self.engine = DenseEngine(build_extractor(model), engine, topology.device, events)
+        self.store = InterestStore.build(store, bucket_offsets, model.dim, self.extractor.query_dim, seed, topology)
+        self.engine = DenseEngine(self.extractor, engine, topology.device, events)
 
     def knows(self, users: np.ndarray) -> np.ndarray:
         """Whether users have interests.
@@ -70,30 +107,79 @@ class Recommender:
         newcomers = data.users[~self.knows(data.users)] - self.store.first_user
         self.store.expand(torch.from_numpy(newcomers), self.config.interests, data.span)
 
-    def interests(self, batch: Batch) -> tuple[Interests, torch.Tensor, torch.Tensor]:
-        """Extracts the interests of a batch's users from its history (Eq. 1).
+    def detect(self, batches: Iterable[Batch], span: int) -> Growth:
+        """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14).
+
+        Args:
+            batches: of the span's users with the items to look at, on this rank's device.
+            span: the span at hand.
+
+        Returns:
+            What was found, and what K_max refused.
+        """
+        detector, growth = self.policy.detector, Growth()
+        found_rows, grants = [], []
+        for batch in batches:
+            rows = batch.users - self.store.first_user
+            items, *_ = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
+            items, mask = pad(items, batch.history.lengths())
+            interests = self.store.gather(rows, items.device)
+            old = self.store.existing(rows, span, items.device).any(1)
+            found = divergence(interests, items)
+            means = mean_divergence(found, mask)[old]
+            needy = puzzled(found, mask, detector) & old
+            room = (detector.k_max - interests.mask.sum(1)).clamp(0, detector.delta_k)[needy]
+            growth.detected += len(means)
+            growth.divergence += means.sum().item()
+            growth.divergences.add(means)
+            growth.puzzled += len(room)
+            growth.refused += (detector.delta_k - room).sum().item()
+            found_rows.append(rows[needy])
+            grants.append(room)
+        if found_rows:
+            self.store.expand(torch.cat(found_rows), torch.cat(grants), span)
+        return growth
+
+    def extract(self, batch: Batch, learning: bool = False) -> Extraction:
+        """Extracts the interests of a batch's users from its history (Eq. 1), new ones projected (Eq. 16).
 
         Args:
             batch: on this rank's device.
+            learning: whether the users' queries are to get a gradient.
 
         Returns:
-            H_u^t ``[B, K, d]``, the targets' embeddings ``[A, d]`` and those of the negatives ``[N, d]``.
+            The interests, and what came along.
         """
         history, targets, negatives = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
-        start = self.store.gather(batch.users - self.store.first_user, history.device)
+        rows = batch.users - self.store.first_user
         padded, mask = pad(history, batch.history.lengths())
-        return self.engine(padded, mask, start), targets, negatives
+        interests = self.store.gather(rows, history.device)
+        existing = self.store.existing(rows, batch.span, history.device)
+        start = Start(
+            interests,
+            carried=self.policy.rho * existing if self.policy.rho else None,
+            logits=self._logits(batch.users, interests.mask.shape[1], padded.shape[1]),
+            queries=self.store.queries(rows, history.device) if self.extractor.query_dim else None,
+        )
+        if learning and start.queries is not None:
+            start.queries.requires_grad_()
+        revised = self.policy.revise(self.engine(padded, mask, start), existing)
+        return Extraction(revised, start, existing, targets, negatives)
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Eq. 6, summed over this rank's targets.
+    def loss(self, batch: Batch, extraction: Extraction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 6, and the retainer's loss with its weight, both summed over this rank's targets.
 
         Args:
             batch: on this rank's device.
+            extraction: of the batch.
 
         Returns:
-            A scalar with gradient.
+            Two scalars with gradient.
         """
-        return loss_of(batch, *self.interests(batch))
+        interests, start, existing, targets, negatives = extraction
+        owners = _owners(batch.targets)
+        drift = Drift(start.interests.vectors, interests.vectors, existing, interests.mask, owners, targets, negatives)
+        return loss_of(batch, interests, targets, negatives), self.policy.penalty(drift)
 
     def update(self, batch: Batch) -> torch.Tensor:
         """One step of training: every parameter moves once.
@@ -102,12 +188,44 @@ class Recommender:
             batch: on this rank's device.
 
         Returns:
-            Each rank's loss, summed over its targets, ``[world_size]`` float64.
+            Each rank's two losses as `loss` tells them, ``[world_size, 2]`` float64.
         """
-        loss = self.loss(batch)
-        # DeepSpeed and TorchRec divide gradients by the world size.
-        self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
-        return self.topology.gather(loss.detach().double())
+        extraction = self.extract(batch, learning=True)
+        losses = torch.stack(self.loss(batch, extraction))
+        # DeepSpeed and TorchRec divide gradients by the world size; nobody does for the users' own queries.
+        self.engine.update(losses.sum() * (self.topology.world_size / max(batch.world_targets, 1)))
+        queries = extraction.start.queries
+        if queries is not None and queries.grad is not None:
+            self.store.learn(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
+        return self.topology.gather(losses.detach().double())
+
+    def trim(self, span: int) -> Growth:
+        """PIT's last step: removes the new interests that are too short (Eq. 17), once they are written back.
+
+        First interests of new users stay whatever their norm.
+
+        Args:
+            span: the span of their birth.
+
+        Returns:
+            What was kept and what went.
+        """
+        store, trimmer = self.store, self.policy.trimmer
+        old = store.born < span
+        grown = torch.zeros(len(store.counts), dtype=torch.bool, device=old.device)
+        grown[store.owners[old]] = True  # users with existing interests
+        created = grown[store.owners] & (store.born == span)
+        norms = store.values.norm(dim=1)
+        stays = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(created)
+        kept, trimmed = norms[created & stays].double(), norms[created & ~stays].double()
+        if len(trimmed):
+            store.trim(~created | stays)
+        return Growth(
+            kept=len(kept),
+            trimmed=len(trimmed),
+            norm_kept=kept.sum().item(),
+            norm_trimmed=trimmed.sum().item(),
+        )
 
     def ranks(self, interests: Interests, targets: JaggedTensor, items: int) -> torch.Tensor:
         """Ranks targets over the whole catalogue.
@@ -127,24 +245,34 @@ class Recommender:
             self.catalogue, self.topology, interests, targets.values(), owners, embeddings, items, self.config.score
         )
 
-    def snapshot(self) -> list[torch.Tensor]:
-        """Copies everything that training changes but the interests, which move only when a span ends.
+    def snapshot(self) -> Snapshot:
+        """Copies everything that training changes but the interests' vectors, which move only when a span ends.
 
         Returns:
             What `restore` takes.
         """
-        return [tensor.detach().clone() for tensor in self._state()]
+        return Snapshot([tensor.detach().clone() for tensor in self._state()], self.store.snapshot())
 
-    def restore(self, snapshot: list[torch.Tensor]) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Puts a snapshot back.
 
         Args:
-            snapshot: of this model, since the catalogue last grew.
+            snapshot: of this model, since the catalogue last grew and interests were last written back.
         """
         with torch.no_grad():
             # Moments that did not exist yet were as good as zero.
-            for tensor, saved in zip_longest(self._state(), snapshot):
+            for tensor, saved in zip_longest(self._state(), snapshot.tensors):
                 tensor.zero_() if saved is None else tensor.copy_(saved)
+        self.store.restore(snapshot.store)
+
+    def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
+        """Random routing logits by (seed, user, slot, place), so that the same input gives the same interests."""
+        if not self.extractor.logit_scale:
+            return None
+        slot = torch.arange(slots, device=users.device).unsqueeze(-1)
+        place = torch.arange(length, device=users.device)
+        drawn = keyed_random.normal(1, _LOGITS, self.seed, users[:, None, None], slot, place)  # [B, K, L, 1]
+        return self.extractor.logit_scale * drawn.squeeze(-1)
 
     def _state(self) -> list[torch.Tensor]:
         return [*self.catalogue.state.values(), *self.engine.state()]

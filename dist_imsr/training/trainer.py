@@ -21,10 +21,13 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics, discount
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig, build_strategy
+from dist_imsr.training.growth import Growth
 from dist_imsr.training.progress import Reporter
 from dist_imsr.training.recommender import Recommender
 
 logger = logging.getLogger(__name__)
+
+_UNTRAINED = {"loss": None, "retention_loss": None, "train_seconds": 0.0}
 
 
 @dataclass
@@ -105,6 +108,7 @@ class Trainer:
         self.strategy = build_strategy(config.strategy)
         self.reporter = Reporter(topology.rank == 0)
         self.model = Recommender(
+            self.strategy.interests,
             *(config.model, config.catalogue, config.store, config.engine),
             items=dataset.items_by_span[0],
             bucket_offsets=dataset.bucket_offsets,
@@ -131,20 +135,21 @@ class Trainer:
         for span in range(self.dataset.spans - 1):
             data = self._open(span)
             self.model.catalogue.grow(self.dataset.items_by_span[span])
-            fitted = self.fit(data) if self.strategy.updates(span) else {"loss": None, "train_seconds": 0.0}
+            fitted = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
             self.met[data.users - self.model.store.first_user] = True
             if span > 0:
                 lines.append(self._record(span, fitted | self.test(span + 1)))
         return lines
 
     def fit(self, data: SpanData) -> dict[str, Any]:
-        """Trains on one span with early stopping and writes its users' interests back; collective.
+        """Trains on one span with early stopping, writes its users' interests back and trims them; collective.
 
         Args:
             data: the span; 0 is the pre-training span.
 
         Returns:
-            ``loss`` of the state that is kept (mean over targets; None without any) and ``train_seconds``.
+            ``loss`` and ``retention_loss`` of the state that is kept (means over targets; None without any),
+            ``train_seconds``, and the account of interests.
         """
         begin, span = time.perf_counter(), data.span
         self.model.admit(data)
@@ -155,30 +160,34 @@ class Trainer:
         self.model.engine.set_learning_rate(
             self.config.engine.learning_rate if first else self.config.engine.incremental_learning_rate
         )
-        best, best_epoch, kept_loss, snapshot = -math.inf, 0, math.nan, []
+        detector, growth = self.strategy.interests.detector, Growth()
+        best, best_epoch, kept, kept_growth, snapshot = -math.inf, 0, (math.nan, math.nan), growth, None
         for epoch in range(training.epochs if first else training.incremental_epochs):
-            loss = self._train(data, epoch)
+            if detector.enabled and not first and (epoch == 0 or detector.each_epoch):
+                growth = growth + self._detect(data)
+            losses = self._train(data, epoch)
             quality = self._validate(data)
             better = not quality <= best or training.patience == 0  # without validation targets quality is NaN
             if better:
-                best, best_epoch, kept_loss = quality, epoch, loss
-                snapshot = self.model.snapshot() if training.patience else []
+                best, best_epoch, kept, kept_growth = quality, epoch, losses, growth
+                snapshot = self.model.snapshot() if training.patience else None
                 self.good = f"span {span} after epoch {epoch}"
             self.model.engine.log({f"validation/{training.metric}": quality}, self.step)
             logger.info(
                 "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
-                *(span, epoch, loss, training.metric, quality, " (best)" if better else ""),
+                *(span, epoch, losses[0], training.metric, quality, " (best)" if better else ""),
             )
             if epoch - best_epoch >= training.patience > 0:
                 break
         if snapshot:
             self.model.restore(snapshot)
-        self._write_back(data)
+        growth = (kept_growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
         if math.isnan(best):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
-        kept = None if math.isnan(kept_loss) else kept_loss
-        return {"loss": kept, "train_seconds": time.perf_counter() - begin}
+        loss, retention = (None if math.isnan(value) else value for value in kept)
+        seconds = time.perf_counter() - begin
+        return {"loss": loss, "retention_loss": retention, "train_seconds": seconds} | growth.record()
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
@@ -205,21 +214,31 @@ class Trainer:
         self.topology.sum(metrics.sums)
         return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
 
-    def _train(self, data: SpanData, epoch: int) -> float:
-        """One epoch; returns the mean loss per target over the world."""
-        batches, total, targets = data.training(epoch), 0.0, 0
+    def _detect(self, data: SpanData) -> Growth:
+        """Gives new interests to the users whom the detector singles out."""
+        self.model.engine.train(False)
+        with torch.no_grad():
+            batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
+            return self.model.detect(batches, data.span)
+
+    def _train(self, data: SpanData, epoch: int) -> tuple[float, float]:
+        """One epoch; returns the mean loss per target over the world, and the retainer's part beside it."""
+        batches, totals, targets = data.training(epoch), torch.zeros(2, dtype=torch.float64), 0
         self.model.engine.train(True)
         for step, batch in enumerate(self._follow(batches, f"span {data.span}, epoch {epoch}", self.config.batch.size)):
             losses = self.model.update(batch)
             if not losses.isfinite().all():
-                ranks = (~losses.isfinite()).nonzero().flatten().tolist()
+                ranks = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(
                     f"the loss of rank(s) {ranks} is not finite in span {data.span}, epoch {epoch}, step {step} of "
                     f"{len(batches)}; the last good state is {self.good}: lower the learning rates or look at the data"
                 )
-            total, targets, self.step = total + losses.sum().item(), targets + batch.world_targets, self.step + 1
-            self.model.engine.log({"train/loss": losses.sum().item() / max(batch.world_targets, 1)}, self.step)
-        return total / targets if targets else math.nan
+            losses = losses.sum(0).cpu()
+            totals, targets, self.step = totals + losses, targets + batch.world_targets, self.step + 1
+            loss, retention = (losses / max(batch.world_targets, 1)).tolist()
+            self.model.engine.log({"train/loss": loss, "train/retention_loss": retention}, self.step)
+        loss, retention = (totals / targets).tolist() if targets else (math.nan, math.nan)
+        return loss, retention
 
     def _validate(self, data: SpanData) -> float:
         """The mean over all ranks' validation targets of the metric that stops training early."""
@@ -229,7 +248,7 @@ class Trainer:
             for batch in self._follow(
                 data.validation(), f"validation of span {data.span}", self.config.batch.eval_size
             ):
-                interests, *_ = self.model.interests(batch)
+                interests = self.model.extract(batch).interests
                 ranks = self.model.ranks(interests, batch.targets, self.dataset.items_by_span[data.span])
                 top = self.config.training.top
                 gain = discount(ranks, top) if self.config.training.metric == "ndcg" else 1 / ranks
@@ -237,13 +256,18 @@ class Trainer:
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan
 
-    def _write_back(self, data: SpanData) -> None:
-        """Stores H_u^t of the span's users, from all they did in it."""
+    def _write_back(self, data: SpanData) -> Growth:
+        """Stores H_u^t of the span's users, from all they did in it; tells how far existing interests turned."""
+        growth = Growth()
         self.model.engine.train(False)
         with torch.no_grad():
             for batch in self._follow(data.everything(), f"interests of span {data.span}", self.config.batch.eval_size):
-                interests, *_ = self.model.interests(batch)
+                interests, start, existing, *_ = self.model.extract(batch)
                 self.model.store.scatter(batch.users - self.model.store.first_user, interests)
+                cosine = torch.cosine_similarity(start.interests.vectors, interests.vectors, dim=-1)
+                growth.existing += existing.sum().item()
+                growth.cosine += cosine[existing].double().sum().item()
+        return growth
 
     def _open(self, span: int) -> SpanData:
         return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
@@ -254,8 +278,6 @@ class Trainer:
 
     def _record(self, span: int, measured: dict[str, Any]) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        sums = torch.stack([self.model.store.counts.sum(), (self.model.store.counts > 0).sum()]).cpu()
-        interests, users = self.topology.sum(sums).tolist()
         line = {
             "strategy": self.config.strategy.name,
             "base": self.config.model.base,
@@ -263,10 +285,7 @@ class Trainer:
             "span": span,
             "test_span": span + 1,
             **measured,
-            "interests_mean": interests / max(users, 1),
-            "interests_created": 0,
-            "interests_trimmed": 0,
-            "puzzled_users": 0,
+            **self._census(),
         }
         rates = {f"test/{name}": value for name, value in measured.items() if "@" in name and value is not None}
         self.model.engine.log(rates, self.step)
@@ -274,3 +293,19 @@ class Trainer:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return line
+
+    def _census(self) -> dict[str, float | int]:
+        """Interests a user over the users who have any, and what the store takes on all ranks."""
+        store = self.model.store
+        most = max(self.config.model.interests, self.strategy.interests.detector.k_max)
+        counts = store.counts.cpu()
+        users = self.topology.sum(torch.bincount(counts, minlength=most + 1)).double()[1:]  # with 1, 2 .. interests
+        have, each = users.cumsum(0), torch.arange(1, most + 1)
+        total = float(have[-1])
+        return {
+            "interests_mean": float(users @ each.double()) / max(total, 1),
+            "interests_p50": 1 + int(torch.searchsorted(have, 0.50 * total)) if total else 0,
+            "interests_p95": 1 + int(torch.searchsorted(have, 0.95 * total)) if total else 0,
+            "interests_max": int(each[users > 0].max()) if total else 0,
+            "store_bytes": int(self.topology.sum(torch.tensor([store.bytes]))),
+        }
