@@ -18,12 +18,25 @@ def squash(vector: Vector) -> Vector:
     return vector * 0 if square == 0 else square / (1 + square) * vector / math.sqrt(square)
 
 
-def route(items: Vector, start: Vector, transform: Vector, iterations: int, normalise: str) -> Vector:
-    """Eq. 3-4 with errata E1 and E2 for one user: items [L, d], start [K, d], transform [d, d] -> [K, d]."""
+def route(
+    items: Vector,
+    start: Vector,
+    transform: Vector,
+    iterations: int,
+    normalise: str,
+    carried: Vector | None = None,
+    logits: Vector | None = None,
+) -> Vector:
+    """Eq. 3-4 with errata E1, E2 and E10 for one user: items [L, d], start [K, d], transform [d, d] -> [K, d].
+
+    carried [K] counts the stored vectors; logits [K, L] are MIND's.
+    """
     votes = np.stack([transform @ item for item in items])
     interests = start
+    carried = np.zeros(len(start)) if carried is None else carried
+    logits = np.zeros((len(start), len(items))) if logits is None else logits
     for _ in range(iterations):
-        agreement = np.array([[vote @ interest for interest in interests] for vote in votes])  # [L, K]
+        agreement = np.array([[vote @ interest for interest in interests] for vote in votes]) + logits.T  # [L, K]
         weights = np.zeros_like(agreement)
         if normalise == "interests":
             for i in range(len(items)):
@@ -32,9 +45,74 @@ def route(items: Vector, start: Vector, transform: Vector, iterations: int, norm
             for k in range(len(start)):
                 weights[:, k] = softmax(agreement[:, k])
         interests = np.stack(
-            [squash(sum(weights[i, k] * votes[i] for i in range(len(items)))) for k in range(len(start))]
+            [
+                squash(sum(weights[i, k] * votes[i] for i in range(len(items))) + carried[k] * start[k])
+                for k in range(len(start))
+            ]
         )
     return interests
+
+
+def self_attention(
+    items: Vector, start: Vector, queries: Vector, transform: Vector, positions: Vector | None, carried: Vector
+) -> Vector:
+    """Eq. 7-9 with erratum E10 for one user: items [L, d], start [K, d], queries [K, d_a], transform [d_a, d]."""
+    interests = []
+    for k in range(len(start)):
+        rows, logits = list(items), []
+        for i in range(len(items)):
+            placed = items[i] if positions is None else items[i] + positions[i]
+            logits.append(queries[k] @ np.tanh(transform @ placed))
+        if carried[k] > 0:
+            rows.append(start[k])
+            logits.append(queries[k] @ np.tanh(transform @ start[k]) + math.log(carried[k]))
+        interests.append(sum(weight * row for weight, row in zip(softmax(np.array(logits)), rows, strict=True)))
+    return np.stack(interests)
+
+
+def divergence(interests: Vector, item: Vector) -> float:
+    """KL(uniform || p) of Eq. 11 from its definition: interests [K, d], item [d]."""
+    found = softmax(np.array([interest @ item for interest in interests]))
+    uniform = 1 / len(interests)
+    return sum(uniform * math.log(uniform / probability) for probability in found)
+
+
+def projected(existing: Vector, new: Vector) -> Vector:
+    """E4: new [d] less its projection onto the rows of existing [K, d], by the singular vectors of M."""
+    left, values, _ = np.linalg.svd(existing.T, full_matrices=False)
+    ridge = 1e-6 * (values**2).sum()
+    for column, value in zip(left.T, values, strict=True):
+        if value > 0:
+            new = new - column * (column @ new) * value**2 / (value**2 + ridge)
+    return new
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def cross_entropy(teacher: Vector, student: Vector) -> float:
+    return -sum(p * math.log(q) for p, q in zip(teacher, student, strict=True))
+
+
+def retention(name: str, before: Vector, now: Vector, target: Vector, negatives: Vector, tau: float) -> float:
+    """A retainer's loss for one target: before [K', d], now [K, d] whose first K' are the existing interests."""
+    total, old = 0.0, len(before)
+    if name == "kd":
+        for k in range(old):
+            p, q = sigmoid(before[k] @ target / tau), sigmoid(now[k] @ target / tau)
+            total += -p * math.log(q) - (1 - p) * math.log(1 - q)
+    elif name == "dir":
+        total = sum(float((now[k] - before[k]) @ (now[k] - before[k])) for k in range(old))
+    elif name == "kd1":
+        total = cross_entropy(softmax(before @ target / tau), softmax(now[:old] @ target / tau)) if old else 0.0
+    else:
+        candidates = np.stack([target, *negatives])
+        for k in range(old):
+            total += cross_entropy(softmax(candidates @ before[k] / tau), softmax(candidates @ now[k] / tau))
+        if name == "kd3":
+            total *= old / len(now)
+    return total
 
 
 def attend(interests: Vector, target: Vector) -> Vector:

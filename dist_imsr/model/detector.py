@@ -52,7 +52,7 @@ def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     """
     agreement = items @ interests.vectors.mT  # [B, L, K]
     mask = interests.mask.unsqueeze(1)
-    count = mask.sum(-1)
+    count = mask.sum(-1).to(agreement.dtype)
     total = agreement.masked_fill(~mask, -torch.inf).logsumexp(-1)
     return total - agreement.masked_fill(~mask, 0).sum(-1) / count - count.log()
 

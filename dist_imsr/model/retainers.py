@@ -102,7 +102,7 @@ def kd1(drift: Drift, tau: float) -> torch.Tensor:
     """
     existing = drift.existing[drift.owners]
     lowest = torch.finfo(drift.now.dtype).min
-    teacher, student = (agreement.masked_fill(~existing, lowest) / tau for agreement in _agreements(drift))
+    teacher, student = ((agreement / tau).masked_fill(~existing, lowest) for agreement in _agreements(drift))
     return -(teacher.softmax(1) * student.log_softmax(1) * existing).sum()
 
 
@@ -133,7 +133,7 @@ def kd3(drift: Drift, tau: float) -> torch.Tensor:
     Returns:
         A scalar.
     """
-    share = drift.existing.sum(1) / drift.mask.sum(1).clamp(min=1)
+    share = drift.existing.sum(1).to(drift.now.dtype) / drift.mask.sum(1).clamp(min=1)
     return (_candidates(drift, tau) * share[drift.owners]).sum()
 
 

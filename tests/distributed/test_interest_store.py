@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +8,10 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 
 CPU = torch.device("cpu")
+
+
+def _store(users, first_user, dim, seed, query_dim=0):
+    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, CPU)
 
 
 def _as_lists(store):
@@ -23,7 +28,7 @@ expansions = st.lists(st.tuples(st.sets(st.integers(0, 6)), st.integers(1, 3)), 
 @settings(deadline=None)
 @given(expansions)
 def test_expand_keeps_what_was_there(steps):
-    store = InterestStore(7, 100, 4, seed=3, device=CPU)
+    store = _store(7, 100, 4, seed=3)
     for span, (users, count) in enumerate(steps):
         before = _as_lists(store)
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
@@ -38,7 +43,7 @@ def test_expand_keeps_what_was_there(steps):
 @settings(deadline=None)
 @given(expansions, st.permutations(range(7)), st.integers(0, 7))
 def test_gather_and_scatter_touch_their_users_alone(steps, order, number):
-    store = InterestStore(7, 0, 4, seed=3, device=CPU)
+    store = _store(7, 0, 4, seed=3)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     before = _as_lists(store)
@@ -54,19 +59,91 @@ def test_gather_and_scatter_touch_their_users_alone(steps, order, number):
 
 
 def test_new_interests_depend_on_user_and_slot_alone():
-    whole = InterestStore(6, 10, 8, seed=1, device=CPU)
+    whole = _store(6, 10, 8, seed=1)
     whole.expand(torch.arange(6), 4, span=0)
     whole.expand(torch.tensor([1, 4]), 2, span=1)
-    part = InterestStore(3, 13, 8, seed=1, device=CPU)  # another rank's view of users 13, 14, 15
+    part = _store(3, 13, 8, seed=1)  # another rank's view of users 13, 14, 15
     part.expand(torch.arange(3), 4, span=0)
     part.expand(torch.tensor([1]), 2, span=1)
     assert _as_lists(whole)[3:] == _as_lists(part)
-    other = InterestStore(6, 10, 8, seed=2, device=CPU)
+    other = _store(6, 10, 8, seed=2)
     other.expand(torch.arange(6), 4, span=0)
     assert not torch.isin(other.values, whole.values).any()
 
 
 def test_build_owns_the_users_of_its_buckets():
     offsets = [0, 3, 3, 8, 10]
-    stores = [InterestStore.build(InterestStoreConfig(), offsets, 4, 0, Topology(rank, 2, 2, CPU)) for rank in range(2)]
+    stores = [
+        InterestStore.build(InterestStoreConfig(), offsets, 4, 0, 0, Topology(rank, 2, 2, CPU)) for rank in range(2)
+    ]
     assert [(store.first_user, len(store.counts)) for store in stores] == [(0, 3), (3, 7)]
+
+
+@settings(deadline=None)
+@given(expansions, st.lists(st.booleans(), min_size=40, max_size=40))
+def test_trim_removes_what_is_named_and_nothing_else(steps, draws):
+    store = _store(7, 0, 4, seed=3, query_dim=2)
+    for span, (users, count) in enumerate(steps):
+        store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
+    store.slots.moments.copy_(torch.arange(len(store.values)).unsqueeze(1))
+    keep = torch.tensor((draws * (1 + len(store.values) // 40))[: len(store.values)], dtype=torch.bool)
+    wanted = [
+        [column[a:b][keep[a:b]].tolist() for column in store.slots]
+        for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
+    ]
+    store.trim(keep)
+    found = [
+        [column[a:b].tolist() for column in store.slots]
+        for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
+    ]
+    assert found == wanted
+    assert store.offsets[-1] == len(store.values) == keep.sum()
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 6), st.integers(0, 3)))
+def test_expand_gives_each_user_its_own_number(more):
+    store = _store(7, 0, 4, seed=3, query_dim=2)
+    store.expand(torch.arange(7), 2, span=0)
+    store.slots.moments.fill_(5)
+    before = store.slots
+    store.expand(torch.tensor(list(more), dtype=torch.int64), torch.tensor(list(more.values()), dtype=torch.int64), 1)
+    assert store.counts.tolist() == [2 + more.get(user, 0) for user in range(7)]
+    old = store.born == 0
+    for column, was in zip(store.slots, before, strict=True):
+        assert torch.equal(column[old], was)
+    assert not store.slots.moments[~old].any()
+    rows = torch.arange(7)
+    assert torch.equal(store.existing(rows, 1), store.gather(rows).mask & (torch.arange(int(store.counts.max())) < 2))
+
+
+def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
+    store = _store(3, 0, 4, seed=3, query_dim=8)
+    store.expand(torch.arange(3), 2, span=0)
+    queries = store.queries(torch.arange(3))
+    assert torch.equal(queries[0], queries[2])
+    assert not torch.equal(queries[0, 0], queries[0, 1])
+
+
+def test_snapshot_brings_back_interests_and_queries():
+    store = _store(3, 0, 4, seed=3, query_dim=8)
+    store.expand(torch.arange(3), 2, span=0)
+    snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
+    for _ in range(2):
+        store.expand(torch.tensor([1]), 2, span=1)
+        store.learn(torch.arange(3), torch.ones(3, 4, 8))
+        store.restore(snapshot)
+        assert all(torch.equal(a, b) for a, b in zip(store.slots, before, strict=True))
+        assert store.counts.tolist() == [2, 2, 2]
+
+
+def test_bytes_follow_the_interests():
+    store = _store(3, 0, 4, seed=3, query_dim=8)
+    assert store.bytes == 4 * 8
+    store.expand(torch.arange(3), 2, span=0)
+    assert store.bytes == 4 * 8 + 6 * (4 * 4 + 2 + 8 * 4 + 4)
+
+
+def test_impossible_values_are_refused():
+    with pytest.raises(ValueError, match=r"store\.query_learning_rate"):
+        InterestStoreConfig(query_learning_rate=0)

@@ -8,13 +8,15 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.training.recommender import Recommender, loss_of
 from tests.ranks import run_ranks
 
 
-def _recommender(topology, items, users):
+def _recommender(topology, items, users, base="comirec_dr"):
     model = Recommender(
-        *(ModelConfig(dim=8), CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
+        InterestPolicy.plain(),
+        *(ModelConfig(base, dim=8), CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
         items=items,
         bucket_offsets=[0, users],
         seed=0,
@@ -30,6 +32,7 @@ def _batch(users, items):
         return JaggedTensor(torch.tensor(values), lengths=torch.tensor([len(sequence) for sequence in sequences]))
 
     return Batch(
+        span=0,
         users=torch.tensor([0, 3, users - 1]),
         history=jagged([1, 2, items - 1], [5], [7, 7]),
         targets=jagged([3], [4, 1], [items - 1]),
@@ -56,7 +59,7 @@ def _largest(topology, items, users):
     batch = _batch(users, items)
     for _ in range(2):
         with _Largest() as largest:
-            model.engine.update(model.loss(batch))
+            model.update(batch)
     return largest.numel
 
 
@@ -65,32 +68,74 @@ def test_a_step_costs_its_batch_and_not_the_catalogue_or_the_users():
     assert 0 < large <= 2 * small
 
 
-def _snapshots(topology):
-    model = _recommender(topology, 50, 20)
+def _snapshots(topology, base):
+    model = _recommender(topology, 50, 20, base)
     batch = _batch(20, 50)
     fresh = model.snapshot()  # before the dense optimizer has moments
-    model.engine.update(model.loss(batch))
+    model.update(batch)
     one = model.snapshot()
-    model.engine.update(model.loss(batch))
+    model.update(batch)
     two = model.snapshot()
     model.restore(one)
-    model.engine.update(model.loss(batch))
+    model.update(batch)
     again = model.snapshot()
     model.restore(fresh)
-    model.engine.update(model.loss(batch))
+    model.update(batch)
     return one, two, again, model.snapshot()
 
 
-def test_training_goes_on_from_a_snapshot_bit_for_bit():
-    ((one, two, again, from_fresh),) = run_ranks(1, _snapshots)
+@pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
+def test_training_goes_on_from_a_snapshot_bit_for_bit(base):
+    ((one, two, again, from_fresh),) = run_ranks(1, _snapshots, base)
+    one, two, again, from_fresh = (
+        [*taken.tensors, *taken.store.slots, taken.store.offsets] for taken in (one, two, again, from_fresh)
+    )
     assert any(not torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one, from_fresh, strict=True))
 
 
+def _histories(table, batch):
+    """Each user's rows of the table, and ones in their places."""
+    rows = table[batch.history.values()].split(batch.history.lengths().tolist())
+    return rows, [torch.ones(len(row), dtype=torch.bool) for row in rows]
+
+
+def _queries(topology):
+    """The store's queries before and after a step, and what plain autograd makes of them."""
+    model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50)
+    before = model.store.slots.queries.clone()
+    gradients, real = [], model.store.learn
+    model.store.learn = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
+    with torch.no_grad():
+        table = model.catalogue.weight.clone()
+    start = model.extract(batch).start
+    padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
+    queries = start.queries.clone().requires_grad_()
+    interests = model.extractor(padded, mask, start._replace(queries=queries))
+    loss = loss_of(batch, interests, table[batch.targets.values()], table[batch.negatives.values()])
+    (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
+    model.update(batch)
+    torch.testing.assert_close(gradients[0], gradient)
+    return before, model.store.slots.queries, model.store.slots.moments, gradient, model.store.config
+
+
+def test_queries_learn_by_rowwise_adagrad_for_their_users_alone():
+    ((before, after, moments, gradient, config),) = run_ranks(1, _queries)
+    touched = torch.zeros(20, dtype=torch.bool)
+    touched[[0, 3, 19]] = True
+    before, after = before.view(20, 4, -1), after.view(20, 4, -1)
+    assert torch.equal(before[~touched], after[~touched])
+    square = gradient.square().mean(-1, keepdim=True)
+    step = config.query_learning_rate * gradient / (square.sqrt() + 1e-8)
+    torch.testing.assert_close(before[touched] - after[touched], step, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(moments.view(20, 4, 1)[touched], square, rtol=1e-3, atol=1e-12)
+    assert not moments.view(20, 4, 1)[~touched].any()
+
+
 def _unsharded(topology):
     """Loss and new rows against the same step in plain autograd."""
-    from dist_imsr.model.interests import Interests
+    from dist_imsr.model.interests import Interests, Start
     from dist_imsr.model.scoring import attend, sampled_softmax
 
     model, batch = _recommender(topology, 50, 20), _batch(20, 50)
@@ -99,13 +144,14 @@ def _unsharded(topology):
     history = table[batch.history.values()].split(batch.history.lengths().tolist())
     padded = torch.nn.utils.rnn.pad_sequence(history, batch_first=True)
     mask = torch.arange(padded.shape[1]) < batch.history.lengths().unsqueeze(1)
-    interests = model.engine.module(padded, mask, start)
+    interests = model.extractor(padded, mask, Start(start))
     owners = torch.tensor([0, 1, 1, 2])
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
     users = attend(Interests(interests.vectors[owners], interests.mask[owners]), targets)
     wanted = sampled_softmax(users, targets, negatives, batch.targets.values(), batch.negatives.values())
     (gradient,) = torch.autograd.grad(wanted, table)
-    loss = model.loss(batch)
+    loss, nothing = model.loss(batch, model.extract(batch))
+    assert nothing == 0
     model.engine.update(loss)
     moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+
+from dist_imsr.training.growth import Growth, Histogram
+from tests.ranks import run_ranks
+
+
+def test_quantiles_are_right_within_a_bin():
+    values = torch.from_numpy(np.random.default_rng(0).lognormal(-3, 2, 5000))
+    histogram = Histogram()
+    for part in values.split(700):
+        histogram.add(part)
+    for share in (0.1, 0.5, 0.9):
+        assert histogram.quantile(share) == pytest.approx(np.quantile(values, share), rel=0.03)
+
+
+def test_quantiles_of_nothing_and_of_what_lies_outside():
+    histogram = Histogram(low=1e-3, high=1e3)
+    assert histogram.quantile(0.5) is None
+    histogram.add(torch.tensor([0.0, -1e-9]))
+    assert histogram.quantile(0.5) == pytest.approx(1e-3, rel=0.1)
+    histogram.add(torch.tensor([1e9] * 5))
+    assert histogram.quantile(0.9) == pytest.approx(1e3, rel=0.1)
+
+
+def _summed(topology):
+    growth = Growth(puzzled=1 + topology.rank, kept=2, trimmed=1, norm_kept=1.0, detected=1, divergence=0.5)
+    growth.divergences.add(torch.tensor([0.5]))
+    return (growth + Growth(refused=1)).summed(topology).record()
+
+
+def test_ranks_sum_up():
+    for record in run_ranks(2, _summed):
+        assert record["puzzled_users"] == 3
+        assert (record["interests_created"], record["interests_kept"], record["interests_trimmed"]) == (6, 4, 2)
+        assert record["interests_refused"] == 2
+        assert record["norm_kept"] == 0.5
+        assert record["existing_cosine"] is None
+        assert record["divergence_mean"] == 0.5
+        assert record["divergence_p50"] == pytest.approx(0.5, rel=0.02)
