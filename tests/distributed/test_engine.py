@@ -6,7 +6,7 @@ import torch
 
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
 from dist_imsr.model.extractors import DynamicRouting
-from dist_imsr.model.interests import Interests
+from dist_imsr.model.interests import Interests, Start
 from tests.ranks import run_ranks
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
@@ -64,7 +64,7 @@ def _train(topology, name, steps=5):
         draw = torch.Generator().manual_seed(step)
         items = torch.randn(12, 3, 8, generator=draw)[topology.rank :: topology.world_size]
         mask = torch.ones(items.shape[:2], dtype=torch.bool)
-        start = Interests(torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool))
+        start = Start(Interests(torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool)))
         interests = engine(items, mask, start)
         assert interests.vectors.dtype == torch.float32
         engine.update((interests.vectors - 1).square().sum() * topology.world_size / 12)
@@ -78,7 +78,7 @@ def test_data_parallel_equals_one_rank_and_plain_adam():
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for step, found in enumerate(alone):
         items = torch.randn(12, 3, 8, generator=torch.Generator().manual_seed(step))
-        start = Interests(torch.ones(12, 2, 8), torch.ones(12, 2, dtype=torch.bool))
+        start = Start(Interests(torch.ones(12, 2, 8), torch.ones(12, 2, dtype=torch.bool)))
         optimizer.zero_grad()
         ((module(items, torch.ones(12, 3, dtype=torch.bool), start).vectors - 1).square().sum() / 12).backward()
         optimizer.step()
