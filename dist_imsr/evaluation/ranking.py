@@ -10,16 +10,17 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Score, score
 
-_TILE_SCORES = 1 << 23  # scores of a block of users for a tile of items, over all interests
+_TILE_SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}  # dot products at a time: what a core's cache holds, or a device fills
 
 
-class _World(NamedTuple):
-    """A block of users and targets of all ranks, padded to the largest rank's."""
+class _Block(NamedTuple):
+    """A rank's users and targets."""
 
-    interests: Interests  # [W, B, K, d]
-    owners: torch.Tensor  # [W, A], each target's user
-    ids: torch.Tensor  # [W, A], -1 for padding
-    scores: torch.Tensor  # [W, A]
+    vectors: torch.Tensor  # [S, d], user after user; S = sum K_u
+    counts: torch.Tensor  # [B], K_u
+    owners: torch.Tensor  # [A], each target's user
+    ids: torch.Tensor  # [A]
+    scores: torch.Tensor  # [A]
 
 
 def target_ranks(
@@ -52,52 +53,69 @@ def target_ranks(
     """
     own = Interests(interests.vectors[owners], interests.mask[owners])
     scores = score(own, embeddings.unsqueeze(1), how).squeeze(1)
-    world = _share(topology, interests, targets, owners, scores)
+    mine = _Block(interests.vectors[interests.mask], interests.mask.sum(1), owners, targets, scores)
     known = range(catalogue.rows.start, min(catalogue.rows.stop, items))
-    beaten = torch.zeros(world.ids.shape, dtype=torch.float64, device=scores.device)
-    for rank in range(topology.world_size):
-        one = _World(
-            Interests(world.interests.vectors[rank], world.interests.mask[rank]), *(x[rank] for x in world[1:])
-        )
-        beaten[rank] = _count(one, catalogue.weight, known, how)
+    world = _share(topology, mine)
+    beaten = torch.zeros(
+        topology.world_size, max(len(block.ids) for block in world), dtype=torch.float64, device=scores.device
+    )
+    for row, block in zip(beaten, world, strict=True):
+        row[: len(block.ids)] = _count(block, catalogue.weight, known, how)
     return 1 + topology.sum(beaten)[topology.rank, : len(targets)]
 
 
-def _count(block: _World, weight: torch.Tensor, known: range, how: Score) -> torch.Tensor:
-    """How many rows of a shard beat each target of a block, ``[A]``; a tie counts as half."""
-    beaten = torch.zeros(block.ids.shape, dtype=torch.float64, device=weight.device)
-    tile = max(1, _TILE_SCORES // max(1, block.interests.mask.numel()))
-    wanted = block.scores.unsqueeze(1)
-    for start in range(known.start, known.stop, tile):
-        stop = min(start + tile, known.stop)
-        scores = score(block.interests, weight[start - known.start : stop - known.start], how)
-        # A few thousand targets share a block's users: compare them in parts of the tile's own size.
-        for part in torch.arange(len(beaten), device=weight.device).split(max(1, len(block.interests.mask))):
-            mine = scores[block.owners[part]]
-            other = torch.arange(start, stop, device=weight.device) != block.ids[part].unsqueeze(1)
-            beaten[part] += ((mine > wanted[part]) & other).sum(1) + 0.5 * ((mine == wanted[part]) & other).sum(1)
+def _count(block: _Block, weight: torch.Tensor, known: range, how: Score) -> torch.Tensor:
+    """How many rows of a shard beat each target of a block, ``[A]`` float64; a tie counts as half.
+
+    Users with equally many interests are scored together, so that nothing is padded.
+    """
+    beaten = torch.zeros(len(block.ids), dtype=torch.float64, device=weight.device)
+    first = block.counts.cumsum(0) - block.counts
+    for count in block.counts[block.owners].unique().tolist():
+        users = (block.counts == count).nonzero().squeeze(1)
+        slots = first[users].unsqueeze(1) + torch.arange(count, device=users.device)
+        place = torch.zeros_like(block.counts)
+        place[users] = torch.arange(len(users), device=users.device)
+        asked = (block.counts[block.owners] == count).nonzero().squeeze(1)
+        owners, ids, wanted = place[block.owners[asked]], block.ids[asked], block.scores[asked].unsqueeze(1)
+        vectors = block.vectors[slots]  # [b, count, d]
+        tile = max(1, _TILE_SCORES[weight.device.type] // (len(users) * max(count, 1)))
+        parts = torch.arange(len(asked), device=users.device).split(max(1, len(users)))
+        for start in range(known.start, known.stop, tile):
+            stop = min(start + tile, known.stop)
+            scores = _scores(vectors, weight[start - known.start : stop - known.start], how)
+            for part in parts:  # many targets may share a block's users: compare them in parts of the tile's own size
+                others = scores[owners[part]]
+                inside = ((ids[part] >= start) & (ids[part] < stop)).nonzero().squeeze(1)
+                others[inside, ids[part][inside] - start] = -torch.inf  # a target does not beat itself
+                beaten[asked[part]] += (others > wanted[part]).sum(1) + 0.5 * (others == wanted[part]).sum(1)
     return beaten
 
 
-def _share(
-    topology: Topology, interests: Interests, ids: torch.Tensor, owners: torch.Tensor, scores: torch.Tensor
-) -> _World:
-    """Gives every rank the users and targets of all ranks."""
-    users, slots, _dim = interests.vectors.shape
-    sizes = topology.gather(torch.tensor([users, slots, len(ids)], device=scores.device)).amax(0).tolist()
-    more_users, more_slots, more_targets = (
-        size - have for size, have in zip(sizes, (users, slots, len(ids)), strict=True)
-    )
+def _scores(vectors: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
+    """`score` without padding and with as few passes over memory as it takes: ``[b, k, d]``, ``[n, d]`` to ``[b, n]``."""
+    users, count, dim = vectors.shape
+    if count == 0:
+        return items.new_zeros(users, len(items))
+    agreement = (vectors.reshape(-1, dim) @ items.T).view(users, count, -1)
+    best = agreement.amax(1)
+    if how == "max" or count == 1:
+        return best
+    weights = (agreement - best.unsqueeze(1)).exp_()
+    total = weights.sum(1)
+    return weights.mul_(agreement).sum(1).div_(total)
 
-    def gathered(tensor: torch.Tensor, *padding: int, value: float = 0) -> torch.Tensor:
-        return topology.gather(functional.pad(tensor, padding, value=value))
 
-    return _World(
-        Interests(
-            gathered(interests.vectors, 0, 0, 0, more_slots, 0, more_users),
-            gathered(interests.mask.to(torch.uint8), 0, more_slots, 0, more_users).bool(),
-        ),
-        gathered(owners, 0, more_targets),
-        gathered(ids, 0, more_targets, value=-1),
-        gathered(scores, 0, more_targets),
-    )
+def _share(topology: Topology, mine: _Block) -> list[_Block]:
+    """Gives every rank the users and targets of all ranks; what travels is as long as the longest rank's."""
+    lengths = topology.gather(torch.tensor([len(column) for column in mine], device=mine.ids.device))  # [W, 5]
+    longest = lengths.amax(0).tolist()
+
+    def gathered(column: torch.Tensor, size: int) -> torch.Tensor:
+        return topology.gather(functional.pad(column, [0, 0] * (column.ndim - 1) + [0, size - len(column)]))
+
+    columns = [gathered(column, size) for column, size in zip(mine, longest, strict=True)]
+    return [
+        _Block(*(column[rank, :size] for column, size in zip(columns, sizes, strict=True)))
+        for rank, sizes in enumerate(lengths.tolist())
+    ]

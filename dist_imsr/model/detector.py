@@ -40,17 +40,18 @@ class DetectorConfig:
         require(self.k_max >= 1, f"{at}.k_max", self.k_max, "at least 1")
 
 
-def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
+def divergence(interests: Interests, items: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """KL(uniform || p(h_k | e_i)) of Eq. 11-12: how far an item is from fitting all interests alike.
 
     Args:
         interests: of B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
+        temperature: divides every agreement, as in the routing.
 
     Returns:
         ``[B, L]``, at least 0 up to rounding; 0 for a user with one interest.
     """
-    agreement = items @ interests.vectors.mT  # [B, L, K]
+    agreement = items @ interests.vectors.mT / temperature  # [B, L, K]
     mask = interests.mask.unsqueeze(1)
     count = mask.sum(-1).to(agreement.dtype)
     total = agreement.masked_fill(~mask, -torch.inf).logsumexp(-1)

@@ -125,7 +125,7 @@ class Recommender:
             items, mask = pad(items, batch.history.lengths())
             interests = self.store.gather(rows, items.device)
             old = self.store.existing(rows, span, items.device).any(1)
-            found = divergence(interests, items)
+            found = divergence(interests, items, self.config.temperature)
             means = mean_divergence(found, mask)[old]
             needy = puzzled(found, mask, detector) & old
             room = (detector.k_max - interests.mask.sum(1)).clamp(0, detector.delta_k)[needy]

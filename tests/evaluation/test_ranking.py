@@ -26,7 +26,7 @@ def _world(seed=0):
 
 
 def _rank(topology, how, tile):
-    ranking._TILE_SCORES = tile
+    ranking._TILE_SCORES = {"cpu": tile}
     weight, users = _world()
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), CAPACITY, DIM, 0, topology)
     catalogue.weight.copy_(torch.from_numpy(weight[catalogue.rows.start : catalogue.rows.stop]))

@@ -14,18 +14,19 @@ from tests import reference
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     items=st.integers(1, 6),
     scale=st.sampled_from([0.0, 0.1, 3.0]),
+    temperature=st.sampled_from([1.0, 0.2]),
     seed=st.integers(0, 1000),
 )
-def test_divergence_equals_the_definition(counts, items, scale, seed):
+def test_divergence_equals_the_definition(counts, items, scale, temperature, seed):
     draw = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
     vectors = torch.randn(*mask.shape, 4, generator=draw, dtype=torch.float64)
     embeddings = scale * torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
-    found = divergence(Interests(vectors, mask), embeddings)
-    single = divergence(Interests(vectors.float(), mask), embeddings.float())
+    found = divergence(Interests(vectors, mask), embeddings, temperature)
+    single = divergence(Interests(vectors.float(), mask), embeddings.float(), temperature)
     for user, count in enumerate(counts):
         for item in range(items):
-            wanted = reference.divergence(vectors[user, :count].numpy(), embeddings[user, item].numpy())
+            wanted = reference.divergence(vectors[user, :count].numpy(), embeddings[user, item].numpy(), temperature)
             np.testing.assert_allclose(found[user, item], wanted, atol=1e-12)
             np.testing.assert_allclose(single[user, item], wanted, atol=1e-5)
 
