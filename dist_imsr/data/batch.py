@@ -15,7 +15,7 @@ from dist_imsr.config import require
 from dist_imsr.data.dataset import Dataset, held_out
 from dist_imsr.data.schedule import Schedule, generator, ranges
 
-_SHUFFLE, _CUT, _NEGATIVES = 1, 2, 3  # streams of random numbers
+_SHUFFLE, _CUT, _NEGATIVES, _VALIDATION = 1, 2, 3, 7  # streams of random numbers
 
 AnyBatch = TypeVar("AnyBatch", bound="Movable")
 
@@ -172,13 +172,21 @@ class SpanData:
 
         return Steps(read, schedule.steps, self.config.prefetch)
 
-    def validation(self) -> "Steps[Batch]":
+    def validation(self, most: int) -> "Steps[Batch]":
         """Users with a validation target: their second last interaction, after the history that trains.
+
+        Args:
+            most: about so many of them, the same ones in every epoch, where there are more.
 
         Returns:
             Batches of one target for each user; collective when called.
         """
-        return self._sweep(self._trained < self._lengths, self._trained, targets=1)
+        chosen = self._trained < self._lengths
+        rows, schedule = self._select(chosen, self.config.eval_size)
+        if schedule.users > most:
+            drawn = schedule.drawn(np.random.Generator.random, _VALIDATION, self.seed, self.span)
+            chosen[rows] = drawn * schedule.users < most
+        return self._sweep(chosen, self._trained, targets=1)
 
     def trainable(self) -> "Steps[Batch]":
         """All users with the interactions of the span that may be learnt from, for detecting what is new in them.

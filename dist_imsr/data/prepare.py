@@ -10,7 +10,6 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from dist_imsr.config import require
 from dist_imsr.data.dataset import FORMAT_VERSION
-from dist_imsr.data.rows import Rows
+from dist_imsr.data.rows import Rows, span_edges
 from dist_imsr.data.sources import SOURCES, SourceConfig
 from dist_imsr.data.staging import stage
 from dist_imsr.data.workspace import Database, Phases, replacing, size_in_bytes
@@ -45,8 +44,6 @@ class PrepareConfig(SourceConfig):
         output: the folder to write; it appears only when complete.
         overwrite: replace what an earlier run wrote there.
         min_interactions: users with fewer in all are dropped.
-        alpha: the part of the whole time that is the pre-training span.
-        spans: T, the number of equal spans of the rest.
         buckets: virtual shards of users; a rank owns whole buckets.
         memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk.
         threads: for DuckDB; all that this process may use by default.
@@ -57,8 +54,6 @@ class PrepareConfig(SourceConfig):
     output: Path
     overwrite: bool = False
     min_interactions: int = 30
-    alpha: float = 0.5
-    spans: int = 6
     buckets: int = 64
     memory_limit: str = "4GiB"
     threads: int | None = None
@@ -68,8 +63,6 @@ class PrepareConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
-        require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
-        require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
         require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
         size = size_in_bytes(self.memory_limit)
         require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
@@ -121,12 +114,12 @@ class _Preparation:
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
         n_users, interactions = (int(total) for total in buckets.sum(axis=0))
-        edges = self._edges()
+        edges = span_edges(rows.period or self._period(), self.config.alpha, self.config.spans)
         conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
         [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
         writer = SpanWriter(self.folder, edges, n_users, n_items)
         self._write_spans(writer, buckets[:, 1])
-        self._write_tables(writer, staged.examples)
+        self._write_tables(writer, staged.examples, rows.truth)
         return {
             "format_version": FORMAT_VERSION,
             "source": {"name": self.config.source, "input": self.config.input and str(self.config.input)},
@@ -195,18 +188,10 @@ class _Preparation:
             )
         return buckets
 
-    def _edges(self) -> np.ndarray:
-        """Span edges, ``[T + 2]`` int64; whole seconds, each the first one at or after the exact edge."""
-        config = self.config
+    def _period(self) -> tuple[int, int]:
+        """The seconds of the first and of the last interaction."""
         [(first, last)] = self.database.run(f"SELECT min(first) >> {SEQUENCE_BITS}, max(last_time) FROM users")
-        alpha = Fraction(str(config.alpha))
-        parts = [alpha + (1 - alpha) * Fraction(span, config.spans) for span in range(config.spans + 1)]
-        edges = [first, *(first + math.ceil(part * (last - first)) for part in parts)]
-        if len(set(edges)) < len(edges):
-            raise ValueError(
-                f"spans: the interactions lie within {last - first} seconds, too little for {config.spans} spans"
-            )
-        return np.array(edges, np.int64)
+        return first, last
 
     def _write_spans(self, writer: SpanWriter, sizes: np.ndarray) -> None:
         user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
@@ -222,16 +207,22 @@ class _Preparation:
                 writer.write(bucket, rows)
                 progress((bucket + 1) / len(sizes))
 
-    def _write_tables(self, writer: SpanWriter, rejected: pa.Table) -> None:
+    def _write_tables(self, writer: SpanWriter, rejected: pa.Table, truth: dict[str, str]) -> None:
         user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
         tables = {
-            "users": f"id::{user} AS user, raw, bucket::INTEGER AS bucket, interactions",
-            "items": f"id::{item} AS item, raw, first_time::BIGINT AS first_time, interactions",
+            "users": f"SELECT id::{user} AS user, raw, bucket::INTEGER AS bucket, interactions FROM users ORDER BY id",
+            "items": f"SELECT id::{item} AS item, raw, first_time::BIGINT AS first_time, interactions FROM items "
+            "ORDER BY id",
         }
+        for name, known in truth.items():
+            numbered = f"SELECT id::{_SQL_TYPES[getattr(writer, f'{name[:-1]}_type')]} AS {name[:-1]}, known.*"
+            tables[f"truth_{name}"] = (
+                f"{numbered} EXCLUDE (raw) FROM {known} AS known JOIN {name} ON known.raw = {name}.raw ORDER BY ALL"
+            )
         with self.phases.phase("tables"):
-            for name, columns in tables.items():
+            for name, query in tables.items():
                 path = self.folder / f"{name}.parquet"
-                rows = write_table(path, self.database.stream(f"SELECT {columns} FROM {name} ORDER BY id"))
+                rows = write_table(path, self.database.stream(query))
                 writer.files[path.name] = described(path, rows)
             path = self.folder / "rejected.parquet"
             pq.write_table(rejected, path)
@@ -245,4 +236,6 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
         options["behaviours"] = config.behaviours
     if config.source in ("csv", "parquet"):
         options["columns"] = asdict(config.columns)
+    if config.source == "drift":
+        options["drift"] = asdict(config.drift)
     return options

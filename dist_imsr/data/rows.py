@@ -1,9 +1,13 @@
 """What every source is made of: rows that are checked in SQL."""
 
 import glob
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+
+import numpy as np
 
 FILTERED = "filtered"  # the `reason` of a sound row that was not asked for: neither kept nor rejected
 LATEST_TIME = 4102444800  # the year 2100: milliseconds, and other numbers that are no unix seconds, lie beyond
@@ -20,11 +24,39 @@ class Rows:
             what was read of a rejected row), in the input's order.
         first_line: the line of the first row.
         rejects: whether DuckDB's CSV reader tells of further rejected lines in its table ``reject_errors``.
+        period: the unix seconds that the source covers; those of the interactions themselves by default.
+        truth: what is known beside the interactions: tables with a column ``raw``, the id, under ``users`` or
+            ``items``.
     """
 
     sql: str
     first_line: int = 1
     rejects: bool = False
+    period: tuple[int, int] | None = None
+    truth: dict[str, str] = field(default_factory=dict)
+
+
+def span_edges(period: tuple[int, int], alpha: float, spans: int) -> np.ndarray:
+    """Where spans begin and end: whole seconds, each the first one at or after the exact edge.
+
+    Args:
+        period: the first and the last second.
+        alpha: the part of the period that is the pre-training span.
+        spans: T, the number of equal spans of the rest.
+
+    Returns:
+        ``[T + 2]`` int64; span t is ``edges[t] <= time < edges[t + 1]``, the last one closed.
+
+    Raises:
+        ValueError: if the period is too short.
+    """
+    first, last = period
+    share = Fraction(str(alpha))
+    parts = [share + (1 - share) * Fraction(span, spans) for span in range(spans + 1)]
+    edges = [first, *(first + math.ceil(part * (last - first)) for part in parts)]
+    if len(set(edges)) < len(edges):
+        raise ValueError(f"spans: the interactions lie within {last - first} seconds, too little for {spans} spans")
+    return np.array(edges, np.int64)
 
 
 def checked(

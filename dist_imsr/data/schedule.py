@@ -38,7 +38,7 @@ class Schedule:
 
     def __init__(self, buckets: Sequence[int], sizes: Sequence[int] | np.ndarray, users: int, batch: int) -> None:
         self.steps = -(-users // batch)
-        self.buckets = buckets
+        self.users, self.buckets = users, buckets
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self._offsets = self.sizes.cumsum() - self.sizes
         self._phases = np.asarray(buckets, dtype=np.int64) * _GOLDEN % _ONE

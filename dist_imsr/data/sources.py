@@ -16,6 +16,7 @@ from typing import IO, cast
 import duckdb
 
 from dist_imsr.config import require
+from dist_imsr.data.drift import DriftConfig, PlantedDrift, planted
 from dist_imsr.data.rows import (
     FILTERED,
     INTEGERS,
@@ -65,21 +66,30 @@ class ColumnsConfig:
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """What is read.
+    """What is read, and how its time is cut.
 
     Args:
-        source: the format: taobao, amazon, complete-journey, csv or parquet.
-        input: the raw file; complete-journey finds its own in the installed package.
+        source: the format: taobao, amazon, complete-journey, csv or parquet; drift makes up interactions with planted
+            truth.
+        input: the raw file; complete-journey finds its own in the installed package, drift has none.
         columns: the columns of csv and parquet.
         behaviours: those of pv, buy, cart, fav that count as interactions in taobao.
+        drift: what drift makes up.
+        alpha: the part of the whole time that is the pre-training span.
+        spans: T, the number of equal spans of the rest.
     """
 
     source: str
     input: Path | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     behaviours: list[str] = field(default_factory=lambda: list(_CLICKS))
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    alpha: float = 0.5
+    spans: int = 6
 
     def __post_init__(self) -> None:
+        require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
+        require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
         require(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
         named = bool(self.behaviours) and set(self.behaviours) <= set(BEHAVIOURS)
         require(named, "behaviours", self.behaviours, f"some of {', '.join(BEHAVIOURS)}")
@@ -87,6 +97,10 @@ class SourceConfig:
             require(self.behaviours == list(_CLICKS), "behaviours", self.behaviours, "none but for --source taobao")
         if self.source not in ("csv", "parquet"):
             require(self.columns == ColumnsConfig(), "columns", self.columns, "none but for --source csv or parquet")
+        if self.source != "drift":
+            require(self.drift == DriftConfig(), "drift", self.drift, "nothing but for --source drift")
+        else:
+            require(self.input is None, "input", self.input, "none for --source drift, which makes up its own")
 
 
 def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
@@ -228,6 +242,22 @@ def parquet(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows
     return _parquet(_file(config), config.columns, connection)
 
 
+def drift(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
+    """Made-up interactions with planted truth: see `dist_imsr.data.drift`.
+
+    Args:
+        config: the options under ``drift``, alpha and spans.
+        connection: where the streams of rows are registered.
+
+    Returns:
+        Rows with BIGINT ids, and their truth.
+
+    Raises:
+        ValueError: if there are too few clusters.
+    """
+    return planted(PlantedDrift(config.drift, config.alpha, config.spans), connection)
+
+
 def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
     table = f"read_parquet({literal(path)})"
     try:
@@ -297,4 +327,5 @@ SOURCES: dict[str, Callable[[SourceConfig, duckdb.DuckDBPyConnection], Rows]] = 
     "complete-journey": complete_journey,
     "csv": text_table,
     "parquet": parquet,
+    "drift": drift,
 }

@@ -93,7 +93,7 @@ def _count(block: _Block, weight: torch.Tensor, known: range, how: Score) -> tor
 
 
 def _scores(vectors: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
-    """`score` without padding and with as few passes over memory as it takes: ``[b, k, d]``, ``[n, d]`` to ``[b, n]``."""
+    """`score` without padding and in few passes over memory: ``[b, k, d]``, ``[n, d]`` to ``[b, n]``."""
     users, count, dim = vectors.shape
     if count == 0:
         return items.new_zeros(users, len(items))

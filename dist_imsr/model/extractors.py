@@ -180,9 +180,7 @@ class SelfAttention(Extractor):
 
 
 BASES: dict[str, Callable[[ModelConfig], Extractor]] = {
-    "comirec_dr": lambda config: DynamicRouting(
-        config.dim, config.iterations, config.normalise, config.temperature
-    ),
+    "comirec_dr": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise, config.temperature),
     "mind": lambda config: DynamicRouting(
         config.dim, config.iterations, config.normalise, config.temperature, config.logit_scale
     ),

@@ -40,6 +40,7 @@ class TrainingConfig:
         patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
             the last.
         metric: what validation measures on each user's second last interaction of the span.
+        validation_users: about so many users of a span are validated on, where there are more.
         top: N of HR@N and NDCG@N.
     """
 
@@ -47,12 +48,14 @@ class TrainingConfig:
     incremental_epochs: int = 15
     patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
+    validation_users: int = 10_000
     top: int = 20
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
         require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
         require(self.patience >= 0, "training.patience", self.patience, "at least 0")
+        require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
         require(self.top >= 1, "training.top", self.top, "at least 1")
 
 
@@ -245,9 +248,8 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.engine.train(False)
         with torch.no_grad():
-            for batch in self._follow(
-                data.validation(), f"validation of span {data.span}", self.config.batch.eval_size
-            ):
+            batches = data.validation(self.config.training.validation_users)
+            for batch in self._follow(batches, f"validation of span {data.span}", self.config.batch.eval_size):
                 interests = self.model.extract(batch).interests
                 ranks = self.model.ranks(interests, batch.targets, self.dataset.items_by_span[data.span])
                 top = self.config.training.top

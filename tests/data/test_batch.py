@@ -91,7 +91,7 @@ def test_epochs_and_seeds_cut_anew(dataset):
 
 
 def test_validation_and_everything(dataset):
-    (steps,) = _worlds(dataset, [0, 8], lambda data: data.validation())
+    (steps,) = _worlds(dataset, [0, 8], lambda data: data.validation(10_000))
     rows = [row for batch in steps for row in _rows(batch)]
     assert sorted(rows) == sorted(
         (user, items[1][:-2][-3:], [items[1][-2]]) for user, items in HISTORY.items() if len(items[1]) >= 3
