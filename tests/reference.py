@@ -26,7 +26,6 @@ def route(
     normalise: str,
     carried: Vector | None = None,
     logits: Vector | None = None,
-    temperature: float = 1.0,
 ) -> Vector:
     """Eq. 3-4 with errata E1, E2 and E10 for one user: items [L, d], start [K, d], transform [d, d] -> [K, d].
 
@@ -37,7 +36,7 @@ def route(
     carried = np.zeros(len(start)) if carried is None else carried
     logits = np.zeros((len(start), len(items))) if logits is None else logits
     for _ in range(iterations):
-        agreement = np.array([[vote @ h / temperature for h in interests] for vote in votes]) + logits.T  # [L, K]
+        agreement = np.array([[vote @ h for h in interests] for vote in votes]) + logits.T  # [L, K]
         weights = np.zeros_like(agreement)
         if normalise == "interests":
             for i in range(len(items)):
@@ -71,9 +70,9 @@ def self_attention(
     return np.stack(interests)
 
 
-def divergence(interests: Vector, item: Vector, temperature: float) -> float:
+def divergence(interests: Vector, item: Vector) -> float:
     """KL(uniform || p) of Eq. 11 from its definition: interests [K, d], item [d]."""
-    found = softmax(np.array([interest @ item / temperature for interest in interests]))
+    found = softmax(np.array([interest @ item for interest in interests]))
     uniform = 1 / len(interests)
     return sum(uniform * math.log(uniform / probability) for probability in found)
 

@@ -40,51 +40,42 @@ class DetectorConfig:
         require(self.k_max >= 1, f"{at}.k_max", self.k_max, "at least 1")
 
 
-def divergence(interests: Interests, items: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     """KL(uniform || p(h_k | e_i)) of Eq. 11-12: how far an item is from fitting all interests alike.
 
     Args:
         interests: of B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
-        temperature: divides every agreement, as in the routing.
 
     Returns:
         ``[B, L]``, at least 0 up to rounding; 0 for a user with one interest.
     """
-    agreement = items @ interests.vectors.mT / temperature  # [B, L, K]
+    agreement = items @ interests.vectors.mT  # [B, L, K]
     mask = interests.mask.unsqueeze(1)
     count = mask.sum(-1).to(agreement.dtype)
     total = agreement.masked_fill(~mask, -torch.inf).logsumexp(-1)
     return total - agreement.masked_fill(~mask, 0).sum(-1) / count - count.log()
 
 
-def puzzled(found: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
-    """Which users need new interests (Eq. 14).
+def user_divergence(found: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+    """What the rule compares with c1: users below it are puzzled and need new interests (Eq. 14).
 
     The paper's P(i) = -KL is never positive, so that "mean P > c1" would never hold for c1 > 0. Erratum E3: a user is
-    puzzled when the mean divergence lies *below* c1.
+    puzzled when the mean divergence lies *below* c1. The counting rule asks for more than n items below c1, which is to
+    say that the (n + 1)-th smallest divergence lies there.
 
     Args:
         found: ``[B, L]``, the divergence of each item.
         mask: ``[B, L]`` bool, false for padding.
-        config: the rule and its threshold.
+        config: the rule.
 
     Returns:
-        ``[B]`` bool; false for a user without items.
+        ``[B]``; infinite for a user with too few items to be puzzled.
     """
     if config.rule == "count":
-        return ((found < config.c1) & mask).sum(1) > config.items
-    return mask.any(1) & (mean_divergence(found, mask) < config.c1)
-
-
-def mean_divergence(found: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over each user's items.
-
-    Args:
-        found: ``[B, L]``, the divergence of each item.
-        mask: ``[B, L]`` bool, false for padding.
-
-    Returns:
-        ``[B]``; 0 for a user without items.
-    """
-    return (found * mask).sum(1) / mask.sum(1).clamp(min=1)
+        ordered = found.masked_fill(~mask, torch.inf).sort(1).values
+        return (
+            ordered[:, config.items] if ordered.shape[1] > config.items else found.new_full(found.shape[:1], torch.inf)
+        )
+    count = mask.sum(1)
+    return ((found * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)

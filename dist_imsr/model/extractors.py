@@ -46,8 +46,6 @@ class ModelConfig:
         interests: K_u^0, the interests that a new user gets.
         iterations: L of Eq. 4, the rounds of routing.
         normalise: over what the routing weights of Eq. 4 sum to one (erratum E1).
-        temperature: of the softmax over interests in Eq. 4 and Eq. 11; 1 is the paper. Agreements of young embeddings
-            lie so near each other that only a low one lets interests part.
         logit_scale: the deviation of MIND's random routing logits.
         query_dim: d_a of Eq. 7, the width of ComiRec-SA's queries.
         positions: ComiRec-SA's trainable position embeddings, for histories up to this length; 0 for none.
@@ -59,7 +57,6 @@ class ModelConfig:
     interests: int = 4
     iterations: int = 3
     normalise: Literal["interests", "items"] = "interests"
-    temperature: float = 1.0
     logit_scale: float = 1.0
     query_dim: int = 64
     positions: int = 0
@@ -69,7 +66,6 @@ class ModelConfig:
         require(self.dim >= 4 and self.dim % 4 == 0, "model.dim", self.dim, "a multiple of 4 (the table kernels' need)")
         require(self.interests >= 1, "model.interests", self.interests, "at least 1")
         require(self.iterations >= 1, "model.iterations", self.iterations, "at least 1")
-        require(self.temperature > 0, "model.temperature", self.temperature, "above 0")
         require(self.logit_scale >= 0, "model.logit_scale", self.logit_scale, "at least 0")
         require(self.query_dim >= 1, "model.query_dim", self.query_dim, "at least 1")
         require(self.positions >= 0, "model.positions", self.positions, "at least 0")
@@ -105,7 +101,6 @@ class DynamicRouting(Extractor):
         dim: d, the width of embeddings and interests.
         iterations: L of Eq. 4.
         normalise: the axis over which the weights c_ik sum to one.
-        temperature: divides every agreement; 1 is the paper.
         logit_scale: the deviation of the random logits that `Start` is to hold; 0 for none.
     """
 
@@ -114,12 +109,10 @@ class DynamicRouting(Extractor):
         dim: int,
         iterations: int = 3,
         normalise: Literal["interests", "items"] = "interests",
-        temperature: float = 1.0,
         logit_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.iterations, self.normalise, self.temperature = iterations, normalise, temperature
-        self.logit_scale = logit_scale
+        self.iterations, self.normalise, self.logit_scale = iterations, normalise, logit_scale
         self.transform = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.transform.weight)
 
@@ -139,7 +132,7 @@ class DynamicRouting(Extractor):
     def _weights(self, votes: torch.Tensor, mask: torch.Tensor, interests: torch.Tensor, start: Start) -> torch.Tensor:
         """c_ik of Eq. 4, ``[B, K, L]``; zero for padding."""
         both = start.interests.mask.unsqueeze(-1) & mask.unsqueeze(-2)
-        agreement = interests.to(votes.dtype) @ votes.mT / self.temperature
+        agreement = interests.to(votes.dtype) @ votes.mT
         if start.logits is not None:
             agreement = agreement + start.logits
         agreement = agreement.masked_fill(~both, torch.finfo(votes.dtype).min)
@@ -180,10 +173,8 @@ class SelfAttention(Extractor):
 
 
 BASES: dict[str, Callable[[ModelConfig], Extractor]] = {
-    "comirec_dr": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise, config.temperature),
-    "mind": lambda config: DynamicRouting(
-        config.dim, config.iterations, config.normalise, config.temperature, config.logit_scale
-    ),
+    "comirec_dr": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise),
+    "mind": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise, config.logit_scale),
     "comirec_sa": lambda config: SelfAttention(config.dim, config.query_dim, config.positions),
 }
 

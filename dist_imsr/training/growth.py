@@ -63,9 +63,9 @@ class Growth:
         norm_trimmed: sum of the norms of those that went.
         existing: existing interests of the span's users.
         cosine: sum over them of the cosine between what was stored and what is.
-        detected: users whom the detector looked at.
-        divergence: sum over these of the mean divergence (Eq. 12) of the user's items.
-        divergences: these mean divergences.
+        detected: users whom the detector could judge.
+        divergence: sum over these of what is compared with c1, the mean divergence (Eq. 12) of the user's items.
+        divergences: these numbers.
     """
 
     puzzled: float = 0.0

@@ -16,7 +16,7 @@ from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import target_ranks
-from dist_imsr.model.detector import divergence, mean_divergence, puzzled
+from dist_imsr.model.detector import divergence, user_divergence
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import Drift
@@ -43,6 +43,20 @@ class Extraction(NamedTuple):
     existing: torch.Tensor
     targets: torch.Tensor
     negatives: torch.Tensor
+
+
+class Detection(NamedTuple):
+    """What the detector said of users with existing interests.
+
+    Args:
+        users: ``[n]`` int64, dense ids.
+        divergence: ``[n]``, what is compared with c1.
+        puzzled: ``[n]`` bool.
+    """
+
+    users: torch.Tensor
+    divergence: torch.Tensor
+    puzzled: torch.Tensor
 
 
 class Snapshot(NamedTuple):
@@ -107,7 +121,7 @@ class Recommender:
         newcomers = data.users[~self.knows(data.users)] - self.store.first_user
         self.store.expand(torch.from_numpy(newcomers), self.config.interests, data.span)
 
-    def detect(self, batches: Iterable[Batch], span: int) -> Growth:
+    def detect(self, batches: Iterable[Batch], span: int) -> tuple[Detection, Growth]:
         """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14).
 
         Args:
@@ -115,30 +129,32 @@ class Recommender:
             span: the span at hand.
 
         Returns:
-            What was found, and what K_max refused.
+            What was found, and its account with what K_max refused.
         """
         detector, growth = self.policy.detector, Growth()
-        found_rows, grants = [], []
+        found, grants = [], []
         for batch in batches:
             rows = batch.users - self.store.first_user
             items, *_ = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
             items, mask = pad(items, batch.history.lengths())
             interests = self.store.gather(rows, items.device)
             old = self.store.existing(rows, span, items.device).any(1)
-            found = divergence(interests, items, self.config.temperature)
-            means = mean_divergence(found, mask)[old]
-            needy = puzzled(found, mask, detector) & old
-            room = (detector.k_max - interests.mask.sum(1)).clamp(0, detector.delta_k)[needy]
-            growth.detected += len(means)
-            growth.divergence += means.sum().item()
-            growth.divergences.add(means)
+            levels = user_divergence(divergence(interests, items), mask, detector)[old]
+            one = Detection(batch.users[old], levels, levels < detector.c1)
+            room = (detector.k_max - interests.mask.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
+            told = levels[levels.isfinite()]
+            growth.detected += len(told)
+            growth.divergence += told.sum().item()
+            growth.divergences.add(told)
             growth.puzzled += len(room)
             growth.refused += (detector.delta_k - room).sum().item()
-            found_rows.append(rows[needy])
+            found.append(one)
             grants.append(room)
-        if found_rows:
-            self.store.expand(torch.cat(found_rows), torch.cat(grants), span)
-        return growth
+        nobody = Detection(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool)))
+        detection = Detection(*map(torch.cat, zip(*found, strict=True))) if found else nobody
+        if found:
+            self.store.expand(detection.users[detection.puzzled] - self.store.first_user, torch.cat(grants), span)
+        return detection, growth
 
     def extract(self, batch: Batch, learning: bool = False) -> Extraction:
         """Extracts the interests of a batch's users from its history (Eq. 1), new ones projected (Eq. 16).

@@ -17,7 +17,7 @@ _CAPTION = (
     "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item "
     "in an earlier span. Rates are fractions of the users."
 )
-_OURS = ("config.yaml", "metrics.jsonl", "events", "checkpoints")  # what a run writes into its folder
+_OURS = ("config.yaml", "metrics.jsonl", "events", "spans", "checkpoints")  # what a run writes into its folder
 
 
 def train(config: TrainConfig) -> int:

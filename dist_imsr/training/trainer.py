@@ -21,9 +21,10 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics, discount
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig, build_strategy
+from dist_imsr.training.export import export_span
 from dist_imsr.training.growth import Growth
 from dist_imsr.training.progress import Reporter
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.training.recommender import Detection, Recommender
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class TrainingConfig:
             the last.
         metric: what validation measures on each user's second last interaction of the span.
         validation_users: about so many users of a span are validated on, where there are more.
+        export: write interests, items and the detector's findings of each span under run_dir/spans/.
         top: N of HR@N and NDCG@N.
     """
 
@@ -49,6 +51,7 @@ class TrainingConfig:
     patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
     validation_users: int = 10_000
+    export: bool = False
     top: int = 20
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class TrainConfig:
 
     Args:
         data: the prepared data.
-        run_dir: a new folder for config.yaml, metrics.jsonl and events/.
+        run_dir: a new folder for config.yaml, metrics.jsonl, events/ and spans/.
         seed: keys every random number of the run.
         overwrite: replace what an earlier run left in run_dir.
         timeout_seconds: how long a rank may be waited for before the job ends.
@@ -163,16 +166,17 @@ class Trainer:
         self.model.engine.set_learning_rate(
             self.config.engine.learning_rate if first else self.config.engine.incremental_learning_rate
         )
-        detector, growth = self.strategy.interests.detector, Growth()
-        best, best_epoch, kept, kept_growth, snapshot = -math.inf, 0, (math.nan, math.nan), growth, None
+        detector, growth, found = self.strategy.interests.detector, Growth(), list[Detection]()
+        best, best_epoch, kept, kept_growth, kept_found, snapshot = -math.inf, 0, (math.nan, math.nan), growth, 0, None
         for epoch in range(training.epochs if first else training.incremental_epochs):
             if detector.enabled and not first and (epoch == 0 or detector.each_epoch):
-                growth = growth + self._detect(data)
+                detection, detected = self._detect(data)
+                growth, found = growth + detected, [*found, detection]
             losses = self._train(data, epoch)
             quality = self._validate(data)
             better = not quality <= best or training.patience == 0  # without validation targets quality is NaN
             if better:
-                best, best_epoch, kept, kept_growth = quality, epoch, losses, growth
+                best, best_epoch, kept, kept_growth, kept_found = quality, epoch, losses, growth, len(found)
                 snapshot = self.model.snapshot() if training.patience else None
                 self.good = f"span {span} after epoch {epoch}"
             self.model.engine.log({f"validation/{training.metric}": quality}, self.step)
@@ -186,6 +190,9 @@ class Trainer:
             self.model.restore(snapshot)
         growth = (kept_growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
+        if training.export:
+            items = self.dataset.items_by_span[span]
+            export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, found[:kept_found])
         if math.isnan(best):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
         loss, retention = (None if math.isnan(value) else value for value in kept)
@@ -217,7 +224,7 @@ class Trainer:
         self.topology.sum(metrics.sums)
         return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
 
-    def _detect(self, data: SpanData) -> Growth:
+    def _detect(self, data: SpanData) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""
         self.model.engine.train(False)
         with torch.no_grad():

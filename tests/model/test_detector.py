@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_imsr.model.detector import DetectorConfig, divergence, mean_divergence, puzzled
+from dist_imsr.model.detector import DetectorConfig, divergence, user_divergence
 from dist_imsr.model.interests import Interests
 from tests import reference
 
@@ -14,19 +16,18 @@ from tests import reference
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     items=st.integers(1, 6),
     scale=st.sampled_from([0.0, 0.1, 3.0]),
-    temperature=st.sampled_from([1.0, 0.2]),
     seed=st.integers(0, 1000),
 )
-def test_divergence_equals_the_definition(counts, items, scale, temperature, seed):
+def test_divergence_equals_the_definition(counts, items, scale, seed):
     draw = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
     vectors = torch.randn(*mask.shape, 4, generator=draw, dtype=torch.float64)
     embeddings = scale * torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
-    found = divergence(Interests(vectors, mask), embeddings, temperature)
-    single = divergence(Interests(vectors.float(), mask), embeddings.float(), temperature)
+    found = divergence(Interests(vectors, mask), embeddings)
+    single = divergence(Interests(vectors.float(), mask), embeddings.float())
     for user, count in enumerate(counts):
         for item in range(items):
-            wanted = reference.divergence(vectors[user, :count].numpy(), embeddings[user, item].numpy(), temperature)
+            wanted = reference.divergence(vectors[user, :count].numpy(), embeddings[user, item].numpy())
             np.testing.assert_allclose(found[user, item], wanted, atol=1e-12)
             np.testing.assert_allclose(single[user, item], wanted, atol=1e-5)
 
@@ -37,19 +38,19 @@ def test_divergence_gradients():
     assert torch.autograd.gradcheck(lambda v, i: divergence(Interests(v, mask), i), (vectors, items))
 
 
-def test_a_user_is_puzzled_below_the_threshold():
+def test_the_mean_rule_compares_the_mean_over_items():
     found = torch.tensor([[0.01, 0.03, 9.0], [0.2, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
-    assert mean_divergence(found, mask) == pytest.approx([0.02, 0.1, 0.05, 0])
-    assert puzzled(found, mask, DetectorConfig(c1=0.06)).tolist() == [True, False, True, False]
-    assert puzzled(found, mask, DetectorConfig(c1=0.02)).tolist() == [False, False, False, False]
+    assert user_divergence(found, mask, DetectorConfig()) == pytest.approx([0.02, 0.1, 0.05, math.inf])
 
 
 def test_the_counting_rule_counts_items_below_the_threshold():
-    found = torch.tensor([[0.01, 0.02, 0.0], [0.01, 0.9, 0.01], [0.9, 0.9, 0.01]])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1]]).bool()
-    config = DetectorConfig(rule="count", c1=0.06, items=1)
-    assert puzzled(found, mask, config).tolist() == [True, True, False]
+    draw = torch.Generator().manual_seed(0)
+    found, mask = torch.rand(50, 7, generator=draw), torch.rand(50, 7, generator=draw) < 0.7
+    for items in range(9):
+        levels = user_divergence(found, mask, DetectorConfig(rule="count", items=items))
+        for c1 in (0.1, 0.5, 0.9):
+            assert torch.equal(levels < c1, ((found < c1) & mask).sum(1) > items)
 
 
 @pytest.mark.parametrize(("key", "value"), [("c1", -1), ("items", -1), ("delta_k", 0), ("k_max", 0)])

@@ -39,17 +39,16 @@ def _single(value):
     dim=st.sampled_from([4, 8]),
     iterations=st.integers(1, 4),
     normalise=st.sampled_from(["interests", "items"]),
-    temperature=st.sampled_from([1.0, 0.5]),
     repeat=st.booleans(),
     carries=st.booleans(),
     random=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_routing_equals_the_equations(users, dim, iterations, normalise, temperature, repeat, carries, random, seed):
+def test_routing_equals_the_equations(users, dim, iterations, normalise, repeat, carries, random, seed):
     lengths, counts = zip(*users, strict=True)
     items, mask, stored = _block(lengths, counts, dim, seed, repeat=repeat)
     draw = torch.Generator().manual_seed(seed)
-    module = DynamicRouting(dim, iterations, normalise, temperature).double()
+    module = DynamicRouting(dim, iterations, normalise).double()
     torch.nn.init.normal_(module.transform.weight, std=dim**-0.5, generator=draw)
     weight = module.transform.weight.detach().numpy()
     carried = _carried(stored, draw) if carries else None
@@ -67,7 +66,6 @@ def test_routing_equals_the_equations(users, dim, iterations, normalise, tempera
             normalise,
             None if carried is None else carried[user, :count].numpy(),
             None if logits is None else logits[user, :count, :length].numpy(),
-            temperature,
         )
         np.testing.assert_allclose(found.vectors[user, :count].detach(), wanted, atol=1e-10)
         np.testing.assert_allclose(single.vectors[user, :count].detach(), wanted, atol=1e-5)
