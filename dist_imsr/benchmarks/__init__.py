@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.report import Figure
+from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
 from dist_imsr.benchmarks.train import TrainBench, bench_train
 
 
@@ -22,4 +23,7 @@ class Benchmark(NamedTuple):
     measure: Callable[[Any], list[Figure]]
 
 
-BENCHMARKS = {"train": Benchmark(TrainBench, bench_train)}
+BENCHMARKS = {
+    "train": Benchmark(TrainBench, bench_train),
+    "strategies": Benchmark(StrategiesBench, bench_strategies),
+}

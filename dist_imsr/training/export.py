@@ -40,11 +40,12 @@ def export_span(
     folder = run_dir / "spans" / f"span={span}"
     folder.mkdir(parents=True, exist_ok=True)
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
-    found = Detection(*map(torch.cat, zip(*detections, strict=True))) if detections else None
+    nobody = Detection(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
+    users, divergence, puzzled = map(torch.cat, zip(nobody, *detections, strict=True))
     tables = {
         "interests": {"user": store.owners + store.first_user, "born": store.born, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.weight[: len(known)]},
-        "detections": found._asdict() if found else {},
+        "detections": {"user": users, "divergence": divergence, "puzzled": puzzled},
     }
     for name, columns in tables.items():
         path = folder / f"{name}-{catalogue.topology.rank:03d}.arrow"

@@ -139,13 +139,25 @@ class Trainer:
         """
         lines = []
         for span in range(self.dataset.spans - 1):
-            data = self._open(span)
-            self.model.catalogue.grow(self.dataset.items_by_span[span])
-            fitted = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
-            self.met[data.users - self.model.store.first_user] = True
+            learnt = self.learn(span)
             if span > 0:
-                lines.append(self._record(span, fitted | self.test(span + 1)))
+                lines.append(self._record(span, learnt | self.test(span + 1)))
         return lines
+
+    def learn(self, span: int) -> dict[str, Any]:
+        """Takes in the span after the last one, as the strategy says; collective.
+
+        Args:
+            span: 0 is the pre-training span.
+
+        Returns:
+            What `fit` tells, where the strategy trains.
+        """
+        data = self._open(span)
+        self.model.catalogue.grow(self.dataset.items_by_span[span])
+        told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
+        self.met[data.users - self.model.store.first_user] = True
+        return told
 
     def fit(self, data: SpanData) -> dict[str, Any]:
         """Trains on one span with early stopping, writes its users' interests back and trims them; collective.

@@ -1,0 +1,282 @@
+"""What a run found against the planted truth of its data: was the detector right, and are planted interests held?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from scipy.optimize import linear_sum_assignment
+
+from dist_imsr.config import require
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluates a finished run.
+
+    Args:
+        run_dir: of a run with ``--training.export true``.
+        drift_truth: compare the run with the truth that ``prepare.py --source drift`` planted in its data.
+        match_cosine: a planted interest counts as held where its partner among the user's stored interests has at
+            least this cosine with the mean embedding of its cluster.
+        json: a file for the rows of the table.
+    """
+
+    run_dir: Path
+    drift_truth: bool = False
+    match_cosine: float = 0.5
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(self.drift_truth, "drift_truth", self.drift_truth, "true: that is what this command can compare with")
+        require(-1 <= self.match_cosine <= 1, "match_cosine", self.match_cosine, "-1 to 1")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Stored interests, user after user.
+
+    Args:
+        users: ``[n]`` int64, ascending and distinct.
+        offsets: ``[n + 1]``, user i's interests are ``offsets[i] .. offsets[i + 1] - 1``.
+        vectors: ``[S, d]``.
+    """
+
+    users: np.ndarray
+    offsets: np.ndarray
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted.
+
+    Args:
+        users: ``[n]`` int64, ascending.
+        clusters: ``[n]``, an interest of that user.
+        spans: ``[n]``, the span of its birth.
+        of_item: ``[items]``, each item's cluster.
+    """
+
+    users: np.ndarray
+    clusters: np.ndarray
+    spans: np.ndarray
+    of_item: np.ndarray
+
+    @classmethod
+    def read(cls, data: Path) -> "Truth":
+        """The truth beside prepared data.
+
+        Args:
+            data: the prepared folder.
+
+        Returns:
+            The truth.
+
+        Raises:
+            ValueError: naming the file that is not there.
+        """
+        for name in ("truth_users", "truth_items"):
+            if not (data / f"{name}.parquet").is_file():
+                raise ValueError(f"{data / name}.parquet is missing: only prepare.py --source drift plants a truth")
+        users, items = pq.read_table(data / "truth_users.parquet"), pq.read_table(data / "truth_items.parquet")
+        return cls(
+            users["user"].to_numpy(), users["cluster"].to_numpy(), users["span"].to_numpy(), items["cluster"].to_numpy()
+        )
+
+    def until(self, span: int) -> "Truth":
+        """What was planted by the end of a span.
+
+        Args:
+            span: the span.
+
+        Returns:
+            The part.
+        """
+        there = self.spans <= span
+        return Truth(self.users[there], self.clusters[there], self.spans[there], self.of_item)
+
+
+def compare_with_truth(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Compares every exported span of a run with the planted truth.
+
+    Args:
+        config: which run.
+
+    Returns:
+        A row a span; None where there is nothing to divide by. ``users``: whom the detector judged; ``planted``: those
+        of them who took on an interest in this span; ``precision``, ``recall``, ``f1`` of its findings; ``best_c1`` and
+        ``best_f1``: the threshold that would have been best; ``held``: the share of planted interests with a stored
+        one; ``held_new``: of those born in this span; ``cosine``: mean over matched pairs; ``interests`` and
+        ``interests_planted``: a user, over users with interests; ``moved``: 1 - the mean cosine between existing
+        interests of users who moved, now and a span before.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    run = config.run_dir
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"run_dir: {run} holds no config.yaml: name the folder of a run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    truth = Truth.read(Path(settings["data"]["path"]))
+    folders = sorted(run.glob("spans/span=*"), key=lambda folder: int(folder.name[5:]))
+    if not folders:
+        raise ValueError(f"run_dir: {run} holds no spans/: train with --training.export true")
+    rows, before = [], dict[str, Held]()
+    for folder in folders:
+        span = int(folder.name[5:])
+        now = {path.name: _held(path) for path in sorted(folder.glob("interests-*.arrow"))}
+        planted = truth.until(span)
+        row = {"span": span} | judged(*_detections(folder), planted, span)
+        row |= matched(list(now.values()), _centroids(folder, truth.of_item), planted, span, config.match_cosine)
+        rows.append(row | {"moved": _moved(before, now)})
+        before = now
+    return rows
+
+
+def judged(
+    users: np.ndarray, divergence: np.ndarray, puzzled: np.ndarray, truth: Truth, span: int
+) -> dict[str, float | int | None]:
+    """Precision and recall of the detector.
+
+    Args:
+        users: ``[n]``, distinct.
+        divergence: ``[n]``, what was compared with c1.
+        puzzled: ``[n]`` bool.
+        truth: what was planted.
+        span: the span at hand.
+
+    Returns:
+        The first part of a row of `compare_with_truth`.
+    """
+    real = np.isin(users, truth.users[truth.spans == span])
+    right = (puzzled & real).sum()
+    order = np.argsort(divergence)
+    ordered = np.append(divergence[order], np.inf)
+    f1 = 2 * real[order].cumsum() / (np.arange(1, len(users) + 1) + max(real.sum(), 1))
+    f1[ordered[1:] == ordered[:-1]] = 0  # equal divergences fall on the same side of any threshold
+    best = int(f1.argmax()) if real.any() else None
+    beyond = 0.0 if best is None else min(ordered[best + 1], 2 * ordered[best])
+    return {
+        "users": len(users),
+        "planted": int(real.sum()),
+        "precision": _ratio(right, puzzled.sum()),
+        "recall": _ratio(right, real.sum()),
+        "f1": _ratio(2 * right, puzzled.sum() + real.sum()),
+        "best_c1": None if best is None else float((ordered[best] + beyond) / 2),
+        "best_f1": None if best is None else float(f1[best]),
+    }
+
+
+def matched(
+    held: list[Held], centroids: np.ndarray, truth: Truth, span: int, least: float
+) -> dict[str, float | int | None]:
+    """Pairs each user's planted interests with stored ones: the assignment of the largest sum of cosines.
+
+    Args:
+        held: stored interests, in parts.
+        centroids: ``[clusters, d]``, the mean embedding of each cluster.
+        truth: what was planted by now.
+        span: the span at hand.
+        least: the cosine from which on a pair counts.
+
+    Returns:
+        The second part of a row of `compare_with_truth`.
+    """
+    directions = _normalised(centroids)
+    cosines, new, stored, known = [], [], 0, 0
+    for part in held:
+        vectors = _normalised(part.vectors)
+        first, end = np.searchsorted(truth.users, part.users, "left"), np.searchsorted(truth.users, part.users, "right")
+        stored += len(vectors)
+        known += len(part.users)
+        for row in range(len(part.users)):
+            mine = slice(first[row], end[row])
+            agreement = directions[truth.clusters[mine]] @ vectors[part.offsets[row] : part.offsets[row + 1]].T
+            found = np.full(len(agreement), -np.inf)
+            pairs = linear_sum_assignment(agreement, maximize=True)
+            found[pairs[0]] = agreement[pairs]
+            cosines.append(found)
+            new.append(truth.spans[mine] == span)
+    every, born = np.concatenate([[], *cosines]), np.concatenate([np.empty(0, bool), *new])
+    paired = np.isfinite(every)
+    return {
+        "held": _ratio((every >= least).sum(), len(every)),
+        "held_new": _ratio((every[born] >= least).sum(), born.sum()),
+        "cosine": _ratio(every[paired].sum(), paired.sum()),
+        "interests": _ratio(stored, known),
+        "interests_planted": _ratio(len(every), known),
+    }
+
+
+def _moved(before: dict[str, Held], now: dict[str, Held]) -> float | None:
+    """Existing interests keep their place among a user's slots, and only users of a span move."""
+    total, count = 0.0, 0
+    for name, later in now.items():
+        if name not in before:
+            continue
+        earlier = before[name]
+        owner = np.arange(len(earlier.users)).repeat(np.diff(earlier.offsets))
+        at = np.searchsorted(later.users, earlier.users[owner])
+        slot = np.arange(len(owner)) - earlier.offsets[owner]
+        vectors = later.vectors[later.offsets[at] + slot]
+        moved = (vectors != earlier.vectors).any(1)
+        total += (_normalised(vectors[moved]) * _normalised(earlier.vectors[moved])).sum()
+        count += moved.sum()
+    return 1 - total / count if count else None
+
+
+def _held(path: Path) -> Held:
+    table = _read(path)
+    users, first = np.unique(table["user"].to_numpy(), return_index=True)
+    return Held(users, np.append(first, table.num_rows), _vectors(table))
+
+
+def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users, the least divergence of each, and whether it was ever puzzled."""
+    tables = [_read(path) for path in sorted(folder.glob("detections-*.arrow"))]
+    user, divergence, puzzled = (
+        np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
+        for name in ("user", "divergence", "puzzled")
+    )
+    order = np.lexsort((divergence, user))
+    users, first = np.unique(user[order], return_index=True)
+    ever = np.logical_or.reduceat(puzzled[order], first) if len(first) else puzzled
+    return users, divergence[order][first], ever
+
+
+def _centroids(folder: Path, of_item: np.ndarray) -> np.ndarray:
+    """The mean embedding of each cluster's known items."""
+    total, count = None, np.zeros(of_item.max() + 1)
+    for path in sorted(folder.glob("items-*.arrow")):
+        table = _read(path)
+        vectors, clusters = _vectors(table), of_item[table["item"].to_numpy()]
+        total = np.zeros((len(count), vectors.shape[1])) if total is None else total
+        np.add.at(total, clusters, vectors)
+        count += np.bincount(clusters, minlength=len(count))
+    if total is None:
+        raise ValueError(f"{folder} holds no items-*.arrow: train with --training.export true")
+    return total / np.maximum(count, 1)[:, None]
+
+
+def _read(path: Path) -> pa.RecordBatch:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): train again with --training.export true") from error
+
+
+def _vectors(table: pa.RecordBatch) -> np.ndarray:
+    column = table["vector"]
+    return column.values.to_numpy().reshape(-1, column.type.list_size)
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

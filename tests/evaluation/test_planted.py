@@ -1,0 +1,162 @@
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch.distributed as dist
+from rich.console import Console
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.drift import DriftConfig
+from dist_imsr.data.prepare import PrepareConfig, prepare
+from dist_imsr.evaluation.planted import Held, Truth, judged, matched
+from dist_imsr.model.detector import DetectorConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.training.run import _claim
+from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from launch.evaluate import main
+from tests.ranks import run_ranks
+
+
+def _truth(*rows):
+    users, clusters, spans = np.array(rows).T
+    return Truth(users, clusters, spans, np.arange(3))
+
+
+def test_findings_are_judged_by_the_users_that_grew():
+    truth = _truth((0, 0, 0), (0, 1, 2), (1, 0, 2), (2, 0, 0), (2, 1, 1), (5, 0, 2))
+    users, divergence = np.array([0, 1, 2, 3]), np.array([0.01, 0.5, 0.02, 0.9])
+    row = judged(users, divergence, divergence < 0.1, truth, span=2)  # user 5 was not looked at
+    assert (row["users"], row["planted"]) == (4, 2)
+    assert (row["precision"], row["recall"], row["f1"]) == (0.5, 0.5, 0.5)
+    assert row["best_c1"] == pytest.approx(0.7)
+    assert row["best_f1"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_threshold_is_the_best_of_all(seed):
+    draw = np.random.default_rng(seed)
+    users, divergence = np.arange(30), draw.integers(8, size=30) / 8  # with ties
+    truth = _truth(*((user, 0, 1) for user in range(30) if draw.random() < 0.3), (99, 0, 0))
+    best = max(judged(users, divergence, divergence < c1, truth, 1)["f1"] for c1 in np.arange(10) / 8)
+    row = judged(users, divergence, divergence < 0.5, truth, 1)
+    assert row["best_f1"] == pytest.approx(best)
+    assert judged(users, divergence, divergence < row["best_c1"], truth, 1)["f1"] == pytest.approx(best)
+
+
+def test_nothing_to_judge():
+    nobody = np.empty(0, np.int64), np.empty(0), np.empty(0, bool)
+    row = judged(*nobody, _truth((0, 0, 0)), 1)
+    assert (row["users"], row["precision"], row["best_c1"]) == (0, None, None)
+
+
+def test_matching_is_the_best_assignment():
+    centroids = np.eye(3)
+    vectors = np.array([[1.0, 0.9, 0], [1.0, 0, 0.1], [0, 0, 2.0], [1.0, 1.0, 1.0]])
+    held = [Held(np.array([0]), np.array([0, 3]), vectors[:3]), Held(np.array([4]), np.array([0, 1]), vectors[3:])]
+    truth = _truth((0, 0, 0), (0, 1, 1), (4, 1, 0), (4, 2, 1), (7, 0, 0))  # user 7 has nothing stored
+    row = matched(held, centroids, truth, span=1, least=0.6)
+    cosines = []
+    for planted, stored in (([0, 1], vectors[:3]), ([1, 2], vectors[3:])):
+        unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+        size = min(len(planted), len(unit))
+        cosines.append(
+            max(
+                sum(unit[slot, cluster] for cluster, slot in zip(some, slots, strict=True))
+                for some in itertools.combinations(planted, size)
+                for slots in itertools.permutations(range(len(unit)), size)
+            )
+        )
+    assert row["cosine"] == pytest.approx(sum(cosines) / 3)
+    assert row["held"] == pytest.approx(2 / 4)  # 0 by [1, 0, .1] and 1 by [1, .9, 0]; one interest serves one cluster
+    assert row["held_new"] == pytest.approx(1 / 2)
+    assert (row["interests"], row["interests_planted"]) == (2, 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run over planted drift whose detector singles everybody out, on two ranks."""
+    folder = tmp_path_factory.mktemp("planted")
+    drift = DriftConfig(users=200, items=400, clusters=20, interactions=[6000, 3000], fresh=0.0)
+    options = {"spans": 3, "min_interactions": 1, "buckets": 4}
+    prepare(PrepareConfig(source="drift", output=folder / "data", drift=drift, **options), Console(quiet=True))
+    config = TrainConfig(
+        data=DataConfig(folder / "data"),
+        run_dir=folder / "run",
+        model=ModelConfig(dim=8),
+        strategy=StrategyConfig("imsr", InterestPolicy(detector=DetectorConfig(c1=1e9, delta_k=1))),
+        batch=BatchConfig(size=64, max_targets=3, negatives=20),
+        training=TrainingConfig(epochs=2, incremental_epochs=2, export=True),
+    )
+    assert run_ranks(2, _train, config) == [0, 0]
+    return config.run_dir
+
+
+def _train(topology, config):
+    if topology.rank == 0:
+        _claim(config)
+    dist.barrier()
+    Trainer(config, Dataset(config.data), topology).run()
+    return 0
+
+
+def test_a_run_is_compared_with_its_truth(run, tmp_path, capsys):
+    lines = tmp_path / "rows.jsonl"
+    assert main(["--run_dir", str(run), "--drift_truth", "true", "--json", str(lines)]) == 0
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["span"] for row in rows] == [0, 1, 2]
+    assert rows[0]["users"] == 0
+    for row in rows[1:]:
+        assert row["recall"] == 1
+        assert row["precision"] == row["planted"] / row["users"]
+        assert 0 < row["moved"] < 1
+        assert 4 <= row["interests"] <= 6
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["users"] for row in rows[1:]] == [line["puzzled_users"] for line in told]
+    assert [row["interests"] for row in rows[1:]] == pytest.approx([line["interests_mean"] for line in told])
+    assert "precision" in capsys.readouterr().out
+
+
+def test_exports_hold_every_item_and_interest_once(run):
+    def column(pattern, name):
+        tables = [pa.ipc.open_file(path).read_all() for path in sorted(run.glob(pattern))]
+        assert len(tables) == 2
+        return pa.concat_tables(tables)[name]
+
+    items = column("spans/span=2/items-*.arrow", "item").to_pylist()
+    assert items == list(range(len(items)))
+    users = column("spans/span=2/interests-*.arrow", "user").to_pylist()
+    assert users == sorted(users)
+    assert not list(run.glob("spans/*/*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("remove", "named"),
+    [("config.yaml", "config.yaml"), ("spans", "--training.export true"), ("truth", "truth_users.parquet")],
+)
+def test_what_is_missing_is_named(run, tmp_path, capsys, remove, named):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    if remove == "spans":
+        shutil.rmtree(copy / "spans")
+    elif remove == "truth":
+        text = (copy / "config.yaml").read_text()
+        (copy / "config.yaml").write_text(text.replace(str(run.parent / "data"), str(tmp_path)))
+    else:
+        (copy / remove).unlink()
+    assert main(["--run_dir", str(copy), "--drift_truth", "true"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert named in errors
+
+
+def test_without_a_truth_there_is_nothing_to_compare(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--run_dir", "runs/none"])
+    assert stopped.value.code == 2
+    assert "drift_truth" in capsys.readouterr().err
