@@ -32,7 +32,7 @@ SAY := @echo "make setup:"
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
-	@echo "make demo    prepare Complete Journey and train it on two ranks: frozen, then fine_tuning"
+	@echo "make demo    prepare Complete Journey and train it on two ranks: frozen, fine_tuning, imsr"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
 	@echo "make clean   remove .venv and caches; data/ and runs/ stay"
@@ -87,6 +87,8 @@ demo: setup
 	  --strategy.name frozen --run_dir runs/demo_frozen --overwrite true
 	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
 	  --strategy.name fine_tuning --run_dir runs/demo_fine_tuning --overwrite true
+	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
 
 test: setup
 	python -m pytest $(ARGS)

@@ -36,7 +36,8 @@ class DriftConfig:
         interactions: the expected number in each span, from the pre-training one on; the last number counts for all
             later spans.
         growth: the probability that a user takes on a new cluster in a later span.
-        debut: the weight of a new cluster in its first span; that of every other one is 1 on average.
+        evenness: of a user's interests' weights, which are Gamma distributed with this shape and the mean 1.
+        debut: what a new cluster's weight is multiplied by in its first span.
         drift: the probability that an interest moves to the next style in a later span.
         focus: the share of an interest's interactions that keep to its style.
         fresh: the share of items, and of clusters, that appear in a later span.
@@ -54,6 +55,7 @@ class DriftConfig:
     interests: int = 4
     interactions: list[int] = field(default_factory=lambda: [800_000, 300_000])
     growth: float = 0.3
+    evenness: float = 4.0
     debut: float = 2.0
     drift: float = 0.1
     focus: float = 0.6
@@ -67,6 +69,7 @@ class DriftConfig:
     def __post_init__(self) -> None:
         for name in ("users", "clusters", "styles", "interests"):
             require(getattr(self, name) >= 1, f"drift.{name}", getattr(self, name), "at least 1")
+        require(self.evenness > 0, "drift.evenness", self.evenness, "above 0")
         require(self.items >= self.clusters, "drift.items", self.items, "at least drift.clusters")
         counts = self.interactions
         require(bool(counts) and min(counts) >= 1, "drift.interactions", counts, "numbers of at least 1")
@@ -152,7 +155,7 @@ class PlantedDrift:
         first = draw.integers(config.styles, size=(1, users, most))
         moves = draw.random((self.spans - 1, users, most)) < config.drift
         styles = np.concatenate([first, first + moves.cumsum(0)]) % config.styles
-        return PlantedInterests(clusters, born, styles, draw.gamma(4.0, 0.25, (users, most)))
+        return PlantedInterests(clusters, born, styles, draw.gamma(config.evenness, 1 / config.evenness, (users, most)))
 
     def events(self, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """What a chunk of users does, span after span.

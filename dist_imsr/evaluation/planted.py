@@ -138,13 +138,13 @@ def compare_with_truth(config: EvaluateConfig) -> list[dict[str, Any]]:
 
 
 def judged(
-    users: np.ndarray, divergence: np.ndarray, puzzled: np.ndarray, truth: Truth, span: int
+    users: np.ndarray, fit: np.ndarray, puzzled: np.ndarray, truth: Truth, span: int
 ) -> dict[str, float | int | None]:
     """Precision and recall of the detector.
 
     Args:
         users: ``[n]``, distinct.
-        divergence: ``[n]``, what was compared with c1.
+        fit: ``[n]``, what was compared with c1.
         puzzled: ``[n]`` bool.
         truth: what was planted.
         span: the span at hand.
@@ -154,12 +154,12 @@ def judged(
     """
     real = np.isin(users, truth.users[truth.spans == span])
     right = (puzzled & real).sum()
-    order = np.argsort(divergence)
-    ordered = np.append(divergence[order], np.inf)
+    order = np.argsort(fit)
+    ordered = np.append(fit[order], np.inf)
     f1 = 2 * real[order].cumsum() / (np.arange(1, len(users) + 1) + max(real.sum(), 1))
-    f1[ordered[1:] == ordered[:-1]] = 0  # equal divergences fall on the same side of any threshold
+    f1[ordered[1:] == ordered[:-1]] = 0  # equal fits fall on the same side of any threshold
     best = int(f1.argmax()) if real.any() else None
-    beyond = 0.0 if best is None else min(ordered[best + 1], 2 * ordered[best])
+    beyond = 0.0 if best is None else min(ordered[best + 1], ordered[best] + abs(ordered[best]))
     return {
         "users": len(users),
         "planted": int(real.sum()),
@@ -236,16 +236,16 @@ def _held(path: Path) -> Held:
 
 
 def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, the least divergence of each, and whether it was ever puzzled."""
+    """Users, the least fit of each, and whether it was ever puzzled."""
     tables = [_read(path) for path in sorted(folder.glob("detections-*.arrow"))]
-    user, divergence, puzzled = (
+    user, fit, puzzled = (
         np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
-        for name in ("user", "divergence", "puzzled")
+        for name in ("user", "fit", "puzzled")
     )
-    order = np.lexsort((divergence, user))
+    order = np.lexsort((fit, user))
     users, first = np.unique(user[order], return_index=True)
     ever = np.logical_or.reduceat(puzzled[order], first) if len(first) else puzzled
-    return users, divergence[order][first], ever
+    return users, fit[order][first], ever
 
 
 def _centroids(folder: Path, of_item: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn.functional import normalize, pad
 
 from dist_imsr.config import require
 from dist_imsr.model.interests import Interests
@@ -15,19 +16,25 @@ class DetectorConfig:
 
     Args:
         enabled: whether to detect at all.
-        rule: ``mean`` compares the mean divergence of a user's items with c1 (Eq. 14 as erratum E3 reads it); ``count``
-            is the authors' code: more than ``items`` items have a divergence below c1.
+        measure: how well an item fits a user's interests: ``divergence`` is the paper's (Eq. 11-12), which is small as
+            well where the interests are alike or embeddings are short; ``cosine`` is the largest cosine between the
+            item and an interest, which depends on neither.
+        rule: what is compared with c1: the ``mean`` over the user's items (Eq. 14 as erratum E3 reads it); ``count``,
+            the authors' code, asks for more than ``items`` items below c1; ``share`` for more than this share of them.
         c1: a user is puzzled below it.
         items: of the rule ``count``.
+        share: of the rule ``share``.
         delta_k: the interests that a puzzled user gets.
         k_max: no user gets more than this many in all.
         each_epoch: detect before every epoch, as in Algorithm 2, instead of once when a span begins.
     """
 
     enabled: bool = True
-    rule: Literal["mean", "count"] = "mean"
-    c1: float = 0.06
+    measure: Literal["divergence", "cosine"] = "cosine"
+    rule: Literal["mean", "count", "share"] = "share"
+    c1: float = 0.3
     items: int = 3
+    share: float = 0.2
     delta_k: int = 3
     k_max: int = 20
     each_epoch: bool = False
@@ -36,6 +43,7 @@ class DetectorConfig:
         at = "strategy.imsr.detector"
         require(self.c1 >= 0, f"{at}.c1", self.c1, "at least 0")
         require(self.items >= 0, f"{at}.items", self.items, "at least 0")
+        require(0 <= self.share < 1, f"{at}.share", self.share, "0 or more, less than 1")
         require(self.delta_k >= 1, f"{at}.delta_k", self.delta_k, "at least 1")
         require(self.k_max >= 1, f"{at}.k_max", self.k_max, "at least 1")
 
@@ -57,25 +65,53 @@ def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     return total - agreement.masked_fill(~mask, 0).sum(-1) / count - count.log()
 
 
-def user_divergence(found: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
+    """max_k cos(h_k, e_i): how far an item lies from the nearest interest, whatever their lengths.
+
+    Args:
+        interests: of B users with at least one interest, ``[B, K, d]``.
+        items: ``[B, L, d]``, embeddings e_i.
+
+    Returns:
+        ``[B, L]``, -1 to 1.
+    """
+    cosines = normalize(items, dim=-1) @ normalize(interests.vectors, dim=-1).mT  # [B, L, K]
+    return cosines.masked_fill(~interests.mask.unsqueeze(1), -1).amax(-1)
+
+
+def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+    """How well items fit users' interests, by the measure that is asked for; less is more puzzling.
+
+    Args:
+        interests: of B users with at least one interest, ``[B, K, d]``.
+        items: ``[B, L, d]``, embeddings e_i.
+        config: the measure.
+
+    Returns:
+        ``[B, L]``.
+    """
+    return (divergence if config.measure == "divergence" else largest_cosine)(interests, items)
+
+
+def user_fit(found: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
     """What the rule compares with c1: users below it are puzzled and need new interests (Eq. 14).
 
     The paper's P(i) = -KL is never positive, so that "mean P > c1" would never hold for c1 > 0. Erratum E3: a user is
-    puzzled when the mean divergence lies *below* c1. The counting rule asks for more than n items below c1, which is to
-    say that the (n + 1)-th smallest divergence lies there.
+    puzzled when the mean divergence lies *below* c1. The other rules ask for more than n items below c1, which is to
+    say that the (n + 1)-th smallest fit lies there.
 
     Args:
-        found: ``[B, L]``, the divergence of each item.
+        found: ``[B, L]``, the fit of each item.
         mask: ``[B, L]`` bool, false for padding.
         config: the rule.
 
     Returns:
         ``[B]``; infinite for a user with too few items to be puzzled.
     """
-    if config.rule == "count":
-        ordered = found.masked_fill(~mask, torch.inf).sort(1).values
-        return (
-            ordered[:, config.items] if ordered.shape[1] > config.items else found.new_full(found.shape[:1], torch.inf)
-        )
     count = mask.sum(1)
-    return ((found * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)
+    if config.rule == "mean":
+        return ((found * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)
+    place = (config.share * count).long() if config.rule == "share" else torch.full_like(count, config.items)
+    ordered = found.masked_fill(~mask, torch.inf).sort(1).values
+    ordered = pad(ordered, (0, 1), value=torch.inf)
+    return ordered.gather(1, place.clamp(max=found.shape[1]).unsqueeze(1)).squeeze(1)

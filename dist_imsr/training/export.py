@@ -23,7 +23,7 @@ def export_span(
     """Writes one rank's part of ``run_dir/spans/span=T/``; each file appears whole.
 
     ``interests-R.arrow``: user, born (the span of an interest's birth), vector, in the order of users and slots.
-    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, divergence (what the detector compares with c1),
+    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (what the detector compares with c1),
     puzzled; a user has a row for each detection.
 
     Args:
@@ -41,11 +41,11 @@ def export_span(
     folder.mkdir(parents=True, exist_ok=True)
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
     nobody = Detection(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
-    users, divergence, puzzled = map(torch.cat, zip(nobody, *detections, strict=True))
+    users, fit, puzzled = map(torch.cat, zip(nobody, *detections, strict=True))
     tables = {
         "interests": {"user": store.owners + store.first_user, "born": store.born, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.weight[: len(known)]},
-        "detections": {"user": users, "divergence": divergence, "puzzled": puzzled},
+        "detections": {"user": users, "fit": fit, "puzzled": puzzled},
     }
     for name, columns in tables.items():
         path = folder / f"{name}-{catalogue.topology.rank:03d}.arrow"

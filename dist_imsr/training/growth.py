@@ -64,8 +64,8 @@ class Growth:
         existing: existing interests of the span's users.
         cosine: sum over them of the cosine between what was stored and what is.
         detected: users whom the detector could judge.
-        divergence: sum over these of what is compared with c1, the mean divergence (Eq. 12) of the user's items.
-        divergences: these numbers.
+        fit: sum over these of what is compared with c1: how well their items fit their interests.
+        fits: these numbers.
     """
 
     puzzled: float = 0.0
@@ -77,14 +77,14 @@ class Growth:
     existing: float = 0.0
     cosine: float = 0.0
     detected: float = 0.0
-    divergence: float = 0.0
-    divergences: Histogram = field(default_factory=Histogram)
+    fit: float = 0.0
+    fits: Histogram = field(default_factory=Histogram)
 
     def __add__(self, other: "Growth") -> "Growth":
         *mine, _ = vars(self).values()
         *theirs, _ = vars(other).values()
         both = Growth(*(one + another for one, another in zip(mine, theirs, strict=True)))
-        both.divergences.counts = self.divergences.counts + other.divergences.counts
+        both.fits.counts = self.fits.counts + other.fits.counts
         return both
 
     def summed(self, topology: Topology) -> "Growth":
@@ -99,7 +99,7 @@ class Growth:
         *numbers, histogram = vars(self).values()
         sums = topology.sum(torch.cat([torch.tensor(numbers, dtype=torch.float64), histogram.counts]))
         world = Growth(*sums[: len(numbers)].tolist())
-        world.divergences.counts = sums[len(numbers) :]
+        world.fits.counts = sums[len(numbers) :]
         return world
 
     def record(self) -> dict[str, float | int | None]:
@@ -118,8 +118,8 @@ class Growth:
             "interests_trimmed": int(self.trimmed),
             "interests_refused": int(self.refused),
             "puzzled_users": int(self.puzzled),
-            "divergence_mean": mean(self.divergence, self.detected),
-            **{f"divergence_p{int(share * 100)}": self.divergences.quantile(share) for share in _QUANTILES},
+            "fit_mean": mean(self.fit, self.detected),
+            **{f"fit_p{int(share * 100)}": self.fits.quantile(share) for share in _QUANTILES},
             "norm_kept": mean(self.norm_kept, self.kept),
             "norm_trimmed": mean(self.norm_trimmed, self.trimmed),
             "existing_cosine": mean(self.cosine, self.existing),

@@ -16,7 +16,7 @@ from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import target_ranks
-from dist_imsr.model.detector import divergence, user_divergence
+from dist_imsr.model.detector import item_fit, user_fit
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import Drift
@@ -50,12 +50,12 @@ class Detection(NamedTuple):
 
     Args:
         users: ``[n]`` int64, dense ids.
-        divergence: ``[n]``, what is compared with c1.
+        fit: ``[n]``, what is compared with c1.
         puzzled: ``[n]`` bool.
     """
 
     users: torch.Tensor
-    divergence: torch.Tensor
+    fit: torch.Tensor
     puzzled: torch.Tensor
 
 
@@ -139,13 +139,13 @@ class Recommender:
             items, mask = pad(items, batch.history.lengths())
             interests = self.store.gather(rows, items.device)
             old = self.store.existing(rows, span, items.device).any(1)
-            levels = user_divergence(divergence(interests, items), mask, detector)[old]
-            one = Detection(batch.users[old], levels, levels < detector.c1)
+            fits = user_fit(item_fit(interests, items, detector), mask, detector)[old]
+            one = Detection(batch.users[old], fits, fits < detector.c1)
             room = (detector.k_max - interests.mask.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
-            told = levels[levels.isfinite()]
+            told = fits[fits.isfinite()]
             growth.detected += len(told)
-            growth.divergence += told.sum().item()
-            growth.divergences.add(told)
+            growth.fit += told.sum().item()
+            growth.fits.add(told)
             growth.puzzled += len(room)
             growth.refused += (detector.delta_k - room).sum().item()
             found.append(one)

@@ -30,8 +30,8 @@ def _truth(*rows):
 
 def test_findings_are_judged_by_the_users_that_grew():
     truth = _truth((0, 0, 0), (0, 1, 2), (1, 0, 2), (2, 0, 0), (2, 1, 1), (5, 0, 2))
-    users, divergence = np.array([0, 1, 2, 3]), np.array([0.01, 0.5, 0.02, 0.9])
-    row = judged(users, divergence, divergence < 0.1, truth, span=2)  # user 5 was not looked at
+    users, fit = np.array([0, 1, 2, 3]), np.array([0.01, 0.5, 0.02, 0.9])
+    row = judged(users, fit, fit < 0.1, truth, span=2)  # user 5 was not looked at
     assert (row["users"], row["planted"]) == (4, 2)
     assert (row["precision"], row["recall"], row["f1"]) == (0.5, 0.5, 0.5)
     assert row["best_c1"] == pytest.approx(0.7)
@@ -41,12 +41,12 @@ def test_findings_are_judged_by_the_users_that_grew():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_best_threshold_is_the_best_of_all(seed):
     draw = np.random.default_rng(seed)
-    users, divergence = np.arange(30), draw.integers(8, size=30) / 8  # with ties
+    users, fit = np.arange(30), draw.integers(8, size=30) / 8  # with ties
     truth = _truth(*((user, 0, 1) for user in range(30) if draw.random() < 0.3), (99, 0, 0))
-    best = max(judged(users, divergence, divergence < c1, truth, 1)["f1"] for c1 in np.arange(10) / 8)
-    row = judged(users, divergence, divergence < 0.5, truth, 1)
+    best = max(judged(users, fit, fit < c1, truth, 1)["f1"] for c1 in np.arange(10) / 8)
+    row = judged(users, fit, fit < 0.5, truth, 1)
     assert row["best_f1"] == pytest.approx(best)
-    assert judged(users, divergence, divergence < row["best_c1"], truth, 1)["f1"] == pytest.approx(best)
+    assert judged(users, fit, fit < row["best_c1"], truth, 1)["f1"] == pytest.approx(best)
 
 
 def test_nothing_to_judge():
@@ -89,7 +89,7 @@ def run(tmp_path_factory):
         data=DataConfig(folder / "data"),
         run_dir=folder / "run",
         model=ModelConfig(dim=8),
-        strategy=StrategyConfig("imsr", InterestPolicy(detector=DetectorConfig(c1=1e9, delta_k=1))),
+        strategy=StrategyConfig("imsr", InterestPolicy(detector=DetectorConfig(c1=2.0, share=0.0, delta_k=1))),
         batch=BatchConfig(size=64, max_targets=3, negatives=20),
         training=TrainingConfig(epochs=2, incremental_epochs=2, export=True),
     )

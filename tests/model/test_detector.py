@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_imsr.model.detector import DetectorConfig, divergence, user_divergence
+from dist_imsr.model.detector import DetectorConfig, divergence, item_fit, largest_cosine, user_fit
 from dist_imsr.model.interests import Interests
 from tests import reference
 
@@ -38,22 +38,50 @@ def test_divergence_gradients():
     assert torch.autograd.gradcheck(lambda v, i: divergence(Interests(v, mask), i), (vectors, items))
 
 
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), items=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_largest_cosine_equals_the_definition(counts, items, seed):
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    vectors = torch.randn(*mask.shape, 4, generator=draw) * mask.unsqueeze(-1)
+    embeddings = torch.randn(len(counts), items, 4, generator=draw)
+    found = largest_cosine(Interests(vectors, mask), embeddings)
+    for user, count in enumerate(counts):
+        for item in range(items):
+            one = embeddings[user, item].double().numpy()
+            each = [h @ one / np.linalg.norm(h) / np.linalg.norm(one) for h in vectors[user, :count].double().numpy()]
+            np.testing.assert_allclose(found[user, item], max(each), atol=1e-5)
+
+
+def test_the_measure_is_what_is_asked_for():
+    interests = Interests(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    items = torch.randn(2, 5, 4)
+    assert torch.equal(item_fit(interests, items, DetectorConfig()), largest_cosine(interests, items))
+    asked = DetectorConfig(measure="divergence")
+    assert torch.equal(item_fit(interests, items, asked), divergence(interests, items))
+    assert torch.isfinite(largest_cosine(interests.replace(torch.zeros(2, 3, 4)), torch.zeros(2, 5, 4))).all()
+
+
 def test_the_mean_rule_compares_the_mean_over_items():
     found = torch.tensor([[0.01, 0.03, 9.0], [0.2, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
-    assert user_divergence(found, mask, DetectorConfig()) == pytest.approx([0.02, 0.1, 0.05, math.inf])
+    assert user_fit(found, mask, DetectorConfig(rule="mean")) == pytest.approx([0.02, 0.1, 0.05, math.inf])
 
 
-def test_the_counting_rule_counts_items_below_the_threshold():
+@pytest.mark.parametrize("rule", ["count", "share"])
+def test_the_counting_rules_count_items_below_the_threshold(rule):
     draw = torch.Generator().manual_seed(0)
     found, mask = torch.rand(50, 7, generator=draw), torch.rand(50, 7, generator=draw) < 0.7
+    mask[0] = False
     for items in range(9):
-        levels = user_divergence(found, mask, DetectorConfig(rule="count", items=items))
+        config = DetectorConfig(rule=rule, items=items, share=items / 9)
+        levels = user_fit(found, mask, config)
+        least = items if rule == "count" else items / 9 * mask.sum(1)
         for c1 in (0.1, 0.5, 0.9):
-            assert torch.equal(levels < c1, ((found < c1) & mask).sum(1) > items)
+            assert torch.equal(levels < c1, ((found < c1) & mask).sum(1) > least)
 
 
-@pytest.mark.parametrize(("key", "value"), [("c1", -1), ("items", -1), ("delta_k", 0), ("k_max", 0)])
+@pytest.mark.parametrize(("key", "value"), [("c1", -1), ("items", -1), ("share", 1.0), ("delta_k", 0), ("k_max", 0)])
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"strategy\.imsr\.detector\.{key}"):
         DetectorConfig(**{key: value})

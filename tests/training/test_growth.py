@@ -25,8 +25,8 @@ def test_quantiles_of_nothing_and_of_what_lies_outside():
 
 
 def _summed(topology):
-    growth = Growth(puzzled=1 + topology.rank, kept=2, trimmed=1, norm_kept=1.0, detected=1, divergence=0.5)
-    growth.divergences.add(torch.tensor([0.5]))
+    growth = Growth(puzzled=1 + topology.rank, kept=2, trimmed=1, norm_kept=1.0, detected=1, fit=0.5)
+    growth.fits.add(torch.tensor([0.5]))
     return (growth + Growth(refused=1)).summed(topology).record()
 
 
@@ -37,5 +37,5 @@ def test_ranks_sum_up():
         assert record["interests_refused"] == 2
         assert record["norm_kept"] == 0.5
         assert record["existing_cosine"] is None
-        assert record["divergence_mean"] == 0.5
-        assert record["divergence_p50"] == pytest.approx(0.5, rel=0.02)
+        assert record["fit_mean"] == 0.5
+        assert record["fit_p50"] == pytest.approx(0.5, rel=0.02)

@@ -31,7 +31,7 @@ def _growing(**detector):
     """IMSR that creates, refuses, keeps and trims on a history this small."""
     policy = InterestPolicy(
         1.0,
-        DetectorConfig(**({"c1": 0.02, "delta_k": 2, "k_max": 5} | detector)),
+        DetectorConfig(**({"measure": "divergence", "rule": "mean", "c1": 0.02, "delta_k": 2, "k_max": 5} | detector)),
         TrimmerConfig(c2=0.1),
         RetainerConfig(weight=0.5),
     )
