@@ -6,6 +6,7 @@ A new benchmark is a dataclass of options with a ``json`` path, a function that 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
 from dist_imsr.benchmarks.train import TrainBench, bench_train
@@ -25,5 +26,6 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "train": Benchmark(TrainBench, bench_train),
+    "ablation": Benchmark(AblationBench, bench_ablation),
     "strategies": Benchmark(StrategiesBench, bench_strategies),
 }

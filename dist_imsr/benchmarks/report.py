@@ -32,11 +32,11 @@ class Figure:
         """The figure as it is written.
 
         Returns:
-            ``figure``, ``value`` (the median), ``unit``, ``median``, ``min``, ``max``, ``runs`` (how many) and
-            ``settings``.
+            ``figure``, ``value`` (the median), ``unit``, ``median``, ``mean``, ``min``, ``max``, ``runs`` (how many)
+            and ``settings``.
         """
-        median = statistics.median(self.runs)
-        spread = {"median": median, "min": min(self.runs), "max": max(self.runs), "runs": len(self.runs)}
+        median, mean = statistics.median(self.runs), statistics.fmean(self.runs)
+        spread = {"median": median, "mean": mean, "min": min(self.runs), "max": max(self.runs), "runs": len(self.runs)}
         return {"figure": self.name, "value": median, "unit": self.unit, **spread, "settings": self.settings}
 
 
@@ -60,9 +60,9 @@ def show(figures: Sequence[Figure], console: Console) -> None:
         figures: in the order of rows.
         console: where.
     """
-    table = Table(Column("figure", no_wrap=True), "median", "min", "max", "runs", "unit")
+    table = Table(Column("figure", no_wrap=True), "median", "mean", "min", "max", "runs", "unit")
     for row in (figure.row() for figure in figures):
-        numbers = (f"{row[name]:,.4g}" for name in ("median", "min", "max"))
+        numbers = (f"{row[name]:,.4g}" for name in ("median", "mean", "min", "max"))
         table.add_row(row["figure"], *numbers, str(row["runs"]), row["unit"])
     console.print(table)
 

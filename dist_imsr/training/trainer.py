@@ -28,7 +28,7 @@ from dist_imsr.training.recommender import Detection, Recommender
 
 logger = logging.getLogger(__name__)
 
-_UNTRAINED = {"loss": None, "retention_loss": None, "train_seconds": 0.0}
+_UNTRAINED = {"loss": None, "retention_loss": None, "validation": None, "train_seconds": 0.0}
 
 
 @dataclass
@@ -137,12 +137,16 @@ class Trainer:
         Raises:
             FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
         """
-        lines = []
-        for span in range(self.dataset.spans - 1):
-            learnt = self.learn(span)
-            if span > 0:
-                lines.append(self._record(span, learnt | self.test(span + 1)))
-        return lines
+        self.learn(0)
+        return self.go_on()
+
+    def go_on(self) -> list[dict[str, Any]]:
+        """Trains and tests the spans after the pre-training one; collective.
+
+        Returns:
+            As `run`.
+        """
+        return [self._record(span, self.learn(span) | self.test(span + 1)) for span in range(1, self.dataset.spans - 1)]
 
     def learn(self, span: int) -> dict[str, Any]:
         """Takes in the span after the last one, as the strategy says; collective.
@@ -166,8 +170,8 @@ class Trainer:
             data: the span; 0 is the pre-training span.
 
         Returns:
-            ``loss`` and ``retention_loss`` of the state that is kept (means over targets; None without any),
-            ``train_seconds``, and the account of interests.
+            Of the state that is kept, None without targets: ``loss`` and ``retention_loss`` (means over targets) and
+            ``validation`` (the metric that stopped training); ``train_seconds``, and the account of interests.
         """
         begin, span = time.perf_counter(), data.span
         self.model.admit(data)
@@ -207,9 +211,9 @@ class Trainer:
             export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, found[:kept_found])
         if math.isnan(best):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
-        loss, retention = (None if math.isnan(value) else value for value in kept)
-        seconds = time.perf_counter() - begin
-        return {"loss": loss, "retention_loss": retention, "train_seconds": seconds} | growth.record()
+        loss, retention, quality = (None if math.isnan(value) else value for value in (*kept, best))
+        told = {"loss": loss, "retention_loss": retention, "validation": quality}
+        return told | {"train_seconds": time.perf_counter() - begin} | growth.record()
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.

@@ -12,6 +12,7 @@ FIGURES = [Figure("speed", "steps/s", [3.0, 1.0, 2.5], {"batch": 8}), Figure("ra
 def test_rows():
     assert FIGURES[0].row() == {
         **{"figure": "speed", "value": 2.5, "unit": "steps/s", "median": 2.5, "min": 1.0, "max": 3.0, "runs": 3},
+        "mean": pytest.approx(6.5 / 3),
         "settings": {"batch": 8},
     }
 

@@ -49,7 +49,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
         *("interests_mean", "interests_p50", "interests_p95", "interests_max", "store_bytes"),
         *("interests_created", "interests_kept", "interests_trimmed", "interests_refused", "puzzled_users"),
         *("fit_mean", "fit_p10", "fit_p50", "fit_p90"),
-        *("norm_kept", "norm_trimmed", "existing_cosine", "retention_loss"),
+        *("norm_kept", "norm_trimmed", "existing_cosine", "retention_loss", "validation"),
     }
     assert all(0 <= lines[0][name] <= 1 for name in ("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any"))
     assert any(path.name.startswith("events") for path in (run / "events").iterdir())
