@@ -1,5 +1,6 @@
 """The exact rank of each target over the whole sharded catalogue."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,11 +33,13 @@ def target_ranks(
     embeddings: torch.Tensor,
     items: int,
     how: Score = "attentive",
+    most: int | None = None,
 ) -> torch.Tensor:
     """Ranks targets among all known items by f_score of Eq. 2; collective.
 
     Interests travel and items never do: each rank counts the rows of its own shard that beat each target of any rank,
-    and the counts are summed. A rank is 1 + (items that score higher) + (other items that tie) / 2.
+    and the counts are summed. A rank is 1 + (items that score higher) + (other items that tie) / 2. Who asks only for
+    the first places spares most of the work: a target that ``most`` items beat is not compared with the rest.
 
     Args:
         catalogue: the sharded table.
@@ -47,6 +50,7 @@ def target_ranks(
         embeddings: ``[A, d]``, the targets' rows.
         items: ids below it are ranked.
         how: the scoring function.
+        most: ranks up to it are exact, and others are some number above it; all are exact without it.
 
     Returns:
         ``[A]`` float64.
@@ -60,11 +64,11 @@ def target_ranks(
         topology.world_size, max(len(block.ids) for block in world), dtype=torch.float64, device=scores.device
     )
     for row, block in zip(beaten, world, strict=True):
-        row[: len(block.ids)] = _count(block, catalogue.weight, known, how)
+        row[: len(block.ids)] = _count(block, catalogue.weight, known, how, most or math.inf)
     return 1 + topology.sum(beaten)[topology.rank, : len(targets)]
 
 
-def _count(block: _Block, weight: torch.Tensor, known: range, how: Score) -> torch.Tensor:
+def _count(block: _Block, weight: torch.Tensor, known: range, how: Score, most: float) -> torch.Tensor:
     """How many rows of a shard beat each target of a block, ``[A]`` float64; a tie counts as half.
 
     Users with equally many interests are scored together, so that nothing is padded.
@@ -72,23 +76,27 @@ def _count(block: _Block, weight: torch.Tensor, known: range, how: Score) -> tor
     beaten = torch.zeros(len(block.ids), dtype=torch.float64, device=weight.device)
     first = block.counts.cumsum(0) - block.counts
     for count in block.counts[block.owners].unique().tolist():
-        users = (block.counts == count).nonzero().squeeze(1)
-        slots = first[users].unsqueeze(1) + torch.arange(count, device=users.device)
-        place = torch.zeros_like(block.counts)
-        place[users] = torch.arange(len(users), device=users.device)
         asked = (block.counts[block.owners] == count).nonzero().squeeze(1)
-        owners, ids, wanted = place[block.owners[asked]], block.ids[asked], block.scores[asked].unsqueeze(1)
-        vectors = block.vectors[slots]  # [b, count, d]
-        tile = max(1, _TILE_SCORES[weight.device.type] // (len(users) * max(count, 1)))
-        parts = torch.arange(len(asked), device=users.device).split(max(1, len(users)))
-        for start in range(known.start, known.stop, tile):
-            stop = min(start + tile, known.stop)
+        slot = torch.arange(count, device=asked.device)
+        compared, stop = math.inf, known.start
+        while stop < known.stop and len(asked):
+            if len(asked) <= compared / 2:
+                compared = len(asked)
+                users, owners = block.owners[asked].unique(return_inverse=True)
+                vectors = block.vectors[first[users].unsqueeze(1) + slot]  # [b, count, d]
+                ids, wanted = block.ids[asked], block.scores[asked].unsqueeze(1)
+                tile = max(1, _TILE_SCORES[weight.device.type] // (len(users) * max(count, 1)))
+            start, stop = stop, min(stop + tile, known.stop)
             scores = _scores(vectors, weight[start - known.start : stop - known.start], how)
-            for part in parts:  # many targets may share a block's users: compare them in parts of the tile's own size
+            # Many targets may share a block's users: compare them in parts of the tile's own size.
+            for part in torch.arange(len(asked), device=asked.device).split(len(users)):
                 others = scores[owners[part]]
                 inside = ((ids[part] >= start) & (ids[part] < stop)).nonzero().squeeze(1)
                 others[inside, ids[part][inside] - start] = -torch.inf  # a target does not beat itself
                 beaten[asked[part]] += (others > wanted[part]).sum(1) + 0.5 * (others == wanted[part]).sum(1)
+            left = beaten[asked] < most
+            if left.sum() <= compared / 2:
+                asked = asked[left]
     return beaten
 
 

@@ -243,13 +243,14 @@ class Recommender:
             norm_trimmed=trimmed.sum().item(),
         )
 
-    def ranks(self, interests: Interests, targets: JaggedTensor, items: int) -> torch.Tensor:
+    def ranks(self, interests: Interests, targets: JaggedTensor, items: int, most: int | None) -> torch.Tensor:
         """Ranks targets over the whole catalogue.
 
         Args:
             interests: of B users.
             targets: B sequences of item ids.
             items: ids below it are ranked.
+            most: ranks up to it are exact, and others are some number above it; all are exact without it.
 
         Returns:
             One rank for each value of ``targets``, float64; 1 is the best.
@@ -257,9 +258,8 @@ class Recommender:
         nobody = JaggedTensor(targets.values().new_empty(0), lengths=targets.lengths().new_zeros(1))
         embeddings, _ = self.catalogue.lookup(targets, nobody)
         owners = _owners(targets)
-        return target_ranks(
-            self.catalogue, self.topology, interests, targets.values(), owners, embeddings, items, self.config.score
-        )
+        asked = (interests, targets.values(), owners, embeddings, items, self.config.score, most)
+        return target_ranks(self.catalogue, self.topology, *asked)
 
     def snapshot(self) -> Snapshot:
         """Copies everything that training changes but the interests' vectors, which move only when a span ends.

@@ -211,8 +211,8 @@ class Trainer:
             export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, found[:kept_found])
         if math.isnan(best):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
-        loss, retention, quality = (None if math.isnan(value) else value for value in (*kept, best))
-        told = {"loss": loss, "retention_loss": retention, "validation": quality}
+        names = ("loss", "retention_loss", "validation")
+        told = {name: None if math.isnan(value) else value for name, value in zip(names, (*kept, best), strict=True)}
         return told | {"train_seconds": time.perf_counter() - begin} | growth.record()
 
     def test(self, span: int) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Trainer:
         with torch.no_grad():
             for batch in self._follow(batches, f"test on span {span}", self.config.batch.eval_size):
                 interests = self.model.store.gather(batch.users - self.model.store.first_user, self.topology.device)
-                metrics.add(batch, self.model.ranks(interests, batch.targets, items))
+                metrics.add(batch, self.model.ranks(interests, batch.targets, items, self.config.training.top))
         self.topology.sum(metrics.sums)
         return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
 
@@ -274,9 +274,10 @@ class Trainer:
             batches = data.validation(self.config.training.validation_users)
             for batch in self._follow(batches, f"validation of span {data.span}", self.config.batch.eval_size):
                 interests = self.model.extract(batch).interests
-                ranks = self.model.ranks(interests, batch.targets, self.dataset.items_by_span[data.span])
-                top = self.config.training.top
-                gain = discount(ranks, top) if self.config.training.metric == "ndcg" else 1 / ranks
+                ndcg, top = self.config.training.metric == "ndcg", self.config.training.top
+                known = self.dataset.items_by_span[data.span]
+                ranks = self.model.ranks(interests, batch.targets, known, top if ndcg else None)
+                gain = discount(ranks, top) if ndcg else 1 / ranks
                 sums += torch.tensor([gain.sum().item(), len(ranks)])
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan

@@ -25,7 +25,7 @@ def _world(seed=0):
     return catalogue, users
 
 
-def _rank(topology, how, tile):
+def _rank(topology, how, tile, most):
     ranking._TILE_SCORES = {"cpu": tile}
     weight, users = _world()
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), CAPACITY, DIM, 0, topology)
@@ -40,7 +40,7 @@ def _rank(topology, how, tile):
     owners, ids = torch.tensor(targets, dtype=torch.int64).reshape(-1, 2).T
     embeddings = torch.from_numpy(weight)[ids]
     ranks = ranking.target_ranks(
-        catalogue, topology, Interests(vectors, mask), ids, owners, embeddings, KNOWN, how
+        catalogue, topology, Interests(vectors, mask), ids, owners, embeddings, KNOWN, how, most
     ).split([len(own) for _, own in mine])
     return {row * topology.world_size + topology.rank: own.tolist() for row, own in enumerate(ranks)}
 
@@ -50,13 +50,26 @@ def _rank(topology, how, tile):
 def test_ranks_equal_brute_force(world_size, tile, how):
     catalogue, users = _world()
     found = {}
-    for part in run_ranks(world_size, _rank, how, tile):
+    for part in run_ranks(world_size, _rank, how, tile, None):
         found |= part
     for user, (interests, targets) in enumerate(users):
         known = catalogue[:KNOWN].astype(np.float64)
         assert found[user] == [reference.rank(interests.astype(np.float64), known, target, how) for target in targets]
 
 
+@pytest.mark.parametrize("most", [1, 5, 20])
+@pytest.mark.parametrize(("world_size", "tile"), [(1, 30), (2, 12), (3, 1 << 23)])
+def test_first_places_are_exact_and_others_lie_beyond(world_size, tile, most):
+    exact, found = {}, {}
+    for ranks, asked in ((exact, None), (found, most)):
+        for part in run_ranks(world_size, _rank, "attentive", tile, asked):
+            ranks |= part
+    assert sum(rank <= most for ranks in exact.values() for rank in ranks) > 0
+    for user, ranks in exact.items():
+        for rank, one in zip(ranks, found[user], strict=True):
+            assert one == rank if rank <= most else most < one <= rank
+
+
 def test_users_without_interests_tie_everywhere():
-    found = run_ranks(1, _rank, "attentive", 1 << 23)[0]
+    found = run_ranks(1, _rank, "attentive", 1 << 23, None)[0]
     assert found[2] == [(KNOWN + 1) / 2] * 2
