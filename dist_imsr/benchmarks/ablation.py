@@ -90,7 +90,7 @@ def bench_ablation(options: AblationBench) -> list[Figure]:
     Returns:
         Three figures a variant.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
     logger.setLevel("INFO")
     runs: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch, LocalRanks(options.ranks, options.threads, 3600.0) as ranks:

@@ -100,7 +100,7 @@ class DenseEngine:
     """
 
     def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device, events: Path | None) -> None:
-        settings = read_settings(config.deepspeed)
+        self.config, settings = config, read_settings(config.deepspeed)
         settings["optimizer"]["params"]["lr"] = config.learning_rate
         if events is not None:
             settings["tensorboard"] = {"enabled": True, "output_path": str(events.parent), "job_name": events.name}

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import pad
 
+from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.distributed.topology import Topology
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -124,3 +126,26 @@ class Growth:
             "norm_trimmed": mean(self.norm_trimmed, self.trimmed),
             "existing_cosine": mean(self.cosine, self.existing),
         }
+
+
+def census(store: InterestStore, topology: Topology) -> dict[str, float | int]:
+    """Interests a user over the users who have any, and what the store takes on all ranks; collective.
+
+    Args:
+        store: this rank's.
+        topology: this rank's place.
+
+    Returns:
+        The keys of metrics.jsonl.
+    """
+    most = int(topology.gather(pad(store.counts, (0, 1)).amax().to(topology.device)).amax())
+    users = topology.sum(torch.bincount(store.counts.cpu(), minlength=most + 1)).double()[1:]  # with 1, 2 .. interests
+    have, each = users.cumsum(0), torch.arange(1, most + 1)
+    total = float(have[-1]) if most else 0.0
+    return {
+        "interests_mean": float(users @ each.double()) / max(total, 1),
+        "interests_p50": 1 + int(torch.searchsorted(have, 0.50 * total)) if total else 0,
+        "interests_p95": 1 + int(torch.searchsorted(have, 0.95 * total)) if total else 0,
+        "interests_max": most,
+        "store_bytes": int(topology.sum(torch.tensor([store.bytes]))),
+    }

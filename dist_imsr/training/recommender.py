@@ -121,6 +121,16 @@ class Recommender:
         newcomers = data.users[~self.knows(data.users)] - self.store.first_user
         self.store.expand(torch.from_numpy(newcomers), self.config.interests, data.span)
 
+    def set_learning_rates(self, pretraining: bool) -> None:
+        """Changes the rates of the catalogue and of the dense weights from here on.
+
+        Args:
+            pretraining: whether the span at hand is the first.
+        """
+        for part in (self.catalogue, self.engine):
+            config = part.config
+            part.set_learning_rate(config.learning_rate if pretraining else config.incremental_learning_rate)
+
     def detect(self, batches: Iterable[Batch], span: int) -> tuple[Detection, Growth]:
         """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14).
 

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from dist_imsr.evaluation.metrics import Metrics, discount
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig, build_strategy
 from dist_imsr.training.export import export_span
-from dist_imsr.training.growth import Growth
+from dist_imsr.training.growth import Growth, census
 from dist_imsr.training.progress import Reporter
-from dist_imsr.training.recommender import Detection, Recommender
+from dist_imsr.training.recommender import Detection, Recommender, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,21 @@ class TrainConfig:
         require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
 
 
+class _Best(NamedTuple):
+    """The epoch of a span that is kept, so far."""
+
+    epoch: int
+    quality: float
+    losses: tuple[float, float]
+    growth: Growth
+    detections: list[Detection]
+    snapshot: Snapshot | None  # None keeps the last state
+
+    def record(self) -> dict[str, float | None]:
+        told = zip(("loss", "retention_loss", "validation"), (*self.losses, self.quality), strict=True)
+        return {name: None if math.isnan(value) else value for name, value in told}
+
+
 class Trainer:
     """One rank of a run.
 
@@ -122,9 +137,7 @@ class Trainer:
             topology=topology,
             events=config.run_dir / "events",
         )
-        self.met = np.zeros(
-            len(self.model.store.counts), dtype=bool
-        )  # this rank's users, by row: seen in a span so far
+        self.met = np.zeros(len(self.model.store.counts), dtype=bool)  # of this rank's users: seen in a span so far
         self.step = 0
         self.good = "the state before training"
 
@@ -173,47 +186,39 @@ class Trainer:
             Of the state that is kept, None without targets: ``loss`` and ``retention_loss`` (means over targets) and
             ``validation`` (the metric that stopped training); ``train_seconds``, and the account of interests.
         """
-        begin, span = time.perf_counter(), data.span
+        begin, span, training = time.perf_counter(), data.span, self.config.training
         self.model.admit(data)
-        training, first = self.config.training, span == 0
-        self.model.catalogue.set_learning_rate(
-            self.config.catalogue.learning_rate if first else self.config.catalogue.incremental_learning_rate
-        )
-        self.model.engine.set_learning_rate(
-            self.config.engine.learning_rate if first else self.config.engine.incremental_learning_rate
-        )
-        detector, growth, found = self.strategy.interests.detector, Growth(), list[Detection]()
-        best, best_epoch, kept, kept_growth, kept_found, snapshot = -math.inf, 0, (math.nan, math.nan), growth, 0, None
-        for epoch in range(training.epochs if first else training.incremental_epochs):
-            if detector.enabled and not first and (epoch == 0 or detector.each_epoch):
+        self.model.set_learning_rates(pretraining=span == 0)
+        detector, growth, detections = self.strategy.interests.detector, Growth(), list[Detection]()
+        best = _Best(0, -math.inf, (math.nan, math.nan), growth, detections, None)
+        for epoch in range(training.incremental_epochs if span else training.epochs):
+            if detector.enabled and span and (epoch == 0 or detector.each_epoch):
                 detection, detected = self._detect(data)
-                growth, found = growth + detected, [*found, detection]
+                growth, detections = growth + detected, [*detections, detection]
             losses = self._train(data, epoch)
             quality = self._validate(data)
-            better = not quality <= best or training.patience == 0  # without validation targets quality is NaN
+            better = not quality <= best.quality or training.patience == 0  # NaN without validation targets
             if better:
-                best, best_epoch, kept, kept_growth, kept_found = quality, epoch, losses, growth, len(found)
                 snapshot = self.model.snapshot() if training.patience else None
+                best = _Best(epoch, quality, losses, growth, detections, snapshot)
                 self.good = f"span {span} after epoch {epoch}"
             self.model.engine.log({f"validation/{training.metric}": quality}, self.step)
             logger.info(
                 "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
                 *(span, epoch, losses[0], training.metric, quality, " (best)" if better else ""),
             )
-            if epoch - best_epoch >= training.patience > 0:
+            if epoch - best.epoch >= training.patience > 0:
                 break
-        if snapshot:
-            self.model.restore(snapshot)
-        growth = (kept_growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
+        if best.snapshot:
+            self.model.restore(best.snapshot)
+        growth = (best.growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
         if training.export:
             items = self.dataset.items_by_span[span]
-            export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, found[:kept_found])
-        if math.isnan(best):
+            export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, best.detections)
+        if math.isnan(best.quality):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
-        names = ("loss", "retention_loss", "validation")
-        told = {name: None if math.isnan(value) else value for name, value in zip(names, (*kept, best), strict=True)}
-        return told | {"train_seconds": time.perf_counter() - begin} | growth.record()
+        return best.record() | {"train_seconds": time.perf_counter() - begin} | growth.record()
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
@@ -311,7 +316,7 @@ class Trainer:
             "span": span,
             "test_span": span + 1,
             **measured,
-            **self._census(),
+            **census(self.model.store, self.topology),
         }
         rates = {f"test/{name}": value for name, value in measured.items() if "@" in name and value is not None}
         self.model.engine.log(rates, self.step)
@@ -319,19 +324,3 @@ class Trainer:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return line
-
-    def _census(self) -> dict[str, float | int]:
-        """Interests a user over the users who have any, and what the store takes on all ranks."""
-        store = self.model.store
-        most = max(self.config.model.interests, self.strategy.interests.detector.k_max)
-        counts = store.counts.cpu()
-        users = self.topology.sum(torch.bincount(counts, minlength=most + 1)).double()[1:]  # with 1, 2 .. interests
-        have, each = users.cumsum(0), torch.arange(1, most + 1)
-        total = float(have[-1])
-        return {
-            "interests_mean": float(users @ each.double()) / max(total, 1),
-            "interests_p50": 1 + int(torch.searchsorted(have, 0.50 * total)) if total else 0,
-            "interests_p95": 1 + int(torch.searchsorted(have, 0.95 * total)) if total else 0,
-            "interests_max": int(each[users > 0].max()) if total else 0,
-            "store_bytes": int(self.topology.sum(torch.tensor([store.bytes]))),
-        }
