@@ -24,6 +24,8 @@ class DetectorConfig:
         c1: a user is puzzled below it.
         items: of the rule ``count``.
         share: of the rule ``share``.
+        untrained: whether items that no span before held count as well, before training has touched them. Their
+            embeddings are random and fit nobody: where most of a span's items are new, everybody is puzzled.
         delta_k: the interests that a puzzled user gets.
         k_max: no user gets more than this many in all.
         each_epoch: detect before every epoch, as in Algorithm 2, instead of once when a span begins.
@@ -35,6 +37,7 @@ class DetectorConfig:
     c1: float = 0.3
     items: int = 3
     share: float = 0.2
+    untrained: bool = False
     delta_k: int = 3
     k_max: int = 20
     each_epoch: bool = False

@@ -131,12 +131,13 @@ class Recommender:
             config = part.config
             part.set_learning_rate(config.learning_rate if pretraining else config.incremental_learning_rate)
 
-    def detect(self, batches: Iterable[Batch], span: int) -> tuple[Detection, Growth]:
+    def detect(self, batches: Iterable[Batch], span: int, trained: int) -> tuple[Detection, Growth]:
         """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14).
 
         Args:
             batches: of the span's users with the items to look at, on this rank's device.
             span: the span at hand.
+            trained: ids below it have been trained on; others count only where the detector's section says so.
 
         Returns:
             What was found, and its account with what K_max refused.
@@ -147,6 +148,9 @@ class Recommender:
             rows = batch.users - self.store.first_user
             items, *_ = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
             items, mask = pad(items, batch.history.lengths())
+            if not detector.untrained:
+                known = (batch.history.values() < trained).float().unsqueeze(1)
+                mask &= pad(known, batch.history.lengths())[0].squeeze(-1) > 0
             interests = self.store.gather(rows, items.device)
             old = self.store.existing(rows, span, items.device).any(1)
             fits = user_fit(item_fit(interests, items, detector), mask, detector)[old]

@@ -193,7 +193,7 @@ class Trainer:
         best = _Best(0, -math.inf, (math.nan, math.nan), growth, detections, None)
         for epoch in range(training.incremental_epochs if span else training.epochs):
             if detector.enabled and span and (epoch == 0 or detector.each_epoch):
-                detection, detected = self._detect(data)
+                detection, detected = self._detect(data, epoch)
                 growth, detections = growth + detected, [*detections, detection]
             losses = self._train(data, epoch)
             quality = self._validate(data)
@@ -245,12 +245,12 @@ class Trainer:
         self.topology.sum(metrics.sums)
         return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
 
-    def _detect(self, data: SpanData) -> tuple[Detection, Growth]:
+    def _detect(self, data: SpanData, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""
         self.model.engine.train(False)
         with torch.no_grad():
             batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
-            return self.model.detect(batches, data.span)
+            return self.model.detect(batches, data.span, self.dataset.items_by_span[data.span - (epoch == 0)])
 
     def _train(self, data: SpanData, epoch: int) -> tuple[float, float]:
         """One epoch; returns the mean loss per target over the world, and the retainer's part beside it."""

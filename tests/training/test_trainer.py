@@ -29,9 +29,10 @@ def folder(tmp_path_factory):
 
 def _growing(**detector):
     """IMSR that creates, refuses, keeps and trims on a history this small."""
+    shared = {"measure": "divergence", "rule": "mean", "c1": 0.02, "untrained": True, "delta_k": 2, "k_max": 5}
     policy = InterestPolicy(
         1.0,
-        DetectorConfig(**({"measure": "divergence", "rule": "mean", "c1": 0.02, "delta_k": 2, "k_max": 5} | detector)),
+        DetectorConfig(**(shared | detector)),
         TrimmerConfig(c2=0.1),
         RetainerConfig(weight=0.5),
     )
