@@ -38,7 +38,7 @@ class DetectorConfig:
     items: int = 3
     share: float = 0.2
     untrained: bool = False
-    delta_k: int = 3
+    delta_k: int = 1
     k_max: int = 20
     each_epoch: bool = False
 
