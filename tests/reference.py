@@ -80,7 +80,7 @@ def divergence(interests: Vector, item: Vector) -> float:
 def projected(existing: Vector, new: Vector) -> Vector:
     """E4: new [d] less its projection onto the rows of existing [K, d], by the singular vectors of M."""
     left, values, _ = np.linalg.svd(existing.T, full_matrices=False)
-    ridge = 1e-6 * (values**2).sum()
+    ridge = 1e-6 * (1 + (values**2).sum())
     for column, value in zip(left.T, values, strict=True):
         if value > 0:
             new = new - column * (column @ new) * value**2 / (value**2 + ridge)

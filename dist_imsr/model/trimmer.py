@@ -7,7 +7,7 @@ import torch
 from dist_imsr.config import require
 from dist_imsr.model.interests import Interests
 
-_EPSILON = 1e-6  # relative to the trace
+_EPSILON = 1e-6
 
 
 @dataclass
@@ -32,7 +32,8 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
     """Takes from each new interest what the user's existing ones span: h - P h (Eq. 15-16).
 
     Erratum E4: M = [h_1 .. h_K], ``d x K``, holds the *existing* interests, and P = M (M^T M + eps I)^{-1} M^T, eps
-    relative to the trace, so that dependent and zero interests and K >= d all give finite values. Solved in float64,
+    relative to the trace, so that dependent and zero interests and K >= d all give finite values, and relative to 1,
+    the square that bounds an interest's norm: what is far shorter than sqrt(eps) spans nothing. Solved in float64,
     whatever the training's precision.
 
     Args:
@@ -48,7 +49,8 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
         gram = basis @ basis.mT
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
         # Rows that are no basis get a one, so that the system stays regular and their solution zero.
-        ridge = torch.where(existing, _EPSILON * trace + torch.finfo(gram.dtype).tiny ** 0.5, 1.0)
+        # Without the other one, the gradient of a vanishing interest's direction would know no bound.
+        ridge = torch.where(existing, _EPSILON * (1 + trace), 1.0)
         factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge))
         share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [B, K, K]: column k holds h_k in the basis
         kept = (vectors - share.mT @ basis).to(interests.vectors.dtype)

@@ -71,6 +71,16 @@ def test_gradients_are_finite_at_zero_and_for_dependent_interests():
     assert vectors.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("norm", [1e-2, 1e-4, 1e-10, 1e-30])
+def test_gradients_are_bounded_where_existing_interests_vanish(norm):
+    vectors = torch.randn(1, 4, 8)
+    vectors[:, :3] *= norm
+    vectors.requires_grad_()
+    existing = torch.arange(4).unsqueeze(0) < 3
+    project(Interests(vectors, torch.ones(1, 4, dtype=torch.bool)), existing).vectors[0, 3].sum().backward()
+    assert vectors.grad.abs().max() < 1e5
+
+
 def test_impossible_values_are_refused():
     with pytest.raises(ValueError, match=r"strategy\.imsr\.trimmer\.c2"):
         TrimmerConfig(c2=-1)
