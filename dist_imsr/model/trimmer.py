@@ -51,7 +51,8 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
         # Rows that are no basis get a one, so that the system stays regular and their solution zero.
         # Without the other one, the gradient of a vanishing interest's direction would know no bound.
         ridge = torch.where(existing, _EPSILON * (1 + trace), 1.0)
-        factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge))
+        # Unchecked: interests that are not finite give a loss that is not, of which the trainer tells where it was.
+        factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge)).L
         share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [B, K, K]: column k holds h_k in the basis
         kept = (vectors - share.mT @ basis).to(interests.vectors.dtype)
         new = interests.mask & ~existing

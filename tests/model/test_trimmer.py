@@ -81,6 +81,13 @@ def test_gradients_are_bounded_where_existing_interests_vanish(norm):
     assert vectors.grad.abs().max() < 1e5
 
 
+def test_what_is_not_finite_stays_so_for_the_loss_to_tell():
+    vectors = torch.randn(2, 3, 4)
+    vectors[0] = torch.nan
+    found = project(Interests(vectors, torch.ones(2, 3, dtype=torch.bool)), torch.tensor([[True, True, False]] * 2))
+    assert found.vectors[0].isnan().all() and found.vectors[1].isfinite().all()
+
+
 def test_impossible_values_are_refused():
     with pytest.raises(ValueError, match=r"strategy\.imsr\.trimmer\.c2"):
         TrimmerConfig(c2=-1)
