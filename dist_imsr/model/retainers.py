@@ -140,8 +140,8 @@ def kd3(drift: Drift, tau: float) -> torch.Tensor:
 def _agreements(drift: Drift) -> tuple[torch.Tensor, torch.Tensor]:
     """h_k . e_a of each target, ``[A, K]``: the teacher's, without gradient, and the student's."""
     with torch.no_grad():
-        teacher = torch.einsum("akd,ad->ak", drift.before[drift.owners], drift.targets)
-    return teacher, torch.einsum("akd,ad->ak", drift.now[drift.owners], drift.targets)
+        teacher = (drift.before[drift.owners] * drift.targets.unsqueeze(1)).sum(-1)
+    return teacher, (drift.now.index_select(0, drift.owners) * drift.targets.unsqueeze(1)).sum(-1)
 
 
 def _candidates(drift: Drift, tau: float) -> torch.Tensor:
