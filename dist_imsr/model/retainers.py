@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from dist_imsr.config import require
+from dist_imsr.model.scoring import agreements
 
 
 @dataclass
@@ -140,8 +141,8 @@ def kd3(drift: Drift, tau: float) -> torch.Tensor:
 def _agreements(drift: Drift) -> tuple[torch.Tensor, torch.Tensor]:
     """h_k . e_a of each target, ``[A, K]``: the teacher's, without gradient, and the student's."""
     with torch.no_grad():
-        teacher = (drift.before[drift.owners] * drift.targets.unsqueeze(1)).sum(-1)
-    return teacher, (drift.now.index_select(0, drift.owners) * drift.targets.unsqueeze(1)).sum(-1)
+        teacher = agreements(drift.before[drift.owners], drift.targets)
+    return teacher, agreements(drift.now[drift.owners], drift.targets)
 
 
 def _candidates(drift: Drift, tau: float) -> torch.Tensor:

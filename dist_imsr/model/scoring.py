@@ -9,6 +9,20 @@ from dist_imsr.model.interests import Interests
 Score = Literal["attentive", "max"]
 
 
+def agreements(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """h_k . e_a of every interest of a block with one target each.
+
+    Args:
+        vectors: ``[B, K, d]``.
+        targets: ``[B, d]``.
+
+    Returns:
+        ``[B, K]``.
+    """
+    # On CPU twice as fast, backward too, as the einsum, which becomes B products of a matrix and a vector.
+    return (vectors * targets.unsqueeze(1)).sum(-1)
+
+
 def attend(interests: Interests, targets: torch.Tensor) -> torch.Tensor:
     """v_u of Eq. 5: a user's interests, weighted by their softmaxed agreement with one target each.
 
@@ -19,8 +33,7 @@ def attend(interests: Interests, targets: torch.Tensor) -> torch.Tensor:
     Returns:
         ``[B, d]``; zero for a user without interests.
     """
-    agreement = torch.einsum("bkd,bd->bk", interests.vectors, targets)
-    weights = _attention(agreement, interests.mask)
+    weights = _attention(agreements(interests.vectors, targets), interests.mask)
     return torch.einsum("bk,bkd->bd", weights, interests.vectors)
 
 
