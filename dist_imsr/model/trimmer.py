@@ -48,8 +48,8 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
         basis = vectors * existing.unsqueeze(-1)  # [B, K, d], M^T
         gram = basis @ basis.mT
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-        # Rows that are no basis get a one, so that the system stays regular and their solution zero.
-        # Without the other one, the gradient of a vanishing interest's direction would know no bound.
+        # Rows that are no basis get a one, so that the system stays regular and their solution zero. The others' ridge
+        # never vanishes: the gradient of the direction of an interest that does would know no bound.
         ridge = torch.where(existing, _EPSILON * (1 + trace), 1.0)
         # Unchecked: interests that are not finite give a loss that is not, of which the trainer tells where it was.
         factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge)).L
