@@ -210,7 +210,7 @@ def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
         start = stored[batch.users]
         mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
         interests = extractor(*pad(history, batch.history.lengths()), Start(Interests(start, mask)))
-        loss = loss_of(batch, interests, targets, negatives)
+        loss = loss_of(batch, interests, *pad(targets, batch.targets.lengths()), negatives)
         optimizer.zero_grad()
         (loss / batch.world_targets).backward()
         optimizer.step()

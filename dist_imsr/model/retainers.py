@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from dist_imsr.config import require
-from dist_imsr.model.scoring import agreements
 
 
 @dataclass
@@ -43,8 +42,8 @@ class Drift(NamedTuple):
         now: ``[B, K, d]``, h^t, with gradient.
         existing: ``[B, K]`` bool, the interests that the teacher has.
         mask: ``[B, K]`` bool, all interests of span t.
-        owners: ``[A]`` int64, each target's user.
-        targets: ``[A, d]``, embeddings e_a.
+        targets: ``[B, T, d]``, embeddings e_a of each user's targets.
+        asked: ``[B, T]`` bool, false where ``targets`` is padding.
         negatives: ``[N, d]``, embeddings of the candidates that all targets share.
     """
 
@@ -52,8 +51,8 @@ class Drift(NamedTuple):
     now: torch.Tensor
     existing: torch.Tensor
     mask: torch.Tensor
-    owners: torch.Tensor
     targets: torch.Tensor
+    asked: torch.Tensor
     negatives: torch.Tensor
 
 
@@ -70,9 +69,9 @@ def kd(drift: Drift, tau: float) -> torch.Tensor:
     Returns:
         A scalar.
     """
-    teacher, student = (agreement / tau for agreement in _agreements(drift))
+    teacher, student = _agreements(drift, tau)
     each = binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none")
-    return (each * drift.existing[drift.owners]).sum()
+    return (each * _pairs(drift)).sum()
 
 
 def direct(drift: Drift, tau: float) -> torch.Tensor:
@@ -86,7 +85,7 @@ def direct(drift: Drift, tau: float) -> torch.Tensor:
         A scalar.
     """
     moved = (drift.now - drift.before).square().sum(-1) * drift.existing  # [B, K]
-    return moved.sum(1)[drift.owners].sum()
+    return (moved.sum(1) * drift.asked.sum(1)).sum()
 
 
 def kd1(drift: Drift, tau: float) -> torch.Tensor:
@@ -101,10 +100,9 @@ def kd1(drift: Drift, tau: float) -> torch.Tensor:
     Returns:
         A scalar.
     """
-    existing = drift.existing[drift.owners]
-    lowest = torch.finfo(drift.now.dtype).min
-    teacher, student = ((agreement / tau).masked_fill(~existing, lowest) for agreement in _agreements(drift))
-    return -(teacher.softmax(1) * student.log_softmax(1) * existing).sum()
+    absent, lowest = ~drift.existing.unsqueeze(-1), torch.finfo(drift.now.dtype).min
+    teacher, student = (agreement.masked_fill(absent, lowest) for agreement in _agreements(drift, tau))
+    return -(teacher.softmax(1) * student.log_softmax(1) * _pairs(drift)).sum()
 
 
 def kd2(drift: Drift, tau: float) -> torch.Tensor:
@@ -135,33 +133,38 @@ def kd3(drift: Drift, tau: float) -> torch.Tensor:
         A scalar.
     """
     share = drift.existing.sum(1).to(drift.now.dtype) / drift.mask.sum(1).clamp(min=1)
-    return (_candidates(drift, tau) * share[drift.owners]).sum()
+    return (_candidates(drift, tau) * share.unsqueeze(-1)).sum()
 
 
-def _agreements(drift: Drift) -> tuple[torch.Tensor, torch.Tensor]:
-    """h_k . e_a of each target, ``[A, K]``: the teacher's, without gradient, and the student's."""
+def _pairs(drift: Drift) -> torch.Tensor:
+    """Which pairs of an interest and a target count, ``[B, K, T]`` bool."""
+    return drift.existing.unsqueeze(-1) & drift.asked.unsqueeze(1)
+
+
+def _agreements(drift: Drift, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """h_k . e_a / tau, ``[B, K, T]``: the teacher's, without gradient, and the student's."""
     with torch.no_grad():
-        teacher = agreements(drift.before[drift.owners], drift.targets)
-    return teacher, agreements(drift.now[drift.owners], drift.targets)
+        teacher = drift.before @ drift.targets.mT / tau
+    return teacher, drift.now @ drift.targets.mT / tau
 
 
 def _candidates(drift: Drift, tau: float) -> torch.Tensor:
-    """Cross-entropies over a target and the negatives, summed over existing interests, ``[A]``.
+    """Cross-entropies over a target and the negatives, summed over existing interests, ``[B, T]``.
 
     A target's candidates differ in one item from those of the user's other targets, so what concerns the negatives is
     computed once a user: with q the teacher's probability of the target, the cross-entropy is
     log Z - q s_a - (1 - q) E_negatives[s].
     """
-    teacher, student = (agreement / tau for agreement in _agreements(drift))
+    teacher, student = _agreements(drift, tau)
     others = drift.now @ drift.negatives.mT / tau  # [B, K, N]
     with torch.no_grad():
         wanted = drift.before @ drift.negatives.mT / tau
-        total = wanted.logsumexp(-1)
-    expected = (wanted.softmax(-1) * others).sum(-1)[drift.owners]  # [A, K]
-    target = teacher - total[drift.owners]  # the log-odds of q
-    partition = torch.logaddexp(others.logsumexp(-1)[drift.owners], student)
+        total = wanted.logsumexp(-1, keepdim=True)
+    expected = (wanted.softmax(-1) * others).sum(-1, keepdim=True)  # [B, K, 1]
+    target = teacher - total  # [B, K, T], the log-odds of q
+    partition = torch.logaddexp(others.logsumexp(-1, keepdim=True), student)
     each = partition - logsigmoid(target).exp() * student - logsigmoid(-target).exp() * expected
-    return (each * drift.existing[drift.owners]).sum(1)
+    return (each * _pairs(drift)).sum(1)
 
 
 RETAINERS: dict[str, Callable[[Drift, float], torch.Tensor]] = {

@@ -43,9 +43,14 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
     Returns:
         The interests; existing ones, and those of users without any, as they were. Differentiable.
     """
-    with torch.autocast(interests.vectors.device.type, enabled=False):
-        vectors = interests.vectors.double()
-        basis = vectors * existing.unsqueeze(-1)  # [B, K, d], M^T
+    new = interests.mask & ~existing
+    growing = (new.any(1) & existing.any(1)).nonzero().squeeze(1)  # the others, most users, cost nothing
+    if not len(growing):
+        return interests
+    new, existing, before = new[growing], existing[growing], interests.vectors[growing]
+    with torch.autocast(before.device.type, enabled=False):
+        vectors = before.double()
+        basis = vectors * existing.unsqueeze(-1)  # [G, K, d], M^T
         gram = basis @ basis.mT
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
         # Rows that are no basis get a one, so that the system stays regular and their solution zero. The others' ridge
@@ -53,7 +58,7 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
         ridge = torch.where(existing, _EPSILON * (1 + trace), 1.0)
         # Unchecked: interests that are not finite give a loss that is not, of which the trainer tells where it was.
         factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge)).L
-        share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [B, K, K]: column k holds h_k in the basis
-        kept = (vectors - share.mT @ basis).to(interests.vectors.dtype)
-        new = interests.mask & ~existing
-        return interests.replace(torch.where(new.unsqueeze(-1), kept, interests.vectors))
+        share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [G, K, K]: column k holds h_k in the basis
+        kept = (vectors - share.mT @ basis).to(before.dtype)
+    after = torch.where(new.unsqueeze(-1), kept, before)
+    return interests.replace(interests.vectors.index_copy(0, growing, after))

@@ -46,7 +46,7 @@ class InterestPolicy:
         Returns:
             The interests, the new ones projected where the trimmer says so.
         """
-        return project(interests, existing) if self.trimmer.project and existing.any() else interests
+        return project(interests, existing) if self.trimmer.project else interests
 
     def penalty(self, drift: Drift) -> torch.Tensor:
         """The retainer's loss with its weight, summed over targets.

@@ -207,9 +207,11 @@ class Recommender:
             Two scalars with gradient.
         """
         interests, start, existing, targets, negatives = extraction
-        owners = _owners(batch.targets)
-        drift = Drift(start.interests.vectors, interests.vectors, existing, interests.mask, owners, targets, negatives)
-        return loss_of(batch, interests, targets, negatives), self.policy.penalty(drift)
+        targets, asked = pad(targets, batch.targets.lengths())
+        drift = Drift(
+            *(start.interests.vectors, interests.vectors, existing, interests.mask), targets, asked, negatives
+        )
+        return loss_of(batch, interests, targets, asked, negatives), self.policy.penalty(drift)
 
     def update(self, batch: Batch) -> torch.Tensor:
         """One step of training: every parameter moves once.
@@ -308,21 +310,24 @@ class Recommender:
         return [*self.catalogue.state.values(), *self.engine.state()]
 
 
-def loss_of(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+def loss_of(
+    batch: Batch, interests: Interests, targets: torch.Tensor, asked: torch.Tensor, negatives: torch.Tensor
+) -> torch.Tensor:
     """Eq. 5 and 6 for a batch, summed over its targets.
 
     Args:
-        batch: B users with A targets in all.
+        batch: B users.
         interests: of the users, ``[B, K, d]``.
-        targets: ``[A, d]`` embeddings.
+        targets: ``[B, T, d]`` embeddings, padded.
+        asked: ``[B, T]`` bool, false for padding.
         negatives: ``[N, d]`` embeddings.
 
     Returns:
         A scalar.
     """
-    owners = _owners(batch.targets)
-    asked = Interests(interests.vectors[owners], interests.mask[owners])
-    return sampled_softmax(attend(asked, targets), targets, negatives, batch.targets.values(), batch.negatives.values())
+    place = asked.flatten().nonzero().squeeze(1)
+    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, targets), targets))
+    return sampled_softmax(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
 
 
 def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

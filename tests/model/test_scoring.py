@@ -38,21 +38,23 @@ def test_scores_equal_the_equations(counts, items, how, seed):
 @settings(max_examples=30, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    each=st.integers(1, 3),
     negatives=st.lists(st.integers(0, 6), min_size=1, max_size=8),
     seed=st.integers(0, 1000),
 )
-def test_loss_equals_the_equations(counts, negatives, seed):
+def test_loss_equals_the_equations(counts, each, negatives, seed):
     interests, draw = _interests(counts, 4, seed)
     catalogue = torch.randn(7, 4, generator=draw, dtype=torch.float64)
-    targets = torch.randint(7, (len(counts),), generator=draw)
-    users = attend(interests, catalogue[targets])
-    found = sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, torch.tensor(negatives))
+    targets = torch.randint(7, (len(counts), each), generator=draw)
+    users, ids = attend(interests, catalogue[targets]), targets.flatten()
+    found = sampled_softmax(users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives))
     wanted = 0.0
-    for user, (count, target) in enumerate(zip(counts, targets.tolist(), strict=True)):
-        attended = reference.attend(interests.vectors[user, :count].numpy(), catalogue[target].numpy())
-        np.testing.assert_allclose(users[user], attended, atol=1e-12)
-        sampled = catalogue[negatives].numpy()
-        wanted += reference.sampled_softmax(attended, catalogue[target].numpy(), sampled, target, negatives)
+    for user, count in enumerate(counts):
+        for place, target in enumerate(targets[user].tolist()):
+            attended = reference.attend(interests.vectors[user, :count].numpy(), catalogue[target].numpy())
+            np.testing.assert_allclose(users[user, place], attended, atol=1e-12)
+            sampled = catalogue[negatives].numpy()
+            wanted += reference.sampled_softmax(attended, catalogue[target].numpy(), sampled, target, negatives)
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -62,7 +64,7 @@ def test_gradients():
     targets, negatives = torch.tensor([0, 1]), torch.tensor([1, 2, 3])
 
     def loss(vectors, catalogue):
-        users = attend(Interests(vectors, interests.mask), catalogue[targets])
+        users = attend(Interests(vectors, interests.mask), catalogue[targets].unsqueeze(1)).squeeze(1)
         return sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, negatives)
 
     assert torch.autograd.gradcheck(loss, (interests.vectors.requires_grad_(), catalogue))

@@ -12,7 +12,7 @@ from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, loss_of
+from dist_imsr.training.recommender import Recommender, loss_of, pad
 from tests.ranks import run_ranks
 
 
@@ -138,7 +138,9 @@ def _queries(topology):
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
     interests = model.extractor(padded, mask, start._replace(queries=queries))
-    loss = loss_of(batch, interests, table[batch.targets.values()], table[batch.negatives.values()])
+    loss = loss_of(
+        batch, interests, *pad(table[batch.targets.values()], batch.targets.lengths()), table[batch.negatives.values()]
+    )
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
     model.update(batch)
     torch.testing.assert_close(gradients[0], gradient)
@@ -172,7 +174,8 @@ def _unsharded(topology):
     interests = model.extractor(padded, mask, Start(start))
     owners = torch.tensor([0, 1, 1, 2])
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
-    users = attend(Interests(interests.vectors[owners], interests.mask[owners]), targets)
+    own = Interests(interests.vectors[owners], interests.mask[owners])
+    users = attend(own, targets.unsqueeze(1)).squeeze(1)
     wanted = sampled_softmax(users, targets, negatives, batch.targets.values(), batch.negatives.values())
     (gradient,) = torch.autograd.grad(wanted, table)
     loss, nothing = model.loss(batch, model.extract(batch))
