@@ -22,6 +22,7 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.strategies.interests import InterestPolicy
@@ -184,7 +185,7 @@ def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
     model = Recommender(
         InterestPolicy.plain(),
         ModelConfig(dim=options.dim, interests=options.interests),
-        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
+        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
         items=options.items,
         bucket_offsets=edges,
         seed=options.seed,
@@ -210,7 +211,8 @@ def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
         start = stored[batch.users]
         mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
         interests = extractor(*pad(history, batch.history.lengths()), Start(Interests(start, mask)))
-        loss = loss_of(batch, interests, *pad(targets, batch.targets.lengths()), negatives)
+        targets, asked = pad(targets, batch.targets.lengths())
+        loss = loss_of(batch, interests, targets, interests.vectors @ targets.mT, asked, negatives)
         optimizer.zero_grad()
         (loss / batch.world_targets).backward()
         optimizer.step()

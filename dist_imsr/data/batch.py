@@ -37,7 +37,7 @@ class BatchConfig:
     max_history: int = 100
     max_targets: int = 50
     negatives: int = 1000
-    eval_size: int = 512
+    eval_size: int = 1024
     prefetch: int = 2
 
     def __post_init__(self) -> None:

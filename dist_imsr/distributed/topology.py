@@ -1,14 +1,17 @@
 """This process's place in the world, and the few collectives that are spoken outside the libraries."""
 
 import logging
+import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 from dist_imsr.config import current_rank
 
@@ -73,6 +76,32 @@ class Topology:
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(parts, values.contiguous())
         return torch.stack(parts)
+
+    def gather_jagged(self, columns: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """Gathers tensors whose first dimension differs between ranks, all in one exchange.
+
+        Args:
+            columns: of any types, on this rank's device; the same types and further dimensions on every rank. What
+                travels is as long as the longest rank's.
+
+        Returns:
+            Each rank's columns, in the order of ranks.
+        """
+        lengths = self.gather(torch.tensor([len(column) for column in columns], device=self.device)).tolist()
+        width = [math.prod(column.shape[1:]) * column.element_size() for column in columns]
+        rows = [[-(-length * size // 8) * 8 for length, size in zip(each, width, strict=True)] for each in lengths]
+        raw = [column.contiguous().flatten().view(torch.uint8) for column in columns]
+        aligned = torch.cat([pad(one, (0, -len(one) % 8)) for one in raw])
+        packed = self.gather(pad(aligned, (0, max(map(sum, rows)) - len(aligned))))
+        return [
+            [
+                part[: length * size].view(column.dtype).view(length, *column.shape[1:])
+                for part, length, size, column in zip(
+                    packed[rank, : sum(rows[rank])].split(rows[rank]), lengths[rank], width, columns, strict=True
+                )
+            ]
+            for rank in range(self.world_size)
+        ]
 
 
 def locate() -> Topology:

@@ -1,129 +1,216 @@
-"""The exact rank of each target over the whole sharded catalogue."""
+"""Exact ranks and best items over the whole sharded catalogue: interests travel, items never do."""
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
-from torch.nn import functional
+import torch.distributed as dist
+from torch.nn.functional import pad
+from torchrec import JaggedTensor
 
+from dist_imsr.config import require
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, best_items, count_better
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Score, score
 
-_TILE_SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}  # dot products at a time: what a core's cache holds, or a device fills
+_STRETCH = 128  # rows of the first one, about
+
+
+@dataclass
+class RankingConfig:
+    """How the catalogue is ranked; no key changes what a rank is.
+
+    Args:
+        precision: of the matrix products. Ranks are those of fp32 in both: pairs that bf16 cannot tell apart are scored
+            again in fp32.
+        memory: MiB that a rank may hold of scores at a time.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    memory: int = 256
+
+    def __post_init__(self) -> None:
+        require(self.memory >= 1, "ranking.memory", self.memory, "at least 1 MiB")
 
 
 class _Block(NamedTuple):
-    """A rank's users and targets."""
+    """Users, their targets, and what they must not get."""
 
     vectors: torch.Tensor  # [S, d], user after user; S = sum K_u
     counts: torch.Tensor  # [B], K_u
-    owners: torch.Tensor  # [A], each target's user
-    ids: torch.Tensor  # [A]
-    scores: torch.Tensor  # [A]
+    targets: torch.Tensor  # [A, 2], a user and an item
+    levels: torch.Tensor  # [A, 2], its score, and how close another must be to tie
+    seen: torch.Tensor  # [n, 2], a user and an item that this user must not get
 
 
-def target_ranks(
-    catalogue: Catalogue,
-    topology: Topology,
-    interests: Interests,
-    targets: torch.Tensor,
-    owners: torch.Tensor,
-    embeddings: torch.Tensor,
-    items: int,
-    how: Score = "attentive",
-    most: int | None = None,
-) -> torch.Tensor:
-    """Ranks targets among all known items by f_score of Eq. 2; collective.
+class Ranker:
+    """Ranks the sharded catalogue; every method is collective.
 
-    Interests travel and items never do: each rank counts the rows of its own shard that beat each target of any rank,
-    and the counts are summed. A rank is 1 + (items that score higher) + (other items that tie) / 2. Who asks only for
-    the first places spares most of the work: a target that ``most`` items beat is not compared with the rest.
+    A rank is 1 + (items that score higher) + (other items that tie) / 2. Scores tie when they differ by no more than
+    2^-20 |h| |e|, with the user's longest interest h and the target e: float sums in another order, of another tile or
+    another number of ranks, differ by as much.
 
     Args:
         catalogue: the sharded table.
         topology: this rank's place.
-        interests: of this rank's B users, ``[B, K, d]``.
-        targets: ``[A]`` int64 item ids.
-        owners: ``[A]`` int64, the place among the B users whose target it is.
-        embeddings: ``[A, d]``, the targets' rows.
-        items: ids below it are ranked.
-        how: the scoring function.
-        most: ranks up to it are exact, and others are some number above it; all are exact without it.
+        how: f_score of Eq. 2.
+        config: precision and memory.
+    """
+
+    def __init__(self, catalogue: Catalogue, topology: Topology, how: Score, config: RankingConfig) -> None:
+        self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
+
+    def ranks(
+        self,
+        interests: Interests,
+        targets: JaggedTensor,
+        embeddings: torch.Tensor,
+        items: int,
+        most: int | None = None,
+        seen: JaggedTensor | None = None,
+    ) -> torch.Tensor:
+        """The rank of each target among all known items.
+
+        Each rank counts the rows of its own shard that beat each target of any rank, and the counts are summed. Who
+        asks only for the first places spares most of the work: the shards are read in stretches, each about thrice as
+        long as all before it, and a target that ``most`` items of the world beat is not compared with the next.
+
+        Args:
+            interests: of this rank's B users, ``[B, K, d]``.
+            targets: B sequences of item ids.
+            embeddings: of their values, ``[A, d]``.
+            items: ids below it are ranked.
+            most: ranks up to it are exact, and others are some number above it; all are exact without it.
+            seen: B sequences of item ids that are not ranked for a user; a target among them has an infinite rank.
+
+        Returns:
+            One rank for each value of ``targets``, float64; 1 is the best.
+        """
+        owners = _owners(targets)
+        own = Interests(interests.vectors[owners], interests.mask[owners])
+        scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
+        longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without any
+        levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
+        mine = _block(interests, seen)._replace(targets=_pairs(targets), levels=levels)
+        world, _, first = _share(self.topology, mine)
+        by, wanted = world.targets.T
+        better = torch.zeros(len(by), dtype=torch.float64, device=by.device)
+        for stretch in self._stretches(items, whole=most is None):
+            found, open_ = torch.zeros_like(better), better < (torch.inf if most is None else most)
+            asking = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, by[open_], True)
+            for users, vectors, barred in _alike(world, asking, stretch):
+                place = _places(users, asking)[by]
+                asked = (open_ & (place >= 0)).nonzero().squeeze(1)
+                level, tie = world.levels[asked].T
+                found[asked] = count_better(
+                    stretch, vectors, place[asked], wanted[asked] - stretch.first, level, tie, barred
+                )
+            better += self.topology.sum(found)
+        ranks = 1 + better[first : first + len(owners)]
+        if seen is not None:
+            met = torch.isin(*(user * items + item for user, item in (mine.targets.T, mine.seen.T)))
+            ranks[met] = torch.inf
+        return ranks
+
+    def best(
+        self, interests: Interests, items: int, top: int, seen: JaggedTensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best N of all known items for each user.
+
+        Args:
+            interests: of this rank's B users, ``[B, K, d]``.
+            items: ids below it are ranked.
+            top: N.
+            seen: B sequences of item ids that a user must not get.
+
+        Returns:
+            Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
+            -inf and -1 where there are no more items.
+        """
+        mine = _block(interests, seen)
+        world, sizes, _ = _share(self.topology, mine)
+        scores = interests.vectors.new_empty(len(world.counts), top)
+        ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
+        (shard,) = self._stretches(items, whole=True)
+        for users, vectors, barred in _alike(world, torch.ones_like(world.counts, dtype=torch.bool), shard):
+            scores[users], ids[users] = best_items(shard, vectors, top, barred)
+        # Every rank has a list for each user of the world; a user's own rank gets them all and merges them.
+        lists = self.topology.world_size
+        arrived = [column.new_empty(lists * len(mine.counts), top) for column in (scores, ids)]
+        for column, here in zip((scores, ids), arrived, strict=True):
+            dist.all_to_all_single(here, column, [len(mine.counts)] * lists, sizes)
+        scores, ids = (here.view(lists, -1, top).transpose(0, 1).flatten(1) for here in arrived)
+        ids, order = ids.sort(1)
+        scores, kept = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return scores[:, :top], ids.gather(1, kept[:, :top])
+
+    def _stretches(self, items: int, whole: bool) -> list[Shard]:
+        """This rank's known rows in parts: as many on every rank, whatever it holds."""
+        rows = self.catalogue.rows
+        known = self.catalogue.weight[: max(0, min(rows.stop, items) - rows.start)]
+        parts = 1 if whole else 1 + max(0, int(math.log(max(1, items / self.topology.world_size / _STRETCH), 4)))
+        edges = [0, *(len(known) >> 2 * part for part in reversed(range(parts)))]
+        settings = self.how, self.config.precision, self.config.memory << 20
+        return [Shard(known[begin:end], rows.start + begin, *settings) for begin, end in itertools.pairwise(edges)]
+
+
+def _block(interests: Interests, seen: JaggedTensor | None) -> _Block:
+    """Users without targets."""
+    nothing = torch.empty(0, 2, dtype=torch.int64, device=interests.vectors.device)
+    return _Block(
+        *(interests.vectors[interests.mask], interests.mask.sum(1), nothing, interests.vectors.new_empty(0, 2)),
+        nothing if seen is None else _pairs(seen),
+    )
+
+
+def _alike(block: _Block, asking: torch.Tensor, shard: Shard) -> Iterator[tuple[torch.Tensor, torch.Tensor, Pairs]]:
+    """Those who ask, together where they have equally many interests, and no more of them than a tile should hold.
+
+    Yields:
+        Users ``[b]``; their interests ``[b, K, d]``; what is barred, by their places among these users.
+    """
+    first = block.counts.cumsum(0) - block.counts
+    for count in block.counts[asking].unique().tolist():
+        slot = torch.arange(count, device=first.device)
+        for users in (asking & (block.counts == count)).nonzero().squeeze(1).split(shard.users(count)):
+            rows = _places(users, asking)[block.seen[:, 0]]
+            barred = Pairs(rows[rows >= 0], block.seen[rows >= 0, 1] - shard.first)
+            yield users, block.vectors[first[users].unsqueeze(1) + slot], barred
+
+
+def _places(users: torch.Tensor, everybody: torch.Tensor) -> torch.Tensor:
+    """Each user's place among some of them, or -1."""
+    places = torch.full(everybody.shape, -1, device=users.device)
+    places[users] = torch.arange(len(users), device=users.device)
+    return places
+
+
+def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
+    """All ranks' blocks as one.
 
     Returns:
-        ``[A]`` float64.
+        The block, how many users each rank has in it, and where this rank's targets begin.
     """
-    own = Interests(interests.vectors[owners], interests.mask[owners])
-    scores = score(own, embeddings.unsqueeze(1), how).squeeze(1)
-    mine = _Block(interests.vectors[interests.mask], interests.mask.sum(1), owners, targets, scores)
-    known = range(catalogue.rows.start, min(catalogue.rows.stop, items))
-    world = _share(topology, mine)
-    beaten = torch.zeros(
-        topology.world_size, max(len(block.ids) for block in world), dtype=torch.float64, device=scores.device
-    )
-    for row, block in zip(beaten, world, strict=True):
-        row[: len(block.ids)] = _count(block, catalogue.weight, known, how, most or math.inf)
-    return 1 + topology.sum(beaten)[topology.rank, : len(targets)]
+    parts = [_Block(*columns) for columns in topology.gather_jagged(mine)]
+    users = [len(part.counts) for part in parts]
+    for first, part in zip(itertools.accumulate(users, initial=0), parts, strict=False):
+        part.targets[:, 0] += first
+        part.seen[:, 0] += first
+    first_target = sum(len(part.targets) for part in parts[: topology.rank])
+    return _Block(*map(torch.cat, zip(*parts, strict=True))), users, first_target
 
 
-def _count(block: _Block, weight: torch.Tensor, known: range, how: Score, most: float) -> torch.Tensor:
-    """How many rows of a shard beat each target of a block, ``[A]`` float64; a tie counts as half.
-
-    Users with equally many interests are scored together, so that nothing is padded.
-    """
-    beaten = torch.zeros(len(block.ids), dtype=torch.float64, device=weight.device)
-    first = block.counts.cumsum(0) - block.counts
-    for count in block.counts[block.owners].unique().tolist():
-        asked = (block.counts[block.owners] == count).nonzero().squeeze(1)
-        slot = torch.arange(count, device=asked.device)
-        compared, stop = math.inf, known.start
-        while stop < known.stop and len(asked):
-            if len(asked) <= compared / 2:
-                compared = len(asked)
-                users, owners = block.owners[asked].unique(return_inverse=True)
-                vectors = block.vectors[first[users].unsqueeze(1) + slot]  # [b, count, d]
-                ids, wanted = block.ids[asked], block.scores[asked].unsqueeze(1)
-                tile = max(1, _TILE_SCORES[weight.device.type] // (len(users) * max(count, 1)))
-            start, stop = stop, min(stop + tile, known.stop)
-            scores = _scores(vectors, weight[start - known.start : stop - known.start], how)
-            # Many targets may share a block's users: compare them in parts of the tile's own size.
-            for part in torch.arange(len(asked), device=asked.device).split(len(users)):
-                others = scores[owners[part]]
-                inside = ((ids[part] >= start) & (ids[part] < stop)).nonzero().squeeze(1)
-                others[inside, ids[part][inside] - start] = -torch.inf  # a target does not beat itself
-                beaten[asked[part]] += (others > wanted[part]).sum(1) + 0.5 * (others == wanted[part]).sum(1)
-            left = beaten[asked] < most
-            if left.sum() <= compared / 2:
-                asked = asked[left]
-    return beaten
+def _owners(sequences: JaggedTensor) -> torch.Tensor:
+    """The place of each value's sequence, int64."""
+    lengths = sequences.lengths()
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
 
 
-def _scores(vectors: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
-    """`score` without padding and in few passes over memory: ``[b, k, d]``, ``[n, d]`` to ``[b, n]``."""
-    users, count, dim = vectors.shape
-    if count == 0:
-        return items.new_zeros(users, len(items))
-    agreement = (vectors.reshape(-1, dim) @ items.T).view(users, count, -1)
-    best = agreement.amax(1)
-    if how == "max" or count == 1:
-        return best
-    weights = (agreement - best.unsqueeze(1)).exp_()
-    total = weights.sum(1)
-    return weights.mul_(agreement).sum(1).div_(total)
-
-
-def _share(topology: Topology, mine: _Block) -> list[_Block]:
-    """Gives every rank the users and targets of all ranks; what travels is as long as the longest rank's."""
-    lengths = topology.gather(torch.tensor([len(column) for column in mine], device=mine.ids.device))  # [W, 5]
-    longest = lengths.amax(0).tolist()
-
-    def gathered(column: torch.Tensor, size: int) -> torch.Tensor:
-        return topology.gather(functional.pad(column, [0, 0] * (column.ndim - 1) + [0, size - len(column)]))
-
-    columns = [gathered(column, size) for column, size in zip(mine, longest, strict=True)]
-    return [
-        _Block(*(column[rank, :size] for column, size in zip(columns, sizes, strict=True)))
-        for rank, sizes in enumerate(lengths.tolist())
-    ]
+def _pairs(sequences: JaggedTensor) -> torch.Tensor:
+    """Each value beside the place of its sequence, ``[n, 2]`` int64."""
+    return torch.stack([_owners(sequences), sequences.values()], 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from dist_imsr.config import require
 from dist_imsr.model.interests import Interests
@@ -78,7 +78,9 @@ def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     Returns:
         ``[B, L]``, -1 to 1.
     """
-    cosines = normalize(items, dim=-1) @ normalize(interests.vectors, dim=-1).mT  # [B, L, K]
+    lengths = items.norm(dim=-1).unsqueeze(-1) * interests.vectors.norm(dim=-1).unsqueeze(1)
+    # Dividing the products spares a pass over the items, which are d times as many numbers.
+    cosines = items @ interests.vectors.mT / lengths.clamp(min=torch.finfo(items.dtype).tiny)  # [B, L, K]
     return cosines.masked_fill(~interests.mask.unsqueeze(1), -1).amax(-1)
 
 

@@ -43,6 +43,7 @@ class Drift(NamedTuple):
         existing: ``[B, K]`` bool, the interests that the teacher has.
         mask: ``[B, K]`` bool, all interests of span t.
         targets: ``[B, T, d]``, embeddings e_a of each user's targets.
+        agreement: ``[B, K, T]``, h_k^t . e_a, with gradient.
         asked: ``[B, T]`` bool, false where ``targets`` is padding.
         negatives: ``[N, d]``, embeddings of the candidates that all targets share.
     """
@@ -52,6 +53,7 @@ class Drift(NamedTuple):
     existing: torch.Tensor
     mask: torch.Tensor
     targets: torch.Tensor
+    agreement: torch.Tensor
     asked: torch.Tensor
     negatives: torch.Tensor
 
@@ -145,7 +147,7 @@ def _agreements(drift: Drift, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
     """h_k . e_a / tau, ``[B, K, T]``: the teacher's, without gradient, and the student's."""
     with torch.no_grad():
         teacher = drift.before @ drift.targets.mT / tau
-    return teacher, drift.now @ drift.targets.mT / tau
+    return teacher, drift.agreement / tau
 
 
 def _candidates(drift: Drift, tau: float) -> torch.Tensor:

@@ -9,17 +9,17 @@ from dist_imsr.model.interests import Interests
 Score = Literal["attentive", "max"]
 
 
-def attend(interests: Interests, targets: torch.Tensor) -> torch.Tensor:
+def attend(interests: Interests, agreement: torch.Tensor) -> torch.Tensor:
     """v_u of Eq. 5: a user's interests, weighted by their softmaxed agreement with each of the user's targets.
 
     Args:
         interests: of B users, ``[B, K, d]``.
-        targets: ``[B, T, d]``, the embeddings e_a that user b is asked about.
+        agreement: ``[B, K, T]``, h_k . e_a for the targets that user b is asked about.
 
     Returns:
         ``[B, T, d]``; zero for a user without interests.
     """
-    weights = _attention(interests.vectors @ targets.mT, interests.mask.unsqueeze(-1))  # [B, K, T]
+    weights = _attention(agreement, interests.mask.unsqueeze(-1))
     return weights.mT @ interests.vectors
 
 

@@ -43,22 +43,20 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
     Returns:
         The interests; existing ones, and those of users without any, as they were. Differentiable.
     """
-    new = interests.mask & ~existing
-    growing = (new.any(1) & existing.any(1)).nonzero().squeeze(1)  # the others, most users, cost nothing
-    if not len(growing):
+    growing = interests.mask & ~existing & existing.any(1, keepdim=True)
+    user, slot = growing.nonzero().T
+    if not len(user):
         return interests
-    new, existing, before = new[growing], existing[growing], interests.vectors[growing]
-    with torch.autocast(before.device.type, enabled=False):
-        vectors = before.double()
-        basis = vectors * existing.unsqueeze(-1)  # [G, K, d], M^T
+    with torch.autocast(interests.vectors.device.type, enabled=False):
+        new = interests.vectors[user, slot].double().unsqueeze(-1)  # [N, d, 1], a system for each new interest
+        basis = interests.vectors[user].double() * existing[user].unsqueeze(-1)  # [N, K, d], M^T
         gram = basis @ basis.mT
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
         # Rows that are no basis get a one, so that the system stays regular and their solution zero. The others' ridge
         # never vanishes: the gradient of the direction of an interest that does would know no bound.
-        ridge = torch.where(existing, _EPSILON * (1 + trace), 1.0)
+        ridge = torch.where(existing[user], _EPSILON * (1 + trace), 1.0)
         # Unchecked: interests that are not finite give a loss that is not, of which the trainer tells where it was.
         factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge)).L
-        share = torch.cholesky_solve(basis @ vectors.mT, factor)  # [G, K, K]: column k holds h_k in the basis
-        kept = (vectors - share.mT @ basis).to(before.dtype)
-    after = torch.where(new.unsqueeze(-1), kept, before)
-    return interests.replace(interests.vectors.index_copy(0, growing, after))
+        share = torch.cholesky_solve(basis @ new, factor)  # [N, K, 1], the new interest in the basis
+        kept = (new - basis.mT @ share).squeeze(-1).to(interests.vectors.dtype)
+    return Interests(interests.vectors.index_put((user, slot), kept), interests.mask)

@@ -15,7 +15,7 @@ from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.ranking import target_ranks
+from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.detector import item_fit, user_fit
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
@@ -75,6 +75,7 @@ class Recommender:
         catalogue: the catalogue's section.
         store: the interest store's section.
         engine: the engine's section.
+        ranking: the ranking's section.
         items: how many items the first span knows.
         bucket_offsets: the first user of each bucket, and the number of users.
         seed: keys every random first value.
@@ -89,6 +90,7 @@ class Recommender:
         catalogue: CatalogueConfig,
         store: InterestStoreConfig,
         engine: EngineConfig,
+        ranking: RankingConfig,
         items: int,
         bucket_offsets: list[int],
         seed: int,
@@ -100,6 +102,7 @@ class Recommender:
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology)
         self.store = InterestStore.build(store, bucket_offsets, model.dim, self.extractor.query_dim, seed, topology)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
+        self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
 
     def knows(self, users: np.ndarray) -> np.ndarray:
         """Whether users have interests.
@@ -208,10 +211,10 @@ class Recommender:
         """
         interests, start, existing, targets, negatives = extraction
         targets, asked = pad(targets, batch.targets.lengths())
-        drift = Drift(
-            *(start.interests.vectors, interests.vectors, existing, interests.mask), targets, asked, negatives
-        )
-        return loss_of(batch, interests, targets, asked, negatives), self.policy.penalty(drift)
+        agreement = interests.vectors @ targets.mT
+        then, now, mask = start.interests.vectors, interests.vectors, interests.mask
+        drift = Drift(then, now, existing, mask, targets, agreement, asked, negatives)
+        return loss_of(batch, interests, targets, agreement, asked, negatives), self.policy.penalty(drift)
 
     def update(self, batch: Batch) -> torch.Tensor:
         """One step of training: every parameter moves once.
@@ -259,23 +262,17 @@ class Recommender:
             norm_trimmed=trimmed.sum().item(),
         )
 
-    def ranks(self, interests: Interests, targets: JaggedTensor, items: int, most: int | None) -> torch.Tensor:
-        """Ranks targets over the whole catalogue.
+    def embed(self, items: JaggedTensor) -> torch.Tensor:
+        """Fetches embeddings alone.
 
         Args:
-            interests: of B users.
-            targets: B sequences of item ids.
-            items: ids below it are ranked.
-            most: ranks up to it are exact, and others are some number above it; all are exact without it.
+            items: sequences of item ids, any number of them.
 
         Returns:
-            One rank for each value of ``targets``, float64; 1 is the best.
+            ``[sum of lengths, d]``.
         """
-        nobody = JaggedTensor(targets.values().new_empty(0), lengths=targets.lengths().new_zeros(1))
-        embeddings, _ = self.catalogue.lookup(targets, nobody)
-        owners = _owners(targets)
-        asked = (interests, targets.values(), owners, embeddings, items, self.config.score, most)
-        return target_ranks(self.catalogue, self.topology, *asked)
+        nobody = JaggedTensor(items.values().new_empty(0), lengths=items.lengths().new_zeros(1))
+        return self.catalogue.lookup(items, nobody)[0]
 
     def snapshot(self) -> Snapshot:
         """Copies everything that training changes but the interests' vectors, which move only when a span ends.
@@ -311,7 +308,12 @@ class Recommender:
 
 
 def loss_of(
-    batch: Batch, interests: Interests, targets: torch.Tensor, asked: torch.Tensor, negatives: torch.Tensor
+    batch: Batch,
+    interests: Interests,
+    targets: torch.Tensor,
+    agreement: torch.Tensor,
+    asked: torch.Tensor,
+    negatives: torch.Tensor,
 ) -> torch.Tensor:
     """Eq. 5 and 6 for a batch, summed over its targets.
 
@@ -319,6 +321,7 @@ def loss_of(
         batch: B users.
         interests: of the users, ``[B, K, d]``.
         targets: ``[B, T, d]`` embeddings, padded.
+        agreement: ``[B, K, T]``, their dot products with the interests.
         asked: ``[B, T]`` bool, false for padding.
         negatives: ``[N, d]`` embeddings.
 
@@ -326,7 +329,7 @@ def loss_of(
         A scalar.
     """
     place = asked.flatten().nonzero().squeeze(1)
-    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, targets), targets))
+    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), targets))
     return sampled_softmax(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
 
 
@@ -343,9 +346,3 @@ def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torc
     longest = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(longest, device=values.device) < lengths.unsqueeze(1)
     return JaggedTensor(values, lengths=lengths).to_padded_dense(longest), mask
-
-
-def _owners(targets: JaggedTensor) -> torch.Tensor:
-    """The place of each value's sequence, ``[A]`` int64."""
-    lengths = targets.lengths()
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)

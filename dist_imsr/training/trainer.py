@@ -19,6 +19,7 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics, discount
+from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig, build_strategy
 from dist_imsr.training.export import export_span
@@ -50,7 +51,7 @@ class TrainingConfig:
     incremental_epochs: int = 15
     patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
-    validation_users: int = 10_000
+    validation_users: int = 2000
     export: bool = False
     top: int = 20
 
@@ -79,6 +80,7 @@ class TrainConfig:
         catalogue: the item table.
         store: the interest store.
         engine: the dense weights.
+        ranking: how the catalogue is ranked.
     """
 
     data: DataConfig
@@ -93,6 +95,7 @@ class TrainConfig:
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    ranking: RankingConfig = field(default_factory=RankingConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
@@ -130,7 +133,7 @@ class Trainer:
         self.reporter = Reporter(topology.rank == 0)
         self.model = Recommender(
             self.strategy.interests,
-            *(config.model, config.catalogue, config.store, config.engine),
+            *(config.model, config.catalogue, config.store, config.engine, config.ranking),
             items=dataset.items_by_span[0],
             bucket_offsets=dataset.bucket_offsets,
             seed=config.seed,
@@ -241,7 +244,8 @@ class Trainer:
         with torch.no_grad():
             for batch in self._follow(batches, f"test on span {span}", self.config.batch.eval_size):
                 interests = self.model.store.gather(batch.users - self.model.store.first_user, self.topology.device)
-                metrics.add(batch, self.model.ranks(interests, batch.targets, items, self.config.training.top))
+                asked = interests, batch.targets, self.model.embed(batch.targets), items, self.config.training.top
+                metrics.add(batch, self.model.ranker.ranks(*asked))
         self.topology.sum(metrics.sums)
         return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
 
@@ -278,10 +282,11 @@ class Trainer:
         with torch.no_grad():
             batches = data.validation(self.config.training.validation_users)
             for batch in self._follow(batches, f"validation of span {data.span}", self.config.batch.eval_size):
-                interests = self.model.extract(batch).interests
+                extraction = self.model.extract(batch)
                 ndcg, top = self.config.training.metric == "ndcg", self.config.training.top
                 known = self.dataset.items_by_span[data.span]
-                ranks = self.model.ranks(interests, batch.targets, known, top if ndcg else None)
+                asked = extraction.interests, batch.targets, extraction.targets, known
+                ranks = self.model.ranker.ranks(*asked, top if ndcg else None)
                 gain = discount(ranks, top) if ndcg else 1 / ranks
                 sums += torch.tensor([gain.sum().item(), len(ranks)])
         total, users = self.topology.sum(sums).tolist()

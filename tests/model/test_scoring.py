@@ -46,7 +46,7 @@ def test_loss_equals_the_equations(counts, each, negatives, seed):
     interests, draw = _interests(counts, 4, seed)
     catalogue = torch.randn(7, 4, generator=draw, dtype=torch.float64)
     targets = torch.randint(7, (len(counts), each), generator=draw)
-    users, ids = attend(interests, catalogue[targets]), targets.flatten()
+    users, ids = attend(interests, interests.vectors @ catalogue[targets].mT), targets.flatten()
     found = sampled_softmax(users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives))
     wanted = 0.0
     for user, count in enumerate(counts):
@@ -64,7 +64,7 @@ def test_gradients():
     targets, negatives = torch.tensor([0, 1]), torch.tensor([1, 2, 3])
 
     def loss(vectors, catalogue):
-        users = attend(Interests(vectors, interests.mask), catalogue[targets].unsqueeze(1)).squeeze(1)
+        users = attend(Interests(vectors, interests.mask), vectors @ catalogue[targets].unsqueeze(-1)).squeeze(1)
         return sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, negatives)
 
     assert torch.autograd.gradcheck(loss, (interests.vectors.requires_grad_(), catalogue))

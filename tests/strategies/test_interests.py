@@ -14,9 +14,8 @@ def _interests():
 def _drift(existing):
     before, now = torch.randn(2, 2, 3, 4)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    return Drift(
-        before, now, existing, mask, torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.randn(3, 4)
-    )
+    targets, asked = torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
+    return Drift(before, now, existing, mask, targets, now @ targets.mT, asked, torch.randn(3, 4))
 
 
 def test_plain_changes_nothing():

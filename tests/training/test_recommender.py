@@ -9,6 +9,7 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies.interests import InterestPolicy
@@ -19,7 +20,13 @@ from tests.ranks import run_ranks
 def _recommender(topology, items, users, base="comirec_dr"):
     model = Recommender(
         InterestPolicy.plain(),
-        *(ModelConfig(base, dim=8), CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()),
+        *(
+            ModelConfig(base, dim=8),
+            CatalogueConfig(headroom=0.0),
+            InterestStoreConfig(),
+            EngineConfig(),
+            RankingConfig(),
+        ),
         items=items,
         bucket_offsets=[0, users],
         seed=0,
@@ -138,9 +145,9 @@ def _queries(topology):
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
     interests = model.extractor(padded, mask, start._replace(queries=queries))
-    loss = loss_of(
-        batch, interests, *pad(table[batch.targets.values()], batch.targets.lengths()), table[batch.negatives.values()]
-    )
+    targets, asked = pad(table[batch.targets.values()], batch.targets.lengths())
+    agreement, negatives = interests.vectors @ targets.mT, table[batch.negatives.values()]
+    loss = loss_of(batch, interests, targets, agreement, asked, negatives)
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
     model.update(batch)
     torch.testing.assert_close(gradients[0], gradient)
@@ -175,7 +182,7 @@ def _unsharded(topology):
     owners = torch.tensor([0, 1, 1, 2])
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
     own = Interests(interests.vectors[owners], interests.mask[owners])
-    users = attend(own, targets.unsqueeze(1)).squeeze(1)
+    users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
     wanted = sampled_softmax(users, targets, negatives, batch.targets.values(), batch.negatives.values())
     (gradient,) = torch.autograd.grad(wanted, table)
     loss, nothing = model.loss(batch, model.extract(batch))

@@ -1,0 +1,303 @@
+"""A shard's items against users, a tile at a time: who beats a target, and which are the best N.
+
+Nothing of the size [users x items] outlives its tile. The attentive score of erratum E8 is a mean of the K dot products
+under softmax weights w, so it lies between their largest, m, less the entropy-like gap
+
+    m - sum_k w_k a_k  <=  max_g (K - 1) g e^-g / (1 + (K - 1) e^-g)  =  W((K - 1) / e)     (W: Lambert's function)
+
+and m itself: all gaps m - a_k that are stationary are equal. Outside that strip around a threshold the largest dot
+product decides alone, and softmaxes are taken of the pairs inside it. Where products are bf16, thresholds give way by
+the bound of their error, and what lies between is scored again in fp32: the answer is that of fp32.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import lambertw
+
+from dist_imsr.model.scoring import Score
+
+Precision = Literal["fp32", "bf16"]
+
+TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: float sums of another order differ by as much
+_BF16_ERROR = 2.0**-7  # of a dot product, relative to |h| |e|: both factors and the result are rounded to 8 bits
+_CACHED = 1 << 18  # dot products that a core's cache holds
+_LIVE = 8  # numbers held for each dot product of a tile, at the most
+_COLUMNS = 256  # items that a tile should have at least, for the matrix product's sake
+_DENSE = 1 / 8  # the share of pairs from which on one softmax of the whole tile is cheaper
+
+
+class Shard(NamedTuple):
+    """A rank's known items, and how they are to be scored.
+
+    Args:
+        weight: ``[n, d]`` float32, their rows.
+        first: the id of row 0.
+        how: the scoring function.
+        precision: of the matrix products; scores are exact in both.
+        memory: bytes that tiles may take.
+    """
+
+    weight: torch.Tensor
+    first: int
+    how: Score = "attentive"
+    precision: Precision = "fp32"
+    memory: int = 1 << 28
+
+    @property
+    def tile(self) -> int:
+        """Dot products of a tile."""
+        room = self.memory // (4 * _LIVE)
+        return max(1, min(room, _CACHED) if self.weight.device.type == "cpu" else room)
+
+    def users(self, count: int) -> int:
+        """How many users with so many interests a tile should hold at the most."""
+        return max(1, self.tile // (_COLUMNS * max(count, 1)))
+
+
+class Pairs:
+    """Pairs of a row and an item, found by stretches of items.
+
+    Args:
+        rows: ``[n]`` int64.
+        items: ``[n]`` int64, places in the shard; those outside of it are never found.
+    """
+
+    def __init__(self, rows: torch.Tensor, items: torch.Tensor) -> None:
+        self.items, order = items.sort()
+        self.rows = rows[order]
+        self._sorted = self.items.numpy(force=True)
+
+    def within(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pairs of a stretch.
+
+        Args:
+            start: its first item.
+            stop: the item behind its last.
+
+        Returns:
+            Rows, and items counted from ``start``.
+        """
+        found = slice(*np.searchsorted(self._sorted, (start, stop)).tolist())
+        return self.rows[found], self.items[found] - start
+
+
+class _Tile(NamedTuple):
+    """Users, all with K interests, against a stretch of items."""
+
+    users: torch.Tensor  # [b, K, d]
+    items: torch.Tensor  # [n, d]
+    start: int  # the first item's place in the shard
+    agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
+    best: torch.Tensor  # [b, n] float32, the largest of each K; -inf for what the user must not get
+    error: torch.Tensor | None  # [b, 1], the most that a dot product may be wrong by; None where it is the exact one
+    width: float  # how far below the largest dot product a score may lie
+    how: Score
+
+    @property
+    def stop(self) -> int:
+        """The item behind the last."""
+        return self.start + len(self.items)
+
+    def near(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Scores of pairs ``[m]``, and the most that each may be wrong by.
+
+        The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the
+        norm that goes with the largest error of a dot product.
+        """
+        value = _reduce(self.agreement[rows, :, columns].float(), self.how)
+        return value, 0.0 if self.error is None else self.error[rows, 0] * (1 + 2 * self.width)
+
+    def exact(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Scores of pairs ``[m]``, in float32, from the vectors themselves."""
+        return _reduce((self.users[rows] * self.items[columns].unsqueeze(1)).sum(-1), self.how)
+
+    def compare(self, rows: torch.Tensor, columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """1 for each pair whose score is above ``high``, 1/2 for one down to ``low``, ``[m]`` float64."""
+        value, error = self.near(rows, columns)
+        if self.error is not None:
+            close = ((value >= low - error) & (value <= high + error)).nonzero().squeeze(1)
+            value[close] = self.exact(rows[close], columns[close])
+        higher = value > high
+        return higher.double() + 0.5 * (value >= low).logical_xor_(higher)
+
+    def dense(self) -> torch.Tensor:
+        """Scores of all pairs ``[b, n]``, in float32; -inf for what the user must not get."""
+        agreement = self.agreement
+        if agreement.dtype != torch.float32:
+            agreement = (self.users.flatten(0, 1) @ self.items.T).view_as(agreement)
+        return _reduce(agreement, self.how).masked_fill_(self.best == -torch.inf, -torch.inf)
+
+
+def count_better(
+    shard: Shard,
+    users: torch.Tensor,
+    owners: torch.Tensor,
+    items: torch.Tensor,
+    scores: torch.Tensor,
+    ties: torch.Tensor,
+    barred: Pairs,
+) -> torch.Tensor:
+    """How many of a shard's items beat each target; a tie counts as half.
+
+    Args:
+        shard: the items.
+        users: ``[B, K, d]`` float32, interests of users who all have K of them.
+        owners: ``[A]`` int64, each target's place among the users.
+        items: ``[A]`` int64, the targets' places in the shard, maybe outside of it.
+        scores: ``[A]``, the targets' scores.
+        ties: ``[A]``, how close a score must be to tie.
+        barred: items that do not count for a user.
+
+    Returns:
+        ``[A]`` float64.
+    """
+    there, rows = owners.unique(return_inverse=True)
+    order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
+    low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
+    asked = _Asked(rows[order], low, high, Pairs(torch.arange(len(rows), device=rows.device), items[order]))
+    better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
+    for tile in _tiles(shard, users, there, barred):
+        better += _better(tile, asked)
+    return torch.empty_like(better).index_copy_(0, order, better)
+
+
+def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best items of a shard for each user; of equal scores the smaller id comes first.
+
+    Args:
+        shard: the items.
+        users: ``[B, K, d]`` float32, interests of users who all have K of them.
+        top: N.
+        barred: items that a user must not get.
+
+    Returns:
+        Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; -inf and -1 where there are no more items.
+    """
+    scores = users.new_full((len(users), top), -torch.inf)
+    ids = torch.full((len(users), top), -1, device=users.device)
+    waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    everybody = torch.arange(len(users), device=users.device)
+
+    def merge() -> None:
+        nonlocal scores, ids
+        row, found, place = (torch.cat(column) for column in zip(*waiting, strict=True))
+        waiting.clear()
+        row, order = row.sort(stable=True)
+        lengths = row.bincount(minlength=len(users))
+        slot = top + torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
+        size = (len(users), int(lengths.max()))
+        scores = torch.cat([scores, scores.new_full(size, -torch.inf)], 1)
+        ids = torch.cat([ids, ids.new_full(size, -1)], 1)
+        scores[row, slot], ids[row, slot] = found[order], place[order]
+        scores, kept = scores.sort(dim=1, descending=True, stable=True)
+        scores, ids = scores[:, :top].contiguous(), ids.gather(1, kept[:, :top])
+
+    for tile in _tiles(shard, users, everybody, barred):
+        floor = scores[:, -1:]
+        found = tile.best > (floor if tile.error is None else floor - tile.error)
+        if int(found.count_nonzero()) > _DENSE * found.numel():
+            value, column = tile.dense().sort(dim=1, descending=True, stable=True)
+            value, column = value[:, :top], column[:, :top]
+            row = everybody.unsqueeze(1).expand_as(value)
+            real = value > floor
+            row, column, value = row[real], column[real], value[real]
+        else:
+            row, column = found.nonzero().T
+            value, error = tile.near(row, column)
+            real = value + error > floor[row, 0]
+            row, column = row[real], column[real]
+            value = value[real] if tile.error is None else tile.exact(row, column)
+        waiting.append((row, value, column + tile.start + shard.first))
+        if sum(len(part[0]) for part in waiting) > len(users) * top / 4:
+            merge()
+    if waiting:
+        merge()
+    return scores, ids
+
+
+class _Asked(NamedTuple):
+    """Targets whose users a tile holds."""
+
+    rows: torch.Tensor  # [a], each one's user in the tile; 0 .. a - 1 where every user has one target
+    low: torch.Tensor  # [a, 1], what ties at least
+    high: torch.Tensor  # [a, 1], what ties at the most
+    own: Pairs  # each target and its own place
+
+
+def _better(tile: _Tile, asked: _Asked) -> torch.Tensor:
+    """How many of a tile's items beat each target, ``[a]`` float64."""
+    users, better = len(tile.users), []
+    alone = len(asked.rows) == users
+    own, place = asked.own.within(tile.start, tile.stop)
+    scored: torch.Tensor | None = None
+    # Several targets may share a user: they are compared in parts of the tile's own size.
+    for first in range(0, len(asked.rows), users):
+        part = slice(first, first + users)
+        rows, low, high = asked.rows[part], asked.low[part], asked.high[part]
+        error = 0.0 if tile.error is None else tile.error[rows]
+        best, itself = tile.best if alone else tile.best[rows], _inside(own, place, first, users)
+        best[itself] = -torch.inf  # a target does not beat itself
+        few, unsure, sure = _DENSE * best.numel(), best >= low - error, None
+        if int(unsure.count_nonzero()) > few:
+            sure = best > high + tile.width + error
+            unsure.logical_xor_(sure)
+            if int(unsure.count_nonzero()) > few:
+                scored = tile.dense() if scored is None else scored
+                every = scored[rows]
+                every[itself] = -torch.inf
+                higher = every > high
+                better.append(higher.sum(1) + 0.5 * (every >= low).logical_xor_(higher).sum(1))
+                continue
+        row, column = unsure.nonzero().T
+        count = low.new_zeros(len(rows), dtype=torch.float64) if sure is None else sure.sum(1).double()
+        better.append(count.index_add_(0, row, tile.compare(rows[row], column, low[row, 0], high[row, 0])))
+    return torch.cat(better)
+
+
+def _inside(own: torch.Tensor, place: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of the targets ``first .. first + count - 1``, counted from there."""
+    if not len(own):
+        return own, place
+    inside = (own >= first) & (own < first + count)
+    return own[inside] - first, place[inside]
+
+
+def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs) -> Iterator[_Tile]:
+    """Some of the users against the shard's items; a tile is good until the next one is asked for."""
+    place = torch.full((len(users),), -1, device=users.device)
+    place[there] = torch.arange(len(there), device=users.device)
+    users = users[there]
+    count, exact = users.shape[1], shard.precision == "fp32"
+    factors = users.flatten(0, 1).to(torch.float32 if exact else torch.bfloat16)
+    lengths = users.norm(dim=-1).amax(1, keepdim=True) if count else users.new_zeros(len(users), 1)
+    width = 0.0 if shard.how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
+    size = max(1, shard.tile // (len(users) * max(count, 1)))
+    room = factors.new_empty(len(factors) * size)
+    for first in range(0, len(shard.weight), size):
+        items = shard.weight[first : first + size]
+        agreement = room[: len(factors) * len(items)].view(len(factors), len(items))
+        torch.mm(factors, items.to(factors.dtype).T, out=agreement)
+        agreement = agreement.view(len(users), count, len(items))
+        best = agreement.amax(1).float() if count else users.new_zeros(len(users), len(items))
+        error = None if exact else _BF16_ERROR * lengths * items.norm(dim=1).max()
+        rows, columns = barred.within(first, first + len(items))
+        if len(rows):
+            rows = place[rows]
+            best[rows[rows >= 0], columns[rows >= 0]] = -torch.inf
+        yield _Tile(users, items, first, agreement, best, error, width, shard.how)
+
+
+def _reduce(agreement: torch.Tensor, how: Score) -> torch.Tensor:
+    """Scores from dot products over the second axis, in few passes over memory."""
+    if agreement.shape[1] == 0:
+        return agreement.new_zeros(agreement.shape[0], *agreement.shape[2:])
+    best = agreement.amax(1)
+    if how == "max" or agreement.shape[1] == 1:
+        return best
+    weights = (agreement - best.unsqueeze(1)).exp_()
+    total = weights.sum(1)
+    return weights.mul_(agreement).sum(1).div_(total)
