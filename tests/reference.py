@@ -141,12 +141,14 @@ def sampled_softmax(user: Vector, target: Vector, negatives: Vector, target_id: 
     return -math.log(positive / (positive + sum(others)))
 
 
-def rank(interests: Vector, catalogue: Vector, target: int, how: str) -> float:
-    """1 + the items that score higher + half of those that tie."""
+def rank(interests: Vector, catalogue: Vector, target: int, how: str, barred: list[int]) -> float:
+    """1 + the items that score higher + half of those that tie; infinite where the target itself is barred."""
+    if target in barred:
+        return math.inf
     scores = [score(interests, item, how) for item in catalogue]
-    higher = sum(value > scores[target] for value in scores)
-    ties = sum(value == scores[target] for number, value in enumerate(scores) if number != target)
-    return 1 + higher + ties / 2
+    others = [value for number, value in enumerate(scores) if number != target and number not in barred]
+    higher = sum(value > scores[target] for value in others)
+    return 1 + higher + sum(value == scores[target] for value in others) / 2
 
 
 def ndcg(ranks: list[float], top: int) -> float:

@@ -1,69 +1,138 @@
 import numpy as np
 import pytest
 import torch
+from torchrec import JaggedTensor
 
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
-from dist_imsr.evaluation import ranking
+from dist_imsr.evaluation import ranking, tiles
+from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.interests import Interests
 from tests import reference
 from tests.ranks import run_ranks
 
-KNOWN, CAPACITY, DIM = 37, 41, 8  # no number of ranks divides them
+KNOWN, CAPACITY, DIM, TOP = 37, 41, 8, 6  # no number of ranks divides them
 
 
 def _world(seed=0):
-    """Users with ragged interests, one of them without any, and their targets."""
+    """Users with ragged interests, one of them without any, their targets, and what they have seen."""
     draw = np.random.default_rng(seed)
     catalogue = draw.normal(size=(CAPACITY, DIM)).astype(np.float32)
     catalogue[11] = catalogue[7]  # a tie
     catalogue[CAPACITY - 1] = 100  # beyond the known items: must not count
     users = [
         (draw.normal(size=(count, DIM)).astype(np.float32), draw.integers(KNOWN, size=targets).tolist())
-        for count, targets in [(3, 2), (1, 1), (0, 2), (5, 3), (2, 0), (4, 1), (2, 5)]
+        for count, targets in [(3, 2), (1, 1), (0, 2), (5, 3), (2, 0), (4, 1), (2, 5), (2, 1), (3, 1)]
     ]
     users[1] = (users[1][0], [7])
-    return catalogue, users
+    seen = [draw.choice(KNOWN, size=draw.integers(9), replace=False).tolist() for _ in users]
+    seen[5] = [*seen[5], users[5][1][0]]
+    return catalogue, users, seen
 
 
-def _rank(topology, how, tile, most):
-    ranking._TILE_SCORES = {"cpu": tile}
-    weight, users = _world()
+def _ranker(topology, how, tile, precision):
+    tiles._CACHED, tiles._COLUMNS, ranking._STRETCH = tile, 7, 2
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), CAPACITY, DIM, 0, topology)
-    catalogue.weight.copy_(torch.from_numpy(weight[catalogue.rows.start : catalogue.rows.stop]))
-    mine = users[topology.rank :: topology.world_size]
+    catalogue.weight.copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
+    return Ranker(catalogue, topology, how, RankingConfig(precision))
+
+
+def _jagged(lists):
+    values = torch.tensor([value for own in lists for value in own], dtype=torch.int64)
+    return JaggedTensor(values, lengths=torch.tensor([len(own) for own in lists]))
+
+
+def _mine(topology):
+    """Every how-manieth user is this rank's: their interests, targets and seen items."""
+    _, users, seen = _world()
+    mine, seen = users[topology.rank :: topology.world_size], seen[topology.rank :: topology.world_size]
     slots = max((len(held) for held, _ in mine), default=0)
-    vectors = torch.zeros(len(mine), slots, DIM)
-    mask = torch.zeros(len(mine), slots, dtype=torch.bool)
+    vectors, mask = torch.zeros(len(mine), slots, DIM), torch.zeros(len(mine), slots, dtype=torch.bool)
     for row, (held, _) in enumerate(mine):
         vectors[row, : len(held)], mask[row, : len(held)] = torch.from_numpy(held), True
-    targets = [(row, target) for row, (_, own) in enumerate(mine) for target in own]
-    owners, ids = torch.tensor(targets, dtype=torch.int64).reshape(-1, 2).T
-    embeddings = torch.from_numpy(weight)[ids]
-    ranks = ranking.target_ranks(
-        catalogue, topology, Interests(vectors, mask), ids, owners, embeddings, KNOWN, how, most
-    ).split([len(own) for _, own in mine])
-    return {row * topology.world_size + topology.rank: own.tolist() for row, own in enumerate(ranks)}
+    return Interests(vectors, mask), [own for _, own in mine], seen
 
 
-@pytest.mark.parametrize("how", ["attentive", "max"])
-@pytest.mark.parametrize(("world_size", "tile"), [(1, 1 << 23), (2, 100), (3, 1 << 23), (4, 60)])
-def test_ranks_equal_brute_force(world_size, tile, how):
-    catalogue, users = _world()
+def _rank(topology, how, tile, precision, most, mask):
+    interests, targets, seen = _mine(topology)
+    asked = _jagged(targets)
+    embeddings = torch.from_numpy(_world()[0])[asked.values()]
+    ranks = _ranker(topology, how, tile, precision).ranks(
+        interests, asked, embeddings, KNOWN, most, _jagged(seen) if mask else None
+    )
+    own = ranks.split([len(own) for own in targets])
+    return {row * topology.world_size + topology.rank: ranks.tolist() for row, ranks in enumerate(own)}
+
+
+def _best(topology, how, tile, precision, top, mask):
+    interests, _, seen = _mine(topology)
+    scores, ids = _ranker(topology, how, tile, precision).best(interests, KNOWN, top, _jagged(seen) if mask else None)
+    return {row * topology.world_size + topology.rank: each for row, each in enumerate(zip(scores, ids, strict=True))}
+
+
+def _gathered(world_size, function, *args):
     found = {}
-    for part in run_ranks(world_size, _rank, how, tile, None):
+    for part in run_ranks(world_size, function, *args):
         found |= part
+    return found
+
+
+CASES = pytest.mark.parametrize(
+    ("world_size", "tile", "how", "precision", "mask"),
+    [
+        (1, 1 << 23, "attentive", "fp32", False),
+        (1, 1 << 23, "max", "bf16", True),
+        (2, 100, "attentive", "bf16", True),
+        (2, 60, "max", "fp32", False),
+        (3, 1 << 23, "attentive", "fp32", True),
+        (3, 80, "attentive", "bf16", False),
+        (4, 60, "attentive", "fp32", True),
+        (4, 1 << 23, "max", "fp32", True),
+    ],
+)
+
+
+@CASES
+@pytest.mark.parametrize("dense", [0.0, 1.0])
+def test_ranks_equal_brute_force(world_size, tile, how, precision, mask, dense):
+    catalogue, users, seen = _world()
+    found = _gathered(world_size, _with_dense, dense, _rank, how, tile, precision, None, mask)
     for user, (interests, targets) in enumerate(users):
         known = catalogue[:KNOWN].astype(np.float64)
-        assert found[user] == [reference.rank(interests.astype(np.float64), known, target, how) for target in targets]
+        barred = seen[user] if mask else []
+        assert found[user] == [
+            reference.rank(interests.astype(np.float64), known, item, how, barred) for item in targets
+        ]
+
+
+def _with_dense(topology, dense, function, *args):
+    tiles._DENSE = dense
+    return function(topology, *args)
+
+
+@CASES
+def test_best_items_equal_brute_force(world_size, tile, how, precision, mask):
+    catalogue, users, seen = _world()
+    found = _gathered(world_size, _best, how, tile, precision, TOP, mask)
+    for user, (interests, _) in enumerate(users):
+        scores = np.array([reference.score(interests.astype(np.float64), item, how) for item in catalogue[:KNOWN]])
+        scores[seen[user] if mask else []] = -np.inf
+        wanted = np.lexsort((np.arange(KNOWN), -scores))[:TOP]
+        assert found[user][1].tolist() == wanted.tolist()
+        np.testing.assert_allclose(found[user][0], scores[wanted], rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_items_than_places():
+    scores, ids = _gathered(3, _best, "attentive", 50, "fp32", KNOWN + 5, True)[0]
+    there = KNOWN - len(_world()[2][0])
+    assert sorted(ids[:there].tolist()) == sorted(set(range(KNOWN)) - set(_world()[2][0]))
+    assert (ids[there:] == -1).all()
+    assert (scores[there:] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("most", [1, 5, 20])
 @pytest.mark.parametrize(("world_size", "tile"), [(1, 30), (2, 12), (3, 1 << 23)])
 def test_first_places_are_exact_and_others_lie_beyond(world_size, tile, most):
-    exact, found = {}, {}
-    for ranks, asked in ((exact, None), (found, most)):
-        for part in run_ranks(world_size, _rank, "attentive", tile, asked):
-            ranks |= part
+    exact, found = (_gathered(world_size, _rank, "attentive", tile, "fp32", asked, False) for asked in (None, most))
     assert sum(rank <= most for ranks in exact.values() for rank in ranks) > 0
     for user, ranks in exact.items():
         for rank, one in zip(ranks, found[user], strict=True):
@@ -71,5 +140,37 @@ def test_first_places_are_exact_and_others_lie_beyond(world_size, tile, most):
 
 
 def test_users_without_interests_tie_everywhere():
-    found = run_ranks(1, _rank, "attentive", 1 << 23, None)[0]
-    assert found[2] == [(KNOWN + 1) / 2] * 2
+    assert run_ranks(1, _rank, "attentive", 1 << 23, "fp32", None, False)[0][2] == [(KNOWN + 1) / 2] * 2
+
+
+def test_a_recommended_item_is_a_hit():
+    best = _gathered(2, _best, "attentive", 100, "fp32", TOP, True)
+    ranks = _gathered(2, _rank, "attentive", 100, "fp32", TOP, True)
+    for user, (interests, targets) in enumerate(_world()[1]):
+        if len(interests):
+            for rank, target in zip(ranks[user], targets, strict=True):
+                assert (rank <= TOP) == (target in best[user][1].tolist())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0])
+def test_the_strip_holds_every_score(scale):
+    """Whatever the gaps between dot products, the score lies within the width below the largest."""
+    draw = torch.Generator().manual_seed(0)
+    for count in range(1, 12):
+        users = scale * torch.randn(64, count, 16, generator=draw)
+        items = torch.randn(500, 16, generator=draw)
+        owners, targets = torch.arange(64), torch.randint(500, (64,), generator=draw)
+        nothing = tiles.Pairs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        every = tiles._reduce(users @ items.T, "attentive")
+        wanted = every[owners, targets]
+        ties = torch.full((64,), 1e-6 * scale)
+        higher = (every > (wanted + ties).unsqueeze(1)).sum(1)
+        for precision in ("fp32", "bf16"):
+            shard = tiles.Shard(items, 0, "attentive", precision)
+            found = tiles.count_better(shard, users, owners, targets, wanted, ties, nothing)
+            torch.testing.assert_close(found, higher.double(), rtol=0, atol=1.0)
+
+
+def test_impossible_values_are_refused():
+    with pytest.raises(ValueError, match=r"ranking\.memory"):
+        RankingConfig(memory=0)
