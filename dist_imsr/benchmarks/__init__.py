@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
+from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
 from dist_imsr.benchmarks.train import TrainBench, bench_train
@@ -27,5 +28,6 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "train": Benchmark(TrainBench, bench_train),
     "ablation": Benchmark(AblationBench, bench_ablation),
+    "rank": Benchmark(RankBench, bench_rank),
     "strategies": Benchmark(StrategiesBench, bench_strategies),
 }

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.config import parse, require
@@ -98,7 +96,7 @@ def bench_ablation(options: AblationBench) -> list[Figure]:
             for name in sorted(options.variants, key=_base):
                 config = _config(options, name, seed, Path(scratch))
                 lines = ranks.call(_variant, config)[0]
-                for key in (f"hr@{config.training.top}", f"ndcg@{config.training.top}", "validation"):
+                for key in (*(f"{name}@{top}" for top in config.eval.top for name in ("hr", "ndcg")), "validation"):
                     if lines[0][key] is None:  # frozen has nothing to validate
                         continue
                     mean = math.fsum(line[key] for line in lines) / len(lines)
@@ -124,7 +122,6 @@ class _Pretrained(NamedTuple):
 
     key: tuple[str, int]
     model: Snapshot
-    met: np.ndarray
 
 
 _pretrained: _Pretrained | None = None  # of this rank's process
@@ -137,14 +134,13 @@ def _variant(topology: Topology, config: TrainConfig) -> list[dict[str, Any]]:
     key = (config.model.base, config.seed)
     if _pretrained is None or _pretrained.key != key:
         trainer.learn(0)
-        _pretrained = _Pretrained(key, _copied(trainer.model.snapshot()), trainer.met.copy())
+        _pretrained = _Pretrained(key, _copied(trainer.model.snapshot()))
     else:
         # A step gives the optimizers the moments that the snapshot fills.
         data = trainer._open(0)
         trainer.model.admit(data)
         trainer.model.update(next(iter(data.training(0))))
         trainer.model.restore(_copied(_pretrained.model))
-        trainer.met[:] = _pretrained.met
     return trainer.go_on()
 
 

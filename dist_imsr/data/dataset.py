@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 HELD_OUT = 2  # of a span: the last interaction for testing, the second last for validation
@@ -100,6 +102,60 @@ class Dataset:
     def spans(self) -> int:
         """The number of spans, the pre-training span included: T + 1."""
         return len(self.items_by_span)
+
+    def raw(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
+        """The ids that the log knew users or items by.
+
+        Args:
+            table: ``users`` or ``items``.
+            ids: ``[n]`` dense ids.
+
+        Returns:
+            ``[n]`` raw ids.
+        """
+        return self._table(table, "raw").take(pa.array(ids))
+
+    def raw_type(self, table: str) -> pa.DataType:
+        """The type of the ids that the log knew users or items by.
+
+        Args:
+            table: ``users`` or ``items``.
+
+        Returns:
+            The type.
+        """
+        return pq.read_schema(self.path / f"{table}.parquet").field("raw").type
+
+    def dense(self, raw: pa.Array) -> np.ndarray:
+        """The dense ids of users by the ids that the log knew them by.
+
+        Args:
+            raw: ``[n]``, of the type that `raw_type` tells.
+
+        Returns:
+            ``[n]`` int64; -1 for users whom the data do not know.
+        """
+        return (
+            pc.index_in(raw, self._table("users", "raw")).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        )
+
+    def popularity(self, items: range) -> np.ndarray:
+        """How often items occur in all spans.
+
+        Args:
+            items: dense ids.
+
+        Returns:
+            ``[len(items)]`` int64.
+        """
+        return self._table("items", "interactions").slice(items.start, len(items)).to_numpy().astype(np.int64)
+
+    def _table(self, name: str, column: str) -> pa.ChunkedArray:
+        path = self.path / f"{name}.parquet"
+        try:
+            return pq.read_table(path, columns=[column], memory_map=True)[column]
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise ValueError(f"{path} is no table of a prepared data set ({error}): prepare it again") from error
 
     def sequences(self, span: int, bucket: int) -> Sequences:
         """Opens one file by memory map.

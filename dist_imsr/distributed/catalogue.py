@@ -145,6 +145,18 @@ class Catalogue:
         embeddings = self.table(jagged)[_FEATURE].values()
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
+    def embed(self, items: JaggedTensor) -> torch.Tensor:
+        """Fetches embeddings alone.
+
+        Args:
+            items: sequences of item ids, any number of them.
+
+        Returns:
+            ``[sum of lengths, d]``.
+        """
+        nobody = JaggedTensor(items.values().new_empty(0), lengths=items.lengths().new_zeros(1))
+        return self.lookup(items, nobody)[0]
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the fused optimizer's step size.
 

@@ -1,4 +1,6 @@
-"""Hit ratio and NDCG from exact ranks, under both target protocols (erratum E9)."""
+"""Hit ratio, NDCG, recall and MRR from exact ranks, under both target protocols (erratum E9)."""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -24,34 +26,46 @@ class Metrics:
 
     ``last``: a user's latest interaction is the only target. ``any``: a hit is any of the user's interactions, and the
     ideal DCG is that of min(N, number of targets) hits. ``new`` and ``existing`` split the ``last`` targets by whether
-    the user met the item in an earlier span.
+    the user met the item in an earlier span. ``recall`` is the share of all of the user's targets in the top N, ``mrr``
+    the reciprocal rank of the ``last`` target there, else 0.
 
     Args:
-        top: N.
+        tops: every N that is asked for.
     """
 
-    def __init__(self, top: int) -> None:
-        self.top = top
-        # users, new users; hits and gains: last, any, hits of new targets
-        self.sums = torch.zeros(7, dtype=torch.float64)
+    def __init__(self, tops: Sequence[int]) -> None:
+        self.tops = tops
+        self.names = [f"{name}@{top}{protocol}" for top in tops for name, protocol in _NAMES]
+        # users, new users; of each name the sum; of each N the hits of new targets
+        self.sums = torch.zeros(2 + len(self.names) + len(tops), dtype=torch.float64)
 
-    def add(self, batch: TestBatch, ranks: torch.Tensor) -> None:
+    def add(self, batch: TestBatch, ranks: torch.Tensor) -> dict[str, torch.Tensor]:
         """Counts a block of users.
 
         Args:
             batch: their targets.
             ranks: ``[number of targets]``, of the targets' values.
+
+        Returns:
+            Each user's own values by name, ``[B]`` float64.
         """
         ranks, lengths = ranks.double(), batch.targets.lengths()
         owners = torch.arange(len(lengths), device=ranks.device).repeat_interleave(lengths)
         zeros = torch.zeros(len(lengths), dtype=torch.float64, device=ranks.device)
         best = torch.full_like(zeros, torch.inf).scatter_reduce(0, owners, ranks, "amin")
-        ideal = discount(torch.arange(1, self.top + 1, device=ranks.device), self.top).cumsum(0)
-        gain = zeros.index_add(0, owners, discount(ranks, self.top)) / ideal[lengths.clamp(1, self.top) - 1]
-        last, new = ranks[batch.last], batch.last_is_new
-        rows = [torch.ones_like(zeros), new, last <= self.top, discount(last, self.top), best <= self.top, gain]
-        rows.append((last <= self.top) & new)
-        self.sums += torch.stack([row.double().sum() for row in rows]).to(self.sums.device)
+        last, new = ranks[batch.last], batch.last_is_new.double()
+        values = []
+        for top in self.tops:
+            ideal = discount(torch.arange(1, top + 1, device=ranks.device), top).cumsum(0)
+            gain = zeros.index_add(0, owners, discount(ranks, top)) / ideal[lengths.clamp(1, top) - 1]
+            hits = zeros.index_add(0, owners, (ranks <= top).double())
+            hit = last <= top
+            values += [hit, discount(last, top), best <= top, gain, hits / lengths.clamp(min=1), hit / last]
+        found = dict(zip(self.names, (value.double() for value in values), strict=True))
+        new_hits = [found[f"hr@{top}"] * new for top in self.tops]
+        rows = [torch.ones_like(zeros), new, *found.values(), *new_hits]
+        self.sums += torch.stack([row.sum() for row in rows]).to(self.sums.device)
+        return found
 
     def result(self) -> dict[str, float | None]:
         """The metrics of all users added so far.
@@ -59,18 +73,17 @@ class Metrics:
         Returns:
             Fractions in [0, 1] by the names of metrics.jsonl, and ``users``; a mean over nobody is None.
         """
-        users, new, last_hits, last_gain, any_hits, any_gain, new_hits = self.sums.tolist()
+        users, new, *sums = self.sums.tolist()
 
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
 
-        at = f"@{self.top}"
-        return {
-            "users": int(users),
-            f"hr{at}": mean(last_hits, users),
-            f"ndcg{at}": mean(last_gain, users),
-            f"hr{at}_any": mean(any_hits, users),
-            f"ndcg{at}_any": mean(any_gain, users),
-            f"hr{at}_new": mean(new_hits, new),
-            f"hr{at}_existing": mean(last_hits - new_hits, users - new),
-        }
+        told = {name: mean(total, users) for name, total in zip(self.names, sums, strict=False)}
+        for top, new_hits in zip(self.tops, sums[len(self.names) :], strict=True):
+            hits = sums[self.names.index(f"hr@{top}")]
+            told[f"hr@{top}_new"] = mean(new_hits, new)
+            told[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
+        return {"users": int(users)} | told
+
+
+_NAMES = (("hr", ""), ("ndcg", ""), ("hr", "_any"), ("ndcg", "_any"), ("recall", ""), ("mrr", ""))

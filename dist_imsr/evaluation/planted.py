@@ -5,34 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from scipy.optimize import linear_sum_assignment
 
-from dist_imsr.config import require
-
-
-@dataclass
-class EvaluateConfig:
-    """Evaluates a finished run.
-
-    Args:
-        run_dir: of a run with ``--training.export true``.
-        drift_truth: compare the run with the truth that ``prepare.py --source drift`` planted in its data.
-        match_cosine: a planted interest counts as held where its partner among the user's stored interests has at
-            least this cosine with the mean embedding of its cluster.
-        json: a file for the rows of the table.
-    """
-
-    run_dir: Path
-    drift_truth: bool = False
-    match_cosine: float = 0.5
-    json: Path | None = None
-
-    def __post_init__(self) -> None:
-        require(self.drift_truth, "drift_truth", self.drift_truth, "true: that is what this command can compare with")
-        require(-1 <= self.match_cosine <= 1, "match_cosine", self.match_cosine, "-1 to 1")
+from dist_imsr.evaluation.finished import FinishedRun, read_batch, vectors_of
 
 
 @dataclass(frozen=True)
@@ -100,11 +76,13 @@ class Truth:
         return Truth(self.users[there], self.clusters[there], self.spans[there], self.of_item)
 
 
-def compare_with_truth(config: EvaluateConfig) -> list[dict[str, Any]]:
+def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, Any]]:
     """Compares every exported span of a run with the planted truth.
 
     Args:
-        config: which run.
+        run: which run.
+        match_cosine: a planted interest counts as held where its partner among the user's stored interests has at
+            least this cosine with the mean embedding of its cluster.
 
     Returns:
         A row a span; None where there is nothing to divide by. ``users``: whom the detector judged; ``planted``: those
@@ -117,21 +95,14 @@ def compare_with_truth(config: EvaluateConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming what is missing.
     """
-    run = config.run_dir
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"run_dir: {run} holds no config.yaml: name the folder of a run")
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    truth = Truth.read(Path(settings["data"]["path"]))
-    folders = sorted(run.glob("spans/span=*"), key=lambda folder: int(folder.name[5:]))
-    if not folders:
-        raise ValueError(f"run_dir: {run} holds no spans/: train with --training.export true")
+    truth = Truth.read(run.dataset.path)
     rows, before = [], dict[str, Held]()
-    for folder in folders:
-        span = int(folder.name[5:])
+    for span in run.spans:
+        folder = run.folder / "spans" / f"span={span}"
         now = {path.name: _held(path) for path in sorted(folder.glob("interests-*.arrow"))}
         planted = truth.until(span)
         row = {"span": span} | judged(*_detections(folder), planted, span)
-        row |= matched(list(now.values()), _centroids(folder, truth.of_item), planted, span, config.match_cosine)
+        row |= matched(list(now.values()), _centroids(folder, truth.of_item), planted, span, match_cosine)
         rows.append(row | {"moved": _moved(before, now)})
         before = now
     return rows
@@ -230,14 +201,14 @@ def _moved(before: dict[str, Held], now: dict[str, Held]) -> float | None:
 
 
 def _held(path: Path) -> Held:
-    table = _read(path)
+    table = read_batch(path)
     users, first = np.unique(table["user"].to_numpy(), return_index=True)
-    return Held(users, np.append(first, table.num_rows), _vectors(table))
+    return Held(users, np.append(first, table.num_rows), vectors_of(table))
 
 
 def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, the least fit of each, and whether it was ever puzzled."""
-    tables = [_read(path) for path in sorted(folder.glob("detections-*.arrow"))]
+    tables = [read_batch(path) for path in sorted(folder.glob("detections-*.arrow"))]
     user, fit, puzzled = (
         np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
         for name in ("user", "fit", "puzzled")
@@ -252,26 +223,14 @@ def _centroids(folder: Path, of_item: np.ndarray) -> np.ndarray:
     """The mean embedding of each cluster's known items."""
     total, count = None, np.zeros(of_item.max() + 1)
     for path in sorted(folder.glob("items-*.arrow")):
-        table = _read(path)
-        vectors, clusters = _vectors(table), of_item[table["item"].to_numpy()]
+        table = read_batch(path)
+        vectors, clusters = vectors_of(table), of_item[table["item"].to_numpy()]
         total = np.zeros((len(count), vectors.shape[1])) if total is None else total
         np.add.at(total, clusters, vectors)
         count += np.bincount(clusters, minlength=len(count))
     if total is None:
-        raise ValueError(f"{folder} holds no items-*.arrow: train with --training.export true")
+        raise ValueError(f"{folder} holds no items-*.arrow: train with --training.export every")
     return total / np.maximum(count, 1)[:, None]
-
-
-def _read(path: Path) -> pa.RecordBatch:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): train again with --training.export true") from error
-
-
-def _vectors(table: pa.RecordBatch) -> np.ndarray:
-    column = table["vector"]
-    return column.values.to_numpy().reshape(-1, column.type.list_size)
 
 
 def _normalised(vectors: np.ndarray) -> np.ndarray:

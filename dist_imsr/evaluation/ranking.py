@@ -64,6 +64,11 @@ class Ranker:
 
     def __init__(self, catalogue: Catalogue, topology: Topology, how: Score, config: RankingConfig) -> None:
         self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
+        self._count_better = count_better
+        if catalogue.weight.is_cuda:
+            from dist_imsr.evaluation import fused  # asks for Triton, which machines without CUDA need not have
+
+            self._count_better = fused.count_better
 
     def ranks(
         self,
@@ -107,7 +112,7 @@ class Ranker:
                 place = _places(users, asking)[by]
                 asked = (open_ & (place >= 0)).nonzero().squeeze(1)
                 level, tie = world.levels[asked].T
-                found[asked] = count_better(
+                found[asked] = self._count_better(
                     stretch, vectors, place[asked], wanted[asked] - stretch.first, level, tie, barred
                 )
             better += self.topology.sum(found)

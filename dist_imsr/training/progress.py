@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,6 +28,20 @@ class Reporter:
     def __init__(self, speaks: bool) -> None:
         self._speaks = speaks
         self._console = Console(stderr=True)
+
+    def moved(self, steps: Any, device: torch.device, phase: str, users_a_step: float) -> Iterator[Any]:
+        """Brings batches to a device and tells how fast they go.
+
+        Args:
+            steps: of one phase, `Steps` of batches.
+            device: where they are wanted.
+            phase: its name.
+            users_a_step: the users of a global step, on average.
+
+        Returns:
+            The batches.
+        """
+        return self.follow((batch.to(device) for batch in steps), len(steps), phase, users_a_step)
 
     def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         """Passes batches through and tells how fast they go.

@@ -262,18 +262,6 @@ class Recommender:
             norm_trimmed=trimmed.sum().item(),
         )
 
-    def embed(self, items: JaggedTensor) -> torch.Tensor:
-        """Fetches embeddings alone.
-
-        Args:
-            items: sequences of item ids, any number of them.
-
-        Returns:
-            ``[sum of lengths, d]``.
-        """
-        nobody = JaggedTensor(items.values().new_empty(0), lengths=items.lengths().new_zeros(1))
-        return self.catalogue.lookup(items, nobody)[0]
-
     def snapshot(self) -> Snapshot:
         """Copies everything that training changes but the interests' vectors, which move only when a span ends.
 

@@ -1,17 +1,13 @@
-"""A run from its configuration to its table: the folder, the log, the world, the exit status."""
+"""A run from its configuration to its table: the folder, the world, the report."""
 
-import logging
 import shutil
-import sys
 
-import torch.distributed as dist
-
-from dist_imsr.config import current_rank, to_yaml
+from dist_imsr.config import to_yaml
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect, locate
 from dist_imsr.training.trainer import TrainConfig, Trainer
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _CAPTION = (
     "The model of each span is tested on the next. hr and ndcg rank each user's latest interaction there among all "
     "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item "
@@ -30,27 +26,15 @@ def train(config: TrainConfig) -> int:
         The exit status: 0, or 2 for refused inputs, 1 for a loss that is not finite, 130 after Ctrl-C; in these cases
         one line on stderr says what to do.
     """
-    _talk()
-    try:
+
+    def work() -> None:
         dataset = _check(config)
-    except ValueError as error:
-        # Every rank meets the same refusal; one line is enough.
-        return _end(str(error), BAD_INPUT) if current_rank() == 0 else BAD_INPUT
-    try:
-        topology = connect(config.timeout_seconds)
-        trainer = Trainer(config, dataset, topology)
+        trainer = Trainer(config, dataset, connect(config.timeout_seconds))
         lines = trainer.run()
         title = f"{config.run_dir}: {config.strategy.name}"
-        trainer.reporter.table(lines, _columns(config.training.top), title, _CAPTION)
-        dist.destroy_process_group()
-        return 0
-    except FloatingPointError as error:
-        return _end(str(error), FAILED) if current_rank() == 0 else FAILED
-    except ValueError as error:
-        return _end(f"rank {current_rank()}: {error}", BAD_INPUT)
-    except KeyboardInterrupt:
-        line = f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}"
-        return _end(line, INTERRUPTED) if current_rank() == 0 else INTERRUPTED
+        trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
+
+    return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
 
 def _check(config: TrainConfig) -> Dataset:
@@ -63,16 +47,10 @@ def _check(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def _columns(top: int) -> list[str]:
-    at = f"@{top}"
-    rates = [f"hr{at}", f"ndcg{at}", f"hr{at}_any", f"ndcg{at}_any", f"hr{at}_new", f"hr{at}_existing"]
+def _columns(tops: list[int]) -> list[str]:
+    names = ("hr{}", "ndcg{}", "hr{}_any", "ndcg{}_any", "hr{}_new", "hr{}_existing")
+    rates = [name.format(f"@{top}") for top in tops for name in names]
     return ["span", "test_span", "users", *rates, "interests_mean", "loss", "train_seconds", "eval_seconds"]
-
-
-def _talk() -> None:
-    """Lets rank 0 tell of progress and every rank of trouble."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
-    logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
 
 
 def _claim(config: TrainConfig) -> None:
@@ -90,8 +68,3 @@ def _claim(config: TrainConfig) -> None:
         (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise ValueError(f"run_dir: {folder} cannot be written: {error.strerror}") from None
-
-
-def _end(message: str, status: int) -> int:
-    print(f"train: {message}", file=sys.stderr, flush=True)
-    return status

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from dist_imsr.config import require
@@ -18,7 +17,8 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.metrics import Metrics, discount
+from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator
+from dist_imsr.evaluation.metrics import discount
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig, build_strategy
@@ -43,8 +43,8 @@ class TrainingConfig:
             the last.
         metric: what validation measures on each user's second last interaction of the span.
         validation_users: about so many users of a span are validated on, where there are more.
-        export: write interests, items and the detector's findings of each span under run_dir/spans/.
-        top: N of HR@N and NDCG@N.
+        export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
+            trained one is what launch/recommend.py and launch/export.py read.
     """
 
     epochs: int = 50
@@ -52,15 +52,13 @@ class TrainingConfig:
     patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
     validation_users: int = 2000
-    export: bool = False
-    top: int = 20
+    export: Literal["none", "last", "every"] = "last"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
         require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
         require(self.patience >= 0, "training.patience", self.patience, "at least 0")
         require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
-        require(self.top >= 1, "training.top", self.top, "at least 1")
 
 
 @dataclass
@@ -81,6 +79,7 @@ class TrainConfig:
         store: the interest store.
         engine: the dense weights.
         ranking: how the catalogue is ranked.
+        eval: what a test measures.
     """
 
     data: DataConfig
@@ -96,6 +95,7 @@ class TrainConfig:
     store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     ranking: RankingConfig = field(default_factory=RankingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
@@ -140,7 +140,11 @@ class Trainer:
             topology=topology,
             events=config.run_dir / "events",
         )
-        self.met = np.zeros(len(self.model.store.counts), dtype=bool)  # of this rank's users: seen in a span so far
+        self.evaluator = Evaluator(
+            *(dataset, self.model.store, self.model.catalogue, self.model.ranker, topology, config.batch, config.eval),
+            seed=config.seed,
+        )
+        self.detections: list[Detection] = []  # of the span at hand
         self.step = 0
         self.good = "the state before training"
 
@@ -175,8 +179,11 @@ class Trainer:
         """
         data = self._open(span)
         self.model.catalogue.grow(self.dataset.items_by_span[span])
+        self.detections = []
         told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
-        self.met[data.users - self.model.store.first_user] = True
+        keep = self.config.training.export
+        if keep == "every" or (keep == "last" and span == self.dataset.spans - 2):
+            self._export(span)
         return told
 
     def fit(self, data: SpanData) -> dict[str, Any]:
@@ -216,9 +223,7 @@ class Trainer:
             self.model.restore(best.snapshot)
         growth = (best.growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
-        if training.export:
-            items = self.dataset.items_by_span[span]
-            export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, best.detections)
+        self.detections = best.detections
         if math.isnan(best.quality):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
         return best.record() | {"train_seconds": time.perf_counter() - begin} | growth.record()
@@ -226,28 +231,15 @@ class Trainer:
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
 
-        All users of the span who were met in an earlier one are tested, whatever the strategy made of them, so that
-        strategies are compared on the same users. One without interests ties everywhere, which is a miss.
-
         Args:
             span: the span after the last trained one.
 
         Returns:
             The metrics, and ``eval_seconds``.
         """
-        begin = time.perf_counter()
-        items = self.dataset.items_by_span[span]
-        self.model.catalogue.grow(items)
-        metrics = Metrics(self.config.training.top)
-        batches = self._open(span).testing(lambda users: self.met[users - self.model.store.first_user])
+        self.model.catalogue.grow(self.dataset.items_by_span[span])
         self.model.engine.train(False)
-        with torch.no_grad():
-            for batch in self._follow(batches, f"test on span {span}", self.config.batch.eval_size):
-                interests = self.model.store.gather(batch.users - self.model.store.first_user, self.topology.device)
-                asked = interests, batch.targets, self.model.embed(batch.targets), items, self.config.training.top
-                metrics.add(batch, self.model.ranker.ranks(*asked))
-        self.topology.sum(metrics.sums)
-        return metrics.result() | {"eval_seconds": time.perf_counter() - begin}
+        return self.evaluator.test(span, self._follow)
 
     def _detect(self, data: SpanData, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""
@@ -283,7 +275,7 @@ class Trainer:
             batches = data.validation(self.config.training.validation_users)
             for batch in self._follow(batches, f"validation of span {data.span}", self.config.batch.eval_size):
                 extraction = self.model.extract(batch)
-                ndcg, top = self.config.training.metric == "ndcg", self.config.training.top
+                ndcg, top = self.config.training.metric == "ndcg", max(self.config.eval.top)
                 known = self.dataset.items_by_span[data.span]
                 asked = extraction.interests, batch.targets, extraction.targets, known
                 ranks = self.model.ranker.ranks(*asked, top if ndcg else None)
@@ -305,12 +297,15 @@ class Trainer:
                 growth.cosine += cosine[existing].double().sum().item()
         return growth
 
+    def _export(self, span: int) -> None:
+        items = self.dataset.items_by_span[span]
+        export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, self.detections)
+
     def _open(self, span: int) -> SpanData:
         return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
 
     def _follow(self, batches: Any, phase: str, users: int) -> Any:
-        moved = (batch.to(self.topology.device) for batch in batches)
-        return self.reporter.follow(moved, len(batches), phase, users)
+        return self.reporter.moved(batches, self.topology.device, phase, users)
 
     def _record(self, span: int, measured: dict[str, Any]) -> dict[str, Any]:
         """One line of metrics.jsonl."""

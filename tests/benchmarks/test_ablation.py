@@ -16,7 +16,8 @@ data: {{path: {folder}}}
 model: {{dim: 8, interests: 3}}
 strategy: {{imsr: {{detector: {{measure: divergence, rule: mean, c1: 0.02}}}}}}
 batch: {{size: 16, max_history: 10, max_targets: 3, negatives: 20, eval_size: 16}}
-training: {{epochs: 3, incremental_epochs: 2, patience: 2, top: 5}}
+training: {{epochs: 3, incremental_epochs: 2, patience: 2}}
+eval: {{top: [5]}}
 """
 CHOSEN = ["frozen", "imsr", "imsr with kd3", "imsr comirec_sa"]
 

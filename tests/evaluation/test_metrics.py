@@ -19,8 +19,8 @@ users = st.lists(
 
 
 @settings(deadline=None)
-@given(users, st.integers(1, 25))
-def test_metrics_equal_the_definitions(users, top):
+@given(users, st.lists(st.integers(1, 25), min_size=1, max_size=3, unique=True))
+def test_metrics_equal_the_definitions(users, tops):
     ranks = [[rank / 2 for rank in ranks] for ranks, *_ in users]  # ties give halves
     last = [place % len(own) for own, (_, place, _) in zip(ranks, users, strict=True)]
     new = [flag for *_, flag in users]
@@ -32,26 +32,32 @@ def test_metrics_equal_the_definitions(users, top):
         last=first + torch.tensor(last),
         last_is_new=torch.tensor(new),
     )
-    metrics = Metrics(top)
-    metrics.add(batch, torch.tensor([rank for own in ranks for rank in own]))
+    metrics = Metrics(tops)
+    each = metrics.add(batch, torch.tensor([rank for own in ranks for rank in own]))
     found = metrics.result()
 
     latest = [own[place] for own, place in zip(ranks, last, strict=True)]
-    hits = np.array([rank <= top for rank in latest])
-    wanted = {
-        "users": len(users),
-        f"hr@{top}": hits.mean(),
-        f"ndcg@{top}": np.mean([reference.ndcg([rank], top) for rank in latest]),
-        f"hr@{top}_any": np.mean([min(own) <= top for own in ranks]),
-        f"ndcg@{top}_any": np.mean([reference.ndcg(own, top) for own in ranks]),
-        f"hr@{top}_new": hits[np.array(new)].mean() if any(new) else None,
-        f"hr@{top}_existing": hits[~np.array(new)].mean() if not all(new) else None,
-    }
+    wanted = {"users": len(users)}
+    for top in tops:
+        hits = np.array([rank <= top for rank in latest])
+        own = {
+            f"hr@{top}": hits,
+            f"ndcg@{top}": [reference.ndcg([rank], top) for rank in latest],
+            f"hr@{top}_any": [min(own) <= top for own in ranks],
+            f"ndcg@{top}_any": [reference.ndcg(own, top) for own in ranks],
+            f"recall@{top}": [sum(rank <= top for rank in own) / len(own) for own in ranks],
+            f"mrr@{top}": [1 / rank if rank <= top else 0 for rank in latest],
+        }
+        for name, values in own.items():
+            np.testing.assert_allclose(each[name], values)
+            wanted[name] = np.mean(values)
+        wanted[f"hr@{top}_new"] = hits[np.array(new)].mean() if any(new) else None
+        wanted[f"hr@{top}_existing"] = hits[~np.array(new)].mean() if not all(new) else None
     assert found == pytest.approx(wanted)
 
 
 def test_nobody():
-    assert Metrics(20).result()["hr@20"] is None
+    assert Metrics([20]).result()["hr@20"] is None
 
 
 def test_perfect_ranking_has_ndcg_one():
@@ -61,7 +67,7 @@ def test_perfect_ranking_has_ndcg_one():
         last=torch.tensor([2]),
         last_is_new=torch.tensor([False]),
     )
-    metrics = Metrics(20)
+    metrics = Metrics([20])
     metrics.add(batch, torch.tensor([1.0, 2.0, 3.0]))
     assert metrics.result()["ndcg@20_any"] == pytest.approx(1)
     assert metrics.result()["ndcg@20"] == pytest.approx(1 / math.log2(4))

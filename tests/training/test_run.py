@@ -15,7 +15,7 @@ from tests.prepared import drawn_history, write_dataset
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *("--model.dim", "8", "--batch.size", "16", "--batch.negatives", "20", "--training.top", "5"),
+    *("--model.dim", "8", "--batch.size", "16", "--batch.negatives", "20", "--eval.top", "[5]"),
     *("--training.epochs", "2", "--training.incremental_epochs", "2", "--catalogue.headroom", "0"),
 ]
 
@@ -45,7 +45,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert [(line["span"], line["test_span"]) for line in lines] == [(1, 2), (2, 3)], errors
     assert set(lines[0]) == {
         *("strategy", "base", "seed", "span", "test_span", "users", "train_seconds", "eval_seconds", "loss"),
-        *("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any", "hr@5_new", "hr@5_existing"),
+        *("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any", "hr@5_new", "hr@5_existing", "recall@5", "mrr@5"),
         *("interests_mean", "interests_p50", "interests_p95", "interests_max", "store_bytes"),
         *("interests_created", "interests_kept", "interests_trimmed", "interests_refused", "puzzled_users"),
         *("fit_mean", "fit_p10", "fit_p50", "fit_p90"),

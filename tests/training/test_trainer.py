@@ -8,6 +8,7 @@ import torch
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.retainers import RetainerConfig
@@ -45,7 +46,8 @@ def _config(folder, run_dir, **changes):
         "strategy": StrategyConfig("fine_tuning"),
         "batch": BatchConfig(size=16, max_history=10, max_targets=3, negatives=20, eval_size=16),
         "catalogue": CatalogueConfig(headroom=0.0),  # later spans outgrow it
-        "training": TrainingConfig(epochs=4, incremental_epochs=3, patience=2, top=5),
+        "training": TrainingConfig(epochs=4, incremental_epochs=3, patience=2),
+        "eval": EvalConfig([5]),
     }
     return TrainConfig(data=DataConfig(folder), run_dir=run_dir, **(sections | changes))
 
@@ -231,7 +233,7 @@ def _best(topology, config):
 @pytest.mark.parametrize("rate", [0.05, 3.0])
 def test_the_best_state_is_restored(folder, tmp_path, rate):
     config = _config(folder, tmp_path / "run", catalogue=CatalogueConfig(learning_rate=rate))
-    config.training = TrainingConfig(epochs=12, patience=2, top=5)
+    config.training = TrainingConfig(epochs=12, patience=2)
     for qualities, restored, good in run_ranks(2, _best, config):
         assert restored == pytest.approx(max(qualities))
         assert len(qualities) == 12 or len(qualities) - 1 - qualities.index(max(qualities)) == 2
@@ -277,7 +279,7 @@ def test_every_strategy_builds():
         assert build_strategy(StrategyConfig(name)).updates(0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("epochs", 0), ("incremental_epochs", 0), ("patience", -1), ("top", 0)])
+@pytest.mark.parametrize(("key", "value"), [("epochs", 0), ("incremental_epochs", 0), ("patience", -1)])
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"training\.{key}"):
         TrainingConfig(**{key: value})

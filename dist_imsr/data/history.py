@@ -1,0 +1,69 @@
+"""What users did in all spans so far."""
+
+import numpy as np
+import torch
+from torchrec import JaggedTensor
+
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.schedule import ranges
+
+
+def met(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
+    """Which users have interactions in any span so far.
+
+    Args:
+        dataset: the prepared data.
+        buckets: whose users.
+        span: the last span that counts; -1 for none.
+
+    Returns:
+        ``[users of the buckets]`` bool, in the order of dense ids.
+    """
+    first = dataset.bucket_offsets[buckets.start]
+    known = np.zeros(dataset.bucket_offsets[buckets.stop] - first, dtype=bool)
+    for earlier in range(span + 1):
+        for bucket in buckets:
+            known[dataset.sequences(earlier, bucket).users - first] = True
+    return known
+
+
+class History:
+    """The items that users met in the spans so far; they stay on disk until they are asked for.
+
+    Args:
+        dataset: the prepared data.
+        buckets: whose users.
+        span: the last span that counts.
+    """
+
+    def __init__(self, dataset: Dataset, buckets: range, span: int) -> None:
+        self._edges = np.asarray(dataset.bucket_offsets[buckets.start : buckets.stop + 1])
+        self._items = dataset.items_by_span[span]
+        self._files = [[dataset.sequences(earlier, bucket) for earlier in range(span + 1)] for bucket in buckets]
+
+    def __call__(self, users: torch.Tensor) -> JaggedTensor:
+        """Looks users up.
+
+        Args:
+            users: ``[B]`` int64, dense ids of these buckets.
+
+        Returns:
+            B sequences of distinct item ids, ascending, on the device of ``users``.
+        """
+        asked = users.numpy(force=True)
+        bucket = np.searchsorted(self._edges, asked, side="right") - 1
+        pairs = [np.empty(0, np.int64)]
+        for here in np.unique(bucket):
+            rows = np.flatnonzero(bucket == here)
+            for sequences in self._files[here]:
+                place = np.searchsorted(sequences.users, asked[rows])
+                found = place < len(sequences.users)
+                found[found] = sequences.users[place[found]] == asked[rows][found]
+                place, row = place[found], rows[found]
+                starts = sequences.offsets[place].astype(np.int64)
+                lengths = sequences.offsets[place + 1] - starts
+                items = sequences.items[ranges(starts, lengths)].astype(np.int64)
+                pairs.append(row.repeat(lengths) * self._items + items)
+        row, items = np.divmod(np.unique(np.concatenate(pairs)), self._items)
+        lengths = torch.from_numpy(np.bincount(row, minlength=len(asked)))
+        return JaggedTensor(torch.from_numpy(items).to(users.device), lengths=lengths.to(users.device))

@@ -1,0 +1,47 @@
+"""How a distributed command ends: its exit status, and one line on stderr that says what to do."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from dist_imsr.config import current_rank
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(name: str, work: Callable[[], None], interrupted: str) -> int:
+    """Does a command's work on every rank.
+
+    Args:
+        name: of the command.
+        work: refuses bad input before it connects, where all ranks meet the same refusal and rank 0 speaks for them.
+        interrupted: what is told after Ctrl-C.
+
+    Returns:
+        The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
+        130 after Ctrl-C.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
+    logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
+
+    def end(message: str, status: int, together: bool) -> int:
+        if current_rank() == 0 or not together:
+            prefix = "" if together else f"rank {current_rank()}: "
+            print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
+        return status
+
+    try:
+        work()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return 0
+    except FloatingPointError as error:
+        return end(str(error), FAILED, together=True)
+    except ValueError as error:
+        return end(str(error), BAD_INPUT, together=not dist.is_initialized())
+    except OSError as error:
+        return end(str(error), FAILED, together=not dist.is_initialized())
+    except KeyboardInterrupt:
+        return end(interrupted, INTERRUPTED, together=True)

@@ -1,0 +1,140 @@
+"""What a span of a finished run left, loaded on any number of ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
+from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
+from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.ranking import Ranker, RankingConfig
+from dist_imsr.model.extractors import ModelConfig
+
+
+class FinishedRun:
+    """A run's folder and the data that it names, before anything heavy is read.
+
+    Args:
+        run_dir: of a run that exported spans.
+
+    Raises:
+        ValueError: naming the file that is missing or no run's.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        path = run_dir / "config.yaml"
+        if not path.is_file():
+            raise ValueError(f"run_dir: {run_dir} holds no config.yaml: name the folder of a run")
+        self.folder = run_dir
+        self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
+        self.spans = sorted(int(folder.name.partition("=")[2]) for folder in run_dir.glob("spans/span=*"))
+        if not self.spans:
+            raise ValueError(f"run_dir: {run_dir} holds no spans/: train with --training.export last or every")
+        self.dataset = Dataset(DataConfig(Path(self.settings["data"]["path"])))
+        self.model = ModelConfig(**self.settings["model"])
+        self.batch = BatchConfig(**self.settings["batch"])
+        self.seed: int = self.settings["seed"]
+
+    def at(self, span: int | None) -> int:
+        """Chooses a span.
+
+        Args:
+            span: the one that is asked for; None for the last.
+
+        Returns:
+            A span that was exported.
+
+        Raises:
+            ValueError: naming the spans that were.
+        """
+        if span is None:
+            return self.spans[-1]
+        if span not in self.spans:
+            there = ", ".join(map(str, self.spans))
+            raise ValueError(
+                f"span: {self.folder} holds no span {span}, only {there}: train with --training.export every"
+            )
+        return span
+
+
+class SpanState:
+    """Interests and items as a span left them, sharded over the ranks at hand; collective.
+
+    Args:
+        run: the run.
+        span: which span.
+        items: how many items get a row: those known by the end of the span, or more, whose rows are as they begin.
+        topology: this rank's place.
+        ranking: how the catalogue is ranked.
+
+    Raises:
+        ValueError: naming the folder whose files do not hold every item and user once.
+    """
+
+    def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
+        self.folder = run.folder / "spans" / f"span={span}"
+        dim, offsets = run.model.dim, run.dataset.bucket_offsets
+        scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
+        self.catalogue = Catalogue(scale, items, dim, run.seed, topology)
+        self.store = InterestStore.build(InterestStoreConfig(), offsets, dim, 0, run.seed, topology)
+        self.ranker = Ranker(self.catalogue, topology, run.model.score, ranking)
+        rows = self.catalogue.rows
+        found, vectors = self._part("items", "item", rows)
+        wanted = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
+        if not np.array_equal(found, wanted):
+            raise ValueError(f"{self.folder} does not hold every item once: train again with --training.export every")
+        self.catalogue.weight[: len(found)] = torch.from_numpy(vectors).to(topology.device)
+        mine = range(self.store.first_user, self.store.first_user + len(self.store.counts))
+        owners, vectors = self._part("interests", "user", mine)
+        if (np.diff(owners) < 0).any():
+            raise ValueError(f"{self.folder} holds users out of order: train again with --training.export every")
+        self.store.load(torch.from_numpy(owners - self.store.first_user), torch.from_numpy(vectors))
+
+    def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of some ids from all files, ``[n]`` and ``[n, d]``; no other row leaves the disk."""
+        found, vectors = [], []
+        for path in sorted(self.folder.glob(f"{name}-*.arrow")):
+            table = read_batch(path)
+            place = slice(*np.searchsorted(table[key].to_numpy(), (ids.start, ids.stop)))
+            found.append(table[key].to_numpy()[place].astype(np.int64))
+            vectors.append(vectors_of(table)[place])
+        if not found:
+            raise ValueError(f"{self.folder} holds no {name}-*.arrow: train again with --training.export every")
+        return np.concatenate(found), np.concatenate(vectors)
+
+
+def read_batch(path: Path) -> pa.RecordBatch:
+    """Opens an exported file by memory map.
+
+    Args:
+        path: an Arrow file.
+
+    Returns:
+        Its one batch.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): train again with --training.export every") from error
+
+
+def vectors_of(table: pa.RecordBatch) -> np.ndarray:
+    """The column ``vector``.
+
+    Args:
+        table: of an exported file.
+
+    Returns:
+        ``[n, d]`` float32.
+    """
+    column = table["vector"]
+    return column.values.to_numpy().reshape(-1, column.type.list_size)

@@ -1,0 +1,66 @@
+"""One Parquet file that all ranks write; there whole or not at all."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from dist_imsr.distributed.topology import Topology
+
+
+class JointFile:
+    """A context manager; each rank writes tables, and rank 0 joins them in the order of ranks when all are done.
+
+    Args:
+        path: the file, in a folder that all ranks see; an older one is replaced.
+        topology: this rank's place.
+    """
+
+    def __init__(self, path: Path, topology: Topology) -> None:
+        self.path, self.topology = path, topology
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Adds this rank's next rows; every rank must write at least once, be it a table without rows.
+
+        Args:
+            table: of one schema.
+        """
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._part(self.topology.rank), table.schema)
+        self._writer.write_table(table)
+
+    def __enter__(self) -> "JointFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        try:
+            if kind is None:
+                dist.barrier()
+                if self.topology.rank == 0:
+                    self._join()
+                dist.barrier()
+        finally:
+            self._part(self.topology.rank).unlink(missing_ok=True)
+
+    def _join(self) -> None:
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            with pq.ParquetWriter(partial, pq.read_schema(self._part(0))) as joined:
+                for rank in range(self.topology.world_size):
+                    with pq.ParquetFile(self._part(rank)) as part:
+                        for group in range(part.num_row_groups):
+                            joined.write_table(part.read_row_group(group))
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.{rank:03d}.partial")
