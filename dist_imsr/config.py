@@ -52,7 +52,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
     parser.add_argument("--config", action="config", help="A YAML file of these keys; later arguments override it.")
     parser.add_class_arguments(tree, as_group=False)
     try:
-        arguments = parser.parse_args(_without_local_rank(sys.argv[1:] if argv is None else argv))
+        arguments = parser.parse_args(_completed(_without_local_rank(sys.argv[1:] if argv is None else argv), tree))
         for field in dataclasses.fields(tree):  # type: ignore[arg-type]
             if dataclasses.is_dataclass(field.type):
                 read = arguments[field.name]
@@ -80,6 +80,23 @@ def _first_paragraph(tree: type) -> str:
 def _without_local_rank(argv: Sequence[str]) -> list[str]:
     """Drops the ``--local_rank=N`` that DeepSpeed's launcher appends; the environment holds it as well."""
     return [argument for argument in argv if not argument.startswith("--local_rank=")]
+
+
+def _completed(argv: Sequence[str], tree: type) -> list[str]:
+    """Gives ``true`` to switches that stand alone: ``--overwrite`` is ``--overwrite true``."""
+
+    def switches(section: type, prefix: str) -> set[str]:
+        fields = dataclasses.fields(section)
+        nested = (
+            switches(field.type, f"{prefix}{field.name}.") for field in fields if dataclasses.is_dataclass(field.type)
+        )  # type: ignore[arg-type]
+        return {f"--{prefix}{field.name}" for field in fields if field.type is bool}.union(*nested)
+
+    known, following = switches(tree, ""), [*argv[1:], "--"]
+    return [
+        f"{one}=true" if one in known and after.startswith("--") else one
+        for one, after in zip(argv, following, strict=False)
+    ]
 
 
 def to_yaml(config: Any) -> str:

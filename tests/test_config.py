@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dist_imsr.config import parse, require, to_yaml
+from dist_imsr.training.trainer import TrainConfig
 
 
 @dataclass
@@ -172,3 +173,12 @@ def test_help_comes_from_the_docstrings(capsys):
     ):
         assert expected in output
     assert "readers of the code" not in output
+
+
+def test_a_switch_may_stand_alone():
+    arguments = ["--data.path", "d", "--run_dir", "r", "--overwrite", "--data.verify", "--seed", "3"]
+    config = parse(TrainConfig, arguments)
+    assert config.overwrite
+    assert config.data.verify
+    assert config.seed == 3
+    assert not parse(TrainConfig, [*arguments, "--overwrite", "false"]).overwrite

@@ -97,9 +97,10 @@ def bench_ablation(options: AblationBench) -> list[Figure]:
                 config = _config(options, name, seed, Path(scratch))
                 lines = ranks.call(_variant, config)[0]
                 for key in (*(f"{name}@{top}" for top in config.eval.top for name in ("hr", "ndcg")), "validation"):
-                    if lines[0][key] is None:  # frozen has nothing to validate
+                    there = [line[key] for line in lines if line[key] is not None]
+                    if not there:  # frozen has nothing to validate
                         continue
-                    mean = math.fsum(line[key] for line in lines) / len(lines)
+                    mean = math.fsum(there) / len(there)
                     runs.setdefault(f"{name}: {key}", []).append(mean)
                     logger.info("seed %d, %s: %s %.4f", seed, name, key, mean)
     settings = {"data": str(config.data.path), "train": str(options.train), "seeds": options.seeds}

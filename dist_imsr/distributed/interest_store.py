@@ -221,7 +221,8 @@ class InterestStore:
     def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
         """Gives users more interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
 
-        Their queries start at what (seed, slot) keys, the same for all users: as in ComiRec, whose users share them.
+        Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
+        them.
         Costs one pass over the store, once per span.
 
         Args:
@@ -246,7 +247,7 @@ class InterestStore:
         dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
         users = owners + self.first_user
         self.values[fresh] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
-        self.slots.queries[fresh] = keyed_random.normal(query_dim, _QUERIES, self.seed, slot) / math.sqrt(
+        self.slots.queries[fresh] = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slot) / math.sqrt(
             max(query_dim, 1)
         )
         self.born[fresh] = span

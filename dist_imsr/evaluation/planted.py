@@ -102,7 +102,7 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
         now = {path.name: _held(path) for path in sorted(folder.glob("interests-*.arrow"))}
         planted = truth.until(span)
         row = {"span": span} | judged(*_detections(folder), planted, span)
-        row |= matched(list(now.values()), _centroids(folder, truth.of_item), planted, span, match_cosine)
+        row |= matched(list(now.values()), _centroids(folder, truth), planted, span, match_cosine)
         rows.append(row | {"moved": _moved(before, now)})
         before = now
     return rows
@@ -123,6 +123,8 @@ def judged(
     Returns:
         The first part of a row of `compare_with_truth`.
     """
+    able = np.isfinite(fit)  # the others had too few items to be judged
+    users, fit, puzzled = users[able], fit[able], puzzled[able]
     real = np.isin(users, truth.users[truth.spans == span])
     right = (puzzled & real).sum()
     order = np.argsort(fit)
@@ -130,7 +132,7 @@ def judged(
     f1 = 2 * real[order].cumsum() / (np.arange(1, len(users) + 1) + max(real.sum(), 1))
     f1[ordered[1:] == ordered[:-1]] = 0  # equal fits fall on the same side of any threshold
     best = int(f1.argmax()) if real.any() else None
-    beyond = 0.0 if best is None else min(ordered[best + 1], ordered[best] + abs(ordered[best]))
+    beyond = 0.0 if best is None else min(ordered[best + 1], ordered[best] + max(abs(ordered[best]), 1e-6))
     return {
         "users": len(users),
         "planted": int(real.sum()),
@@ -219,12 +221,12 @@ def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return users, fit[order][first], ever
 
 
-def _centroids(folder: Path, of_item: np.ndarray) -> np.ndarray:
-    """The mean embedding of each cluster's known items."""
-    total, count = None, np.zeros(of_item.max() + 1)
+def _centroids(folder: Path, truth: Truth) -> np.ndarray:
+    """The mean embedding of each cluster's known items; zero for a cluster that nobody turned to yet."""
+    total, count = None, np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
     for path in sorted(folder.glob("items-*.arrow")):
         table = read_batch(path)
-        vectors, clusters = vectors_of(table), of_item[table["item"].to_numpy()]
+        vectors, clusters = vectors_of(table), truth.of_item[table["item"].to_numpy()]
         total = np.zeros((len(count), vectors.shape[1])) if total is None else total
         np.add.at(total, clusters, vectors)
         count += np.bincount(clusters, minlength=len(count))

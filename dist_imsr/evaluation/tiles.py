@@ -23,7 +23,7 @@ from dist_imsr.model.scoring import Score
 Precision = Literal["fp32", "bf16"]
 
 TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: float sums of another order differ by as much
-_BF16_ERROR = 2.0**-7  # of a dot product, relative to |h| |e|: both factors and the result are rounded to 8 bits
+_BF16_ERROR = 3.1 * 2.0**-8  # of a dot product, relative to |h| |e|: both factors and the result are rounded to 8 bits
 _CACHED = 1 << 18  # dot products that a core's cache holds
 _LIVE = 8  # numbers held for each dot product of a tile, at the most
 _COLUMNS = 256  # items that a tile should have at least, for the matrix product's sake

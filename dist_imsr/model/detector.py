@@ -28,7 +28,8 @@ class DetectorConfig:
             embeddings are random and fit nobody: where most of a span's items are new, everybody is puzzled.
         delta_k: the interests that a puzzled user gets.
         k_max: no user gets more than this many in all.
-        each_epoch: detect before every epoch, as in Algorithm 2, instead of once when a span begins.
+        each_epoch: detect before every epoch, as in Algorithm 2, instead of once when a span begins. Items are held
+            against the interests that are older than the span, and nobody gets new ones twice in it.
     """
 
     enabled: bool = True
@@ -81,7 +82,8 @@ def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     lengths = items.norm(dim=-1).unsqueeze(-1) * interests.vectors.norm(dim=-1).unsqueeze(1)
     # Dividing the products spares a pass over the items, which are d times as many numbers.
     cosines = items @ interests.vectors.mT / lengths.clamp(min=torch.finfo(items.dtype).tiny)  # [B, L, K]
-    return cosines.masked_fill(~interests.mask.unsqueeze(1), -1).amax(-1)
+    # A column more, as a rank without users in a step has none.
+    return pad(cosines.masked_fill(~interests.mask.unsqueeze(1), -1), (0, 1), value=-1).amax(-1)
 
 
 def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig) -> torch.Tensor:

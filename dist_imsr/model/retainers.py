@@ -110,7 +110,8 @@ def kd1(drift: Drift, tau: float) -> torch.Tensor:
 def kd2(drift: Drift, tau: float) -> torch.Tensor:
     """KD2: cross-entropy between softmaxes over the target and the shared negatives, for each existing interest.
 
-    The loss of "Distilling the Knowledge in a Neural Network" (Hinton et al. 2015) with items as the classes.
+    The loss of "Distilling the Knowledge in a Neural Network" (Hinton et al. 2015) with items as the classes. A
+    negative that is the target itself counts beside it, for teacher and student alike.
 
     Args:
         drift: of the block.

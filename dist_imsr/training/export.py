@@ -41,7 +41,9 @@ def export_span(
     folder.mkdir(parents=True, exist_ok=True)
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
     nobody = Detection(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
-    users, fit, puzzled = map(torch.cat, zip(nobody, *detections, strict=True))
+    users, fit, puzzled = (
+        torch.cat([part.cpu() for part in column]) for column in zip(nobody, *detections, strict=True)
+    )
     tables = {
         "interests": {"user": store.owners + store.first_user, "born": store.born, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.weight[: len(known)]},

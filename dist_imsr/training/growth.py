@@ -1,5 +1,6 @@
 """What a span did to interests, counted by each rank and summed over all."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,16 +13,18 @@ _QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Histogram:
-    """Counts of positive numbers in bins of equal ratio, so that quantiles need no gathering of the numbers.
+    """Counts of numbers in bins, so that quantiles need no gathering of the numbers.
+
+    Bins are equally wide in asinh(x / scale): linear around zero, of equal ratio beyond.
 
     Args:
-        low: numbers below it are counted as ``low``.
-        high: numbers above it are counted as ``high``.
-        bins: how many; a quantile is right within a factor of (high / low)^(1 / bins).
+        scale: where the one gives way to the other.
+        high: numbers beyond -high and high are counted as these.
+        bins: how many.
     """
 
-    def __init__(self, low: float = 1e-6, high: float = 1e2, bins: int = 1024) -> None:
-        self.low, self.ratio = low, (high / low) ** (1 / bins)
+    def __init__(self, scale: float = 0.01, high: float = 1e3, bins: int = 2048) -> None:
+        self.scale, self.edge = scale, math.asinh(high / scale)
         self.counts = torch.zeros(bins, dtype=torch.float64)
 
     def add(self, values: torch.Tensor) -> None:
@@ -30,8 +33,9 @@ class Histogram:
         Args:
             values: ``[n]``.
         """
-        place = ((values.double() / self.low).clamp(min=1).log() / torch.tensor(self.ratio).double().log()).long()
-        self.counts += torch.bincount(place.clamp(max=len(self.counts) - 1).cpu(), minlength=len(self.counts))
+        bins = len(self.counts)
+        place = ((values.double() / self.scale).asinh() / self.edge + 1) / 2 * bins
+        self.counts += torch.bincount(place.long().clamp(0, bins - 1).cpu(), minlength=bins)
 
     def quantile(self, share: float) -> float | None:
         """The number below which a share of the numbers lies.
@@ -42,11 +46,11 @@ class Histogram:
         Returns:
             The middle of its bin; None without numbers.
         """
-        total = float(self.counts.sum())
+        total, bins = float(self.counts.sum()), len(self.counts)
         if total == 0:
             return None
-        place = int(torch.searchsorted(self.counts.cumsum(0), share * total))
-        return float(self.low * self.ratio ** (min(place, len(self.counts) - 1) + 0.5))
+        place = min(int(torch.searchsorted(self.counts.cumsum(0), share * total)), bins - 1)
+        return self.scale * math.sinh((2 * (place + 0.5) / bins - 1) * self.edge)
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Growth:
 
     Args:
         puzzled: users whom the detector singled out.
+        created: interests that the detector made.
         refused: interests that K_max refused.
         kept: created interests that stay.
         trimmed: created interests that went when the span ended.
@@ -71,6 +76,7 @@ class Growth:
     """
 
     puzzled: float = 0.0
+    created: float = 0.0
     refused: float = 0.0
     kept: float = 0.0
     trimmed: float = 0.0
@@ -115,7 +121,7 @@ class Growth:
             return total / count if count else None
 
         return {
-            "interests_created": int(self.kept + self.trimmed),
+            "interests_created": int(self.created),
             "interests_kept": int(self.kept),
             "interests_trimmed": int(self.trimmed),
             "interests_refused": int(self.refused),

@@ -67,7 +67,7 @@ class Snapshot(NamedTuple):
 
 
 class Recommender:
-    """One rank's part of the model; every method but `knows`, `admit` and `trim` is collective.
+    """One rank's part of the model; `detect`, `extract`, `update` and what trains are collective.
 
     Args:
         policy: what becomes of existing and of new interests.
@@ -155,15 +155,18 @@ class Recommender:
                 known = (batch.history.values() < trained).float().unsqueeze(1)
                 mask &= pad(known, batch.history.lengths())[0].squeeze(-1) > 0
             interests = self.store.gather(rows, items.device)
-            old = self.store.existing(rows, span, items.device).any(1)
-            fits = user_fit(item_fit(interests, items, detector), mask, detector)[old]
+            existing = self.store.existing(rows, span, items.device)
+            # Those who got interests in this span before are not asked again.
+            old = existing.any(1) & (existing == interests.mask).all(1)
+            fits = user_fit(item_fit(Interests(interests.vectors, existing), items, detector), mask, detector)[old]
             one = Detection(batch.users[old], fits, fits < detector.c1)
-            room = (detector.k_max - interests.mask.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
+            room = (detector.k_max - existing.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
             told = fits[fits.isfinite()]
             growth.detected += len(told)
             growth.fit += told.sum().item()
             growth.fits.add(told)
             growth.puzzled += len(room)
+            growth.created += room.sum().item()
             growth.refused += (detector.delta_k - room).sum().item()
             found.append(one)
             grants.append(room)

@@ -29,6 +29,7 @@ from dist_imsr.training.recommender import Detection, Recommender, Snapshot
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-12
 _UNTRAINED = {"loss": None, "retention_loss": None, "validation": None, "train_seconds": 0.0}
 
 
@@ -100,6 +101,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
+        places, longest = self.model.positions, self.batch.max_history
+        require(
+            places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
+        )
 
 
 class _Best(NamedTuple):
@@ -207,7 +212,8 @@ class Trainer:
                 growth, detections = growth + detected, [*detections, detection]
             losses = self._train(data, epoch)
             quality = self._validate(data)
-            better = not quality <= best.quality or training.patience == 0  # NaN without validation targets
+            # NaN without validation targets. Equal ranks are no progress, whatever order their gains were summed in.
+            better = not quality <= best.quality + _ROUNDING or training.patience == 0
             if better:
                 snapshot = self.model.snapshot() if training.patience else None
                 best = _Best(epoch, quality, losses, growth, detections, snapshot)
@@ -280,7 +286,7 @@ class Trainer:
                 asked = extraction.interests, batch.targets, extraction.targets, known
                 ranks = self.model.ranker.ranks(*asked, top if ndcg else None)
                 gain = discount(ranks, top) if ndcg else 1 / ranks
-                sums += torch.tensor([gain.sum().item(), len(ranks)])
+                sums += torch.tensor([gain.sum().item(), len(ranks)], dtype=torch.float64)
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan
 

@@ -85,3 +85,12 @@ def test_the_counting_rules_count_items_below_the_threshold(rule):
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"strategy\.imsr\.detector\.{key}"):
         DetectorConfig(**{key: value})
+
+
+@pytest.mark.parametrize("measure", ["divergence", "cosine"])
+@pytest.mark.parametrize("rule", ["mean", "count", "share"])
+def test_a_rank_without_users_in_a_step(measure, rule):
+    config = DetectorConfig(measure=measure, rule=rule)
+    nobody = Interests(torch.empty(0, 0, 4), torch.empty(0, 0, dtype=torch.bool))
+    found = item_fit(nobody, torch.empty(0, 0, 4), config)
+    assert user_fit(found, torch.empty(0, 0, dtype=torch.bool), config).shape == (0,)

@@ -112,21 +112,20 @@ def test_self_attention_equals_the_equations(users, dim, positions, repeat, carr
         assert not found.vectors[user, count:].any()
 
 
-def test_routing_gradients():
+@pytest.mark.parametrize("logits", [None, torch.randn(2, 3, 5, dtype=torch.float64)])
+def test_routing_gradients(logits, monkeypatch):
     items, mask, start = _block([3, 5], [2, 3], 4, seed=0)
     module = DynamicRouting(4).double()
-    carried = _carried(start, torch.Generator().manual_seed(0))
+    begin = Start(start, _carried(start, torch.Generator().manual_seed(0)), logits)
+    # Routing weights are constants to the gradient, so finite differences must hold them.
+    held = module._weights(module.transform(items), mask, start.vectors, begin).detach()
+    monkeypatch.setattr(module, "_weights", lambda *_: held)
 
-    def last_round(weight, items):
-        begin = Start(start, carried)
+    def routed(weight, items):
         return torch.func.functional_call(module, {"transform.weight": weight}, (items, mask, begin)).vectors
 
-    # Routing weights are constants to the gradient, so only a single round from fixed weights is differentiable all
-    # through; with uniform starts the weights do not move and finite differences agree.
-    start = Interests(torch.zeros_like(start.vectors), start.mask)
-    module.iterations = 1
     weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(last_round, (weight, items.requires_grad_()))
+    assert torch.autograd.gradcheck(routed, (weight, items.requires_grad_()))
 
 
 def test_self_attention_gradients():

@@ -283,3 +283,15 @@ def test_every_strategy_builds():
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"training\.{key}"):
         TrainingConfig(**{key: value})
+
+
+def test_positions_must_hold_the_longest_history(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"model\.positions"):
+        _config(folder, tmp_path, model=ModelConfig("comirec_sa", positions=9))
+
+
+def test_a_rank_may_sit_a_span_out(tmp_path):
+    away = {user: [spans[0], spans[1] if user < 30 else [], *spans[2:]] for user, spans in HISTORY.items()}
+    config = _config(write_dataset(tmp_path / "data", away), tmp_path / "run", strategy=StrategyConfig("imsr"))
+    for _, lines, *_ in run_ranks(2, _run, config):
+        assert len(lines) == 2
