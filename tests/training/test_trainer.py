@@ -85,14 +85,16 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
     for world_size in world_sizes:
         ranks = run_ranks(world_size, _run, config(str(world_size)))
         interests = torch.cat([values for *_, values, _ in ranks])
-        torch.testing.assert_close(interests, alone[4], rtol=1e-3, atol=1e-4)
+        # Adagrad divides a query's first gradients by their own size, be they mere rounding.
+        atol = 1e-3 if base == "comirec_sa" else 1e-4
+        torch.testing.assert_close(interests, alone[4], rtol=1e-3, atol=atol)
         for losses, lines, *_ in ranks:
             assert losses == pytest.approx(alone[0], rel=1e-4)
             for found, wanted in zip(lines, alone[1], strict=True):
                 assert found.keys() == wanted.keys()
                 for name, value in wanted.items():
                     # A projection leaves small differences of interests, which are compared as these are above.
-                    near = {"rel": 1e-3, "abs": 1e-4} if name.startswith("norm_") else {"rel": 1e-4, "abs": 1e-6}
+                    near = {"rel": 1e-3, "abs": atol} if name.startswith("norm_") else {"rel": 1e-4, "abs": 1e-6}
                     assert found[name] == (None if value is None else pytest.approx(value, **near)), name
 
 
