@@ -14,7 +14,7 @@ from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.planted import compare_with_truth
-from dist_imsr.evaluation.retest import EvaluateConfig, retest, testable
+from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.training.progress import Reporter
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         finished = FinishedRun(config.run_dir)
         if config.drift_truth:
             return _tell(config, compare_with_truth(finished, config.match_cosine), "found against planted")
-        spans = testable(config, finished)
+        spans = spans_to_test(config, finished)
         topology = connect(config.timeout_seconds)
         reporter = Reporter(topology.rank == 0)
         rows = retest(

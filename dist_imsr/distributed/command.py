@@ -32,15 +32,20 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
         return status
 
-    try:
-        work()
+    def leave() -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    try:
+        work()
+        leave()
         return 0
     except FloatingPointError as error:
         return end(str(error), FAILED, together=True)
     except ValueError as error:
-        return end(str(error), BAD_INPUT, together=not dist.is_initialized())
+        status = end(str(error), BAD_INPUT, together=not dist.is_initialized())
+        leave()
+        return status
     except OSError as error:
         return end(str(error), FAILED, together=not dist.is_initialized())
     except KeyboardInterrupt:

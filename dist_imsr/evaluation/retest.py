@@ -46,7 +46,7 @@ class EvaluateConfig:
             require(path is None or path.parent.is_dir(), key, str(path), "a file in a folder that exists")
 
 
-def testable(config: EvaluateConfig, run: FinishedRun) -> list[int]:
+def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
     """The spans that a retest starts from.
 
     Args:
@@ -76,7 +76,7 @@ def retest(
     Args:
         config: what is measured.
         run: which run.
-        spans: what `testable` gave.
+        spans: what `spans_to_test` gave.
         topology: this rank's place.
         follow: goes through batches.
 

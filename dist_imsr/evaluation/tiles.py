@@ -26,6 +26,7 @@ Precision = Literal["fp32", "bf16"]
 TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: float sums of another order differ by as much
 # Of a dot product, relative to |h| |e|. bf16 rounds both factors and the result to 8 bits.
 _ERROR = {"fp32": 2.0**-21, "bf16": 3.1 * 2.0**-8}
+_TINY = 1e-30  # an error where vectors are zero, so that strict comparisons find equal scores
 _CACHED = 1 << 18  # dot products that a core's cache holds
 _LIVE = 8  # numbers held for each dot product of a tile, at the most
 _COLUMNS = 256  # items that a tile should have at least, for the matrix product's sake
@@ -96,16 +97,26 @@ class _Tile(NamedTuple):
     agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
     best: torch.Tensor  # [b, n] float32, the largest of each K; -inf for what the user must not get
     barred: bool  # whether there is anything that a user must not get
-    error: torch.Tensor  # [b, 1], the most that a score may be wrong by
+    lengths: torch.Tensor  # [b, 1], of the users' longest interests
+    norms: torch.Tensor  # [n], of the items
+    factor: float  # the length of a score's gradient, at the most: what it multiplies a dot product's error by
     how: Score
 
-    def near(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Scores of pairs ``[m]``, as right as ``error`` says."""
-        return _reduce(self.agreement[rows, :, columns].float(), self.how)
+    @property
+    def precision(self) -> Precision:
+        """Of the dot products."""
+        return "fp32" if self.agreement.dtype == torch.float32 else "bf16"
 
-    def exact(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Scores of pairs ``[m]``, in float64, from the vectors themselves."""
-        return _reduce((self.users[rows].double() * self.items[columns].double().unsqueeze(1)).sum(-1), self.how)
+    def margin(self, precision: Precision) -> torch.Tensor:
+        """The most that any of a user's scores may be wrong by ``[b, 1]``, above 0."""
+        return (_ERROR[precision] * self.factor * self.norms.max() * self.lengths).clamp_(min=_TINY)
+
+    def near(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of pairs ``[m]``, and the most that each may be wrong by, above 0."""
+        error = (
+            self.lengths[rows, 0].mul_(_ERROR[self.precision] * self.factor).mul_(self.norms[columns]).clamp_(min=_TINY)
+        )
+        return _reduce(self.agreement[rows, :, columns].float(), self.how), error
 
     def dense(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of all items ``[r, n]`` for some users, in float32; -inf for what a user must not get."""
@@ -145,8 +156,25 @@ def count_better(
     low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
     asked = _Asked(rows[order], low, high, items[order])
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
+    close: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def settle() -> None:
+        target, place = (torch.cat(column) for column in zip(*close, strict=True))
+        close.clear()
+        value = _exact(users[owners[order]][target], shard.weight[place], shard.how)
+        higher = value > high[target, 0]
+        better.index_add_(0, target, higher.double() + 0.5 * (value >= low[target, 0]).logical_xor_(higher))
+
     for tile in _tiles(shard, users, there, barred):
-        better += _better(tile, asked)
+        count, target, place = _better(tile, asked)
+        better += count
+        # A target does not beat itself; it is always among the close ones.
+        other = place != asked.items[target]
+        close.append((target[other], place[other]))
+        if sum(len(part[0]) for part in close) * users[:1].numel() > shard.tile:
+            settle()
+    if close:
+        settle()
     return torch.empty_like(better).index_copy_(0, order, better)
 
 
@@ -183,12 +211,12 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
 
     for tile in _tiles(shard, users, everybody, barred):
         floor = scores[:, -1:]
-        dense, row, column = _split(tile.best, floor - tile.error)
-        value = tile.near(row, column)
-        real = value > (floor - tile.error)[row, 0]
+        dense, row, column = _split(tile.best, floor - tile.margin(tile.precision))
+        value, error = tile.near(row, column)
+        real = value > floor[row, 0] - error
         row, column, value = row[real], column[real], value[real]
-        if tile.agreement.dtype != torch.float32:
-            value = tile.exact(row, column).float()
+        if tile.precision == "bf16":
+            value = _exact(tile.users[row], tile.items[column], tile.how).float()
         if len(dense):
             every, place = tile.dense(dense).sort(dim=1, descending=True, stable=True)
             every, place = every[:, :top], place[:, :top]
@@ -212,45 +240,44 @@ class _Asked(NamedTuple):
     items: torch.Tensor  # [a], each one's own place in the shard
 
 
-def _better(tile: _Tile, asked: _Asked) -> torch.Tensor:
-    """How many of a tile's items beat each target, ``[a]`` float64."""
-    users, better = len(tile.users), []
-    alone = len(asked.rows) == users
+def _better(tile: _Tile, asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which of a tile's items beat a target.
+
+    Returns:
+        How many do so beyond doubt, ``[a]`` float64; and pairs that are too close to tell: targets ``[m]`` and the
+        items' places in the shard ``[m]``.
+    """
+    users, alone = len(tile.users), len(asked.rows) == len(tile.users)
+    margin, finer, found = tile.margin(tile.precision), tile.margin("fp32"), []
     # Several targets may share a user: they are compared in parts of the tile's own size.
     for first in range(0, len(asked.rows), users):
         part = slice(first, first + users)
         rows, low, high = asked.rows[part], asked.low[part], asked.high[part]
-        best, error = (tile.best, tile.error) if alone else (tile.best[rows], tile.error[rows])
-        least, most = low - error, high + error
-        dense, row, column = _split(best, least)
-        count = low.new_zeros(len(rows), dtype=torch.float64)
-        value = tile.near(rows[row], column)
-        sure = value > most[row, 0]
-        count.index_add_(0, row, sure.double())
-        close = (value >= least[row, 0]).logical_xor_(sure)
-        row, column = row[close], column[close]
+        dense, target, column = _split(tile.best if alone else tile.best[rows], low - margin[rows])
+        value, error = tile.near(rows[target], column)
+        sure = value > high[target, 0] + error
+        close = (value > low[target, 0] - error).logical_xor_(sure)
+        count = low.new_zeros(len(rows), dtype=torch.float64).index_add_(0, target, sure.double())
+        target, column = target[close], column[close]
         if len(dense):
+            error = finer[rows[dense]]
             scores = tile.dense(rows[dense])
-            above = _above(scores, most[dense])
+            above = _above(scores, high[dense] + error)
             count[dense] = above.sum(1).double()
-            ties, place = (_above(scores, least[dense]) - above).nonzero().T
-            row, column = torch.cat([row, dense[ties]]), torch.cat([column, place])
-        # A target does not beat itself; it is always among the close ones.
-        other = column + tile.start != asked.items[part][row]
-        row, column = row[other], column[other]
-        value = tile.exact(rows[row], column)
-        higher = value > high[row, 0]
-        better.append(count.index_add_(0, row, higher.double() + 0.5 * (value >= low[row, 0]).logical_xor_(higher)))
-    return torch.cat(better)
+            row, place = (_above(scores, low[dense] - error) - above).nonzero().T
+            target, column = torch.cat([target, dense[row]]), torch.cat([column, place])
+        found.append((count, target + first, column + tile.start))
+    count, target, place = (torch.cat(column) for column in zip(*found, strict=True))
+    return count, target, place
 
 
 def _above(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """1 where a value ``[a, n]`` is at least the threshold ``[a, 1]``; floats, which compare and add up faster."""
-    return torch.ge(values, threshold, out=torch.empty_like(values))
+    """1 where a value ``[a, n]`` exceeds the threshold ``[a, 1]``; floats, which compare and add up faster."""
+    return torch.gt(values, threshold, out=torch.empty_like(values))
 
 
 def _split(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where scores can reach a threshold: the rows where many can, and the pairs of all other rows.
+    """Where scores can exceed a threshold: the rows where many can, and the pairs of all other rows.
 
     Args:
         best: ``[a, n]``, the largest that scores can be.
@@ -277,7 +304,7 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
     width = 0.0 if shard.how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
     # The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the norm
     # that goes with the largest error of a dot product.
-    error = _ERROR[shard.precision] * (1 + 2 * width) * lengths
+    factor = 1 + 2 * width
     size = max(1, shard.tile // (len(users) * max(count, 1)))
     room = factors.new_empty(len(factors) * size)
     for first in range(0, len(shard.weight), size):
@@ -290,7 +317,13 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
         if len(rows):
             rows = place[rows]
             best[rows[rows >= 0], columns[rows >= 0]] = -torch.inf
-        yield _Tile(users, items, first, agreement, best, len(rows) > 0, error * items.norm(dim=1).max(), shard.how)
+        norms = items.norm(dim=1)
+        yield _Tile(users, items, first, agreement, best, len(rows) > 0, lengths, norms, factor, shard.how)
+
+
+def _exact(users: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
+    """Scores ``[m]`` of pairs, users ``[m, K, d]`` and items ``[m, d]``, in float64."""
+    return _reduce((users.double() * items.double().unsqueeze(1)).sum(-1), how)
 
 
 def _reduce(agreement: torch.Tensor, how: Score) -> torch.Tensor:

@@ -1,0 +1,73 @@
+"""One small trained run over a log with strings for ids, for everything that reads finished runs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from rich.console import Console
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.prepare import PrepareConfig, prepare
+from dist_imsr.data.sources import ColumnsConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.training.run import _claim
+from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from tests.ranks import run_ranks
+
+
+class Finished(NamedTuple):
+    """A run's folder, the log that it was prepared from as (user, item, time), and its prepared data."""
+
+    folder: Path
+    log: list[tuple[str, str, int]]
+    data: Path
+
+
+def _log(users=50, items=60, spans=4, length=1000):
+    draw, log = np.random.default_rng(0), []
+    for user in range(users):
+        taste = draw.integers(items, size=3)
+        for span in range(spans):
+            for time in np.sort(draw.integers(span * length, (span + 1) * length, size=draw.integers(2, 9))):
+                item = (draw.choice(taste) + draw.integers(5)) % items
+                log.append((f"user-{user}", f"sku-{item}", int(time)))
+    return log
+
+
+def train(topology, config):
+    if topology.rank == 0:
+        _claim(config)
+    dist.barrier()
+    Trainer(config, Dataset(config.data), topology).run()
+    return topology.rank
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    folder, log = tmp_path_factory.mktemp("finished"), _log()
+    (folder / "log.csv").write_text("who,what,when\n" + "".join(f"{u},{i},{t}\n" for u, i, t in log))
+    options = {
+        "min_interactions": 1,
+        "spans": 3,
+        "buckets": 5,
+        "columns": ColumnsConfig(user="who", item="what", time="when"),
+    }
+    prepare(
+        PrepareConfig(source="csv", input=folder / "log.csv", output=folder / "data", **options), Console(quiet=True)
+    )
+    config = TrainConfig(
+        data=DataConfig(folder / "data"),
+        run_dir=folder / "run",
+        model=ModelConfig(dim=8),
+        strategy=StrategyConfig("imsr"),
+        batch=BatchConfig(size=16, max_targets=3, negatives=20, eval_size=24),
+        training=TrainingConfig(epochs=3, incremental_epochs=2, export="every"),
+        eval=EvalConfig([5, 10]),
+    )
+    assert run_ranks(2, train, config) == [0, 1]
+    return Finished(folder / "run", log, folder / "data")

@@ -1,0 +1,94 @@
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dist_imsr.evaluation.finished import FinishedRun, SpanState
+from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.recommend import RecommendConfig, asked_users, recommend
+from launch.recommend import main
+from tests import reference
+from tests.ranks import run_ranks
+
+
+def _state(topology, folder):
+    """All interests by raw user id, and all rows of the table by raw item id."""
+    run = FinishedRun(folder)
+    state = SpanState(run, 2, run.dataset.items_by_span[2], topology, RankingConfig())
+    counts = state.store.counts
+    users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
+    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[2])).to_pylist()
+    held = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
+    return dict(zip(users, held, strict=True)), dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
+
+
+def _recommend(topology, config):
+    run = FinishedRun(config.run_dir)
+    return recommend(config, run, run.at(config.span), asked_users(config, run.dataset), topology)
+
+
+@pytest.mark.parametrize(("world_size", "exclude_seen"), [(1, False), (2, True), (3, False)])
+def test_lists_equal_brute_force(finished, tmp_path, world_size, exclude_seen):
+    output = tmp_path / "recs.parquet"
+    config = RecommendConfig(finished.folder, output, top=7, exclude_seen=exclude_seen, block=7)
+    (held, table), *_ = run_ranks(1, _state, finished.folder)
+    assert run_ranks(world_size, _recommend, config) == [len([user for user in held if len(held[user])])] * world_size
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+    rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
+    seen = {user: set() for user in held}
+    last = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    for user, item, time in finished.log:
+        if time < last:
+            seen[user].add(item)
+    for user, mine in rows.groupby("user"):
+        barred = seen[user] if exclude_seen else set()
+        scores = {item: reference.score(held[user], row, "attentive") for item, row in table.items()}
+        wanted = sorted((item for item in table if item not in barred), key=lambda item: -scores[item])[:7]
+        assert mine["item"].tolist() == wanted
+        assert mine["rank"].tolist() == list(range(1, 8))
+        np.testing.assert_allclose(mine["score"], [scores[item] for item in wanted], rtol=1e-4, atol=1e-6)
+        assert mine["interest"].tolist() == [int((held[user] @ table[item]).argmax()) for item in wanted]
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_some_users(finished, tmp_path, kind):
+    path, output = tmp_path / f"users.{kind}", tmp_path / "recs.parquet"
+    if kind == "txt":
+        path.write_text("user-7\nuser-3\n\nuser-7\n")
+    else:
+        pq.write_table(pa.table({"id": ["user-7", "user-3", "user-7"]}), path)
+    arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(output), "--top", "3"]
+    assert main(arguments) == 0
+    assert sorted(pq.read_table(output)["user"].to_pylist()) == ["user-3"] * 3 + ["user-7"] * 3
+
+
+def test_unknown_users_are_listed_or_skipped(finished, tmp_path, capsys, caplog):
+    path, output = tmp_path / "users.txt", tmp_path / "recs.parquet"
+    path.write_text("user-1\nnobody\n")
+    arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(output)]
+    assert main(arguments) == 2
+    assert "nothing is known of nobody" in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*arguments, "--unknown", "skip", "--exclude_seen"]) == 0
+    assert set(pq.read_table(output)["user"].to_pylist()) == {"user-1"}
+
+
+@pytest.mark.parametrize(
+    ("users", "output", "named"),
+    [("missing.txt", "recs.parquet", "missing.txt"), ("empty.txt", "recs.parquet", "holds no user ids")],
+)
+def test_bad_files_are_refused_in_one_line(finished, tmp_path, capsys, users, output, named):
+    (tmp_path / "empty.txt").write_text("\n")
+    arguments = ["--users", str(tmp_path / users), "--output", str(tmp_path / output)]
+    assert main(["--run_dir", str(finished.folder), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert named in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_folder_that_is_not_there_is_refused(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--run_dir", str(finished.folder), "--output", str(tmp_path / "no" / "recs.parquet")])
+    assert stopped.value.code == 2
+    assert "output" in capsys.readouterr().err
