@@ -7,8 +7,8 @@ under softmax weights w, so it lies between their largest, m, less the entropy-l
 
 and m itself: all gaps m - a_k that are stationary are equal. Outside that strip around a threshold the largest dot
 product decides alone, and softmaxes are taken of the pairs inside it. Thresholds give way by the bound of the
-products' error, of fp32 or bf16, and what lies that close to a target is scored again in float64: a rank depends neither
-on the precision nor on how items fall into tiles.
+products' error, of fp32 or bf16, and what lies that close to a target is scored again in float64: a rank depends on
+neither the precision nor how items fall into tiles.
 """
 
 import math
