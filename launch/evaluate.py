@@ -32,31 +32,30 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         finished = FinishedRun(config.run_dir)
         if config.drift_truth:
-            return _tell(config, compare_with_truth(finished, config.match_cosine), "found against planted")
-        spans = spans_to_test(config, finished)
-        topology = connect(config.timeout_seconds)
+            _tell(config, compare_with_truth(finished, config.match_cosine))
+            return
+        spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
         reporter = Reporter(topology.rank == 0)
         rows = retest(
-            config, finished, spans, topology, lambda *steps: reporter.moved(steps[0], topology.device, *steps[1:])
+            config, finished, spans, topology, lambda steps, *told: reporter.moved(steps, topology.device, *told)
         )
         if topology.rank == 0:
-            _tell(config, rows, "each span tested on the next")
-        return None
+            _tell(config, rows)
 
     return run("evaluate.py", work, "interrupted; nothing was written")
 
 
-def _tell(config: EvaluateConfig, rows: list[dict[str, float | int | None]], title: str) -> None:
+def _tell(config: EvaluateConfig, rows: list[dict[str, float | int | None]]) -> None:
     if config.json:
         config.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = Table(*rows[0], title=f"{config.run_dir}: {title}")
-    for row in rows:
-        table.add_row(*("" if value is None else _shown(value) for value in row.values()))
+    table = Table("span", *(str(row["span"]) for row in rows), title=str(config.run_dir))
+    for name in list(rows[0])[1:]:
+        values = (row[name] for row in rows)
+        table.add_row(
+            name,
+            *("" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in values),
+        )
     output_console().print(table)
-
-
-def _shown(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 if __name__ == "__main__":

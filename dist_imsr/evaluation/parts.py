@@ -1,5 +1,6 @@
 """One Parquet file that all ranks write; there whole or not at all."""
 
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,8 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from dist_imsr.distributed.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 
 class JointFile:
@@ -51,6 +54,9 @@ class JointFile:
             self._part(self.topology.rank).unlink(missing_ok=True)
 
     def _join(self) -> None:
+        if not self._part(0).exists():
+            logger.warning("%s is not written: there is nobody to write of", self.path)
+            return
         partial = self.path.with_name(f".{self.path.name}.partial")
         try:
             with pq.ParquetWriter(partial, pq.read_schema(self._part(0))) as joined:

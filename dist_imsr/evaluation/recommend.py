@@ -73,7 +73,8 @@ def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
         ``[n]`` distinct raw ids in the file's order; None for all.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, is empty or holds no ids.
+        ValueError: naming the file, if it cannot be read, is empty or holds no ids; listing users whom the data do not
+            know, where they are not to be skipped.
     """
     if config.users == "all":
         return None
@@ -88,7 +89,10 @@ def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
         raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
     if not len(raw):
         raise ValueError(f"users: {path} holds no user ids")
-    return raw.unique()
+    raw = raw.unique()
+    if config.unknown == "error":  # those whom the data know may still lack interests, which only the ranks can tell
+        _refuse(raw, np.flatnonzero(dataset.dense(raw) < 0))
+    return raw
 
 
 def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Array | None, topology: Topology) -> int:
@@ -143,14 +147,22 @@ def _rows(
     known = torch.zeros(len(dense), dtype=torch.int64)
     known[mine.nonzero().squeeze(1)[have[rows]]] = 1
     unknown = np.flatnonzero(topology.sum(known).numpy() == 0)
-    if len(unknown):
-        named = ", ".join(map(str, raw.take(pa.array(unknown[:_NAMED])).to_pylist()))
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        if config.unknown == "error":
-            raise ValueError(f"users: nothing is known of {named}{more}: take them out, or pass --unknown skip")
-        if topology.rank == 0:
-            logger.warning("skipped %d users of whom nothing is known: %s%s", len(unknown), named, more)
+    if config.unknown == "error":
+        _refuse(raw, unknown)
+    elif len(unknown) and topology.rank == 0:
+        logger.warning("skipped %d users of whom nothing is known: %s", len(unknown), _named(raw, unknown))
     return rows[have[rows]].sort().values
+
+
+def _refuse(raw: pa.Array, unknown: np.ndarray) -> None:
+    if len(unknown):
+        named = _named(raw, unknown)
+        raise ValueError(f"users: nothing is known of {named}: take them out, or pass --unknown skip")
+
+
+def _named(raw: pa.Array, places: np.ndarray) -> str:
+    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+    return ", ".join(map(str, raw.take(pa.array(places[:_NAMED])).to_pylist())) + more
 
 
 def _spokesmen(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """A shard's items against users, a tile at a time: who beats a target, and which are the best N.
 
 Nothing of the size [users x items] outlives its tile. The attentive score of erratum E8 is a mean of the K dot products
-under softmax weights w, so it lies between their largest, m, less the entropy-like gap
+under softmax weights w, so it never exceeds the largest one, m: only items whose m exceeds a threshold get a softmax.
+Nor does it fall below m by more than
 
     m - sum_k w_k a_k  <=  max_g (K - 1) g e^-g / (1 + (K - 1) e^-g)  =  W((K - 1) / e)     (W: Lambert's function)
 
-and m itself: all gaps m - a_k that are stationary are equal. Outside that strip around a threshold the largest dot
-product decides alone, and softmaxes are taken of the pairs inside it. Thresholds give way by the bound of the
-products' error, of fp32 or bf16, and what lies that close to a target is scored again in float64: a rank depends on
-neither the precision nor how items fall into tiles.
+as all gaps m - a_k that are stationary are equal; that bounds what an error of the products does to a score. Thresholds
+give way by this bound, in fp32 and bf16, and what lies that close to a target is scored again in float64: a rank
+depends on neither the precision nor how items fall into tiles.
 """
 
 import math
@@ -27,9 +27,9 @@ TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: float sums of ano
 # Of a dot product, relative to |h| |e|. bf16 rounds both factors and the result to 8 bits.
 _ERROR = {"fp32": 2.0**-21, "bf16": 3.1 * 2.0**-8}
 _TINY = 1e-30  # an error where vectors are zero, so that strict comparisons find equal scores
-_CACHED = 1 << 18  # dot products that a core's cache holds
+_CACHED = 1 << 20  # dot products of a tile: few enough for the last cache, many enough to outweigh the calls
 _LIVE = 8  # numbers held for each dot product of a tile, at the most
-_COLUMNS = 256  # items that a tile should have at least, for the matrix product's sake
+_COLUMNS = 512  # items that a tile should have at least, for the matrix product's sake
 _DENSE = 1 / 8  # the share of a row's items from which on softmaxes of all of them are cheaper
 
 
@@ -113,14 +113,12 @@ class _Tile(NamedTuple):
 
     def near(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of pairs ``[m]``, and the most that each may be wrong by, above 0."""
-        error = (
-            self.lengths[rows, 0].mul_(_ERROR[self.precision] * self.factor).mul_(self.norms[columns]).clamp_(min=_TINY)
-        )
-        return _reduce(self.agreement[rows, :, columns].float(), self.how), error
+        error = _ERROR[self.precision] * self.factor * self.norms[columns] * self.lengths[rows, 0]
+        return _reduce(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=_TINY)
 
     def dense(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of all items ``[r, n]`` for some users, in float32; -inf for what a user must not get."""
-        if self.agreement.dtype == torch.float32:
+        if self.precision == "fp32":
             agreement = self.agreement[rows]
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
@@ -151,19 +149,24 @@ def count_better(
     Returns:
         ``[A]`` float64.
     """
+    if not users.shape[1]:
+        return _all_tied(len(shard.weight), owners, items, barred)
     there, rows = owners.unique(return_inverse=True)
     order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
     low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
     asked = _Asked(rows[order], low, high, items[order])
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     close: list[tuple[torch.Tensor, torch.Tensor]] = []
+    most = max(1, shard.tile // users[0].numel())  # pairs whose vectors are held at a time
 
     def settle() -> None:
         target, place = (torch.cat(column) for column in zip(*close, strict=True))
         close.clear()
-        value = _exact(users[owners[order]][target], shard.weight[place], shard.how)
-        higher = value > high[target, 0]
-        better.index_add_(0, target, higher.double() + 0.5 * (value >= low[target, 0]).logical_xor_(higher))
+        for part in torch.arange(len(target), device=target.device).split(most):
+            one = target[part]
+            value = _exact(users[owners[order[one]]], shard.weight[place[part]], shard.how)
+            higher = value > high[one, 0]
+            better.index_add_(0, one, higher.double() + 0.5 * (value >= low[one, 0]).logical_xor_(higher))
 
     for tile in _tiles(shard, users, there, barred):
         count, target, place = _better(tile, asked)
@@ -171,7 +174,7 @@ def count_better(
         # A target does not beat itself; it is always among the close ones.
         other = place != asked.items[target]
         close.append((target[other], place[other]))
-        if sum(len(part[0]) for part in close) * users[:1].numel() > shard.tile:
+        if sum(len(part[0]) for part in close) > most:
             settle()
     if close:
         settle()
@@ -229,6 +232,15 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
     if waiting:
         merge()
     return scores, ids
+
+
+def _all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, barred: Pairs) -> torch.Tensor:
+    """`count_better` for users without interests, to whom all of a shard's items are alike."""
+    inside = (barred.items >= 0) & (barred.items < count)
+    unwanted = (barred.rows * count + barred.items)[inside].unique()
+    fewer = (unwanted // count).bincount(minlength=int(owners.max()) + 1 if len(owners) else 0)[owners]
+    own = (items >= 0) & (items < count) & ~torch.isin(owners * count + items, unwanted)
+    return (count - fewer - own.long()).double() / 2
 
 
 class _Asked(NamedTuple):
