@@ -104,6 +104,7 @@ def bench_rank(options: RankBench) -> list[Figure]:
         ranks.call(_set_up, options)
         # First of all, and so a warm-up of what is timed.
         peaks = {precision: max(ranks.call(_peak_bytes, precision)) for precision in precisions}
+        ranks.call(_seconds, "product")
         rounds = [[max(ranks.call(_seconds, *side)) for side in sides] for _ in range(options.repeats)]
         ranks.call(_check)
     seconds = dict(zip(sides, zip(*rounds, strict=True), strict=True))

@@ -157,7 +157,7 @@ def count_better(
     asked = _Asked(rows[order], low, high, items[order])
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     close: list[tuple[torch.Tensor, torch.Tensor]] = []
-    most = max(1, shard.tile // users[0].numel())  # pairs whose vectors are held at a time
+    held, most = 0, max(1, shard.tile // users[0].numel())  # close pairs; how many vectors are gathered at a time
 
     def settle() -> None:
         target, place = (torch.cat(column) for column in zip(*close, strict=True))
@@ -174,9 +174,11 @@ def count_better(
         # A target does not beat itself; it is always among the close ones.
         other = place != asked.items[target]
         close.append((target[other], place[other]))
-        if sum(len(part[0]) for part in close) > most:
+        held += len(close[-1][0])
+        if held > most:
             settle()
-    if close:
+            held = 0
+    if held:
         settle()
     return torch.empty_like(better).index_copy_(0, order, better)
 
@@ -197,6 +199,7 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
     ids = torch.full((len(users), top), -1, device=users.device)
     waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     everybody = torch.arange(len(users), device=users.device)
+    held = 0
 
     def merge() -> None:
         nonlocal scores, ids
@@ -227,9 +230,11 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
             row = torch.cat([row, dense.unsqueeze(1).expand_as(every)[real]])
             column, value = torch.cat([column, place[real]]), torch.cat([value, every[real]])
         waiting.append((row, value, column + tile.start + shard.first))
-        if sum(len(part[0]) for part in waiting) > len(users) * top / 4:
+        held += len(row)
+        if held > len(users) * top / 4:
             merge()
-    if waiting:
+            held = 0
+    if held:
         merge()
     return scores, ids
 
