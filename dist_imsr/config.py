@@ -33,6 +33,21 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         raise ValueError(f"{key}: {value!r} is impossible here; expected {expected}")
 
 
+def require_file(path: Path | None, key: str) -> None:
+    """Refuses a file to be written that could not be.
+
+    Args:
+        path: the file, or None for none.
+        key: as a user writes it.
+
+    Raises:
+        ValueError: naming the key, if there is no such folder to write it into, or a folder stands in its place.
+    """
+    if path is not None:
+        able = path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()
+        require(able, key, str(path), "a file in a folder that exists and can be written")
+
+
 def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description: str | None = None) -> Section:
     """Reads a command's configuration from ``--config FILE`` and dotted overrides, later ones winning.
 

@@ -8,11 +8,12 @@ import sys
 
 from rich.table import Table
 
-from dist_imsr.config import parse
+from dist_imsr.config import current_rank, parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
 from dist_imsr.evaluation.finished import FinishedRun
+from dist_imsr.evaluation.parts import write_whole
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.training.progress import Reporter
@@ -30,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(EvaluateConfig, argv, description=__doc__)
 
     def work() -> None:
-        finished = FinishedRun(config.run_dir)
+        finished = FinishedRun(config.run_dir, config.data)
         if config.drift_truth:
-            _tell(config, compare_with_truth(finished, config.match_cosine))
+            if current_rank() == 0:
+                _tell(config, compare_with_truth(finished, config.match_cosine))
             return
         spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
         reporter = Reporter(topology.rank == 0)
@@ -46,9 +48,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell(config: EvaluateConfig, rows: list[dict[str, float | int | None]]) -> None:
-    if config.json:
-        config.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = Table("span", *(str(row["span"]) for row in rows), title=str(config.run_dir))
+    table = Table(
+        "span",
+        *(str(row["span"]) for row in rows),
+        title=f"{config.run_dir}{': without what was seen' * config.eval.exclude_seen}",
+    )
     for name in list(rows[0])[1:]:
         values = (row[name] for row in rows)
         table.add_row(
@@ -56,6 +60,8 @@ def _tell(config: EvaluateConfig, rows: list[dict[str, float | int | None]]) -> 
             *("" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in values),
         )
     output_console().print(table)
+    if config.json:
+        write_whole(config.json, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import sys
 
-from dist_imsr.config import parse
+from dist_imsr.config import parse, require
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
-from dist_imsr.distributed.topology import connect
+from dist_imsr.distributed.topology import connect, locate
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.index import ExportConfig, export, require_faiss
 
@@ -23,7 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         require_faiss()
-        finished = FinishedRun(config.run_dir)
+        require(
+            locate().world_size == 1, "ranks", locate().world_size, "one: an index lives on one machine; use python"
+        )
+        finished = FinishedRun(config.run_dir, config.data)
         told = export(config, finished, finished.at(config.span), connect())
         recall = f"recall@{config.top}"
         output_console().print(

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(RecommendConfig, argv, description=__doc__)
 
     def work() -> None:
-        finished = FinishedRun(config.run_dir)
+        finished = FinishedRun(config.run_dir, config.data)
         span, users = finished.at(config.span), asked_users(config, finished.dataset)
         count = recommend(config, finished, span, users, connect(config.timeout_seconds))
         logging.getLogger("dist_imsr").info("%d users, span %d: written to %s", count, span, config.output)

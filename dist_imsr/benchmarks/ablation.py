@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure
-from dist_imsr.config import parse, require
+from dist_imsr.config import parse, require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.interest_store import Slots
 from dist_imsr.distributed.topology import Topology
@@ -72,8 +72,7 @@ class AblationBench:
         require(known, "variants", self.variants, f"some of {', '.join(VARIANTS)}")
         require(self.ranks >= 1, "ranks", self.ranks, "at least 1")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
-        if self.json is not None:
-            require(self.json.parent.is_dir(), "json", str(self.json), "a file in a folder that exists")
+        require_file(self.json, "json")
 
 
 def bench_ablation(options: AblationBench) -> list[Figure]:

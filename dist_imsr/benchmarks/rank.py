@@ -22,7 +22,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.config import require
+from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
@@ -75,8 +75,7 @@ class RankBench:
                 require(value >= (0 if field.name == "seed" else 1), field.name, value, "at least 1")
         require(self.top <= self.items, "top", self.top, f"no more than items, {self.items}")
         require(self.users >= self.ranks, "users", self.users, f"at least one a rank, {self.ranks}")
-        if self.json is not None:
-            require(self.json.parent.is_dir(), "json", str(self.json), "a file in a folder that exists")
+        require_file(self.json, "json")
 
 
 Asked = Literal["ranks", "first_places", "best"]

@@ -1,7 +1,6 @@
 """Figures: several runs of one number, printed as a table and written as JSON."""
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+
+from dist_imsr.evaluation.parts import write_whole
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,4 @@ def write_json(figures: Sequence[Figure], path: Path) -> None:
         figures: in their order.
         path: the file; an older one is replaced.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([figure.row() for figure in figures], indent=1) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps([figure.row() for figure in figures], indent=1) + "\n")

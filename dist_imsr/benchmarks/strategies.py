@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.config import require
+from dist_imsr.config import require, require_file
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare
@@ -52,8 +52,7 @@ class StrategiesBench:
         for name in ("spans", "pretraining_epochs", "epochs", "ranks", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(len(self.drift.interactions) <= 2, "drift.interactions", self.drift.interactions, "two numbers at most")
-        if self.json is not None:
-            require(self.json.parent.is_dir(), "json", str(self.json), "a file in a folder that exists")
+        require_file(self.json, "json")
 
 
 def bench_strategies(options: StrategiesBench) -> list[Figure]:

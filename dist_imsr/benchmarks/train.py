@@ -16,7 +16,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.config import require
+from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
@@ -77,8 +77,7 @@ class TrainBench:
                 require(value >= (0 if field.name in ("seed", "warmup") else 1), field.name, value, "at least 1")
         require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
-        if self.json is not None:
-            require(self.json.parent.is_dir(), "json", str(self.json), "a file in a folder that exists")
+        require_file(self.json, "json")
 
 
 def bench_train(options: TrainBench) -> list[Figure]:

@@ -83,6 +83,7 @@ class Dataset:
     def __init__(self, config: DataConfig) -> None:
         self.path = config.path
         self.manifest = _read_manifest(config.path)
+        self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # of the tables, once they were asked for
         self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
         self.items_by_span: list[int] = self.manifest["items_by_span"]
         for name, entry in self.manifest["files"].items():
@@ -102,6 +103,11 @@ class Dataset:
     def spans(self) -> int:
         """The number of spans, the pre-training span included: T + 1."""
         return len(self.items_by_span)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these data from any other: the manifest's checksum, and with it that of every file."""
+        return hashlib.sha256((self.path / "dataset.json").read_bytes()).hexdigest()
 
     def raw(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
         """The ids that the log knew users or items by.
@@ -151,6 +157,11 @@ class Dataset:
         return self._table("items", "interactions").slice(items.start, len(items)).to_numpy().astype(np.int64)
 
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
+        if (name, column) not in self._columns:
+            self._columns[name, column] = self._read(name, column)
+        return self._columns[name, column]
+
+    def _read(self, name: str, column: str) -> pa.ChunkedArray:
         path = self.path / f"{name}.parquet"
         try:
             return pq.read_table(path, columns=[column], memory_map=True)[column]

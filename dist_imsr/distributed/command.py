@@ -1,14 +1,21 @@
 """How a distributed command ends: its exit status, and one line on stderr that says what to do."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
 import torch.distributed as dist
 
 from dist_imsr.config import current_rank
+from dist_imsr.distributed.topology import locate
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+)  # what gloo says of a rank that is gone
 
 
 def run(name: str, work: Callable[[], None], interrupted: str) -> int:
@@ -17,16 +24,19 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     Args:
         name: of the command.
         work: refuses bad input before it connects, where all ranks meet the same refusal and rank 0 speaks for them.
-        interrupted: what is told after Ctrl-C.
+        interrupted: what is told after Ctrl-C or SIGTERM.
 
     Returns:
         The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
-        130 after Ctrl-C.
+        130 after Ctrl-C or SIGTERM.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
     logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
+
     def end(message: str, status: int, together: bool) -> int:
+        together = together or locate().world_size == 1
         if current_rank() == 0 or not together:
             prefix = "" if together else f"rank {current_rank()}: "
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
@@ -48,5 +58,9 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         return status
     except OSError as error:
         return end(str(error), FAILED, together=not dist.is_initialized())
+    except RuntimeError as error:
+        if dist.is_initialized() and any(sign in str(error) for sign in _LOST):
+            return end("another rank ended; its message says why", FAILED, together=False)
+        raise
     except KeyboardInterrupt:
         return end(interrupted, INTERRUPTED, together=True)

@@ -33,7 +33,8 @@ class EvalConfig:
         top: every N of HR@N, NDCG@N, recall@N and MRR@N; validation takes the largest.
         exclude_seen: leave out what a user met in an earlier span; a target among it is a miss.
         beyond: also tell which share of the catalogue the top N of the tested users hold, and which share of their
-            places goes to the long tail; costs a second pass over the catalogue.
+            places goes to the long tail: the least popular items, over all spans of the data, that hold a fifth of the
+            interactions; costs a second pass over the catalogue.
     """
 
     top: list[int] = field(default_factory=lambda: [20])

@@ -22,24 +22,30 @@ class FinishedRun:
 
     Args:
         run_dir: of a run that exported spans.
+        data: where its prepared data stand; None for where they stood.
 
     Raises:
         ValueError: naming the file that is missing or no run's.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, data: Path | None = None) -> None:
         path = run_dir / "config.yaml"
         if not path.is_file():
             raise ValueError(f"run_dir: {run_dir} holds no config.yaml: name the folder of a run")
         self.folder = run_dir
-        self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
-        self.spans = sorted(int(folder.name.partition("=")[2]) for folder in run_dir.glob("spans/span=*"))
+        try:
+            self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
+            self.model, self.batch = ModelConfig(**self.settings["model"]), BatchConfig(**self.settings["batch"])
+            stood, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
+        folders = run_dir.glob("spans/span=*")
+        self.spans = sorted(int(number) for number in (folder.name[5:] for folder in folders) if number.isdecimal())
         if not self.spans:
             raise ValueError(f"run_dir: {run_dir} holds no spans/: train with --training.export last or every")
-        self.dataset = Dataset(DataConfig(Path(self.settings["data"]["path"])))
-        self.model = ModelConfig(**self.settings["model"])
-        self.batch = BatchConfig(**self.settings["batch"])
-        self.seed: int = self.settings["seed"]
+        if data is None and not stood.is_dir():
+            raise ValueError(f"data: {stood}, where the run's data stood, is no folder here: name it with --data")
+        self.dataset = Dataset(DataConfig(data or stood))
 
     def at(self, span: int | None) -> int:
         """Chooses a span.
@@ -74,11 +80,12 @@ class SpanState:
         ranking: how the catalogue is ranked.
 
     Raises:
-        ValueError: naming the folder whose files do not hold every item and user once.
+        ValueError: naming the file that is missing or belongs to other data, or the folder whose files do not hold
+            every item once.
     """
 
     def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
-        self.folder = run.folder / "spans" / f"span={span}"
+        self.folder, self.dataset = run.folder / "spans" / f"span={span}", run.dataset
         dim, offsets = run.model.dim, run.dataset.bucket_offsets
         scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
         self.catalogue = Catalogue(scale, items, dim, run.seed, topology)
@@ -92,20 +99,24 @@ class SpanState:
         self.catalogue.weight[: len(found)] = torch.from_numpy(vectors).to(topology.device)
         mine = range(self.store.first_user, self.store.first_user + len(self.store.counts))
         owners, vectors = self._part("interests", "user", mine)
-        if (np.diff(owners) < 0).any():
-            raise ValueError(f"{self.folder} holds users out of order: train again with --training.export every")
+        assert (np.diff(owners) >= 0).all()
         self.store.load(torch.from_numpy(owners - self.store.first_user), torch.from_numpy(vectors))
 
     def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some ids from all files, ``[n]`` and ``[n, d]``; no other row leaves the disk."""
-        found, vectors = [], []
-        for path in sorted(self.folder.glob(f"{name}-*.arrow")):
+        found, vectors, ranks = list[np.ndarray](), list[np.ndarray](), 1
+        while len(found) < ranks:
+            path = self.folder / f"{name}-{len(found):03d}.arrow"
             table = read_batch(path)
+            told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            if told.get("data") != self.dataset.digest:
+                raise ValueError(
+                    f"{path} was written over other data than {self.dataset.path}: name the run's with --data"
+                )
+            ranks = int(told["ranks"])
             place = slice(*np.searchsorted(table[key].to_numpy(), (ids.start, ids.stop)))
             found.append(table[key].to_numpy()[place].astype(np.int64))
             vectors.append(vectors_of(table)[place])
-        if not found:
-            raise ValueError(f"{self.folder} holds no {name}-*.arrow: train again with --training.export every")
         return np.concatenate(found), np.concatenate(vectors)
 
 

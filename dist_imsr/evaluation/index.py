@@ -32,7 +32,8 @@ class IndexConfig:
         links: of each item in hnsw's graph.
         cells: of ivf.
         probes: cells that ivf reads, and a 16th of the candidates that hnsw keeps while it walks.
-        candidates: items that each interest brings, of which the score of all interests then takes the best.
+        candidates: items that each interest brings, at least N of them, of which the score of all interests then takes
+            the best.
         sample: users on whom recall is measured.
     """
 
@@ -46,7 +47,8 @@ class IndexConfig:
     def __post_init__(self) -> None:
         for key, value in asdict(self).items():
             if key != "kind":
-                require(value >= 1, f"index.{key}", value, "at least 1")
+                least = 2 if key == "links" else 1  # FAISS crashes on graphs with a single link
+                require(value >= least, f"index.{key}", value, f"at least {least}")
 
 
 @dataclass
@@ -57,6 +59,7 @@ class ExportConfig:
         run_dir: of a run that exported spans (--training.export last or every).
         output: a new folder: items.parquet (item, vector), interests.parquet (user, interest, born, vector),
             items.faiss, whose numbers are the rows of items.parquet, and export.json.
+        data: where the run's prepared data stand, if elsewhere than when it was trained.
         span: the trained span; the last that was exported by default.
         top: N of the recall.
         index: the index.
@@ -65,6 +68,7 @@ class ExportConfig:
 
     run_dir: Path
     output: Path
+    data: Path | None = None
     span: int | None = None
     top: int = 20
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -103,6 +107,7 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     """
     import faiss
 
+    assert topology.world_size == 1
     items = run.dataset.items_by_span[span]
     state = SpanState(run, span, items, topology, config.ranking)
     partial = config.output.with_name(f".{config.output.name}.partial")
@@ -189,7 +194,9 @@ def _recall(config: ExportConfig, state: SpanState, index: Any, items: int) -> d
         _, exact = state.ranker.best(interests, items, config.top)
         for row, best in enumerate(exact):
             mine = Interests(interests.vectors[row : row + 1], interests.mask[row : row + 1])
-            _, found = index.search(mine.vectors[mine.mask].numpy(force=True), min(config.index.candidates, items))
+            _, found = index.search(
+                mine.vectors[mine.mask].numpy(force=True), min(max(config.index.candidates, config.top), items)
+            )
             ids = torch.from_numpy(np.unique(found[found >= 0])).to(best.device)
             scores = score(mine, state.catalogue.weight[ids], state.ranker.how)[0]
             taken = ids[scores.topk(min(config.top, len(ids))).indices]

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from dist_imsr.distributed.topology import Topology
 
 logger = logging.getLogger(__name__)
+_GROUP = 1 << 20  # rows of a row group
 
 
 class JointFile:
@@ -25,6 +26,7 @@ class JointFile:
     def __init__(self, path: Path, topology: Topology) -> None:
         self.path, self.topology = path, topology
         self._writer: pq.ParquetWriter | None = None
+        self._held: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
         """Adds this rank's next rows; every rank must write at least once, be it a table without rows.
@@ -32,9 +34,9 @@ class JointFile:
         Args:
             table: of one schema.
         """
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._part(self.topology.rank), table.schema)
-        self._writer.write_table(table)
+        self._held.append(table)
+        if sum(len(held) for held in self._held) >= _GROUP:
+            self._flush()
 
     def __enter__(self) -> "JointFile":
         return self
@@ -42,9 +44,11 @@ class JointFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
         try:
+            if kind is None and self._held:
+                self._flush()
+            if self._writer is not None:
+                self._writer.close()
             if kind is None:
                 dist.barrier()
                 if self.topology.rank == 0:
@@ -52,6 +56,12 @@ class JointFile:
                 dist.barrier()
         finally:
             self._part(self.topology.rank).unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._held).combine_chunks()
+        self._held.clear()
+        self._writer = self._writer or pq.ParquetWriter(self._part(self.topology.rank), table.schema)
+        self._writer.write_table(table)
 
     def _join(self) -> None:
         if not self._part(0).exists():
@@ -70,3 +80,15 @@ class JointFile:
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.{rank:03d}.partial")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Args:
+        path: the file; an older one is replaced.
+        text: what it is to hold.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

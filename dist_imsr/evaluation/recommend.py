@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.config import require
+from dist_imsr.config import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History
 from dist_imsr.distributed.topology import Topology
@@ -34,6 +34,7 @@ class RecommendConfig:
             interest with the largest dot product).
         users: ``all`` who have interests, or a file: Parquet, whose first column holds raw user ids, or text with one
             a line.
+        data: where the run's prepared data stand, if elsewhere than when it was trained.
         span: the trained span whose state recommends; the last that was exported by default.
         top: N.
         exclude_seen: leave out what a user met up to that span.
@@ -47,6 +48,7 @@ class RecommendConfig:
     run_dir: Path
     output: Path
     users: str = "all"
+    data: Path | None = None
     span: int | None = None
     top: int = 20
     exclude_seen: bool = False
@@ -58,8 +60,7 @@ class RecommendConfig:
     def __post_init__(self) -> None:
         require(self.top >= 1, "top", self.top, "at least 1")
         require(self.block >= 1, "block", self.block, "at least 1")
-        require(self.output.parent.is_dir(), "output", str(self.output), "a file in a folder that exists")
-        require(not self.output.is_dir(), "output", str(self.output), "a file, not a folder")
+        require_file(self.output, "output")
 
 
 def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
@@ -81,14 +82,14 @@ def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
     path = Path(config.users)
     try:
         if path.suffix == ".parquet":
-            raw = pq.read_table(path).column(0).combine_chunks()
+            raw = pq.read_table(path, columns=[pq.read_schema(path).names[0]]).column(0).combine_chunks()
         else:
             raw = pa.array([line for line in map(str.strip, path.read_text().splitlines()) if line], pa.string())
         raw = raw.cast(dataset.raw_type("users"))
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
         raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
-    if not len(raw):
-        raise ValueError(f"users: {path} holds no user ids")
+    if not len(raw) or raw.null_count:
+        raise ValueError(f"users: {path} holds {'empty' if raw.null_count else 'no'} user ids")
     raw = raw.unique()
     if config.unknown == "error":  # those whom the data know may still lack interests, which only the ranks can tell
         _refuse(raw, np.flatnonzero(dataset.dense(raw) < 0))
@@ -112,19 +113,23 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
         ValueError: listing unknown users, where they are not to be skipped.
     """
     dataset, items = run.dataset, run.dataset.items_by_span[span]
+    top = min(config.top, items)
     state = SpanState(run, span, items, topology, config.ranking)
     rows = _rows(config, dataset, state, raw, topology)
     buckets = topology.buckets(dataset.buckets)
     history = History(dataset, buckets, span) if config.exclude_seen else None
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
-    each = -(-config.block // topology.world_size)
+    # Of each place: the item's embedding twice over, and a score and an id from every rank.
+    place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
+    affordable = max(1, (config.ranking.memory << 20) // (place * top))
+    each = min(-(-config.block // topology.world_size), affordable)
     with JointFile(config.output, topology) as file:
         for first in range(0, max(most, 1), each):
             block = rows[first : first + each]
             interests = state.store.gather(block, topology.device)
             users = block + state.store.first_user
             seen = history(users) if history else None
-            scores, ids = state.ranker.best(interests, items, config.top, seen)
+            scores, ids = state.ranker.best(interests, items, top, seen)
             spoke = _spokesmen(state, interests, ids)
             file.write(_table(dataset, users, scores, ids, spoke))
             if topology.rank == 0:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_imsr.config import require
+from dist_imsr.config import require, require_file
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator, Follow
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
@@ -17,7 +17,8 @@ class EvaluateConfig:
 
     Args:
         run_dir: of a run that exported spans (--training.export last or every).
-        span: the trained span to start from; all that were exported by default.
+        data: where the run's prepared data stand, if elsewhere than when it was trained.
+        span: the trained span to start from; all that were exported by default, but the pre-training span.
         per_user: a Parquet file of each tested user's own values, for paired tests; needs --span where several spans
             were exported.
         drift_truth: instead, compare the run with the truth that ``prepare.py --source drift`` planted in its data.
@@ -25,11 +26,12 @@ class EvaluateConfig:
             least this cosine with the mean embedding of its cluster.
         json: a file for the rows of the table.
         timeout_seconds: how long a rank may be waited for before the job ends.
-        eval: what is measured.
+        eval: what is measured; the run's own section is not read.
         ranking: how the catalogue is ranked.
     """
 
     run_dir: Path
+    data: Path | None = None
     span: int | None = None
     per_user: Path | None = None
     drift_truth: bool = False
@@ -42,8 +44,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(-1 <= self.match_cosine <= 1, "match_cosine", self.match_cosine, "-1 to 1")
         for key in ("per_user", "json"):
-            path = getattr(self, key)
-            require(path is None or path.parent.is_dir(), key, str(path), "a file in a folder that exists")
+            require_file(getattr(self, key), key)
+        for key in ("per_user", "span"):
+            require(
+                not self.drift_truth or getattr(self, key) is None, key, getattr(self, key), "none with drift_truth"
+            )
 
 
 def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
@@ -81,7 +86,7 @@ def retest(
         follow: goes through batches.
 
     Returns:
-        A row a span: the same numbers as in metrics.jsonl, and what was asked for beyond them.
+        A row a span: the numbers of metrics.jsonl where ``eval`` is that of the run, and what is beyond them.
     """
     rows = []
     for span in spans:

@@ -18,13 +18,14 @@ def export_span(
     store: InterestStore,
     catalogue: Catalogue,
     items: int,
+    data: str,
     detections: Sequence[Detection],
 ) -> None:
     """Writes one rank's part of ``run_dir/spans/span=T/``; each file appears whole.
 
     ``interests-R.arrow``: user, born (the span of an interest's birth), vector, in the order of users and slots.
     ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (what the detector compares with c1),
-    puzzled; a user has a row for each detection.
+    puzzled; a user has a row for each detection. Each file's metadata tell how many ranks wrote one, over which data.
 
     Args:
         run_dir: the run's folder.
@@ -32,6 +33,7 @@ def export_span(
         store: this rank's interests.
         catalogue: this rank's rows.
         items: ids below it are known.
+        data: the digest of the prepared data.
         detections: what the detector found in the span, one for each time that it looked.
 
     Raises:
@@ -53,6 +55,7 @@ def export_span(
         path = folder / f"{name}-{catalogue.topology.rank:03d}.arrow"
         partial = path.with_suffix(".partial")
         batch = pa.record_batch({column: _column(values) for column, values in columns.items()})
+        batch = batch.replace_schema_metadata({"ranks": str(catalogue.topology.world_size), "data": data})
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
             file.write_batch(batch)
         os.replace(partial, path)

@@ -305,7 +305,15 @@ class Trainer:
 
     def _export(self, span: int) -> None:
         items = self.dataset.items_by_span[span]
-        export_span(self.config.run_dir, span, self.model.store, self.model.catalogue, items, self.detections)
+        export_span(
+            self.config.run_dir,
+            span,
+            self.model.store,
+            self.model.catalogue,
+            items,
+            self.dataset.digest,
+            self.detections,
+        )
 
     def _open(self, span: int) -> SpanData:
         return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)

@@ -13,6 +13,8 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.data.sources import ColumnsConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.evaluation.finished import FinishedRun, SpanState
+from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.training.run import _claim
@@ -71,3 +73,20 @@ def finished(tmp_path_factory):
     )
     assert run_ranks(2, train, config) == [0, 1]
     return Finished(folder / "run", log, folder / "data")
+
+
+def state_of(topology, folder, span):
+    """A span's interests by raw user id, and its rows of the table by raw item id, in the order of dense ids."""
+    run = FinishedRun(folder)
+    state = SpanState(run, span, run.dataset.items_by_span[span], topology, RankingConfig())
+    counts = state.store.counts
+    users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
+    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
+    held = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
+    return dict(zip(users, held, strict=True)), dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
+
+
+@pytest.fixture(scope="session")
+def last_state(finished):
+    """What `state_of` tells of the last trained span."""
+    return run_ranks(1, state_of, finished.folder, 2)[0]

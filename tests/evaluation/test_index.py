@@ -1,37 +1,57 @@
 import json
 
-import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dist_imsr.evaluation.finished import FinishedRun
 from launch.export import main
+from tests import reference
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed: pip install 'dist-imsr[export]'")
 
 
+def _exported(finished, output, *arguments):
+    assert main(["--run_dir", str(finished.folder), "--output", str(output), "--top", "5", *arguments]) == 0
+    tables = (pq.read_table(output / f"{name}.parquet").to_pandas() for name in ("items", "interests"))
+    return json.loads((output / "export.json").read_text()), *tables
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
-def test_what_is_exported_can_be_served(finished, tmp_path, kind):
-    output = tmp_path / "export"
-    arguments = ["--run_dir", str(finished.folder), "--output", str(output), "--top", "5"]
-    assert main([*arguments, "--index.kind", kind, "--index.candidates", "60"]) == 0
+def test_what_is_exported_is_what_the_run_holds(finished, last_state, tmp_path, kind):
+    told, items, interests = _exported(finished, tmp_path / "export", "--index.kind", kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
-    told, dataset = json.loads((output / "export.json").read_text()), FinishedRun(finished.folder).dataset
-    items, interests = (pq.read_table(output / f"{name}.parquet") for name in ("items", "interests"))
-    assert items["item"].to_pylist() == dataset.raw("items", np.arange(told["items"])).to_pylist()
-    assert told["interests"] == len(interests)
-    assert told["recall@5"] == pytest.approx(1.0, abs=0.05)
-    counts = duckdb.sql(
-        f"SELECT user, max(interest) + 1 AS k, count(*) AS n FROM '{output}/interests.parquet' GROUP BY user"
-    )
-    assert all(k == n for _, k, n in counts.fetchall())
-    index = faiss.read_index(str(output / "items.faiss"))
-    assert index.ntotal == told["items"]
-    vectors = np.stack(items["vector"].to_numpy())
-    _, found = index.search(np.stack(interests["vector"].to_numpy())[:3], 1)
-    wanted = (np.stack(interests["vector"].to_numpy())[:3] @ vectors.T).argmax(1)
-    assert (found[:, 0] == wanted).mean() > 0.6
+    held, table = last_state
+    assert items["item"].tolist() == list(table)
+    np.testing.assert_allclose(np.stack(items["vector"]), np.stack(list(table.values())), rtol=1e-6)
+    for user, rows in interests.groupby("user"):
+        assert rows["interest"].tolist() == list(range(len(held[user])))
+        np.testing.assert_allclose(np.stack(rows["vector"]), held[user], rtol=1e-6)
+    assert told["interests"] == len(interests) == sum(map(len, held.values()))
+    assert told["users"] == interests["user"].nunique()
+    index = faiss.read_index(str(tmp_path / "export" / "items.faiss"))
+    assert index.ntotal == told["items"] == len(table)
+    assert told["recall@5"] > 0.9
+
+
+def test_recall_is_the_share_of_the_exact_list_that_is_found(finished, last_state, tmp_path):
+    told, *_ = _exported(finished, tmp_path / "export", "--index.kind", "flat", "--index.candidates", "1")
+    held, rows = last_state[0], np.stack(list(last_state[1].values()))
+    shares = []
+    for mine in held.values():
+        if len(mine):
+            scores = np.array([reference.score(mine, row, "attentive") for row in rows])
+            candidates = {item for interest in mine for item in np.argsort(-(rows @ interest))[:5]}
+            taken = sorted(candidates, key=lambda item: -scores[item])[:5]
+            shares.append(len(set(taken) & set(np.argsort(-scores)[:5])) / 5)
+    assert told["recall@5"] == pytest.approx(np.mean(shares))
+    assert told["sampled_users"] == len(shares)
+
+
+def test_several_ranks_are_refused(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--run_dir", str(finished.folder), "--output", str(tmp_path / "export")]) == 2
+    assert "one machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_folder_is_refused(finished, tmp_path, capsys):

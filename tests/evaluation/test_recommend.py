@@ -4,23 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_imsr.evaluation.finished import FinishedRun, SpanState
-from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.finished import FinishedRun
+from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.recommend import RecommendConfig, asked_users, recommend
 from launch.recommend import main
 from tests import reference
 from tests.ranks import run_ranks
-
-
-def _state(topology, folder):
-    """All interests by raw user id, and all rows of the table by raw item id."""
-    run = FinishedRun(folder)
-    state = SpanState(run, 2, run.dataset.items_by_span[2], topology, RankingConfig())
-    counts = state.store.counts
-    users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[2])).to_pylist()
-    held = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
-    return dict(zip(users, held, strict=True)), dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
 
 
 def _recommend(topology, config):
@@ -29,10 +18,10 @@ def _recommend(topology, config):
 
 
 @pytest.mark.parametrize(("world_size", "exclude_seen"), [(1, False), (2, True), (3, False)])
-def test_lists_equal_brute_force(finished, tmp_path, world_size, exclude_seen):
+def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exclude_seen):
     output = tmp_path / "recs.parquet"
     config = RecommendConfig(finished.folder, output, top=7, exclude_seen=exclude_seen, block=7)
-    (held, table), *_ = run_ranks(1, _state, finished.folder)
+    held, table = last_state
     assert run_ranks(world_size, _recommend, config) == [len([user for user in held if len(held[user])])] * world_size
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
@@ -92,3 +81,34 @@ def test_a_folder_that_is_not_there_is_refused(finished, tmp_path, capsys):
         main(["--run_dir", str(finished.folder), "--output", str(tmp_path / "no" / "recs.parquet")])
     assert stopped.value.code == 2
     assert "output" in capsys.readouterr().err
+
+
+def test_more_places_than_items_and_ranks_without_users(finished, last_state, tmp_path):
+    path, output = tmp_path / "users.txt", tmp_path / "recs.parquet"
+    path.write_text("user-7\n")
+    config = RecommendConfig(finished.folder, output, users=str(path), top=10_000, exclude_seen=True)
+    assert run_ranks(3, _recommend, config) == [1] * 3
+    found = pq.read_table(output)["item"].to_pylist()
+    edge = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    seen = {item for user, item, time in finished.log if user == "user-7" and time < edge}
+    assert sorted(found) == sorted(set(last_state[1]) - seen)
+
+
+def _failing(topology, path):
+    def fail():
+        with JointFile(path, topology) as file:
+            file.write(pa.table({"a": [1]}))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with JointFile(path.with_name("nobody"), topology):
+        pass
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.parquet"
+    path.write_text("old")
+    run_ranks(2, _failing, path)
+    assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.parquet"]

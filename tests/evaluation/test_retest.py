@@ -1,3 +1,4 @@
+import collections
 import json
 import shutil
 
@@ -6,9 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_imsr.evaluation.evaluator import EvalConfig
-from dist_imsr.evaluation.finished import FinishedRun
+from dist_imsr.evaluation.finished import FinishedRun, SpanState
+from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from launch.evaluate import main
+from tests import reference
+from tests.evaluation.conftest import state_of
 from tests.ranks import run_ranks
 
 NAMES = [f"{name}@{top}" for top in (5, 10) for name in ("hr", "ndcg", "recall", "mrr")]
@@ -79,16 +83,73 @@ def test_what_cannot_be_tested_is_refused(finished, capsys, arguments, named):
     assert errors.count("\n") == 1
 
 
-def test_missing_parts_are_named(finished, tmp_path, capsys):
+def test_popularity_is_that_of_the_log(finished):
+    dataset = FinishedRun(finished.folder).dataset
+    items = dataset.raw("items", np.arange(10)).to_pylist()
+    assert dataset.popularity(range(10)).tolist() == [
+        sum(item == other for _, other, _ in finished.log) for item in items
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_coverage_and_the_long_tail_by_hand(finished, tmp_path, world_size):
+    users = tmp_path / "users.parquet"
+    config = EvaluateConfig(finished.folder, span=2, per_user=users, eval=EvalConfig([5], beyond=True))
+    (row,) = run_ranks(world_size, _retested, config)[0]
+    ((held, _),) = run_ranks(1, state_of, finished.folder, 2)
+    ((_, table),) = run_ranks(1, _grown, finished.folder)
+    counts = collections.Counter(item for _, item, _ in finished.log)
+    lists = []
+    for user in pq.read_table(users)["user"].to_pylist():
+        scores = {item: reference.score(held[user], vector, "attentive") for item, vector in table.items()}
+        lists += sorted(table, key=lambda item: -scores[item])[:5] if len(held[user]) else list(table)[:5]
+    assert row["coverage"] == pytest.approx(len(set(lists)) / len(table))
+    total, reached, edge = sum(counts[item] for item in table), 0, 0
+    for edge in sorted({counts[item] for item in table}):
+        reached += edge * sum(counts[item] == edge for item in table)
+        if reached >= 0.2 * total:
+            break
+    assert row["long_tail"] == pytest.approx(np.mean([counts[item] <= edge for item in lists]))
+
+
+def _grown(topology, folder):
+    """The table that span 2 is tested with on span 3: it holds what span 3 brings, too."""
+    run = FinishedRun(folder)
+    state = SpanState(run, 2, run.dataset.items_by_span[3], topology, RankingConfig())
+    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
+    return None, dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
+
+
+@pytest.mark.parametrize("part", ["items-001.arrow", "interests-001.arrow", "interests-000.arrow"])
+def test_missing_parts_are_named(finished, tmp_path, capsys, part):
     run = tmp_path / "run"
     shutil.copytree(finished.folder, run)
-    (run / "spans" / "span=2" / "items-001.arrow").unlink()
+    (run / "spans" / "span=2" / part).unlink()
     assert main(["--run_dir", str(run), "--span", "2"]) == 2
-    assert "span=2 does not hold every item once" in capsys.readouterr().err
+    assert part in capsys.readouterr().err
 
 
-def test_the_long_tail_holds_the_last_fifth(finished):
-    run = FinishedRun(finished.folder)
-    counts = run.dataset.popularity(range(10))
-    items = run.dataset.raw("items", np.arange(10)).to_pylist()
-    assert counts.tolist() == [sum(item == other for _, other, _ in finished.log) for item in items]
+def test_other_data_are_refused_and_moved_data_are_found(finished, tmp_path, capsys):
+    other = shutil.copytree(finished.data, tmp_path / "data")
+    arguments = ["--run_dir", str(finished.folder), "--span", "1", "--data", str(other)]
+    assert main(arguments) == 0
+    manifest = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(manifest | {"note": "prepared again"}))
+    assert main(arguments) == 2
+    assert "other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "model: {base: none}", "[", "model: {unknown: 1}\nbatch: {}"])
+def test_a_damaged_configuration_is_named(tmp_path, capsys, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["--run_dir", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert "config.yaml is no configuration" in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["json", "per_user"])
+def test_a_folder_is_no_file(finished, tmp_path, capsys, key):
+    with pytest.raises(SystemExit):
+        main(["--run_dir", str(finished.folder), f"--{key}", str(tmp_path)])
+    assert key in capsys.readouterr().err
