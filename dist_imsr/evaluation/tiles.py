@@ -95,8 +95,7 @@ class _Tile(NamedTuple):
     items: torch.Tensor  # [n, d]
     start: int  # the first item's place in the shard
     agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
-    best: torch.Tensor  # [b, n] float32, the largest of each K; -inf for what the user must not get
-    barred: bool  # whether there is anything that a user must not get
+    barred: tuple[torch.Tensor, torch.Tensor]  # rows and columns of what a user must not get
     lengths: torch.Tensor  # [b, 1], of the users' longest interests
     norms: torch.Tensor  # [n], of the items
     factor: float  # the length of a score's gradient, at the most: what it multiplies a dot product's error by
@@ -116,14 +115,29 @@ class _Tile(NamedTuple):
         error = _ERROR[self.precision] * self.factor * self.norms[columns] * self.lengths[rows, 0]
         return _reduce(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=_TINY)
 
-    def dense(self, rows: torch.Tensor) -> torch.Tensor:
-        """Scores of all items ``[r, n]`` for some users, in float32; -inf for what a user must not get."""
+    def peak(self) -> torch.Tensor:
+        """Each user's largest dot product ``[b]`` float32, be it of what the user must not get."""
+        return self.agreement.flatten(1).amax(1).float()
+
+    def best(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The largest of each K for some users, distinct ones, or all: ``[r, n]`` float32; -inf for what is barred."""
+        agreement = self.agreement if rows is None else self.agreement[rows]
+        best, (row, column) = agreement.amax(1).float(), self.barred
+        if rows is not None and len(row):
+            place = torch.full((len(self.users),), -1, device=row.device)
+            place[rows] = torch.arange(len(rows), device=row.device)
+            row, column = place[row][place[row] >= 0], column[place[row] >= 0]
+        best[row, column] = -torch.inf
+        return best
+
+    def dense(self, rows: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        """Scores of all items ``[r, n]`` for some users, in float32; -inf where it is their ``best``, ``[r, n]``."""
         if self.precision == "fp32":
             agreement = self.agreement[rows]
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
         scores = _reduce(agreement, self.how)
-        return scores.masked_fill_(self.best[rows] == -torch.inf, -torch.inf) if self.barred else scores
+        return scores.masked_fill_(best == -torch.inf, -torch.inf) if len(self.barred[0]) else scores
 
 
 def count_better(
@@ -195,6 +209,8 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
     Returns:
         Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; -inf and -1 where there are no more items.
     """
+    if not users.shape[1]:  # to whom all items are alike, as they are to one interest of length zero
+        users = users.new_zeros(len(users), 1, users.shape[2])
     scores = users.new_full((len(users), top), -torch.inf)
     ids = torch.full((len(users), top), -1, device=users.device)
     waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -217,14 +233,18 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
 
     for tile in _tiles(shard, users, everybody, barred):
         floor = scores[:, -1:]
-        dense, row, column = _split(tile.best, floor - tile.margin(tile.precision))
+        limit = floor - tile.margin(tile.precision)
+        hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few: most tiles hold nothing for most users
+        best = tile.best(hit)
+        many, row, column = _split(best, limit[hit])
+        dense, row = hit[many], hit[row]
         value, error = tile.near(row, column)
         real = value > floor[row, 0] - error
         row, column, value = row[real], column[real], value[real]
         if tile.precision == "bf16":
             value = _exact(tile.users[row], tile.items[column], tile.how).float()
         if len(dense):
-            every, place = tile.dense(dense).sort(dim=1, descending=True, stable=True)
+            every, place = tile.dense(dense, best[many]).sort(dim=1, descending=True, stable=True)
             every, place = every[:, :top], place[:, :top]
             real = every > floor[dense]
             row = torch.cat([row, dense.unsqueeze(1).expand_as(every)[real]])
@@ -265,12 +285,13 @@ def _better(tile: _Tile, asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, tor
         items' places in the shard ``[m]``.
     """
     users, alone = len(tile.users), len(asked.rows) == len(tile.users)
-    margin, finer, found = tile.margin(tile.precision), tile.margin("fp32"), []
+    margin, finer, whole, found = tile.margin(tile.precision), tile.margin("fp32"), tile.best(), []
     # Several targets may share a user: they are compared in parts of the tile's own size.
     for first in range(0, len(asked.rows), users):
         part = slice(first, first + users)
         rows, low, high = asked.rows[part], asked.low[part], asked.high[part]
-        dense, target, column = _split(tile.best if alone else tile.best[rows], low - margin[rows])
+        best = whole if alone else whole[rows]
+        dense, target, column = _split(best, low - margin[rows])
         value, error = tile.near(rows[target], column)
         sure = value > high[target, 0] + error
         close = (value > low[target, 0] - error).logical_xor_(sure)
@@ -278,7 +299,7 @@ def _better(tile: _Tile, asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, tor
         target, column = target[close], column[close]
         if len(dense):
             error = finer[rows[dense]]
-            scores = tile.dense(rows[dense])
+            scores = tile.dense(rows[dense], best[dense])
             above = _above(scores, high[dense] + error)
             count[dense] = above.sum(1).double()
             row, place = (_above(scores, low[dense] - error) - above).nonzero().T
@@ -329,13 +350,10 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
         agreement = room[: len(factors) * len(items)].view(len(factors), len(items))
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
-        best = agreement.amax(1).float() if count else users.new_zeros(len(users), len(items))
         rows, columns = barred.within(first, first + len(items))
-        if len(rows):
-            rows = place[rows]
-            best[rows[rows >= 0], columns[rows >= 0]] = -torch.inf
-        norms = items.norm(dim=1)
-        yield _Tile(users, items, first, agreement, best, len(rows) > 0, lengths, norms, factor, shard.how)
+        held = place[rows]
+        unwanted = held[held >= 0], columns[held >= 0]
+        yield _Tile(users, items, first, agreement, unwanted, lengths, items.norm(dim=1), factor, shard.how)
 
 
 def _exact(users: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
