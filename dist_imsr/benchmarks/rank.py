@@ -62,7 +62,7 @@ class RankBench:
     top: int = 20
     precision: Precision = "bf16"
     memory: int = 256
-    ranks: int = 1
+    ranks: int = 2
     threads: int = 1
     repeats: int = 5
     seed: int = 0

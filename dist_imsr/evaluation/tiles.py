@@ -95,7 +95,7 @@ class _Tile(NamedTuple):
     items: torch.Tensor  # [n, d]
     start: int  # the first item's place in the shard
     agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
-    barred: tuple[torch.Tensor, torch.Tensor]  # rows and columns of what a user must not get
+    barred: tuple[torch.Tensor, torch.Tensor] | None  # rows and columns of what a user must not get, if anything
     lengths: torch.Tensor  # [b, 1], of the users' longest interests
     norms: torch.Tensor  # [n], of the items
     factor: float  # the length of a score's gradient, at the most: what it multiplies a dot product's error by
@@ -121,13 +121,14 @@ class _Tile(NamedTuple):
 
     def best(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The largest of each K for some users, distinct ones, or all: ``[r, n]`` float32; -inf for what is barred."""
-        agreement = self.agreement if rows is None else self.agreement[rows]
-        best, (row, column) = agreement.amax(1).float(), self.barred
-        if rows is not None and len(row):
-            place = torch.full((len(self.users),), -1, device=row.device)
-            place[rows] = torch.arange(len(rows), device=row.device)
-            row, column = place[row][place[row] >= 0], column[place[row] >= 0]
-        best[row, column] = -torch.inf
+        best = (self.agreement if rows is None else self.agreement[rows]).amax(1).float()
+        if self.barred is not None:
+            row, column = self.barred
+            if rows is not None:
+                place = torch.full((len(self.users),), -1, device=row.device)
+                place[rows] = torch.arange(len(rows), device=row.device)
+                row, column = place[row][place[row] >= 0], column[place[row] >= 0]
+            best[row, column] = -torch.inf
         return best
 
     def dense(self, rows: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
@@ -137,7 +138,7 @@ class _Tile(NamedTuple):
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
         scores = _reduce(agreement, self.how)
-        return scores.masked_fill_(best == -torch.inf, -torch.inf) if len(self.barred[0]) else scores
+        return scores.masked_fill_(best == -torch.inf, -torch.inf) if self.barred is not None else scores
 
 
 def count_better(
@@ -351,8 +352,8 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
         rows, columns = barred.within(first, first + len(items))
-        held = place[rows]
-        unwanted = held[held >= 0], columns[held >= 0]
+        held = place[rows] if len(rows) else rows
+        unwanted = (held[held >= 0], columns[held >= 0]) if len(rows) else None
         yield _Tile(users, items, first, agreement, unwanted, lengths, items.norm(dim=1), factor, shard.how)
 
 
