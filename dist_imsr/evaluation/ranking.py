@@ -27,7 +27,7 @@ class RankingConfig:
 
     Args:
         precision: of the matrix products. Ranks are those of fp32 in both: pairs that bf16 cannot tell apart are scored
-            again in fp32.
+            again. On CUDA, ranks are counted from fp32 products whatever it says.
         memory: MiB that a rank may hold of scores at a time.
     """
 
