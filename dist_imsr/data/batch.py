@@ -323,6 +323,19 @@ class Steps(Iterable[AnyBatch]):
             thread.join()
 
 
+def owners_of(sequences: JaggedTensor) -> torch.Tensor:
+    """The place of each value's sequence.
+
+    Args:
+        sequences: B of them.
+
+    Returns:
+        ``[sum of lengths]`` int64, 0 to B - 1 in ascending order.
+    """
+    lengths = sequences.lengths()
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+
+
 def _jagged(values: Any, lengths: Any) -> JaggedTensor:
     values, lengths = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in (values, lengths))
     return JaggedTensor(values, lengths=lengths)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dist_imsr.data.batch import TestBatch
+from dist_imsr.data.batch import TestBatch, owners_of
 
 
 def discount(ranks: torch.Tensor, top: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ class Metrics:
             Each user's own values by name, ``[B]`` float64.
         """
         ranks, lengths = ranks.double(), batch.targets.lengths()
-        owners = torch.arange(len(lengths), device=ranks.device).repeat_interleave(lengths)
+        owners = owners_of(batch.targets)
         zeros = torch.zeros(len(lengths), dtype=torch.float64, device=ranks.device)
         best = torch.full_like(zeros, torch.inf).scatter_reduce(0, owners, ranks, "amin")
         last, new = ranks[batch.last], batch.last_is_new.double()

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchrec import JaggedTensor
 
 from dist_imsr.config import require
+from dist_imsr.data.batch import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, best_items, count_better
@@ -96,7 +97,7 @@ class Ranker:
         Returns:
             One rank for each value of ``targets``, float64; 1 is the best.
         """
-        owners = _owners(targets)
+        owners = owners_of(targets)
         own = Interests(interests.vectors[owners], interests.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
         longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without any
@@ -108,8 +109,8 @@ class Ranker:
         for stretch in self._stretches(items, whole=most is None):
             found, open_ = torch.zeros_like(better), better < (torch.inf if most is None else most)
             asking = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, by[open_], True)
-            for users, vectors, barred in _alike(world, asking, stretch):
-                place = _places(users, asking)[by]
+            for _, places, vectors, barred in _alike(world, asking, stretch):
+                place = places[by]
                 asked = (open_ & (place >= 0)).nonzero().squeeze(1)
                 level, tie = world.levels[asked].T
                 found[asked] = self._count_better(
@@ -142,7 +143,7 @@ class Ranker:
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
         (shard,) = self._stretches(items, whole=True)
-        for users, vectors, barred in _alike(world, torch.ones_like(world.counts, dtype=torch.bool), shard):
+        for users, _, vectors, barred in _alike(world, torch.ones_like(world.counts, dtype=torch.bool), shard):
             scores[users], ids[users] = best_items(shard, vectors, top, barred)
         # Every rank has a list for each user of the world; a user's own rank gets them all and merges them.
         lists = self.topology.world_size
@@ -173,26 +174,24 @@ def _block(interests: Interests, seen: JaggedTensor | None) -> _Block:
     )
 
 
-def _alike(block: _Block, asking: torch.Tensor, shard: Shard) -> Iterator[tuple[torch.Tensor, torch.Tensor, Pairs]]:
+def _alike(
+    block: _Block, asking: torch.Tensor, shard: Shard
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Pairs]]:
     """Those who ask, together where they have equally many interests, and no more of them than a tile should hold.
 
     Yields:
-        Users ``[b]``; their interests ``[b, K, d]``; what is barred, by their places among these users.
+        Users ``[b]``; everybody's place among them, or -1, ``[B]``; their interests ``[b, K, d]``; what is barred, by
+        their places among these users.
     """
     first = block.counts.cumsum(0) - block.counts
     for count in block.counts[asking].unique().tolist():
         slot = torch.arange(count, device=first.device)
         for users in (asking & (block.counts == count)).nonzero().squeeze(1).split(shard.users(count)):
-            rows = _places(users, asking)[block.seen[:, 0]]
+            places = torch.full_like(block.counts, -1)
+            places[users] = torch.arange(len(users), device=users.device)
+            rows = places[block.seen[:, 0]]
             barred = Pairs(rows[rows >= 0], block.seen[rows >= 0, 1] - shard.first)
-            yield users, block.vectors[first[users].unsqueeze(1) + slot], barred
-
-
-def _places(users: torch.Tensor, everybody: torch.Tensor) -> torch.Tensor:
-    """Each user's place among some of them, or -1."""
-    places = torch.full(everybody.shape, -1, device=users.device)
-    places[users] = torch.arange(len(users), device=users.device)
-    return places
+            yield users, places, block.vectors[first[users].unsqueeze(1) + slot], barred
 
 
 def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
@@ -210,12 +209,6 @@ def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
     return _Block(*map(torch.cat, zip(*parts, strict=True))), users, first_target
 
 
-def _owners(sequences: JaggedTensor) -> torch.Tensor:
-    """The place of each value's sequence, int64."""
-    lengths = sequences.lengths()
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-
-
 def _pairs(sequences: JaggedTensor) -> torch.Tensor:
     """Each value beside the place of its sequence, ``[n, 2]`` int64."""
-    return torch.stack([_owners(sequences), sequences.values()], 1)
+    return torch.stack([owners_of(sequences), sequences.values()], 1)

@@ -339,12 +339,12 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
     users = users[there]
     count, exact = users.shape[1], shard.precision == "fp32"
     factors = users.flatten(0, 1).to(torch.float32 if exact else torch.bfloat16)
-    lengths = users.norm(dim=-1).amax(1, keepdim=True) if count else users.new_zeros(len(users), 1)
+    lengths = users.norm(dim=-1).amax(1, keepdim=True)
     width = 0.0 if shard.how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
     # The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the norm
     # that goes with the largest error of a dot product.
     factor = 1 + 2 * width
-    size = max(1, shard.tile // (len(users) * max(count, 1)))
+    size = max(1, shard.tile // (len(users) * count))
     room = factors.new_empty(len(factors) * size)
     for first in range(0, len(shard.weight), size):
         items = shard.weight[first : first + size]
