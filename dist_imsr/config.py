@@ -121,12 +121,20 @@ def to_yaml(config: Any) -> str:
     Returns:
         The YAML text, keys in the order of the dataclass.
     """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(inner) for inner in value]
-        return str(value) if isinstance(value, Path) else value
-
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """What text formats can hold in place of a configuration's values.
+
+    Args:
+        value: of any kind that a configuration holds.
+
+    Returns:
+        The same of dicts, lists, strings and numbers.
+    """
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value

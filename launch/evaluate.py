@@ -13,9 +13,9 @@ from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
 from dist_imsr.evaluation.finished import FinishedRun
-from dist_imsr.evaluation.parts import write_whole
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
+from dist_imsr.files import write_whole
 from dist_imsr.training.progress import Reporter
 
 

@@ -6,8 +6,8 @@ Alone: ``python launch/train.py ...``; on several ranks: ``deepspeed --num_accel
 import sys
 
 from dist_imsr.config import parse
+from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.run import train
-from dist_imsr.training.trainer import TrainConfig
 
 if __name__ == "__main__":
     sys.exit(train(parse(TrainConfig, description=__doc__)))

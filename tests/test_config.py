@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dist_imsr.config import parse, require, to_yaml
-from dist_imsr.training.trainer import TrainConfig
+from dist_imsr.training.config import TrainConfig
 
 
 @dataclass

@@ -13,8 +13,10 @@ from dist_imsr.config import parse, require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.interest_store import Slots
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.recommender import Snapshot
-from dist_imsr.training.trainer import TrainConfig, Trainer
+from dist_imsr.training.state import Progress
+from dist_imsr.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +138,9 @@ def _variant(topology: Topology, config: TrainConfig) -> list[dict[str, Any]]:
         trainer.learn(0)
         _pretrained = _Pretrained(key, _copied(trainer.model.snapshot()))
     else:
-        # A step gives the optimizers the moments that the snapshot fills.
-        data = trainer._open(0)
-        trainer.model.admit(data)
-        trainer.model.update(next(iter(data.training(0))))
         trainer.model.restore(_copied(_pretrained.model))
-    return trainer.go_on()
+        trainer.progress = Progress(span=1)
+    return trainer.run()
 
 
 def _copied(snapshot: Snapshot) -> Snapshot:

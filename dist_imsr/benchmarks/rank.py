@@ -136,7 +136,7 @@ class _Held:
     def __init__(self, topology: Topology, options: RankBench) -> None:
         self.options, self.topology = options, topology
         self.table = _items(options).to(topology.device)
-        self.catalogue = Catalogue(CatalogueConfig(headroom=0.0), options.items, options.dim, 0, topology)
+        self.catalogue = Catalogue(CatalogueConfig(headroom=0.0), [options.items], options.dim, 0, topology)
         rows = self.catalogue.rows
         known = self.table[rows.start : rows.stop]
         self.catalogue.weight[: len(known)] = known

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from dist_imsr.evaluation.parts import write_whole
+from dist_imsr.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
         InterestPolicy.plain(),
         ModelConfig(dim=options.dim, interests=options.interests),
         *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
-        items=options.items,
+        items=[options.items],
         bucket_offsets=edges,
         seed=options.seed,
         topology=topology,

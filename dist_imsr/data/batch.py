@@ -291,6 +291,17 @@ class Steps(Iterable[AnyBatch]):
     def __len__(self) -> int:
         return self._steps
 
+    def after(self, done: int) -> "Steps[AnyBatch]":
+        """The batches of the later steps.
+
+        Args:
+            done: how many steps there were before.
+
+        Returns:
+            The rest.
+        """
+        return Steps(lambda step: self._read(done + step), self._steps - done, self._prefetch)
+
     def __iter__(self) -> Iterator[AnyBatch]:
         ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)
         left = threading.Event()

@@ -1,6 +1,5 @@
 """A prepared directory: opens, checks, hands out buckets."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from dist_imsr.files import check_file, check_version, digest_of
 
 FORMAT_VERSION = 1
 HELD_OUT = 2  # of a span: the last interaction for testing, the second last for validation
@@ -84,10 +85,15 @@ class Dataset:
         self.path = config.path
         self.manifest = _read_manifest(config.path)
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # of the tables, once they were asked for
-        self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
-        self.items_by_span: list[int] = self.manifest["items_by_span"]
-        for name, entry in self.manifest["files"].items():
-            _check(config.path, name, entry, config.verify)
+        try:
+            self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
+            self.items_by_span: list[int] = self.manifest["items_by_span"]
+            for name, entry in self.manifest["files"].items():
+                check_file(config.path / "dataset.json", name, entry, config.verify)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{config.path / 'dataset.json'} lacks {error}: prepare the data again") from error
+        except ValueError as error:
+            raise ValueError(f"{error}: prepare the data again") from None
 
     @property
     def users(self) -> int:
@@ -107,7 +113,7 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """What tells these data from any other: the manifest's checksum, and with it that of every file."""
-        return hashlib.sha256((self.path / "dataset.json").read_bytes()).hexdigest()
+        return digest_of(self.path / "dataset.json")
 
     def raw(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
         """The ids that the log knew users or items by.
@@ -200,20 +206,5 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a prepared data set ({error!r}): prepare it again") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}: upgrade dist_imsr")
+    check_version(path, version, FORMAT_VERSION)
     return manifest
-
-
-def _check(folder: Path, name: str, entry: dict[str, Any], verify: bool) -> None:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{folder / 'dataset.json'} names {name!r}, outside its folder")
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: prepare the data again")
-    if path.stat().st_size != entry["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}: prepare the data again")
-    if verify:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                raise ValueError(f"{path} does not match its checksum: prepare the data again")

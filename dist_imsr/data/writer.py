@@ -1,6 +1,5 @@
 """The files of a prepared folder: sequences cut into spans, tables, checksums."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_imsr.data.dataset import held_out
+from dist_imsr.files import digest_of
 
 SEQUENCE_BITS = 32  # of a moment: the lower ones tell rows of one second apart, in the input's order
 BYTES_PER_ROW = 80  # held for each interaction of a bucket while it is cut and written
@@ -172,9 +172,7 @@ def described(path: Path, rows: int) -> dict[str, Any]:
     Returns:
         Its bytes, sha256 and rows.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest, "rows": rows}
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path), "rows": rows}
 
 
 def integer_type(count: int) -> pa.DataType:

@@ -1,7 +1,9 @@
 """All items' embeddings, row-wise over the ranks: a TorchRec table with a fused optimizer that can grow."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -17,6 +19,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingType
 
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
+from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
 
 _TABLE, _FEATURE, _STREAM = "catalogue", "item", 0xCA7A
@@ -88,7 +91,8 @@ class Catalogue:
 
     Args:
         config: the catalogue's section.
-        items: how many items are known; the table gets headroom above.
+        items: how many items are known, the last of the numbers; the table gets the room that it would have had it
+            grown from one to the next.
         dim: d.
         seed: keys the first values of every row.
         topology: this rank's place.
@@ -97,10 +101,11 @@ class Catalogue:
         ValueError: for fused Adam on CPU.
     """
 
-    def __init__(self, config: CatalogueConfig, items: int, dim: int, seed: int, topology: Topology) -> None:
+    def __init__(self, config: CatalogueConfig, items: Sequence[int], dim: int, seed: int, topology: Topology) -> None:
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
         self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
-        self.table = self._shard(self._with_headroom(items))
+        self.items = items[-1]
+        self.table = self._shard(reduce(self._room, items, 0))
         self._draw(0)
 
     @property
@@ -119,15 +124,27 @@ class Catalogue:
         return self._local(self._sharded_weight())
 
     @property
-    def state(self) -> dict[str, torch.Tensor]:
-        """This rank's part of everything that training changes, row by row: the weight and its optimizer's state."""
+    def state(self) -> dict[str, Rows]:
+        """This rank's part of all that training changes, row by row of known items: weight and optimizer's state."""
         moments = self.table.fused_optimizer.state_dict()["state"].values()
-        return {"weight": self.weight} | {
-            name: self._local(value)
+        sharded = {"weight": self._sharded_weight()} | {
+            name.split(".")[-1]: value
             for parameter in moments
             for name, value in parameter.items()
             if isinstance(value, ShardedTensor)  # a count of steps is no row
         }
+        first, known = self.rows.start, _overlap(self.rows, range(self.items))
+        return {name: Rows(self._local(value)[:known], first, self.items) for name, value in sharded.items()}
+
+    @property
+    def steps(self) -> int:
+        """How many updates the fused optimizer has counted."""
+        return int(_kernels(self.table)[0].iter.item()) if _kernels(self.table) else 0
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        for kernel in _kernels(self.table):
+            kernel.set_optimizer_step(steps)
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Fetches embeddings from their owners, in one exchange for all sequences.
@@ -177,18 +194,22 @@ class Catalogue:
         Returns:
             Whether the table had to grow.
         """
-        if items <= self.capacity:
-            return False
-        old_state, old_bounds, old_capacity, old_table = self.state, self._bounds(), self.capacity, self.table
-        self.table = self._shard(self._with_headroom(items))
-        for name, local in self.state.items():
-            self._move(old_state[name], old_bounds, local)
-        for old, new in zip(_kernels(old_table), _kernels(self.table), strict=True):
-            new.set_optimizer_step(int(old.iter.item()))
-        self._draw(old_capacity)
-        return True
+        room = self._room(self.capacity, items)
+        grows = room > self.capacity
+        if grows:
+            old_state, old_bounds, steps = self.state, self._bounds(), self.steps
+            self.table = self._shard(room)
+            for name, rows in self.state.items():
+                self._move(old_state[name].values, old_bounds, rows.values)
+            self.steps = steps
+            self._draw(self.items)
+        self.items = max(items, self.items)
+        return grows
 
-    def _with_headroom(self, items: int) -> int:
+    def _room(self, capacity: int, items: int) -> int:
+        """The rows of a table of some capacity once so many items are known."""
+        if items <= capacity:
+            return capacity
         # No rank may be left without rows: TorchRec's row-wise blocks are ceil(rows / ranks).
         return max(math.ceil(items * (1 + self.config.headroom)), self.topology.world_size**2)
 
@@ -226,6 +247,7 @@ class Catalogue:
     def _move(self, old: torch.Tensor, old_bounds: list[range], new: torch.Tensor) -> None:
         """Sends old rows to the ranks that hold them now; no rank ever sees more than its own shard."""
         mine, me = self._bounds(), self.topology.rank
+        old_bounds = [range(held.start, min(held.stop, self.items)) for held in old_bounds]
         send = [_overlap(old_bounds[me], held) for held in mine]
         receive = [_overlap(held, mine[me]) for held in old_bounds]
         arrived = new.new_empty(sum(receive), *new.shape[1:])

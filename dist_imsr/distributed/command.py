@@ -11,11 +11,30 @@ from dist_imsr.config import current_rank
 from dist_imsr.distributed.topology import locate
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on when it is started again
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
 )  # what gloo says of a rank that is gone
+_SILENT = "Timed out waiting"  # what it says of one that does not answer
+
+
+class Stopped(Exception):
+    """All ranks agreed to stop before the end.
+
+    Args:
+        message: what is told.
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Refusal(ValueError):
+    """Bad input that all ranks meet at the same time once they are connected."""
 
 
 def run(name: str, work: Callable[[], None], interrupted: str) -> int:
@@ -28,7 +47,7 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
 
     Returns:
         The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
-        130 after Ctrl-C or SIGTERM.
+        130 after Ctrl-C or SIGTERM; what `Stopped` carries.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
     logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
@@ -50,10 +69,14 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         work()
         leave()
         return 0
+    except Stopped as stop:
+        status = end(str(stop), stop.status, together=True)
+        leave()
+        return status
     except FloatingPointError as error:
         return end(str(error), FAILED, together=True)
     except ValueError as error:
-        status = end(str(error), BAD_INPUT, together=not dist.is_initialized())
+        status = end(str(error), BAD_INPUT, together=isinstance(error, Refusal) or not dist.is_initialized())
         leave()
         return status
     except OSError as error:
@@ -61,6 +84,8 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     except RuntimeError as error:
         if dist.is_initialized() and any(sign in str(error) for sign in _LOST):
             return end("another rank ended; its message says why", FAILED, together=False)
+        if dist.is_initialized() and _SILENT in str(error):
+            return end("another rank said nothing for timeout_seconds: see whether it hangs", FAILED, together=False)
         raise
     except KeyboardInterrupt:
         return end(interrupted, INTERRUPTED, together=True)

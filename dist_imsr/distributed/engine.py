@@ -7,9 +7,11 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from dist_imsr.config import require
+from dist_imsr.distributed.rows import Rows
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 
@@ -46,8 +48,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         The settings, ready for `DenseEngine`.
 
     Raises:
-        ValueError: naming the file and key, for gradient accumulation, fp16, ZeRO 3, another optimizer than Adam, a
-            learning rate (which belongs to the engine's section), or text that is no JSON object.
+        ValueError: naming the file and key, for gradient accumulation, fp16, ZeRO 3, another optimizer than torch's
+            Adam, a learning rate or scheduler (which belong to the engine's section), or text that is no JSON object.
     """
     try:
         settings = json.loads(path.read_text())
@@ -81,6 +83,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         "optimizer.params.lr",
         "belongs to engine.learning_rate and engine.incremental_learning_rate",
     )
+    given = set(optimizer.get("params", {})) - {"betas", "eps", "weight_decay", "torch_adam", "adam_w_mode"}
+    refuse(bool(given), f"optimizer.params.{min(given, default='')}", "is not among what checkpoints keep")
+    refuse(not optimizer.get("params", {}).get("torch_adam", True), "optimizer.params.torch_adam", "must be true")
+    refuse("scheduler" in settings, "scheduler", "learning rates belong to the engine's section")
     # DeepSpeed's own defaults are 1.0 here, AdamW and a weight decay of 0.01.
     settings.setdefault("gradient_clipping", 0.0)
     optimizer["params"] = {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0} | optimizer.get("params", {})
@@ -108,6 +114,11 @@ class DenseEngine:
             model=module.to(device), model_parameters=list(module.parameters()), config=settings
         )
         self.module = module
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        # Moments from the start, not from the first update on, so that all states are alike.
+        for held in self._held():
+            moments = {"exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
+            self._optimizer.state[held] = {"step": torch.tensor(0.0), **moments}
 
     def __call__(self, *inputs: Any) -> Any:
         """The dense module's forward pass, under the precision that the settings name."""
@@ -148,18 +159,47 @@ class DenseEngine:
         """
         self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
-    def state(self) -> list[torch.Tensor]:
+    def forget(self, step: int) -> None:
+        """Voids what an earlier process told DeepSpeed's monitor.
+
+        Args:
+            step: from it on.
+        """
+        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
+        if writer is not None:
+            writer.purge_step = step
+            writer.close()  # the next event opens a new file, which begins with the purge
+
+    def state(self) -> dict[str, Rows]:
         """Everything that training changes: weights, the optimizer's own copies under ZeRO, its moments.
 
         Returns:
-            The live tensors, in a fixed order; moments are missing before the first update.
+            The live tensors; what all ranks hold is saved by the first, and under ZeRO each has its own part.
         """
-        optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)  # ZeRO wraps torch's
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        moments = [
-            value
-            for parameter in held
-            for _, value in sorted(optimizer.state.get(parameter, {}).items())
-            if isinstance(value, torch.Tensor)
-        ]
-        return [*self.module.parameters(), *held, *moments]
+        first = self._rank == 0
+        state = {name: Rows(parameter, saved=first) for name, parameter in self.module.named_parameters()}
+        whole: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
+        total = sum(map(torch.Tensor.numel, whole))
+        for held in self._held():
+            moments = self._optimizer.state[held]
+            if held in whole:
+                parts = {name: Rows(moments[name], saved=first) for name in ("exp_avg", "exp_avg_sq")}
+            else:  # ZeRO's part of all weights, one after the other and padded at the end
+                begin = self._rank * len(held)
+                length = max(0, min(len(held), total - begin))
+                parts = {
+                    name: Rows(value[:length], begin, total)
+                    for name, value in {"weights": held, **moments}.items()
+                    if name != "step"
+                }
+            step = Rows(moments["step"].view(1), saved=first)
+            state |= {f"{whole.get(held, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
+        return state
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)  # ZeRO wraps torch's
+
+    def _held(self) -> list[torch.Tensor]:
+        """What the optimizer moves: the weights, or this rank's part of a copy of them under ZeRO."""
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]

@@ -205,18 +205,21 @@ class InterestStore:
         vectors = interests.vectors.detach().to(self.values)
         self.values[slots[mask]] = vectors[:, : slots.shape[1]][mask]
 
-    def load(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
+    def load(self, rows: torch.Tensor, **columns: torch.Tensor) -> None:
         """Takes interests that were stored elsewhere in the place of what is here.
 
         Args:
             rows: ``[S]`` int64, ascending, each interest's user.
-            vectors: ``[S, d]``.
+            columns: of `Slots`, by name; zero where they are not given.
         """
-        device, old = self.values.device, self.slots
-        counts = torch.bincount(rows.to(device), minlength=len(self.counts))
+        counts = torch.bincount(rows.to(self.offsets), minlength=len(self.counts))
         self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
-        fresh = Slots(*(column.new_zeros(len(rows), *column.shape[1:]) for column in old))
-        self.slots = fresh._replace(values=vectors.to(old.values))
+        self.slots = Slots(
+            *(
+                columns[name].to(old) if name in columns else old.new_zeros(len(rows), *old.shape[1:])
+                for name, old in self.slots._asdict().items()
+            )
+        )
 
     def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
         """Gives users more interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).

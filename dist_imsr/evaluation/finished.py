@@ -88,7 +88,7 @@ class SpanState:
         self.folder, self.dataset = run.folder / "spans" / f"span={span}", run.dataset
         dim, offsets = run.model.dim, run.dataset.bucket_offsets
         scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
-        self.catalogue = Catalogue(scale, items, dim, run.seed, topology)
+        self.catalogue = Catalogue(scale, [items], dim, run.seed, topology)
         self.store = InterestStore.build(InterestStoreConfig(), offsets, dim, 0, run.seed, topology)
         self.ranker = Ranker(self.catalogue, topology, run.model.score, ranking)
         rows = self.catalogue.rows
@@ -100,7 +100,7 @@ class SpanState:
         mine = range(self.store.first_user, self.store.first_user + len(self.store.counts))
         owners, vectors = self._part("interests", "user", mine)
         assert (np.diff(owners) >= 0).all()
-        self.store.load(torch.from_numpy(owners - self.store.first_user), torch.from_numpy(vectors))
+        self.store.load(torch.from_numpy(owners - self.store.first_user), values=torch.from_numpy(vectors))
 
     def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some ids from all files, ``[n]`` and ``[n, d]``; no other row leaves the disk."""

@@ -80,15 +80,3 @@ class JointFile:
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.{rank:03d}.partial")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all.
-
-    Args:
-        path: the file; an older one is replaced.
-        text: what it is to hold.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -54,13 +54,21 @@ def export_span(
     for name, columns in tables.items():
         path = folder / f"{name}-{catalogue.topology.rank:03d}.arrow"
         partial = path.with_suffix(".partial")
-        batch = pa.record_batch({column: _column(values) for column, values in columns.items()})
+        batch = pa.record_batch({key: column(values) for key, values in columns.items()})
         batch = batch.replace_schema_metadata({"ranks": str(catalogue.topology.world_size), "data": data})
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
             file.write_batch(batch)
         os.replace(partial, path)
 
 
-def _column(values: torch.Tensor) -> pa.Array:
+def column(values: torch.Tensor) -> pa.Array:
+    """A tensor as a column, sharing its memory where it is on the host.
+
+    Args:
+        values: ``[n]``, or ``[n, d]`` for lists of d numbers.
+
+    Returns:
+        ``[n]``.
+    """
     flat = pa.array(values.detach().flatten().numpy(force=True))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

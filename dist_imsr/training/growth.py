@@ -1,7 +1,7 @@
 """What a span did to interests, counted by each rank and summed over all."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch.nn.functional import pad
@@ -104,11 +104,31 @@ class Growth:
         Returns:
             A new account.
         """
+        return Growth.of(topology.sum(self.flat()))
+
+    def flat(self) -> torch.Tensor:
+        """All its numbers, the counts of the histogram at the end.
+
+        Returns:
+            ``[n]`` float64; n is the same for every account.
+        """
         *numbers, histogram = vars(self).values()
-        sums = topology.sum(torch.cat([torch.tensor(numbers, dtype=torch.float64), histogram.counts]))
-        world = Growth(*sums[: len(numbers)].tolist())
-        world.fits.counts = sums[len(numbers) :]
-        return world
+        return torch.cat([torch.tensor(numbers, dtype=torch.float64), histogram.counts])
+
+    @classmethod
+    def of(cls, flat: torch.Tensor) -> "Growth":
+        """The account of such numbers.
+
+        Args:
+            flat: as `flat` tells them.
+
+        Returns:
+            A new account.
+        """
+        numbers = len(fields(cls)) - 1
+        account = cls(*flat[:numbers].tolist())
+        account.fits.counts = flat[numbers:].clone()
+        return account
 
     def record(self) -> dict[str, float | int | None]:
         """The keys of metrics.jsonl; a mean over nothing is None.

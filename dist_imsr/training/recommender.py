@@ -1,7 +1,6 @@
 """The whole distributed model: sharded catalogue, replicated extractor, bucket-local interests."""
 
-from collections.abc import Iterable
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
+from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.detector import item_fit, user_fit
@@ -62,7 +62,7 @@ class Detection(NamedTuple):
 class Snapshot(NamedTuple):
     """What `Recommender.restore` takes: copies of the trained tensors, and the store's own snapshot."""
 
-    tensors: list[torch.Tensor]
+    tensors: dict[str, Rows]
     store: StoreSnapshot
 
 
@@ -76,7 +76,7 @@ class Recommender:
         store: the interest store's section.
         engine: the engine's section.
         ranking: the ranking's section.
-        items: how many items the first span knows.
+        items: how many items each of the spans so far knows.
         bucket_offsets: the first user of each bucket, and the number of users.
         seed: keys every random first value.
         topology: this rank's place.
@@ -91,7 +91,7 @@ class Recommender:
         store: InterestStoreConfig,
         engine: EngineConfig,
         ranking: RankingConfig,
-        items: int,
+        items: Sequence[int],
         bucket_offsets: list[int],
         seed: int,
         topology: Topology,
@@ -174,7 +174,8 @@ class Recommender:
         detection = Detection(*map(torch.cat, zip(*found, strict=True))) if found else nobody
         if found:
             self.store.expand(detection.users[detection.puzzled] - self.store.first_user, torch.cat(grants), span)
-        return detection, growth
+        order = detection.users.argsort()
+        return Detection(*(column[order] for column in detection)), growth
 
     def extract(self, batch: Batch, learning: bool = False) -> Extraction:
         """Extracts the interests of a batch's users from its history (Eq. 1), new ones projected (Eq. 16).
@@ -219,14 +220,15 @@ class Recommender:
         drift = Drift(then, now, existing, mask, targets, agreement, asked, negatives)
         return loss_of(batch, interests, targets, agreement, asked, negatives), self.policy.penalty(drift)
 
-    def update(self, batch: Batch) -> torch.Tensor:
+    def update(self, batch: Batch, word: int = 0) -> torch.Tensor:
         """One step of training: every parameter moves once.
 
         Args:
             batch: on this rank's device.
+            word: a number that this rank tells the others in passing.
 
         Returns:
-            Each rank's two losses as `loss` tells them, ``[world_size, 2]`` float64.
+            Each rank's two losses as `loss` tells them, and its word, ``[world_size, 3]`` float64.
         """
         extraction = self.extract(batch, learning=True)
         losses = torch.stack(self.loss(batch, extraction))
@@ -235,7 +237,8 @@ class Recommender:
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
             self.store.learn(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
-        return self.topology.gather(losses.detach().double())
+        told = losses.detach().double()
+        return self.topology.gather(torch.cat([told, told.new_tensor([word])]))
 
     def trim(self, span: int) -> Growth:
         """PIT's last step: removes the new interests that are too short (Eq. 17), once they are written back.
@@ -271,7 +274,7 @@ class Recommender:
         Returns:
             What `restore` takes.
         """
-        return Snapshot([tensor.detach().clone() for tensor in self._state()], self.store.snapshot())
+        return Snapshot({name: rows.copied() for name, rows in self.tensors().items()}, self.store.snapshot())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Puts a snapshot back.
@@ -280,10 +283,18 @@ class Recommender:
             snapshot: of this model, since the catalogue last grew and interests were last written back.
         """
         with torch.no_grad():
-            # Moments that did not exist yet were as good as zero.
-            for tensor, saved in zip_longest(self._state(), snapshot.tensors):
-                tensor.zero_() if saved is None else tensor.copy_(saved)
+            for name, rows in self.tensors().items():
+                rows.values.copy_(snapshot.tensors[name].values)
         self.store.restore(snapshot.store)
+
+    def tensors(self) -> dict[str, Rows]:
+        """The live tensors that training changes, those of the store left out.
+
+        Returns:
+            This rank's rows, by name.
+        """
+        parts = {"catalogue": self.catalogue.state, "dense": self.engine.state()}
+        return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
     def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
         """Random routing logits by (seed, user, slot, place), so that the same input gives the same interests."""
@@ -293,9 +304,6 @@ class Recommender:
         place = torch.arange(length, device=users.device)
         drawn = keyed_random.normal(1, _LOGITS, self.seed, users[:, None, None], slot, place)  # [B, K, L, 1]
         return self.extractor.logit_scale * drawn.squeeze(-1)
-
-    def _state(self) -> list[torch.Tensor]:
-        return [*self.catalogue.state.values(), *self.engine.state()]
 
 
 def loss_of(

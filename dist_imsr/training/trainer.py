@@ -4,122 +4,33 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from dist_imsr.config import require
-from dist_imsr.data.batch import BatchConfig, SpanData
-from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.distributed.catalogue import CatalogueConfig
-from dist_imsr.distributed.engine import EngineConfig
-from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.data.batch import SpanData
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.distributed.command import Stopped
+from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator
+from dist_imsr.evaluation.evaluator import Evaluator
 from dist_imsr.evaluation.metrics import discount
-from dist_imsr.evaluation.ranking import RankingConfig
-from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.strategies import StrategyConfig, build_strategy
+from dist_imsr.strategies import build_strategy
+from dist_imsr.training.checkpoint import Checkpoints, newest_first
+from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
 from dist_imsr.training.growth import Growth, census
 from dist_imsr.training.progress import Reporter
-from dist_imsr.training.recommender import Detection, Recommender, Snapshot
+from dist_imsr.training.recommender import Detection, Recommender
+from dist_imsr.training.state import Best, Progress, packed, unpack
+from dist_imsr.training.storage import Stored
 
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-12
 _UNTRAINED = {"loss": None, "retention_loss": None, "validation": None, "train_seconds": 0.0}
-
-
-@dataclass
-class TrainingConfig:
-    """How long to train, and when to stop.
-
-    Args:
-        epochs: at most, in the pre-training span.
-        incremental_epochs: at most, in every later span.
-        patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
-            the last.
-        metric: what validation measures on each user's second last interaction of the span.
-        validation_users: about so many users of a span are validated on, where there are more.
-        export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
-            trained one is what launch/recommend.py and launch/export.py read.
-    """
-
-    epochs: int = 50
-    incremental_epochs: int = 15
-    patience: int = 5
-    metric: Literal["ndcg", "mrr"] = "ndcg"
-    validation_users: int = 2000
-    export: Literal["none", "last", "every"] = "last"
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
-        require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
-        require(self.patience >= 0, "training.patience", self.patience, "at least 0")
-        require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
-
-
-@dataclass
-class TrainConfig:
-    """Trains a multi-interest recommender span by span and tests it on each next span.
-
-    Args:
-        data: the prepared data.
-        run_dir: a new folder for config.yaml, metrics.jsonl, events/ and spans/.
-        seed: keys every random number of the run.
-        overwrite: replace what an earlier run left in run_dir.
-        timeout_seconds: how long a rank may be waited for before the job ends.
-        model: the base model.
-        strategy: the incremental strategy.
-        training: length and early stopping.
-        batch: what a step sees.
-        catalogue: the item table.
-        store: the interest store.
-        engine: the dense weights.
-        ranking: how the catalogue is ranked.
-        eval: what a test measures.
-    """
-
-    data: DataConfig
-    run_dir: Path
-    seed: int = 0
-    overwrite: bool = False
-    timeout_seconds: float = 1800.0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
-    store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    ranking: RankingConfig = field(default_factory=RankingConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-
-    def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
-        places, longest = self.model.positions, self.batch.max_history
-        require(
-            places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
-        )
-
-
-class _Best(NamedTuple):
-    """The epoch of a span that is kept, so far."""
-
-    epoch: int
-    quality: float
-    losses: tuple[float, float]
-    growth: Growth
-    detections: list[Detection]
-    snapshot: Snapshot | None  # None keeps the last state
-
-    def record(self) -> dict[str, float | None]:
-        told = zip(("loss", "retention_loss", "validation"), (*self.losses, self.quality), strict=True)
-        return {name: None if math.isnan(value) else value for name, value in told}
 
 
 class Trainer:
@@ -129,17 +40,30 @@ class Trainer:
         config: the whole tree.
         dataset: the prepared data that it names.
         topology: this rank's place.
+        checkpoints: writes the run's; None for a run that leaves none.
+        stored: a checkpoint to go on from.
+        signals: tells whether somebody asked the run to stop.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, topology: Topology) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        topology: Topology,
+        checkpoints: Checkpoints | None = None,
+        stored: Stored | None = None,
+        signals: StopSignals | None = None,
+    ) -> None:
         self.config, self.dataset, self.topology = config, dataset, topology
+        self.checkpoints, self.signals = checkpoints, signals
         self.buckets = topology.buckets(dataset.buckets)
         self.strategy = build_strategy(config.strategy)
         self.reporter = Reporter(topology.rank == 0)
+        known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
         self.model = Recommender(
             self.strategy.interests,
             *(config.model, config.catalogue, config.store, config.engine, config.ranking),
-            items=dataset.items_by_span[0],
+            items=[items for items in dataset.items_by_span if items <= known],
             bucket_offsets=dataset.bucket_offsets,
             seed=config.seed,
             topology=topology,
@@ -150,28 +74,31 @@ class Trainer:
             seed=config.seed,
         )
         self.detections: list[Detection] = []  # of the span at hand
-        self.step = 0
-        self.good = "the state before training"
+        self.progress, self.good = Progress(), "the state before training"
+        if stored is not None and checkpoints is not None:
+            self.progress = unpack(stored, self.model, dataset.bucket_offsets, self.buckets, checkpoints.group)
+            self.model.engine.forget(self.progress.steps + 1)
+            self.good = f"{stored.folder}"
+        self._begin = 0.0
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains and tests all spans; collective.
+        """Trains and tests all spans that are left; collective.
 
         Returns:
             The lines of metrics.jsonl: one for each of the spans 1 to T - 1, tested on the span after it.
 
         Raises:
             FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
+            Stopped: where a signal asked for it, once the state is on the disk.
         """
-        self.learn(0)
-        return self.go_on()
-
-    def go_on(self) -> list[dict[str, Any]]:
-        """Trains and tests the spans after the pre-training one; collective.
-
-        Returns:
-            As `run`.
-        """
-        return [self._record(span, self.learn(span) | self.test(span + 1)) for span in range(1, self.dataset.spans - 1)]
+        while (span := self.progress.span) < self.dataset.spans - 1:
+            told = self.learn(span)
+            if span:
+                self._record(span, told | self.test(span + 1))
+            self._save()
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        return self.progress.lines
 
     def learn(self, span: int) -> dict[str, Any]:
         """Takes in the span after the last one, as the strategy says; collective.
@@ -189,10 +116,13 @@ class Trainer:
         keep = self.config.training.export
         if keep == "every" or (keep == "last" and span == self.dataset.spans - 2):
             self._export(span)
+        self.progress = self.progress.at(span + 1)
         return told
 
     def fit(self, data: SpanData) -> dict[str, Any]:
         """Trains on one span with early stopping, writes its users' interests back and trims them; collective.
+
+        It goes on from where it stands in that span.
 
         Args:
             data: the span; 0 is the pre-training span.
@@ -201,38 +131,42 @@ class Trainer:
             Of the state that is kept, None without targets: ``loss`` and ``retention_loss`` (means over targets) and
             ``validation`` (the metric that stopped training); ``train_seconds``, and the account of interests.
         """
-        begin, span, training = time.perf_counter(), data.span, self.config.training
+        span, training = data.span, self.config.training
+        now = self.progress = self.progress if self.progress.span == span else self.progress.at(span)
+        self._begin = time.perf_counter() - now.seconds
         self.model.admit(data)
         self.model.set_learning_rates(pretraining=span == 0)
-        detector, growth, detections = self.strategy.interests.detector, Growth(), list[Detection]()
-        best = _Best(0, -math.inf, (math.nan, math.nan), growth, detections, None)
-        for epoch in range(training.incremental_epochs if span else training.epochs):
-            if detector.enabled and span and (epoch == 0 or detector.each_epoch):
-                detection, detected = self._detect(data, epoch)
-                growth, detections = growth + detected, [*detections, detection]
-            losses = self._train(data, epoch)
+        detector, patience = self.strategy.interests.detector, training.patience
+        epochs = training.incremental_epochs if span else training.epochs
+        while now.epoch < epochs and not 0 < patience < now.epoch - now.best.epoch:
+            if detector.enabled and span and now.step == 0 and (now.epoch == 0 or detector.each_epoch):
+                detection, detected = self._detect(data, now.epoch)
+                now.growth, now.detections = now.growth + detected, [*now.detections, detection]
+            losses = self._train(data)
             quality = self._validate(data)
             # NaN without validation targets. Equal ranks are no progress, whatever order their gains were summed in.
-            better = not quality <= best.quality + _ROUNDING or training.patience == 0
+            better = not quality <= now.best.quality + _ROUNDING or patience == 0
             if better:
-                snapshot = self.model.snapshot() if training.patience else None
-                best = _Best(epoch, quality, losses, growth, detections, snapshot)
-                self.good = f"span {span} after epoch {epoch}"
-            self.model.engine.log({f"validation/{training.metric}": quality}, self.step)
+                snapshot = self.model.snapshot() if patience else None
+                now.best = Best(now.epoch, quality, losses, now.growth, len(now.detections), snapshot)
+                self.good = f"span {span} after epoch {now.epoch}"
+            self.model.engine.log({f"validation/{training.metric}": quality}, now.steps)
             logger.info(
                 "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
-                *(span, epoch, losses[0], training.metric, quality, " (best)" if better else ""),
+                *(span, now.epoch, losses[0], training.metric, quality, " (best)" if better else ""),
             )
-            if epoch - best.epoch >= training.patience > 0:
-                break
+            now = self.progress = replace(now, epoch=now.epoch + 1, step=0, losses=(0.0, 0.0), targets=0)
+            self._save()
+        best = now.best
         if best.snapshot:
             self.model.restore(best.snapshot)
         growth = (best.growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
-        self.detections = best.detections
+        self.detections = now.detections[: best.detections]
+        self.progress = now.at(span + 1)
         if math.isnan(best.quality):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
-        return best.record() | {"train_seconds": time.perf_counter() - begin} | growth.record()
+        return best.record() | {"train_seconds": time.perf_counter() - self._begin} | growth.record()
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the model as it stands on a span that it has not seen; collective.
@@ -254,24 +188,30 @@ class Trainer:
             batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
             return self.model.detect(batches, data.span, self.dataset.items_by_span[data.span - (epoch == 0)])
 
-    def _train(self, data: SpanData, epoch: int) -> tuple[float, float]:
-        """One epoch; returns the mean loss per target over the world, and the retainer's part beside it."""
-        batches, totals, targets = data.training(epoch), torch.zeros(2, dtype=torch.float64), 0
+    def _train(self, data: SpanData) -> tuple[float, float]:
+        """The rest of an epoch; returns its mean loss per target over the world, and the retainer's part beside it."""
+        now, often = self.progress, self.config.checkpoint.every_steps
+        batches = data.training(now.epoch)
         self.model.engine.train(True)
-        for step, batch in enumerate(self._follow(batches, f"span {data.span}, epoch {epoch}", self.config.batch.size)):
-            losses = self.model.update(batch)
-            if not losses.isfinite().all():
-                ranks = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+        phase, users = f"span {now.span}, epoch {now.epoch}", self.config.batch.size
+        for batch in self.reporter.moved(batches.after(now.step), self.topology.device, phase, users):
+            told = self.model.update(batch, self.signals.status if self.signals else 0)
+            if not told.isfinite().all():
+                ranks = (~told.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(
-                    f"the loss of rank(s) {ranks} is not finite in span {data.span}, epoch {epoch}, step {step} of "
-                    f"{len(batches)}; the last good state is {self.good}: lower the learning rates or look at the data"
+                    f"the loss of rank(s) {ranks} is not finite in {phase}, step {now.step} of {len(batches)}; the "
+                    f"last good state is {self.good}: lower the learning rates or look at the data"
                 )
-            losses = losses.sum(0).cpu()
-            totals, targets, self.step = totals + losses, targets + batch.world_targets, self.step + 1
-            loss, retention = (losses / max(batch.world_targets, 1)).tolist()
-            self.model.engine.log({"train/loss": loss, "train/retention_loss": retention}, self.step)
-        loss, retention = (totals / targets).tolist() if targets else (math.nan, math.nan)
-        return loss, retention
+            loss, retention = told[:, :2].sum(0).tolist()
+            now.losses = now.losses[0] + loss, now.losses[1] + retention
+            now.targets, now.step, now.steps = now.targets + batch.world_targets, now.step + 1, now.steps + 1
+            means = loss / max(batch.world_targets, 1), retention / max(batch.world_targets, 1)
+            self.model.engine.log(dict(zip(("train/loss", "train/retention_loss"), means, strict=True)), now.steps)
+            self._heed(int(told[:, 2].max()), keep=True)
+            if often and now.step % often == 0 and now.step < len(batches):
+                self._save()
+        loss, retention = now.losses
+        return (loss / now.targets, retention / now.targets) if now.targets else (math.nan, math.nan)
 
     def _validate(self, data: SpanData) -> float:
         """The mean over all ranks' validation targets of the metric that stops training early."""
@@ -279,7 +219,9 @@ class Trainer:
         self.model.engine.train(False)
         with torch.no_grad():
             batches = data.validation(self.config.training.validation_users)
-            for batch in self._follow(batches, f"validation of span {data.span}", self.config.batch.eval_size):
+            phase = f"validation of span {data.span}"
+            keep = self.progress.step > 0  # a run that resumes before the first step asks the detector again
+            for batch in self._follow(batches, phase, self.config.batch.eval_size, keep):
                 extraction = self.model.extract(batch)
                 ndcg, top = self.config.training.metric == "ndcg", max(self.config.eval.top)
                 known = self.dataset.items_by_span[data.span]
@@ -318,10 +260,35 @@ class Trainer:
     def _open(self, span: int) -> SpanData:
         return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
 
-    def _follow(self, batches: Any, phase: str, users: int) -> Any:
-        return self.reporter.moved(batches, self.topology.device, phase, users)
+    def _follow(self, batches: Any, phase: str, users: int, keep: bool = False) -> Iterator[Any]:
+        """Batches of a phase other than training, until all ranks agree to stop."""
+        for batch in self.reporter.moved(batches, self.topology.device, phase, users):
+            yield batch
+            if self.signals is not None:
+                word = torch.tensor([self.signals.status], device=self.topology.device)
+                self._heed(int(self.topology.gather(word).max()), keep)
 
-    def _record(self, span: int, measured: dict[str, Any]) -> dict[str, Any]:
+    def _heed(self, status: int, keep: bool) -> None:
+        """Ends the run where a rank was asked to, with the state as it stands where it may be kept."""
+        if not status:
+            return
+        if self.checkpoints is None:
+            raise Stopped("stopped; checkpoint.enabled is false, so that the run would begin anew", status)
+        if keep:
+            self._save()
+        self.checkpoints.wait()
+        newest = next(iter(newest_first(self.checkpoints.folder)), "the beginning, as there is no checkpoint yet")
+        raise Stopped(f"stopped; the same command goes on from {newest}", status)
+
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+            if self.progress.epoch or self.progress.step:  # else the span has not begun
+                self.progress.seconds = time.perf_counter() - self._begin
+            packs = packed(self.model, self.progress, self.dataset.bucket_offsets, self.buckets)
+            self.checkpoints.save(self.progress.name, *packs)
+
+    def _record(self, span: int, measured: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         line = {
             "strategy": self.config.strategy.name,
@@ -333,8 +300,8 @@ class Trainer:
             **census(self.model.store, self.topology),
         }
         rates = {f"test/{name}": value for name, value in measured.items() if "@" in name and value is not None}
-        self.model.engine.log(rates, self.step)
+        self.model.engine.log(rates, self.progress.steps)
         if self.topology.rank == 0:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        return line
+        self.progress.lines = [*self.progress.lines, line]

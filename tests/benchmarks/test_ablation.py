@@ -6,7 +6,8 @@ import pytest
 from dist_imsr.benchmarks.ablation import VARIANTS
 from dist_imsr.config import parse
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.training.trainer import TrainConfig, Trainer
+from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.trainer import Trainer
 from launch.bench import main
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks

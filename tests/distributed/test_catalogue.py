@@ -23,7 +23,7 @@ def _whole(catalogue, tensor):
 
 def _train(topology, config, steps=3):
     """Steps whose gradients are known: each looked-up row is pulled by its own value times its place in the world."""
-    catalogue = Catalogue(config, ITEMS, DIM, 7, topology)
+    catalogue = Catalogue(config, [ITEMS], DIM, 7, topology)
     catalogue.set_learning_rate(RATE)
     first = _whole(catalogue, catalogue.weight)
     shared, queries = [3, 3, 28], [[0, 5, 0], [28], [], [5, 17, 11, 11]]
@@ -33,7 +33,7 @@ def _train(topology, config, steps=3):
         looked, common = catalogue.lookup(_jagged(flat, lengths), _jagged(shared))
         loss = (looked**3).sum() + (common**2).sum() / topology.world_size
         (loss * topology.world_size).backward()
-    state = {name: _whole(catalogue, local) for name, local in catalogue.state.items()}
+    state = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
     return first, state
 
 
@@ -80,14 +80,14 @@ def test_first_rows_depend_on_no_world_size():
 
 
 def _grow(topology, config):
-    catalogue = Catalogue(config, ITEMS, DIM, 7, topology)
+    catalogue = Catalogue(config, [ITEMS], DIM, 7, topology)
     looked, _ = catalogue.lookup(_jagged([1, 14, 28]), _jagged([]))
     looked.square().sum().backward()
-    before = {name: _whole(catalogue, local) for name, local in catalogue.state.items()}
+    before = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
     assert not catalogue.grow(catalogue.capacity)
     grown = catalogue.grow(70)
-    after = {name: _whole(catalogue, local) for name, local in catalogue.state.items()}
-    drawn = Catalogue(CatalogueConfig(headroom=0.0), 70, DIM, 7, topology)
+    after = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
+    drawn = Catalogue(CatalogueConfig(headroom=0.0), [70], DIM, 7, topology)
     rows = range(max(ITEMS, catalogue.rows.start), max(ITEMS, catalogue.rows.stop))
     new = catalogue.weight[rows.start - catalogue.rows.start : rows.stop - catalogue.rows.start].clone()
     looked, _ = catalogue.lookup(_jagged([1, 69]), _jagged([]))  # the grown table trains
@@ -110,7 +110,7 @@ def test_growth_moves_rows_and_state_bit_identically(sharding):
 
 
 def _bounds(topology):
-    return Catalogue(CatalogueConfig(headroom=0.5), 100, DIM, 0, topology).rows
+    return Catalogue(CatalogueConfig(headroom=0.5), [100], DIM, 0, topology).rows
 
 
 def test_headroom_and_shards():
@@ -119,4 +119,4 @@ def test_headroom_and_shards():
 
 def test_adam_on_cpu_is_refused():
     with pytest.raises(ValueError, match=r"catalogue\.optimizer.*rowwise_adagrad"):
-        Catalogue(CatalogueConfig(optimizer="adam"), 10, DIM, 0, Topology(0, 1, 1, torch.device("cpu")))
+        Catalogue(CatalogueConfig(optimizer="adam"), [10], DIM, 0, Topology(0, 1, 1, torch.device("cpu")))

@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 from rich.console import Console
 
 from dist_imsr.data.batch import BatchConfig
-from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.dataset import DataConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.data.sources import ColumnsConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
@@ -17,9 +16,9 @@ from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.training.run import _claim
-from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
 from tests.ranks import run_ranks
+from tests.runs import run
 
 
 class Finished(NamedTuple):
@@ -39,14 +38,6 @@ def _log(users=50, items=60, spans=4, length=1000):
                 item = (draw.choice(taste) + draw.integers(5)) % items
                 log.append((f"user-{user}", f"sku-{item}", int(time)))
     return log
-
-
-def train(topology, config):
-    if topology.rank == 0:
-        _claim(config)
-    dist.barrier()
-    Trainer(config, Dataset(config.data), topology).run()
-    return topology.rank
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +62,7 @@ def finished(tmp_path_factory):
         training=TrainingConfig(epochs=3, incremental_epochs=2, export="every"),
         eval=EvalConfig([5, 10]),
     )
-    assert run_ranks(2, train, config) == [0, 1]
+    run_ranks(2, run, config)
     return Finished(folder / "run", log, folder / "data")
 
 

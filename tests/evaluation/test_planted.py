@@ -5,11 +5,10 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch.distributed as dist
 from rich.console import Console
 
 from dist_imsr.data.batch import BatchConfig
-from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.dataset import DataConfig
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.evaluation.planted import Held, Truth, judged, matched
@@ -17,9 +16,9 @@ from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.run import _claim
-from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
 from launch.evaluate import main
+from tests import runs
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
 
@@ -94,16 +93,8 @@ def run(tmp_path_factory):
         batch=BatchConfig(size=64, max_targets=3, negatives=20),
         training=TrainingConfig(epochs=2, incremental_epochs=2, export="every"),
     )
-    assert run_ranks(2, _train, config) == [0, 0]
+    run_ranks(2, runs.run, config)
     return config.run_dir
-
-
-def _train(topology, config):
-    if topology.rank == 0:
-        _claim(config)
-    dist.barrier()
-    Trainer(config, Dataset(config.data), topology).run()
-    return 0
 
 
 def test_a_run_is_compared_with_its_truth(run, tmp_path, capsys):

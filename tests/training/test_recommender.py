@@ -27,7 +27,7 @@ def _recommender(topology, items, users, base="comirec_dr"):
             EngineConfig(),
             RankingConfig(),
         ),
-        items=items,
+        items=[items],
         bucket_offsets=[0, users],
         seed=0,
         topology=topology,
@@ -81,7 +81,7 @@ def test_a_step_costs_its_batch_and_not_the_catalogue_or_the_users():
 def _snapshots(topology, base):
     model = _recommender(topology, 50, 20, base)
     batch = _batch(20, 50)
-    fresh = model.snapshot()  # before the dense optimizer has moments
+    fresh = model.snapshot()  # before the first update
     model.update(batch)
     one = model.snapshot()
     model.update(batch)
@@ -98,7 +98,8 @@ def _snapshots(topology, base):
 def test_training_goes_on_from_a_snapshot_bit_for_bit(base):
     ((one, two, again, from_fresh),) = run_ranks(1, _snapshots, base)
     one, two, again, from_fresh = (
-        [*taken.tensors, *taken.store.slots, taken.store.offsets] for taken in (one, two, again, from_fresh)
+        [*(rows.values for rows in taken.tensors.values()), *taken.store.slots, taken.store.offsets]
+        for taken in (one, two, again, from_fresh)
     )
     assert any(not torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dist_imsr.data.dataset import DataConfig
+from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.run import train
-from dist_imsr.training.trainer import TrainConfig
 from tests.prepared import drawn_history, write_dataset
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,9 @@ from dist_imsr.model.retainers import RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import STRATEGIES, StrategyConfig, build_strategy
 from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.growth import Growth
-from dist_imsr.training.trainer import TrainConfig, Trainer, TrainingConfig
+from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
 
@@ -120,7 +121,9 @@ def _restart(topology, config):
         told = trainer.fit(trainer._open(1))
         told.pop("train_seconds")
         after = trainer.model.snapshot()
-        left.append((told, [*after.tensors, after.store.offsets, *after.store.slots]))
+        left.append(
+            (told, [*(rows.values for rows in after.tensors.values()), after.store.offsets, *after.store.slots])
+        )
         slots = before.store.slots._replace(values=vectors.clone())
         trainer.model.restore(before._replace(store=before.store._replace(slots=slots)))
     return left
@@ -260,7 +263,7 @@ def _diverge(topology, config):
     real = trainer.model.loss
 
     def loss(*batch):
-        bad = trainer.step == 7 and topology.rank == 1
+        bad = trainer.progress.steps == 7 and topology.rank == 1
         loss, retention = real(*batch)
         return loss * (float("nan") if bad else 1.0), retention
 

@@ -1,0 +1,96 @@
+"""The whole tree of a run's keys; each section stands beside its component, that of training here."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dist_imsr.config import require
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.training.checkpoint import CheckpointConfig
+
+
+@dataclass
+class TrainingConfig:
+    """How long to train, and when to stop.
+
+    Args:
+        epochs: at most, in the pre-training span.
+        incremental_epochs: at most, in every later span.
+        patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
+            the last.
+        metric: what validation measures on each user's second last interaction of the span.
+        validation_users: about so many users of a span are validated on, where there are more.
+        export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
+            trained one is what launch/recommend.py and launch/export.py read.
+    """
+
+    epochs: int = 50
+    incremental_epochs: int = 15
+    patience: int = 5
+    metric: Literal["ndcg", "mrr"] = "ndcg"
+    validation_users: int = 2000
+    export: Literal["none", "last", "every"] = "last"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
+        require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
+        require(self.patience >= 0, "training.patience", self.patience, "at least 0")
+        require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
+
+
+@dataclass
+class TrainConfig:
+    """Trains a multi-interest recommender span by span and tests it on each next span.
+
+    Args:
+        data: the prepared data.
+        run_dir: the run's folder, for config.yaml, metrics.jsonl, events/, spans/ and checkpoints/.
+        seed: keys every random number of the run.
+        resume: ``auto`` goes on from the newest sound checkpoint in run_dir, if it holds any; ``never`` refuses a
+            folder that holds a run; the path of a checkpoint goes on from that one.
+        overwrite: replace what an earlier run left in run_dir, its checkpoints included.
+        timeout_seconds: how long a rank may be waited for before the job ends.
+        model: the base model.
+        strategy: the incremental strategy.
+        training: length and early stopping.
+        batch: what a step sees.
+        catalogue: the item table.
+        store: the interest store.
+        engine: the dense weights.
+        ranking: how the catalogue is ranked.
+        eval: what a test measures.
+        checkpoint: when the state is kept.
+    """
+
+    data: DataConfig
+    run_dir: Path
+    seed: int = 0
+    resume: str = "auto"
+    overwrite: bool = False
+    timeout_seconds: float = 1800.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
+    store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
+        places, longest = self.model.positions, self.batch.max_history
+        require(
+            places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
+        )

@@ -1,0 +1,55 @@
+"""What makes a run the run that it is: the keys whose change would make another."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from dist_imsr.config import plain
+from dist_imsr.distributed.engine import read_settings
+from dist_imsr.training.config import TrainConfig
+
+# Where things stand, how fast they go and what is kept of them.
+_HARMLESS = (
+    *("run_dir", "resume", "overwrite", "timeout_seconds", "data.", "checkpoint.", "training.export"),
+    *("batch.prefetch", "store.memory", "catalogue.sharding", "ranking."),
+)
+
+
+def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
+    """The keys that decide what a run's numbers are, with what they stand for.
+
+    Args:
+        config: the whole tree.
+        data: the digest of the prepared data.
+        device: where the run trains.
+
+    Returns:
+        Plain values by dotted key.
+    """
+    keys = _flat(plain(dataclasses.asdict(config)))
+    kept = {key: value for key, value in keys.items() if not key.startswith(_HARMLESS)}
+    resolved = {"data": data, "catalogue.optimizer": config.catalogue.optimizer_on(device)}
+    return kept | resolved | {"engine.deepspeed": read_settings(config.engine.deepspeed)}
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Compares two identities.
+
+    Args:
+        there: of the run that left a checkpoint.
+        here: of the run that would go on.
+
+    Returns:
+        A phrase for each key that differs.
+    """
+    absent = "nothing"
+    keys = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
+    return [f"{key} was {there.get(key, absent)} and is {here.get(key, absent)}" for key in keys]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
