@@ -142,7 +142,8 @@ class Checkpoints:
             except BaseException as error:  # raised again by whoever waits
                 self._error = error
 
-        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        # No daemon: whatever ends the process, it lets go of the exchange that it is in.
+        self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -159,7 +160,7 @@ class Checkpoints:
         self._thread = None
         if self._error is not None:
             raise self._error
-        if self.refusal:
+        if self.refusal and self.topology.rank == 0:
             good = next(iter(newest_first(self.folder)), None)
             logger.error(
                 "a checkpoint was not written: %s; the last good one is %s. Free some space, or lower "

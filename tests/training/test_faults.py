@@ -1,0 +1,258 @@
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.distributed.command import REQUEUE
+from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
+from tests.faults import counted, disturbed
+from tests.prepared import drawn_history, write_dataset
+from tests.runs import timeless
+from tests.training.test_checkpoint import _config
+
+ROOT = Path(__file__).parents[2]
+_SMALL = [
+    *("--model.dim", "8", "--batch.size", "16", "--batch.negatives", "20", "--eval.top", "[5]"),
+    *("--strategy.name", "imsr", "--training.epochs", "2", "--training.incremental_epochs", "2"),
+]
+_ENDLESS = ["--training.epochs", "100000", "--training.patience", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=60, items=80, spans=4, longest=12))
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
+    config = _config(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=3))
+    with LocalRanks(2, seconds=120) as ranks:
+        told = ranks.call(counted, config)
+    kills, wanted = 6, [left for left, _ in told]
+    longest = 3 * min(passed for _, passed in told) // (2 * kills)
+    left, deaths = disturbed(replace(config, run_dir=tmp_path / "killed"), kills, random.Random(1), longest)
+    assert deaths == kills
+    assert left == wanted
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert timeless(lines) == wanted[0][0]
+
+
+@pytest.mark.parametrize("point", ["write", "fsync", "rename", "rmtree"])
+def test_killed_while_it_saves(folder, tmp_path, point):
+    """The first and a later save, each cut off, leave what went before."""
+    config = _config(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=3, keep_last=1))
+    with LocalRanks(2, seconds=120) as ranks:
+        told = ranks.call(counted, config, None, [point])
+    passed = told[0][1]
+    assert passed > 5
+    for number in (2, passed // 2):
+        again = replace(config, run_dir=tmp_path / str(number))
+        left, deaths = disturbed(again, 1, _At(0, number), 0, only=[point])
+        assert deaths == 1
+        assert left == [one for one, _ in told]
+
+
+class _At:
+    """In the place of a random generator: one rank, one point."""
+
+    def __init__(self, rank, point):
+        self.rank, self.point = rank, point
+
+    def randrange(self, _):
+        return self.rank
+
+    def randint(self, *_):
+        return self.point
+
+
+def _ranks(*arguments, world_size=2, program=None):
+    """Starts ranks without a launcher: nobody but they themselves ends them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *([str(ROOT / "launch" / "train.py")] if program is None else ["-c", program])]
+    started = []
+    for rank in range(world_size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in place.items()}
+        started.append(
+            subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment | {"MASTER_ADDR": "127.0.0.1"},
+                cwd=ROOT,
+            )
+        )
+    return started
+
+
+def _when(condition, processes, seconds=60):
+    """Waits until a run has come somewhere."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the run never came there"
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
+        time.sleep(0.05)
+
+
+def _ended(processes, seconds=40):
+    """Exit statuses and what was said on stderr, by rank."""
+    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    statuses, said = _ended(_ranks("--data.path", folder, "--run_dir", run_dir, *_SMALL), 90)
+    assert statuses == [0, 0], said
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("number", "whom", "status"),
+    [(signal.SIGTERM, [1], REQUEUE), (signal.SIGUSR1, [0], REQUEUE), (signal.SIGINT, [0, 1], 130)],
+)
+def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(folder, tmp_path, undisturbed, number, whom, status):
+    arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL]
+    started = _ranks(*arguments, "--checkpoint.every_steps", 1)
+    _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=01-*")), started)
+    for rank in whom:
+        started[rank].send_signal(number)
+    statuses, said = _ended(started)
+    assert statuses == [status] * 2, said
+    assert "Traceback" not in "".join(said)
+    newest = newest_first(tmp_path / "run" / "checkpoints")[0]
+    assert f"train: stopped; the same command goes on from {newest}\n" in said[0]
+    assert "train: " not in said[1]
+    statuses, said = _ended(_ranks(*arguments), 90)
+    assert statuses == [0, 0], said
+    assert f"going on from {newest}" in said[0]
+    assert _told(tmp_path / "run") == _told(undisturbed)
+    assert _files(tmp_path / "run") == _files(undisturbed)
+
+
+def _told(run_dir):
+    return timeless([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
+
+
+def _files(run_dir):
+    """The checksums of the last checkpoint's files."""
+    return json.loads((newest_first(run_dir / "checkpoints")[0] / "manifest.json").read_text())["files"]
+
+
+def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(folder, tmp_path):
+    started = _ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS)
+    _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=*")), started)
+    started[1].send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    started[0].send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert started[0].poll() is None
+    begin = time.monotonic()
+    started[0].send_signal(signal.SIGINT)
+    assert started[0].wait(timeout=20) == 130
+    assert time.monotonic() - begin < 5
+    assert "press Ctrl-C again" in started[0].communicate()[1]
+    started[1].kill()
+    started[1].communicate()
+
+
+def test_a_rank_that_hangs_ends_the_others_in_bounded_time(folder, tmp_path):
+    started = _ranks(
+        *("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS, "--timeout_seconds", 5)
+    )
+    _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=*")), started)
+    started[1].send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    assert started[0].wait(timeout=60) == 1
+    assert 3 < time.monotonic() - begin < 30
+    assert "rank 0: another rank said nothing for timeout_seconds" in started[0].communicate()[1]
+    started[1].kill()
+    started[1].communicate()
+
+
+_RAISING = """
+import sys
+from dist_imsr.config import parse
+from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.recommender import Recommender
+from dist_imsr.training.run import train
+import os
+real, steps = Recommender.update, []
+def update(self, *arguments):
+    steps.append(0)
+    if len(steps) == 5 and self.topology.rank == 1:
+        raise KeyError("a fault of rank 1")
+    return real(self, *arguments)
+Recommender.update = update
+sys.exit(train(parse(TrainConfig)))
+"""
+
+
+def test_a_rank_that_raises_takes_the_others_along(folder, tmp_path):
+    arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS]
+    statuses, said = _ended(_ranks(*arguments, program=_RAISING), 60)
+    assert statuses == [1, 1]
+    assert "Traceback" in said[1]
+    assert "a fault of rank 1" in said[1]
+    assert said[0].splitlines()[-1] == "train: rank 0: another rank ended; its message says why"
+
+
+def test_two_processes_do_not_share_a_folder(folder, tmp_path):
+    arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS]
+    started = _ranks(*arguments, world_size=1)
+    _when(lambda: (tmp_path / "run" / "config.yaml").exists(), started)
+    statuses, said = _ended(_ranks(*arguments, world_size=1))
+    assert statuses == [2]
+    assert "another process is writing to" in said[0]
+    started[0].send_signal(signal.SIGTERM)
+    assert _ended(started)[0] == [REQUEUE]
+
+
+def test_another_run_is_refused_key_by_key(folder, tmp_path, undisturbed):
+    arguments = ["--data.path", folder, "--run_dir", undisturbed, *_SMALL]
+    before = (undisturbed / "config.yaml").read_bytes(), (undisturbed / "metrics.jsonl").read_bytes()
+    statuses, said = _ended(_ranks(*arguments, "--seed", 3, "--batch.size", 8, "--batch.prefetch", 1, world_size=1))
+    assert statuses == [2]
+    assert "seed was 0 and is 3; batch.size was 16 and is 8. Pass" in said[0].splitlines()[-1]
+    assert before == ((undisturbed / "config.yaml").read_bytes(), (undisturbed / "metrics.jsonl").read_bytes())
+    statuses, said = _ended(_ranks(*arguments, "--resume", "never", world_size=1))
+    assert statuses == [2]
+    assert "holds an earlier run" in said[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_small_disk_that_is_full(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine forbids mounts")
+    try:
+        arguments = ["--data.path", folder, "--run_dir", disk / "run", *_SMALL, *_ENDLESS]
+        (process,) = started = _ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
+        _when(lambda: list((disk / "run" / "checkpoints").glob("span=*")), started)
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - (64 << 10)))
+        _when(lambda: not list((disk / "run" / "checkpoints").glob(".*")), started)
+        held = newest_first(disk / "run" / "checkpoints")[0]
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        statuses, said = _ended(started)
+        assert statuses == [REQUEUE], said
+        assert "a checkpoint was not written: rank 0:" in said[0]
+        assert "to spare" in said[0]
+        assert f"goes on from {newest_first(disk / 'run' / 'checkpoints')[0]}" in said[0]
+        assert newest_first(disk / "run" / "checkpoints")[0].name >= held.name
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
