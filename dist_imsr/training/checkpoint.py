@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_imsr.config import require
+from dist_imsr.distributed.command import Refusal
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.files import NewerFormat
@@ -227,12 +228,21 @@ class Candidates:
 
         Returns:
             The checkpoint; None if there is none that is sound.
+
+        Raises:
+            Refusal: if the ranks do not see the same checkpoints.
         """
-        for stored in self.sound:
-            said: list[str | None] = [None] * topology.world_size
-            mine = _unsound(stored, topology) if verify else None
+
+        def everywhere(mine: Any) -> list[Any]:
+            said = [None] * topology.world_size
             dist.all_gather_object(said, mine, group)
-            wrong = next(filter(None, said), None)
+            return said
+
+        seen = everywhere([str(stored.folder) for stored in self.sound])
+        if any(one != seen[0] for one in seen):
+            raise Refusal(f"run_dir: ranks see different checkpoints ({seen}): all must share one file system")
+        for stored in self.sound:
+            wrong = next(filter(None, everywhere(_unsound(stored, topology) if verify else None)), None)
             if wrong is None:
                 return stored
             self.damaged[stored.folder] = wrong

@@ -112,6 +112,9 @@ class _Writer(dcp.StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         told = {result.index: result.storage_data for rank in results for result in rank}
         files = {index.fqn: entry for index, entry in told.items() if isinstance(entry, dict)}
+        for name in files:
+            if not (self.partial / name).exists():
+                raise OSError(f"{self.partial / name} is not to be seen here: all ranks must share one file system")
         tensors = {
             name: {
                 "dtype": str(held.properties.dtype).removeprefix("torch."),

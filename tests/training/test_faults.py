@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
@@ -140,6 +141,13 @@ def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(folder, tmp_p
     assert f"going on from {newest}" in said[0]
     assert _told(tmp_path / "run") == _told(undisturbed)
     assert _files(tmp_path / "run") == _files(undisturbed)
+    assert _losses(tmp_path / "run") == _losses(undisturbed)
+
+
+def _losses(run_dir):
+    """What TensorBoard shows of the training."""
+    events = EventAccumulator(str(run_dir / "events"), {"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
 def _told(run_dir):
