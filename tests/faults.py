@@ -5,6 +5,7 @@ run that nobody disturbed.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -19,8 +20,10 @@ from dist_imsr.config import parse
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.files import SealedFile
+from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.recommender import Recommender
+from dist_imsr.training.storage import Stored
 from tests.runs import run
 
 # Training, validation and test, the end of a span; a save's writes, commits and removals.
@@ -58,22 +61,42 @@ def _counting(original, passed, kill, rank):
     return call
 
 
-def disturbed(config, kills, draw, longest, world_size=2, only=None, tell=lambda *_: None):
-    """Runs until the end through some kills at points up to ``longest``; returns what `run` does, and the deaths."""
+def disturbed(config, kills, draw, points, steps, world_size=2, tell=lambda *_: None):
+    """Runs until the end through kills that are spread over the run; returns what `run` does.
+
+    ``points`` and ``steps`` are those of the whole run; what the newest checkpoint leaves of them sets the next kill.
+    """
     deaths = 0
     while True:
+        longest = int(2 * points * (1 - steps_of(config) / steps) / (kills - deaths + 1))
         kill = (draw.randrange(world_size), draw.randint(1, longest)) if deaths < kills else None
         begin = time.monotonic()
         with LocalRanks(world_size, seconds=300) as ranks:
             try:
-                told = ranks.call(counted, config, kill, only)
+                told = ranks.call(counted, config, kill)
             except RuntimeError as error:
                 if "died without a word" not in str(error) and "Connection" not in str(error):
                     raise
                 deaths += 1
                 tell(kill, time.monotonic() - begin)
             else:
-                return [left for left, _ in told], deaths
+                assert deaths == kills
+                return [left for left, _ in told]
+
+
+def killed_once(config, kill, only, world_size=2):
+    """Kills a rank at one point of those of some names; returns what `run` does when it goes on."""
+    with LocalRanks(world_size, seconds=300) as ranks, contextlib.suppress(RuntimeError):
+        ranks.call(counted, config, kill, only)
+        raise AssertionError("nobody was killed")
+    with LocalRanks(world_size, seconds=300) as ranks:
+        return ranks.call(run, config)
+
+
+def steps_of(config):
+    """The steps that the newest checkpoint has behind it."""
+    newest = next(iter(newest_first(config.run_dir / "checkpoints")), None)
+    return Stored(newest).manifest["progress"]["steps"] if newest else 0
 
 
 def main():
@@ -83,23 +106,23 @@ def main():
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         arguments = [f"--config={options.config}", f"--data.path={options.data}", "--checkpoint.every_steps=20"]
         config = parse(TrainConfig, [*arguments, f"--run_dir={scratch}/whole"])
         begin = time.monotonic()
         with LocalRanks(2, seconds=600) as ranks:
             told = ranks.call(counted, config)
         print(f"undisturbed: {time.monotonic() - begin:.0f} s, points {[passed for _, passed in told]}", flush=True)
-        longest = 3 * min(passed for _, passed in told) // (2 * options.kills)
 
         def tell(kill, seconds):
-            newest = max(path.name for path in Path(scratch, "killed").glob("checkpoints/span=*"))
+            newest = next(iter(newest_first(again.run_dir / "checkpoints")), None)
             print(f"rank {kill[0]} killed at point {kill[1]} after {seconds:.0f} s, newest {newest}", flush=True)
 
         again = replace(config, run_dir=Path(scratch, "killed"))
-        left, deaths = disturbed(again, options.kills, random.Random(options.seed), longest, tell=tell)
+        points = min(passed for _, passed in told)
+        left = disturbed(again, options.kills, random.Random(options.seed), points, steps_of(config), tell=tell)
         same = [one == another for (one, _), another in zip(told, left, strict=True)]
-        print(f"{deaths} kills; lines, table, interests and dense weights bit-equal on each rank: {same}")
+        print(f"{options.kills} kills; lines, table, interests and dense weights bit-equal on each rank: {same}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
-from tests.faults import counted, disturbed
+from tests.faults import counted, disturbed, killed_once, steps_of
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
 from tests.training.test_checkpoint import _config
@@ -38,10 +38,8 @@ def test_killed_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
     with LocalRanks(2, seconds=120) as ranks:
         told = ranks.call(counted, config)
     kills, wanted = 6, [left for left, _ in told]
-    longest = 3 * min(passed for _, passed in told) // (2 * kills)
-    left, deaths = disturbed(replace(config, run_dir=tmp_path / "killed"), kills, random.Random(1), longest)
-    assert deaths == kills
-    assert left == wanted
+    points, again = min(passed for _, passed in told), replace(config, run_dir=tmp_path / "killed")
+    assert disturbed(again, kills, random.Random(1), points, steps_of(config)) == wanted
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert timeless(lines) == wanted[0][0]
 
@@ -56,22 +54,7 @@ def test_killed_while_it_saves(folder, tmp_path, point):
     assert passed > 5
     for number in (2, passed // 2):
         again = replace(config, run_dir=tmp_path / str(number))
-        left, deaths = disturbed(again, 1, _At(0, number), 0, only=[point])
-        assert deaths == 1
-        assert left == [one for one, _ in told]
-
-
-class _At:
-    """In the place of a random generator: one rank, one point."""
-
-    def __init__(self, rank, point):
-        self.rank, self.point = rank, point
-
-    def randrange(self, _):
-        return self.rank
-
-    def randint(self, *_):
-        return self.point
+        assert killed_once(again, (0, number), [point]) == [one for one, _ in told]
 
 
 def _ranks(*arguments, world_size=2, program=None):
