@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
+from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
@@ -30,4 +31,5 @@ BENCHMARKS = {
     "ablation": Benchmark(AblationBench, bench_ablation),
     "rank": Benchmark(RankBench, bench_rank),
     "strategies": Benchmark(StrategiesBench, bench_strategies),
+    "checkpoint": Benchmark(CheckpointBench, bench_checkpoint),
 }
