@@ -119,9 +119,12 @@ def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
         steps = max(options.steps, math.ceil(_ROOM * save_seconds / step_seconds))
 
         def plain_write() -> list[float]:
-            for path in folder.glob("plain-*"):
+            # As with checkpoints, the old file is there until the new one is.
+            old = list(folder.glob("plain-*"))
+            told = run(_Held.write)
+            for path in old:
                 path.unlink()
-            return run(_Held.write)
+            return told
 
         def from_disk(act: Callable[..., tuple[float, ...]]) -> list[float]:
             _drop_cached(folder)
@@ -177,7 +180,7 @@ class _Held:
     """
 
     def __init__(self, topology: Topology, options: CheckpointBench, folder: Path) -> None:
-        self.topology, self.folder, self.saves = topology, folder, 0
+        self.topology, self.folder, self.saves, self.writes = topology, folder, 0, 0
 
         def build(topology: Topology, training: TrainBench) -> Callable[[Batch], Any]:
             update = train._sharded(topology, training)
@@ -192,14 +195,15 @@ class _Held:
         self.plain = np.empty(0, dtype=np.uint8)
 
     def save(self) -> tuple[float, ...]:
-        """Saves until the checkpoint is on the disk and the one before is gone."""
+        """Saves until the checkpoint is on the disk."""
         self._begin_to_save()
         self._wait()
         return ()
 
     def write(self) -> tuple[float, ...]:
         """Writes this rank's share of as many bytes."""
-        with (self.folder / f"plain-{self.topology.rank}").open("wb", buffering=0) as file:
+        self.writes += 1
+        with (self.folder / f"plain-{self.topology.rank}-{self.writes}").open("wb", buffering=0) as file:
             for start in range(0, len(self.plain), _BLOCK):
                 file.write(self.plain[start : start + _BLOCK].data)
             os.fsync(file.fileno())

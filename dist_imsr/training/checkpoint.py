@@ -115,6 +115,7 @@ class Checkpoints:
         """Why the latest one was not written; None if it was."""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._written: threading.Event | None = None
         if topology.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
@@ -130,18 +131,24 @@ class Checkpoints:
             facts: what rank 0 adds to the manifest.
         """
         self.wait()
+        if self._thread is not None:
+            self._thread.join()
+        written = self._written = threading.Event()
 
         def work() -> None:
             try:
                 told = {"identity": self.identity, **facts}
                 store(self.folder / name, tensors, tables, told, self.topology.rank, self.group)
                 self.refusal = None
+                written.set()  # nobody waits for what follows but the next save
                 if self.topology.rank == 0:
                     self._prune()
             except OSError as error:
                 self.refusal = str(error)
             except BaseException as error:  # raised again by whoever waits
                 self._error = error
+            finally:
+                written.set()
 
         # No daemon: whatever ends the process, it lets go of the exchange that it is in.
         self._thread = threading.Thread(target=work, name="checkpoint")
@@ -155,10 +162,10 @@ class Checkpoints:
         Raises:
             RuntimeError: if a rank was lost.
         """
-        if self._thread is None:
+        if self._written is None:
             return
-        self._thread.join()
-        self._thread = None
+        self._written.wait()
+        self._written = None
         if self._error is not None:
             raise self._error
         if self.refusal and self.topology.rank == 0:

@@ -132,7 +132,7 @@ class _Writer(dcp.StorageWriter):
         with SealedFile(self.partial / MANIFEST) as file:
             file.write(text)
         with SealedFile(self.partial / CHECKSUM) as check:
-            check.write(_checksum_line(file.entry["sha256"]))
+            check.write(_checksum_line(hashlib.sha256(text).hexdigest()))
         for folder in {self.partial, *((self.partial / name).parent for name in files)}:
             sync_folder(folder)
         discard(self.folder)
@@ -214,10 +214,13 @@ class Stored:
             raise ValueError(f"{error.filename} cannot be read ({error.strerror})") from None
         if _checksum_line(hashlib.sha256(text).hexdigest()) != told:
             raise ValueError(f"{path} does not match {CHECKSUM}")
-        self.manifest: dict[str, Any] = json.loads(text)
-        check_version(path, self.manifest["format_version"], FORMAT_VERSION)
-        for name, entry in self.manifest["files"].items():
-            check_file(path, name, entry, checksum=False)
+        try:
+            self.manifest: dict[str, Any] = json.loads(text)
+            check_version(path, self.manifest["format_version"], FORMAT_VERSION)
+            for name, entry in self.manifest["files"].items():
+                check_file(path, name, entry, checksum=False)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no manifest of a checkpoint ({error!r})") from error
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
         """Reads files and compares their checksums.
