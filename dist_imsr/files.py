@@ -142,5 +142,9 @@ def check_file(manifest: Path, name: str, entry: dict[str, Any], checksum: bool)
         raise ValueError(f"{path} is missing")
     if path.stat().st_size != entry["bytes"]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-    if checksum and any(digest_of(path, kind) != entry[kind] for kind in _DIGESTS if kind in entry):
-        raise ValueError(f"{path} does not match its checksum")
+    if checksum:
+        kind = next((kind for kind in _DIGESTS if kind in entry), None)
+        if kind is None:
+            raise ValueError(f"{manifest} tells no checksum of {name}")
+        if digest_of(path, kind) != entry[kind]:
+            raise ValueError(f"{path} does not match its checksum")

@@ -3,15 +3,20 @@
 import hashlib
 import os
 
-from dist_imsr.training.run import _check, _claim, begin
+import torch.distributed as dist
+
+from dist_imsr.training.folder import claim_folder
+from dist_imsr.training.run import begin, check
 
 _TIMES = ("train_seconds", "eval_seconds")
 
 
 def run(topology, config):
     """Begins or resumes a run, and ends it; returns `left`."""
-    dataset, candidates = _check(config)
-    claim = _claim(config, candidates) if topology.rank == 0 else None
+    dataset, candidates = check(config)
+    dist.barrier()  # until then nobody changes the folder
+    claim = claim_folder(config, bool(candidates.own), candidates.own) if topology.rank == 0 else None
+    dist.barrier()
     trainer = begin(config, dataset, candidates, topology, None)
     trainer.run()
     if claim is not None:

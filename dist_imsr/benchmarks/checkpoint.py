@@ -25,9 +25,10 @@ from dist_imsr.benchmarks.train import TrainBench
 from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.training.checkpoint import Candidates, CheckpointConfig, Checkpoints
+from dist_imsr.training.checkpoint import CheckpointConfig, Checkpoints, newest_first
 from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.state import Progress, packed, unpack
+from dist_imsr.training.storage import Stored
 
 _PATIENCE = 3600.0  # seconds that one call of one side may take
 _BLOCK = 16 << 20  # bytes that the plain side reads or writes at a time
@@ -211,10 +212,8 @@ class _Held:
 
     def load(self) -> tuple[float, ...]:
         """Finds the newest checkpoint, compares its checksums and takes its state over."""
-        candidates = Candidates(self.checkpoints.folder, "auto")
-        stored = candidates.choose(True, self.topology, self.checkpoints.group)
-        if stored is None:
-            raise RuntimeError(f"no checkpoint is sound: {candidates.damaged}")
+        stored = Stored(newest_first(self.checkpoints.folder)[0])
+        stored.verify(self.topology.rank, self.topology.world_size)
         unpack(stored, self.model, self.offsets, self.buckets, self.checkpoints.group)
         return ()
 

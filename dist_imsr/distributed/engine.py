@@ -159,6 +159,12 @@ class DenseEngine:
         """
         self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
+    def flush(self) -> None:
+        """Brings what DeepSpeed's monitor was told to its files."""
+        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
+        if writer is not None:
+            writer.flush()
+
     def forget(self, step: int) -> None:
         """Voids what an earlier process told DeepSpeed's monitor.
 

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from dist_imsr.distributed.command import INTERRUPTED, REQUEUE
@@ -14,14 +16,25 @@ _ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignals:
-    """While its context lasts, SIGTERM, SIGUSR1 and the first Ctrl-C are noted; a second Ctrl-C ends the process.
+    """While its context lasts, SIGTERM, SIGUSR1 and Ctrl-C end the process, or are noted where it has patience.
 
-    The second one does not wait for Python: the main thread may be inside an exchange with a rank that is gone.
+    A second Ctrl-C ends it all the same. Ending does not wait for Python: the main thread may be inside an exchange
+    with a rank that is gone.
     """
 
     def __init__(self) -> None:
         self.status = 0
         """The exit status that the first signal asks for; 0 without one."""
+        self._patient = False
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """While this context lasts, a first signal only sets the status."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
 
     def __enter__(self) -> "StopSignals":
         self._told, self._tells = socket.socketpair()
@@ -49,9 +62,11 @@ class StopSignals:
             if number not in _ASKING:
                 continue
             presses += number == signal.SIGINT
-            if presses > 1:
-                os._exit(INTERRUPTED)
+            status = INTERRUPTED if number == signal.SIGINT else REQUEUE
+            if presses > 1 or not self._patient:
+                logger.warning("%s: stopped at once", signal.Signals(number).name)
+                os._exit(status)
             if not self.status:
-                self.status = INTERRUPTED if number == signal.SIGINT else REQUEUE
+                self.status = status
                 again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
                 logger.warning("%s: stopping after this step%s", signal.Signals(number).name, again)

@@ -1,5 +1,6 @@
 """Checkpoints of a run: written while it goes on, pruned, and found again."""
 
+import itertools
 import logging
 import re
 import shutil
@@ -12,11 +13,9 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_imsr.config import require
-from dist_imsr.distributed.command import Refusal
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.files import NewerFormat
-from dist_imsr.training.storage import DISCARDED, PARTIAL, Stored, Tables, discard, store
+from dist_imsr.training.storage import DISCARDED, PARTIAL, Tables, discard, store
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"span=(\d+)-epoch=(\d+)-step=(\d+)")
@@ -84,9 +83,24 @@ def set_aside(damaged: Path) -> Path:
     Returns:
         Where it is now.
     """
-    aside = damaged.with_name(f"{_DAMAGED}{damaged.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    return damaged.rename(aside)
+    suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    names = (damaged.with_name(f"{_DAMAGED}{damaged.name}{suffix}") for suffix in suffixes)
+    return damaged.rename(next(path for path in names if not path.exists()))
+
+
+def recover(folder: Path) -> None:
+    """Clears away what a process left that was killed while it wrote, replaced or removed a checkpoint.
+
+    Args:
+        folder: of the checkpoints; it may be missing.
+    """
+    for left in folder.glob(f"{DISCARDED}*"):
+        name = left.with_name(left.name.removeprefix(DISCARDED))
+        partial = left.with_name(f"{PARTIAL}{name.name}")
+        if partial.exists() and not name.exists():
+            left.rename(name)  # it was to be replaced by what is not complete
+    for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
+        shutil.rmtree(left)
 
 
 class Checkpoints:
@@ -116,10 +130,8 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._written: threading.Event | None = None
-        if topology.rank == 0:
+        if topology.rank == 0 and config.enabled:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
-                shutil.rmtree(left)
 
     def save(self, name: str, tensors: dict[str, Rows], tables: Tables, facts: dict[str, Any]) -> None:
         """Begins to write a checkpoint, once the one before is written; collective.
@@ -130,9 +142,7 @@ class Checkpoints:
             tables: this rank's, by their path.
             facts: what rank 0 adds to the manifest.
         """
-        self.wait()
-        if self._thread is not None:
-            self._thread.join()
+        self.close()
         written = self._written = threading.Event()
 
         def work() -> None:
@@ -140,15 +150,14 @@ class Checkpoints:
                 told = {"identity": self.identity, **facts}
                 store(self.folder / name, tensors, tables, told, self.topology.rank, self.group)
                 self.refusal = None
-                written.set()  # nobody waits for what follows but the next save
-                if self.topology.rank == 0:
-                    self._prune()
             except OSError as error:
                 self.refusal = str(error)
             except BaseException as error:  # raised again by whoever waits
                 self._error = error
             finally:
                 written.set()
+            if self.topology.rank == 0 and self.refusal is None and self._error is None:
+                self._prune()  # nobody waits for it but the next save
 
         # No daemon: whatever ends the process, it lets go of the exchange that it is in.
         self._thread = threading.Thread(target=work, name="checkpoint")
@@ -176,92 +185,26 @@ class Checkpoints:
                 *(self.refusal, good or "missing"),
             )
 
+    def close(self) -> None:
+        """Waits until nothing is written or removed any more.
+
+        Raises:
+            RuntimeError: as `wait` does.
+        """
+        self.wait()
+        if self._thread is not None:
+            self._thread.join()
+
     def _prune(self) -> None:
         held = newest_first(self.folder)
         spans = [path for path in held if _place(path)[1:] == (0, 0)]
         kept = {*held[: self.config.keep_last], *spans[: self.config.keep_spans]}
         for path in held:
             if path not in kept:
-                discard(path)
-
-
-class Candidates:
-    """The checkpoints from which a run could go on, judged by their manifests alone.
-
-    Args:
-        folder: of the run's checkpoints.
-        resume: ``auto``, ``never``, or the path of a checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint at the path is damaged or there is none, or there are newer ones beside it; or if
-            a newer version wrote the newest.
-    """
-
-    def __init__(self, folder: Path, resume: str) -> None:
-        self.sound: list[Stored] = []
-        self.damaged: dict[Path, str] = {}
-        """Why checkpoints were passed over."""
-        if resume == "never":
-            return
-        if resume != "auto":
-            path = Path(resume)
-            try:
-                self.sound.append(Stored(path))
-            except ValueError as error:
-                raise ValueError(f"resume: {path} is no sound checkpoint: {error}") from None
-            siblings = newest_first(folder) if path.resolve().parent == folder.resolve() else []
-            newer = [one.name for one in siblings if _place(one) > _place(path)]
-            if newer:
-                raise ValueError(
-                    f"resume: {folder} holds newer checkpoints than {path.name} ({', '.join(newer)}): name another "
-                    "run_dir, or remove them"
-                )
-            return
-        for path in newest_first(folder):
-            try:
-                self.sound.append(Stored(path))
-            except NewerFormat:
-                raise
-            except ValueError as error:
-                self.damaged[path] = str(error)
-
-    def choose(self, verify: bool, topology: Topology, group: dist.ProcessGroup) -> Stored | None:
-        """Takes the newest one whose files are sound; collective.
-
-        Args:
-            verify: whether checksums are compared, each rank reading its share.
-            topology: this rank's place.
-            group: speaks gloo.
-
-        Returns:
-            The checkpoint; None if there is none that is sound.
-
-        Raises:
-            Refusal: if the ranks do not see the same checkpoints.
-        """
-
-        def everywhere(mine: Any) -> list[Any]:
-            said = [None] * topology.world_size
-            dist.all_gather_object(said, mine, group)
-            return said
-
-        seen = everywhere([str(stored.folder) for stored in self.sound])
-        if any(one != seen[0] for one in seen):
-            raise Refusal(f"run_dir: ranks see different checkpoints ({seen}): all must share one file system")
-        for stored in self.sound:
-            wrong = next(filter(None, everywhere(_unsound(stored, topology) if verify else None)), None)
-            if wrong is None:
-                return stored
-            self.damaged[stored.folder] = wrong
-        return None
-
-
-def _unsound(stored: Stored, topology: Topology) -> str | None:
-    try:
-        stored.verify(topology.rank, topology.world_size)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
+                try:
+                    discard(path)
+                except OSError as error:
+                    logger.warning("an old checkpoint stays: %s", error)
 
 
 def _place(path: Path) -> tuple[int, ...]:

@@ -1,21 +1,22 @@
 """A run from its configuration to its table: the folder, the world, the report."""
 
-import fcntl
 import json
 import logging
 import os
-import shutil
-from pathlib import Path
+from collections.abc import Callable
 
-from dist_imsr.config import current_rank, to_yaml
+import torch.distributed as dist
+
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology, connect, locate
 from dist_imsr.files import write_whole
-from dist_imsr.training.checkpoint import Candidates, Checkpoints, set_aside
+from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.identity import differences, identity
+from dist_imsr.training.folder import check_folder, claim_folder
+from dist_imsr.training.identity import identity
+from dist_imsr.training.resume import Candidates, as_started
 from dist_imsr.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ _CAPTION = (
     "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item "
     "in an earlier span. Rates are fractions of the users."
 )
-_OURS = ("config.yaml", "metrics.jsonl", "events", "spans", "checkpoints")  # what a run writes into its folder
 
 
 def train(config: TrainConfig) -> int:
@@ -41,11 +41,14 @@ def train(config: TrainConfig) -> int:
     """
 
     def work() -> None:
-        dataset, candidates = _check(config)
-        claim = _claim(config, candidates) if current_rank() == 0 else None
         with StopSignals() as signals:
-            trainer = begin(config, dataset, candidates, connect(config.timeout_seconds), signals)
-            lines = trainer.run()
+            settled = as_started(config)
+            dataset, candidates = check(settled)
+            topology = connect(config.timeout_seconds)
+            claim = _by_first(topology, lambda: claim_folder(settled, bool(candidates.own), candidates.own))
+            trainer = begin(settled, dataset, candidates, topology, signals)
+            with signals.patience():
+                lines = trainer.run()
         title = f"{config.run_dir}: {config.strategy.name}"
         trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
         if trainer.checkpoints is not None and trainer.checkpoints.refusal:
@@ -56,13 +59,33 @@ def train(config: TrainConfig) -> int:
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
 
+def check(config: TrainConfig) -> tuple[Dataset, Candidates]:
+    """Refuses what cannot work before any rank is connected; every rank sees the same, and nothing is changed.
+
+    Args:
+        config: the whole tree.
+
+    Returns:
+        The prepared data, and the checkpoints to go on from.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    dataset, topology = Dataset(config.data), locate()
+    topology.buckets(dataset.buckets)
+    config.catalogue.optimizer_on(topology.device)
+    candidates = Candidates(config, dataset, topology.device)
+    check_folder(config, bool(candidates.own))
+    return dataset, candidates
+
+
 def begin(
     config: TrainConfig, dataset: Dataset, candidates: Candidates, topology: Topology, signals: StopSignals | None
 ) -> Trainer:
     """A trainer at the beginning of a run, or where its newest sound checkpoint stands; collective.
 
     Args:
-        config: the whole tree.
+        config: the whole tree; rank 0 has claimed its folder.
         dataset: the prepared data.
         candidates: the checkpoints to go on from.
         topology: this rank's place.
@@ -75,17 +98,12 @@ def begin(
         Refusal: if there are checkpoints, but none is sound.
     """
     told, folder = identity(config, dataset.digest, topology.device), config.run_dir / "checkpoints"
-    arguments = (folder, config.checkpoint, topology, config.timeout_seconds, told)
-    checkpoints = Checkpoints(*arguments) if config.checkpoint.enabled or candidates.sound else None
-    stored = None
-    if checkpoints is not None:
-        stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
-    if stored is None and candidates.damaged:
-        raise Refusal(_unsound(folder, candidates))
+    checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, told)
+    stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
     trainer = Trainer(config, dataset, topology, checkpoints, stored, signals)
     if topology.rank == 0:
-        for path, reason in candidates.damaged.items():
-            logger.warning("passed over and renamed to %s: %s", set_aside(path).name, reason)
+        for path in candidates.damaged.keys() & set(candidates.own):
+            logger.warning("passed over and renamed to %s: %s", set_aside(path).name, candidates.damaged[path])
         if stored is not None:
             logger.info("going on from %s", stored.folder)
         lines = (json.dumps(line) + "\n" for line in trainer.progress.lines)
@@ -93,71 +111,21 @@ def begin(
     return trainer
 
 
-def _check(config: TrainConfig) -> tuple[Dataset, Candidates]:
-    """Refuses what cannot work before any rank is connected; writes nothing."""
-    dataset, topology = Dataset(config.data), locate()
-    topology.buckets(dataset.buckets)
-    config.catalogue.optimizer_on(topology.device)
-    folder = config.run_dir / "checkpoints"
-    inside = Path(config.resume).resolve().is_relative_to(config.run_dir.resolve())
-    if config.overwrite and config.resume not in ("auto", "never") and inside:
-        raise ValueError(f"overwrite: it would remove {config.resume}, which resume names; name another run_dir")
-    candidates = Candidates(folder, "never" if config.overwrite and config.resume == "auto" else config.resume)
-    if candidates.damaged and not candidates.sound:
-        raise ValueError(_unsound(folder, candidates))
-    if candidates.sound:
-        newest = candidates.sound[0]
-        wrong = differences(newest.manifest["identity"], identity(config, dataset.digest, topology.device))
-        if wrong:
-            raise ValueError(
-                f"resume: {newest.folder} is of another run: {'; '.join(wrong)}. Pass the same keys, name another "
-                "run_dir, or begin anew with --overwrite"
-            )
-    return dataset, candidates
-
-
-def _unsound(folder: Path, candidates: Candidates) -> str:
-    reasons = "; ".join(candidates.damaged.values())
-    return f"resume: no checkpoint in {folder} is sound: {reasons}. Name another run_dir, or --overwrite"
+def _by_first(topology: Topology, act: Callable[[], int]) -> int | None:
+    """Lets rank 0 do something; what it is refused, all ranks are."""
+    done, said = None, list[str | None]([None])
+    if topology.rank == 0:
+        try:
+            done = act()
+        except (ValueError, OSError) as error:
+            said = [str(error)]
+    dist.broadcast_object_list(said)
+    if said[0] is not None:
+        raise Refusal(said[0])
+    return done
 
 
 def _columns(tops: list[int]) -> list[str]:
     names = ("hr{}", "ndcg{}", "hr{}_any", "ndcg{}_any", "hr{}_new", "hr{}_existing")
     rates = [name.format(f"@{top}") for top in tops for name in names]
     return ["span", "test_span", "users", *rates, "interests_mean", "loss", "train_seconds", "eval_seconds"]
-
-
-def _claim(config: TrainConfig, candidates: Candidates) -> int:
-    """Makes the run's folder, holds it against other processes, and refuses to write over an earlier run."""
-    folder = config.run_dir
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run_dir: {folder} is a file; name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        claim = os.open(folder, os.O_RDONLY)
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"run_dir: another process is writing to {folder}; wait for it, or name another") from None
-    except OSError as error:
-        raise ValueError(f"run_dir: {folder} cannot be written: {error.strerror}") from None
-    ours = any(stored.folder.parent.parent.resolve() == folder.resolve() for stored in candidates.sound)
-    held = [folder / name for name in _OURS if (folder / name).exists()]
-    if not config.overwrite and not ours:
-        # A process that was killed before its first checkpoint leaves nothing that a new one would not write again.
-        lost = [path for path in held if config.resume != "auto" or _worth(path)]
-        if lost:
-            raise ValueError(f"run_dir: {folder} holds an earlier run; name another folder, or pass --overwrite true")
-    for path in [] if ours else held:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        write_whole(folder / "config.yaml", to_yaml(config))
-    except OSError as error:
-        raise ValueError(f"run_dir: {folder} cannot be written: {error.strerror}") from None
-    return claim
-
-
-def _worth(path: Path) -> bool:
-    """Whether what a run left holds more than its beginning."""
-    if path.name == "metrics.jsonl":
-        return path.stat().st_size > 0
-    return path.name in ("spans", "checkpoints") and any(not one.name.startswith(".") for one in path.iterdir())

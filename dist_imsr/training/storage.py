@@ -77,7 +77,8 @@ class _Writer(dcp.StorageWriter):
         pass
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        tensors = sum(item.tensor_storage_size() or 0 for item in plan.items)
+        written = (item.tensor_data for item in plan.items if item.tensor_data is not None)
+        tensors = sum(data.chunk.sizes.numel() * data.properties.dtype.itemsize for data in written)
         return replace(plan, storage_data=tensors + sum(table.nbytes for table in self.tables.values()))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -135,8 +136,7 @@ class _Writer(dcp.StorageWriter):
             check.write(_checksum_line(hashlib.sha256(text).hexdigest()))
         for folder in {self.partial, *((self.partial / name).parent for name in files)}:
             sync_folder(folder)
-        discard(self.folder)
-        os.rename(self.partial, self.folder)
+        discard(self.folder, self.partial)
         sync_folder(self.folder.parent)
 
     @classmethod
@@ -210,8 +210,8 @@ class Stored:
         self.folder, path = folder, folder / MANIFEST
         try:
             text, told = path.read_bytes(), (folder / CHECKSUM).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{error.filename} cannot be read ({error.strerror})") from None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"{error.filename} is missing") from None
         if _checksum_line(hashlib.sha256(text).hexdigest()) != told:
             raise ValueError(f"{path} does not match {CHECKSUM}")
         try:
@@ -219,6 +219,11 @@ class Stored:
             check_version(path, self.manifest["format_version"], FORMAT_VERSION)
             for name, entry in self.manifest["files"].items():
                 check_file(path, name, entry, checksum=False)
+            for told in self.manifest["tensors"].values():
+                for _, size, name, start in told["chunks"]:
+                    end = start + torch.Size(size).numel() * getattr(torch, told["dtype"]).itemsize
+                    if not 0 <= start <= end <= self.manifest["files"][name]["bytes"]:
+                        raise ValueError(f"{path} places tensors outside {name}")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no manifest of a checkpoint ({error!r})") from error
 
@@ -264,7 +269,12 @@ class Stored:
 
         Returns:
             The rows.
+
+        Raises:
+            ValueError: if the manifest does not name it.
         """
+        if path not in self.manifest["files"]:
+            raise ValueError(f"{self.folder / MANIFEST} names no {path}")
         return pa.ipc.open_file(pa.memory_map(str(self.folder / path))).get_batch(0)
 
 
@@ -297,17 +307,25 @@ def store(
         raise RuntimeError(str(error)) from error
 
 
-def discard(folder: Path) -> None:
+def discard(folder: Path, successor: Path | None = None) -> None:
     """Removes a checkpoint, so that none is ever seen in part.
 
     Args:
         folder: of the checkpoint; it may be missing.
+        successor: what takes its place.
     """
+    doomed = folder.with_name(f"{DISCARDED}{folder.name}")
     if folder.exists():
-        doomed = folder.with_name(f"{DISCARDED}{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+    if successor is not None:
+        try:
+            os.rename(successor, folder)
+        except OSError:
+            if doomed.exists():
+                os.rename(doomed, folder)
+            raise
+    if doomed.exists():
+        shutil.rmtree(doomed, ignore_errors=successor is not None)
 
 
 def _checksum_line(digest: str) -> bytes:

@@ -12,7 +12,7 @@ import torch
 
 from dist_imsr.data.batch import SpanData
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.distributed.command import Stopped
+from dist_imsr.distributed.command import INTERRUPTED, Stopped
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import Evaluator
@@ -79,6 +79,8 @@ class Trainer:
             self.progress = unpack(stored, self.model, dataset.bucket_offsets, self.buckets, checkpoints.group)
             self.model.engine.forget(self.progress.steps + 1)
             self.good = f"{stored.folder}"
+        # A run that is stopped where it began to go on has nothing new to save.
+        self._resumed = None if stored is None else self.progress.name
         self._begin = 0.0
 
     def run(self) -> list[dict[str, Any]]:
@@ -97,7 +99,7 @@ class Trainer:
                 self._record(span, told | self.test(span + 1))
             self._save()
         if self.checkpoints is not None:
-            self.checkpoints.wait()
+            self.checkpoints.close()
         return self.progress.lines
 
     def learn(self, span: int) -> dict[str, Any]:
@@ -272,17 +274,20 @@ class Trainer:
         """Ends the run where a rank was asked to, with the state as it stands where it may be kept."""
         if not status:
             return
-        if self.checkpoints is None:
-            raise Stopped("stopped; checkpoint.enabled is false, so that the run would begin anew", status)
+        if self.checkpoints is None or not self.config.checkpoint.enabled:
+            raise Stopped("stopped; checkpoint.enabled is false, so that a run begins anew", INTERRUPTED)
         if keep:
             self._save()
-        self.checkpoints.wait()
+        self.checkpoints.close()
         newest = next(iter(newest_first(self.checkpoints.folder)), "the beginning, as there is no checkpoint yet")
-        raise Stopped(f"stopped; the same command goes on from {newest}", status)
+        anew = self.config.overwrite or self.config.resume == "never"
+        command = "the same command, with --resume auto and without --overwrite," if anew else "the same command"
+        raise Stopped(f"stopped; {command} goes on from {newest}", status)
 
     def _save(self) -> None:
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self.config.checkpoint.enabled and self.progress.name != self._resumed:
             self.checkpoints.wait()
+            self.model.engine.flush()
             if self.progress.epoch or self.progress.step:  # else the span has not begun
                 self.progress.seconds = time.perf_counter() - self._begin
             packs = packed(self.model, self.progress, self.dataset.bucket_offsets, self.buckets)

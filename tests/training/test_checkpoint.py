@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
-from dist_imsr.data.dataset import DataConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
@@ -23,6 +24,7 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.resume import Candidates
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
 from tests.runs import run
@@ -64,10 +66,10 @@ def _exported(run_dir):
 @pytest.mark.parametrize(
     ("base", "strategy", "stage"),
     [
-        ("comirec_dr", "imsr", "zero0"),
+        ("comirec_dr", "imsr", "bf16"),
         ("comirec_sa", "imsr", "zero1"),
         ("mind", "fine_tuning", "zero2"),
-        ("comirec_dr", "frozen", "bf16"),
+        ("comirec_dr", "frozen", "zero0"),
     ],
 )
 def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, base, strategy, stage):
@@ -185,11 +187,7 @@ def _passed_over(topology, config):
 
 
 def _chosen(topology, config):
-    import torch.distributed as dist
-
-    from dist_imsr.training.checkpoint import Candidates
-
-    candidates = Candidates(config.run_dir / "checkpoints", "auto")
+    candidates = Candidates(config, Dataset(config.data), topology.device)
     stored = candidates.choose(True, topology, dist.new_group(backend="gloo"))
     return stored, candidates.damaged
 
@@ -249,3 +247,30 @@ def test_nothing_random_has_a_state(folder, tmp_path):
 def _stirred(topology, config, seed):
     torch.manual_seed(seed)
     return run(topology, config)
+
+
+def test_a_checkpoint_named_elsewhere_begins_a_branch_that_goes_on(folder, tmp_path):
+    config = _config(folder, tmp_path / "run")
+    with LocalRanks(2, seconds=120) as ranks:
+        wanted = ranks.call(run, config)
+        older = newest_first(config.run_dir / "checkpoints")[5]
+        branch = replace(config, run_dir=tmp_path / "branch", resume=str(older))
+        assert ranks.call(run, branch) == wanted
+        shutil.copytree(older, branch.run_dir / "backup" / older.name)
+        for named in (older, branch.run_dir / "backup" / older.name):  # its own are newer
+            assert ranks.call(run, replace(branch, resume=str(named))) == wanted
+        with pytest.raises(RuntimeError, match="holds newer checkpoints"):
+            ranks.call(run, replace(config, resume=str(older)))
+
+
+def test_without_checkpoints_nothing_is_kept_or_removed(folder, tmp_path):
+    config = _config(folder, tmp_path / "run", checkpoint=CheckpointConfig(enabled=False))
+    with LocalRanks(2, seconds=120) as ranks:
+        wanted = ranks.call(run, config)
+        assert not (config.run_dir / "checkpoints").exists()
+        assert ranks.call(run, replace(config, run_dir=tmp_path / "kept", checkpoint=EVERY)) == wanted
+        kept = newest_first(tmp_path / "kept" / "checkpoints")
+        for path in kept[:5]:
+            shutil.rmtree(path)
+        assert ranks.call(run, replace(config, run_dir=tmp_path / "kept")) == wanted
+        assert newest_first(tmp_path / "kept" / "checkpoints") == kept[5:]

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import random
@@ -57,7 +58,7 @@ def test_killed_while_it_saves(folder, tmp_path, point):
         assert killed_once(again, (0, number), [point]) == [one for one, _ in told]
 
 
-def _ranks(*arguments, world_size=2, program=None):
+def _ranks(*arguments, world_size=2, program=None, restarts=0):
     """Starts ranks without a launcher: nobody but they themselves ends them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -66,6 +67,7 @@ def _ranks(*arguments, world_size=2, program=None):
     started = []
     for rank in range(world_size):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+        place["SLURM_RESTART_COUNT"] = restarts
         environment = os.environ | {name: str(value) for name, value in place.items()}
         started.append(
             subprocess.Popen(
@@ -247,3 +249,44 @@ def test_a_small_disk_that_is_full(folder, tmp_path):
         assert newest_first(disk / "run" / "checkpoints")[0].name >= held.name
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_what_begins_anew_goes_on_when_the_cluster_starts_it_again(folder, tmp_path, undisturbed):
+    arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, "--overwrite", "--resume", "never"]
+    started = _ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
+    _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=01-*")), started)
+    started[0].send_signal(signal.SIGTERM)
+    statuses, said = _ended(started)
+    assert statuses == [REQUEUE]
+    assert "the same command, with --resume auto and without --overwrite, goes on from" in said[0]
+    statuses, said = _ended(_ranks(*arguments, world_size=1, restarts=1), 90)
+    assert statuses == [0], said
+    assert "going on from" in said[0]
+    (config,) = [tmp_path / "run" / "config.yaml"]
+    assert "overwrite: false" in config.read_text()
+    assert "resume: auto" in config.read_text()
+    statuses, said = _ended(_ranks("--config", config, world_size=1))
+    assert statuses == [0]
+    assert "going on from" in said[0]
+
+
+def test_a_refusal_of_rank_0_ends_all(folder, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with (run_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        statuses, said = _ended(_ranks("--data.path", folder, "--run_dir", run_dir, *_SMALL))
+    assert statuses == [2, 2]
+    assert said[0].splitlines()[-1].startswith(f"train: run_dir: another process is writing to {run_dir}")
+    assert "train: " not in said[1]
+
+
+def test_a_signal_before_the_training_ends_at_once(folder, tmp_path):
+    (process, other) = _ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL)
+    other.send_signal(signal.SIGSTOP)  # so that rank 0 waits for it
+    time.sleep(6)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=10) == REQUEUE
+    assert "SIGUSR1: stopped at once" in process.communicate()[1]
+    other.kill()
+    other.communicate()

@@ -1,0 +1,90 @@
+import os
+
+import pytest
+
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.folder import check_folder, claim_folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(data=DataConfig(tmp_path), run_dir=tmp_path / "run")
+
+
+def _begun(config):
+    """What a process leaves that was killed before its first checkpoint."""
+    os.close(claim_folder(config, False, []))
+    for name in ("events", "checkpoints"):
+        (config.run_dir / name).mkdir()
+    (config.run_dir / "events" / "events.out.tfevents.1").write_text("x")
+    (config.run_dir / "checkpoints" / ".partial-span=00").mkdir()
+    (config.run_dir / "metrics.jsonl").touch()
+
+
+def test_a_beginning_is_begun_anew(config):
+    _begun(config)
+    check_folder(config, False)
+    _ = claim_folder(config, False, [])
+    assert sorted(path.name for path in config.run_dir.iterdir()) == [".lock", "config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("metrics.jsonl", "{}\n"), ("events/mine", "x"), ("spans/span=1/x", "x")),
+        *(("checkpoints/damaged-span=00", "x"), ("config.yaml", "# my own\nseed: 1\n")),
+    ],
+)
+def test_what_is_worth_something_is_refused_and_kept(config, name, content):
+    _begun(config)
+    path = config.run_dir / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"holds an earlier run \({name.split('/')[0]}\)"):
+        check_folder(config, False)
+    assert path.read_text() == content
+    check_folder(config, True)  # with a checkpoint to go on from
+
+
+def test_overwriting_empties_folders_that_stand_elsewhere(config, tmp_path):
+    _begun(config)
+    scratch = tmp_path / "scratch"
+    (config.run_dir / "checkpoints").rename(scratch)
+    (config.run_dir / "checkpoints").symlink_to(scratch)
+    (scratch / "damaged-span=00").mkdir()
+    (config.run_dir / "notes.txt").write_text("mine")
+    config.overwrite = True
+    check_folder(config, False)
+    _ = claim_folder(config, False, [])
+    assert list(scratch.iterdir()) == []
+    assert sorted(path.name for path in config.run_dir.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "notes.txt",
+    ]
+
+
+def test_files_in_the_place_of_folders_are_refused(config):
+    config.run_dir.mkdir()
+    (config.run_dir / "checkpoints").write_text("x")
+    with pytest.raises(ValueError, match=r"run_dir: .*checkpoints is a file"):
+        check_folder(config, True)
+
+
+def test_what_changed_meanwhile_is_refused(config, tmp_path):
+    (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
+    with pytest.raises(ValueError, match="start it again"):
+        claim_folder(config, True, [config.run_dir / "checkpoints" / "span=00-epoch=000-step=000002"])
+
+
+def test_what_a_killed_replacement_left_is_put_right(config):
+    checkpoints = config.run_dir / "checkpoints"
+    for name in (".discarded-span=00-epoch=001-step=000000", ".partial-span=00-epoch=001-step=000000", ".discarded-b"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / name).touch()
+    _ = claim_folder(config, True, [checkpoints / "span=00-epoch=001-step=000000"])
+    (left,) = checkpoints.iterdir()
+    assert left.name == "span=00-epoch=001-step=000000"
+    assert [path.name for path in left.iterdir()] == [".discarded-span=00-epoch=001-step=000000"]
