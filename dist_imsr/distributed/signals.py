@@ -51,6 +51,7 @@ class StopSignals:
         signal.set_wakeup_fd(self._earlier_fd)
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        self._tells.shutdown(socket.SHUT_RDWR)  # wakes the listener, whoever else holds the socket
         self._tells.close()
         self._thread.join()
         self._told.close()
