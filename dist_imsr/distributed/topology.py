@@ -144,6 +144,8 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    # DeepSpeed would clone the world, and wait half an hour for a rank whatever was asked for.
+    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
     return topology
 
 

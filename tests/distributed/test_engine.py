@@ -88,6 +88,15 @@ def test_data_parallel_equals_one_rank_and_plain_adam():
             torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
 
 
+def _groups(topology):
+    engine = DenseEngine(DynamicRouting(8), EngineConfig(), topology.device, None)
+    return engine._engine.data_parallel_group is torch.distributed.group.WORLD
+
+
+def test_a_rank_is_waited_for_as_long_as_the_world_says():
+    assert run_ranks(2, _groups) == [True, True]
+
+
 def test_bf16_stays_near_fp32():
     for half, single in zip(run_ranks(2, _train, "bf16"), run_ranks(2, _train, "zero0"), strict=True):
         torch.testing.assert_close(half[-1], single[-1], rtol=0.1, atol=0.1)
