@@ -81,11 +81,17 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         return status
     except OSError as error:
         return end(str(error), FAILED, together=not dist.is_initialized())
-    except RuntimeError as error:
-        if dist.is_initialized() and any(sign in str(error) for sign in _LOST):
-            return end("another rank ended; its message says why", FAILED, together=False)
-        if dist.is_initialized() and _SILENT in str(error):
-            return end("another rank said nothing for timeout_seconds: see whether it hangs", FAILED, together=False)
-        raise
     except KeyboardInterrupt:
         return end(interrupted, INTERRUPTED, together=True)
+    except Exception as error:
+        if dist.is_initialized() and isinstance(error, RuntimeError):
+            if any(sign in str(error) for sign in _LOST):
+                return end("another rank ended; its message says why", FAILED, together=False)
+            if _SILENT in str(error):
+                return end(
+                    "another rank said nothing for timeout_seconds: see whether it hangs", FAILED, together=False
+                )
+        # Told here and not by Python: what the traceback holds must be gone before the process is, threads among it
+        # that read batches ahead and would abort it.
+        sys.excepthook(*sys.exc_info())
+        return FAILED
