@@ -86,7 +86,8 @@ class Candidates:
     def refusal(self) -> str:
         """What is told where none is sound."""
         reasons = "; ".join(self.damaged.values())
-        return f"resume: no checkpoint is sound: {reasons}. Name another run_dir, or pass --overwrite true"
+        remedy = "Name another run_dir, or pass --overwrite true" if self.own else "Name a checkpoint's folder"
+        return f"resume: no checkpoint is sound: {reasons}. {remedy}"
 
     def choose(self, verify: bool, topology: Topology, group: dist.ProcessGroup) -> Stored | None:
         """Takes the newest one whose files are sound; collective.
