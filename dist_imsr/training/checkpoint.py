@@ -88,17 +88,12 @@ def set_aside(damaged: Path) -> Path:
     return damaged.rename(next(path for path in names if not path.exists()))
 
 
-def recover(folder: Path) -> None:
-    """Clears away what a process left that was killed while it wrote, replaced or removed a checkpoint.
+def clear_away(folder: Path) -> None:
+    """Removes what a process left that was killed while it wrote or removed a checkpoint.
 
     Args:
         folder: of the checkpoints; it may be missing.
     """
-    for left in folder.glob(f"{DISCARDED}*"):
-        name = left.with_name(left.name.removeprefix(DISCARDED))
-        partial = left.with_name(f"{PARTIAL}{name.name}")
-        if partial.exists() and not name.exists():
-            left.rename(name)  # it was to be replaced by what is not complete
     for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
         shutil.rmtree(left)
 
@@ -204,7 +199,7 @@ class Checkpoints:
                 try:
                     discard(path)
                 except OSError as error:
-                    logger.warning("an old checkpoint stays: %s", error)
+                    logger.warning("an old checkpoint stays, at least in part: %s", error)
 
 
 def _place(path: Path) -> tuple[int, ...]:

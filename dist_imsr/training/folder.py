@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_imsr.config import to_yaml
 from dist_imsr.files import write_whole
-from dist_imsr.training.checkpoint import newest_first, recover
+from dist_imsr.training.checkpoint import clear_away, newest_first
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,14 @@ def claim_folder(config: TrainConfig, resumes: bool, seen: list[Path]) -> int:
         raise ValueError(f"run_dir: another process is writing to {folder}; wait for it, or name another") from None
     except OSError as error:
         logger.warning("%s knows no locks (%s): see to it that one job at a time writes to it", folder, error.strerror)
-    recover(folder / "checkpoints")
-    if resumes and newest_first(folder / "checkpoints") != seen:
+    try:
+        check_folder(config, resumes)
+        if not config.overwrite and newest_first(folder / "checkpoints") != seen:
+            raise ValueError(f"run_dir: {folder} changed while this command began; start it again")
+    except ValueError:
         os.close(claim)
-        raise ValueError(f"run_dir: {folder} changed while this command began; start it again")
+        raise
+    clear_away(folder / "checkpoints")
     for path in [] if resumes else _held(folder):
         _remove(path)
     settled = replace(config, overwrite=False, resume="auto")  # whoever reads it back goes on

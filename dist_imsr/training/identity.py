@@ -43,9 +43,8 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     Returns:
         A phrase for each key that differs.
     """
-    absent = "nothing"
-    keys = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
-    return [f"{key} was {there.get(key, absent)} and is {here.get(key, absent)}" for key in keys]
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    return [f"{key} was {there.get(key)} and is {here.get(key)}" for key in keys]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

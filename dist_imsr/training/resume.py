@@ -1,5 +1,6 @@
 """From which checkpoint a run goes on."""
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.identity import differences, identity
 from dist_imsr.training.storage import Stored
 
+logger = logging.getLogger(__name__)
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
@@ -29,8 +31,10 @@ def as_started(config: TrainConfig) -> TrainConfig:
     Returns:
         The same, but that nothing is begun anew by a restart.
     """
-    if not any(int(os.environ.get(name) or 0) for name in _RESTARTS):
+    if not any(int(os.environ.get(name) or 0) for name in _RESTARTS) or not config.checkpoint.enabled:
         return config
+    if config.overwrite:
+        logger.info("this job was started again: it goes on, and overwrites nothing")
     return replace(config, overwrite=False, resume="auto" if config.resume == "never" else config.resume)
 
 
@@ -59,16 +63,18 @@ class Candidates:
         self.sound: list[Stored] = []
         self.damaged: dict[Path, str] = {}
         """Why checkpoints were passed over."""
-        if named and named.resolve() in [path.resolve() for path in self.own[1:]]:
+        inside = named is not None and named.resolve().parent == folder.resolve()
+        if named and inside and self.own and named.name != self.own[0].name:
             raise ValueError(
-                f"resume: {folder} holds newer checkpoints than {named.name}, up to {self.own[0].name}: name another "
-                "run_dir, pass --resume auto, or remove them"
+                f"resume: the newest checkpoint of {folder} is {self.own[0].name}, and not {named.name}: pass --resume "
+                "auto, name another run_dir, or remove the newer ones"
             )
         for path in self.own or ([named] if named else []):
             try:
                 self.sound.append(Stored(path))
             except NewerFormat:
-                raise
+                if not self.sound:
+                    raise
             except ValueError as error:
                 self.damaged[path] = str(error)
         if self.damaged and not self.sound:

@@ -46,15 +46,17 @@ def train(config: TrainConfig) -> int:
             dataset, candidates = check(settled)
             topology = connect(config.timeout_seconds)
             claim = _by_first(topology, lambda: claim_folder(settled, bool(candidates.own), candidates.own))
-            trainer = begin(settled, dataset, candidates, topology, signals)
-            with signals.patience():
-                lines = trainer.run()
+            try:
+                trainer = begin(settled, dataset, candidates, topology, signals)
+                with signals.patience():
+                    lines = trainer.run()
+            finally:
+                if claim is not None:
+                    os.close(claim)
         title = f"{config.run_dir}: {config.strategy.name}"
         trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
         if trainer.checkpoints is not None and trainer.checkpoints.refusal:
             raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
-        if claim is not None:
-            os.close(claim)
 
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
@@ -117,7 +119,7 @@ def _by_first(topology: Topology, act: Callable[[], int]) -> int | None:
     if topology.rank == 0:
         try:
             done = act()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # the others wait to hear of it
             said = [str(error)]
     dist.broadcast_object_list(said)
     if said[0] is not None:

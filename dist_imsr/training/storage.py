@@ -316,6 +316,7 @@ def discard(folder: Path, successor: Path | None = None) -> None:
     """
     doomed = folder.with_name(f"{DISCARDED}{folder.name}")
     if folder.exists():
+        shutil.rmtree(doomed, ignore_errors=True)
         os.rename(folder, doomed)
     if successor is not None:
         try:

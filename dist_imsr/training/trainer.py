@@ -81,6 +81,7 @@ class Trainer:
             self.good = f"{stored.folder}"
         # A run that is stopped where it began to go on has nothing new to save.
         self._resumed = None if stored is None else self.progress.name
+        self._origin = None if stored is None else stored.folder
         self._begin = 0.0
 
     def run(self) -> list[dict[str, Any]]:
@@ -279,7 +280,8 @@ class Trainer:
         if keep:
             self._save()
         self.checkpoints.close()
-        newest = next(iter(newest_first(self.checkpoints.folder)), "the beginning, as there is no checkpoint yet")
+        nothing = self._origin or "the beginning, as there is no checkpoint yet"
+        newest = next(iter(newest_first(self.checkpoints.folder)), nothing)
         anew = self.config.overwrite or self.config.resume == "never"
         command = "the same command, with --resume auto and without --overwrite," if anew else "the same command"
         raise Stopped(f"stopped; {command} goes on from {newest}", status)

@@ -260,7 +260,7 @@ def test_a_checkpoint_named_elsewhere_begins_a_branch_that_goes_on(folder, tmp_p
         shutil.copytree(older, branch.run_dir / "backup" / older.name)
         for named in (older, branch.run_dir / "backup" / older.name):  # its own are newer
             assert ranks.call(run, replace(branch, resume=str(named))) == wanted
-        with pytest.raises(RuntimeError, match="holds newer checkpoints"):
+        with pytest.raises(RuntimeError, match="the newest checkpoint of"):
             ranks.call(run, replace(config, resume=str(older)))
 
 

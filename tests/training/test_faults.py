@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import json
 import os
@@ -247,8 +248,10 @@ def test_a_small_disk_that_is_full(folder, tmp_path):
         arguments = ["--data.path", folder, "--run_dir", disk / "run", *_SMALL, *_ENDLESS]
         (process,) = started = _ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
         _when(lambda: list((disk / "run" / "checkpoints").glob("span=*")), started)
-        free = os.statvfs(disk)
-        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - (64 << 10)))
+        with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 16))
+        os.truncate(disk / "filler", (disk / "filler").stat().st_size - (1 << 16))  # events and logs still find room
         _when(lambda: not list((disk / "run" / "checkpoints").glob(".*")), started)
         held = newest_first(disk / "run" / "checkpoints")[0]
         time.sleep(1)

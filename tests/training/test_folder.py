@@ -79,12 +79,16 @@ def test_what_changed_meanwhile_is_refused(config, tmp_path):
         claim_folder(config, True, [config.run_dir / "checkpoints" / "span=00-epoch=000-step=000002"])
 
 
-def test_what_a_killed_replacement_left_is_put_right(config):
+def test_what_appeared_meanwhile_is_not_removed(config):
+    (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        claim_folder(config, False, [])
+    assert (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").exists()
+
+
+def test_what_a_killed_process_left_is_cleared_away(config):
     checkpoints = config.run_dir / "checkpoints"
-    for name in (".discarded-span=00-epoch=001-step=000000", ".partial-span=00-epoch=001-step=000000", ".discarded-b"):
-        (checkpoints / name).mkdir(parents=True)
-        (checkpoints / name / name).touch()
+    for name in (".discarded-a", ".partial-b", "span=00-epoch=001-step=000000"):
+        (checkpoints / name / "files").mkdir(parents=True)
     _ = claim_folder(config, True, [checkpoints / "span=00-epoch=001-step=000000"])
-    (left,) = checkpoints.iterdir()
-    assert left.name == "span=00-epoch=001-step=000000"
-    assert [path.name for path in left.iterdir()] == [".discarded-span=00-epoch=001-step=000000"]
+    assert [path.name for path in checkpoints.iterdir()] == ["span=00-epoch=001-step=000000"]
