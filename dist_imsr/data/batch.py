@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -116,6 +116,8 @@ class SpanData:
         config: the batches' section.
         seed: keys shuffles, cuts and negatives.
         world_sum: sums an int64 tensor over ranks.
+        earlier: the spans before it whose interactions a user's history goes on in, from the first.
+        until: the span at hand, if it is a later one: nothing is held out, and its items are the known ones.
     """
 
     def __init__(
@@ -126,17 +128,20 @@ class SpanData:
         config: BatchConfig,
         seed: int,
         world_sum: Callable[[torch.Tensor], torch.Tensor],
+        earlier: "Sequence[SpanData]" = (),
+        until: int | None = None,
     ) -> None:
-        self.span, self.config, self.seed = span, config, seed
+        self.span, self.config, self.seed = span if until is None else until, config, seed
+        self._of, self._earlier = span, earlier
         self._buckets, self._world_sum = buckets, world_sum
-        self._known_items = dataset.items_by_span[span]
+        self._known_items = dataset.items_by_span[self.span]
         self._sequences = [dataset.sequences(span, bucket) for bucket in buckets]
         sizes = [len(sequences.users) for sequences in self._sequences]
         self._bucket = np.arange(len(buckets)).repeat(sizes)  # [n], which of the buckets at hand
         self.users = np.concatenate([sequences.users for sequences in self._sequences]).astype(np.int64)
         self._starts = np.concatenate([sequences.offsets[:-1] for sequences in self._sequences]).astype(np.int64)
         self._lengths = np.concatenate([np.diff(sequences.offsets) for sequences in self._sequences]).astype(np.int64)
-        self._trained = self._lengths - held_out(self._lengths)
+        self._trained = self._lengths - (held_out(self._lengths) if span == self.span else 0)
 
     def training(self, epoch: int) -> "Steps[Batch]":
         """The steps of one epoch of training: users shuffled, each cut at a random time.
@@ -148,7 +153,7 @@ class SpanData:
             The batches of users with at least 2 interactions to train on; collective when called, not when read.
         """
         rows, schedule = self._select(self._trained >= 2, self.config.size)
-        keys = (self.seed, self.span, epoch)
+        keys = (self.seed, self.span, epoch) if self._of == self.span else (self.seed, self.span, epoch, self._of)
         drawn = schedule.drawn(np.random.Generator.random, _CUT, *keys)
         cuts = 1 + (drawn * (self._trained[rows] - 1)).astype(np.int64)
         order = schedule.shuffled(_SHUFFLE, *keys)
@@ -196,13 +201,19 @@ class SpanData:
         """
         return self._sweep(self._trained > 0, self._trained, targets=0)
 
-    def everything(self) -> "Steps[Batch]":
+    def everything(self, but: np.ndarray | None = None) -> "Steps[Batch]":
         """All users of the span with all they did in it, for writing interests back.
+
+        Args:
+            but: dense ids of users who are left out.
 
         Returns:
             Batches without targets; collective when called.
         """
-        return self._sweep(self._lengths > 0, self._lengths, targets=0)
+        chosen = self._lengths > 0
+        if but is not None:
+            chosen &= ~np.isin(self.users, but)
+        return self._sweep(chosen, self._lengths, targets=0)
 
     def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> "Steps[TestBatch]":
         """Users with a test target who were met before.
@@ -256,8 +267,27 @@ class SpanData:
         return chosen.nonzero()[0], Schedule(self._buckets, sizes, in_world, batch)
 
     def _history(self, at: np.ndarray, cut: np.ndarray) -> JaggedTensor:
+        """The latest interactions before each cut, going back into earlier spans where there are any at hand."""
         first = np.maximum(cut - self.config.max_history, 0)
-        return self._items(at, first, cut - first)
+        pieces = [(self._take("items", at, self._starts[at] + first, cut - first), cut - first)]
+        left = self.config.max_history - (cut - first)
+        for part in reversed(self._earlier):
+            pieces.insert(0, part._latest(self.users[at], left))
+            left = left - pieces[0][1]
+        total = sum(lengths for _, lengths in pieces)
+        values, place = np.empty(total.sum(), dtype=np.int64), total.cumsum() - total
+        for piece, lengths in pieces:
+            values[ranges(place, lengths)] = piece
+            place = place + lengths
+        return _jagged(values, total)
+
+    def _latest(self, users: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The latest items of users, ``most`` of each at most: the items, and how many each has."""
+        if not len(self.users):
+            return np.empty(0, dtype=np.int64), np.zeros_like(most)
+        at = np.searchsorted(self.users, users).clip(max=len(self.users) - 1)
+        taken = np.minimum(self._lengths[at] * (self.users[at] == users), most)
+        return self._take("items", at, self._starts[at] + self._lengths[at] - taken, taken), taken
 
     def _items(self, at: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> JaggedTensor:
         return _jagged(self._take("items", at, self._starts[at] + first, lengths), lengths)
@@ -290,6 +320,17 @@ class Steps(Iterable[AnyBatch]):
 
     def __len__(self) -> int:
         return self._steps
+
+    def read(self, step: int) -> AnyBatch:
+        """Makes the batch of a step.
+
+        Args:
+            step: from 0 on.
+
+        Returns:
+            The batch.
+        """
+        return self._read(step)
 
     def after(self, done: int) -> "Steps[AnyBatch]":
         """The batches of the later steps.

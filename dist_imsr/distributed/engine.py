@@ -165,6 +165,12 @@ class DenseEngine:
         if writer is not None:
             writer.flush()
 
+    def close(self) -> None:
+        """Ends what DeepSpeed's monitor writes."""
+        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
+        if writer is not None:
+            writer.close()
+
     def forget(self, step: int) -> None:
         """Voids what an earlier process told DeepSpeed's monitor.
 

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from dist_imsr.strategies.full_retraining import InterestCounts
 from dist_imsr.strategies.interests import InterestPolicy
 
 
@@ -10,6 +11,16 @@ class Strategy(Protocol):
 
     interests: InterestPolicy
     """What becomes of existing and of new interests."""
+
+    @property
+    def retrains(self) -> bool:
+        """Whether a span begins with new parameters and interests, and its data are those of all spans up to it."""
+        ...
+
+    @property
+    def counts(self) -> InterestCounts | None:
+        """How many interests users get whom the store does not know; ``model.interests`` without it."""
+        ...
 
     def updates(self, span: int) -> bool:
         """Whether parameters and interests move in a span.

@@ -10,6 +10,8 @@ class FineTuning:
     """
 
     interests = InterestPolicy.plain()
+    retrains = False
+    counts = None
 
     def updates(self, span: int) -> bool:
         """True for every span."""

@@ -10,6 +10,8 @@ class Frozen:
     """
 
     interests = InterestPolicy.plain()
+    retrains = False
+    counts = None
 
     def updates(self, span: int) -> bool:
         """True for the pre-training span alone."""

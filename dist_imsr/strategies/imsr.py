@@ -13,6 +13,9 @@ class IMSR:
         interests: what becomes of existing and of new interests.
     """
 
+    retrains = False
+    counts = None
+
     def __init__(self, interests: InterestPolicy) -> None:
         self.interests = interests
 

@@ -189,6 +189,7 @@ class Checkpoints:
         self.wait()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None  # and with it the copies that it wrote
 
     def _prune(self) -> None:
         held = newest_first(self.folder)

@@ -22,7 +22,7 @@ class TrainingConfig:
     """How long to train, and when to stop.
 
     Args:
-        epochs: at most, in the pre-training span.
+        epochs: at most, in the pre-training span, and in each span of full_retraining.
         incremental_epochs: at most, in every later span.
         patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
             the last.

@@ -37,6 +37,9 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
     for name in _FOLDERS:
         if (folder / name).is_file():
             raise ValueError(f"run_dir: {folder / name} is a file where a run keeps a folder; name another run_dir")
+    counts = config.strategy.full_retraining.interests_from
+    if config.overwrite and counts is not None and counts.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"overwrite: it would remove {counts}, which strategy.full_retraining.interests_from names")
     if not resumes and not config.overwrite:
         lost = [path for path in _held(folder) if config.resume == "never" or _worth(path)]
         if lost:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.data.batch import Batch, SpanData
+from dist_imsr.data.batch import Batch
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
@@ -115,20 +115,23 @@ class Recommender:
         """
         return (self.store.counts[users - self.store.first_user] > 0).numpy(force=True)
 
-    def admit(self, data: SpanData) -> None:
-        """Gives the users whom a span shows for the first time their K_u^0 interests.
+    def admit(self, users: np.ndarray, span: int, counts: np.ndarray | None = None) -> None:
+        """Gives users whom the store does not know their K_u^0 interests.
 
         Args:
-            data: the span.
+            users: ``[n]`` dense ids of this rank, who may be known.
+            span: the span at hand.
+            counts: ``[n]``, how many each of them gets; ``model.interests`` without it, and where it is 0.
         """
-        newcomers = data.users[~self.knows(data.users)] - self.store.first_user
-        self.store.expand(torch.from_numpy(newcomers), self.config.interests, data.span)
+        new, most = ~self.knows(users), self.config.interests
+        wanted = np.full(len(users), most) if counts is None else np.where(counts > 0, counts, most)
+        self.store.expand(torch.from_numpy(users[new] - self.store.first_user), torch.from_numpy(wanted[new]), span)
 
     def set_learning_rates(self, pretraining: bool) -> None:
         """Changes the rates of the catalogue and of the dense weights from here on.
 
         Args:
-            pretraining: whether the span at hand is the first.
+            pretraining: whether the parameters are new: in the first span, and in each that is retrained.
         """
         for part in (self.catalogue, self.engine):
             config = part.config

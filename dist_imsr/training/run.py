@@ -12,6 +12,7 @@ from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology, connect, locate
 from dist_imsr.files import write_whole
+from dist_imsr.strategies import build_strategy
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
@@ -76,6 +77,9 @@ def check(config: TrainConfig) -> tuple[Dataset, Candidates]:
     dataset, topology = Dataset(config.data), locate()
     topology.buckets(dataset.buckets)
     config.catalogue.optimizer_on(topology.device)
+    counts = build_strategy(config.strategy).counts
+    if counts is not None:
+        counts.check(dataset)
     candidates = Candidates(config, dataset, topology.device)
     check_folder(config, bool(candidates.own))
     return dataset, candidates

@@ -1,5 +1,6 @@
 """The span loop: pre-train, then for every span train, write interests back and test on the next."""
 
+import gc
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import torch
 
 from dist_imsr.data.batch import SpanData
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.joined import JoinedSpans
 from dist_imsr.distributed.command import INTERRUPTED, Stopped
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology
@@ -60,19 +62,8 @@ class Trainer:
         self.strategy = build_strategy(config.strategy)
         self.reporter = Reporter(topology.rank == 0)
         known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
-        self.model = Recommender(
-            self.strategy.interests,
-            *(config.model, config.catalogue, config.store, config.engine, config.ranking),
-            items=[items for items in dataset.items_by_span if items <= known],
-            bucket_offsets=dataset.bucket_offsets,
-            seed=config.seed,
-            topology=topology,
-            events=config.run_dir / "events",
-        )
-        self.evaluator = Evaluator(
-            *(dataset, self.model.store, self.model.catalogue, self.model.ranker, topology, config.batch, config.eval),
-            seed=config.seed,
-        )
+        passed = [items for items in dataset.items_by_span if items <= known]
+        self._build([known] if self.strategy.retrains else passed)
         self.detections: list[Detection] = []  # of the span at hand
         self.progress, self.good = Progress(), "the state before training"
         if stored is not None and checkpoints is not None:
@@ -113,6 +104,10 @@ class Trainer:
             What `fit` tells, where the strategy trains.
         """
         data = self._open(span)
+        if self.strategy.retrains and span and (self.progress.epoch, self.progress.step) == (0, 0):
+            self._discard()
+            self._build([self.dataset.items_by_span[span]])
+            self.model.engine.forget(self.progress.steps + 1)  # what a process that was killed told of this span
         self.model.catalogue.grow(self.dataset.items_by_span[span])
         self.detections = []
         told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
@@ -122,7 +117,7 @@ class Trainer:
         self.progress = self.progress.at(span + 1)
         return told
 
-    def fit(self, data: SpanData) -> dict[str, Any]:
+    def fit(self, data: SpanData | JoinedSpans) -> dict[str, Any]:
         """Trains on one span with early stopping, writes its users' interests back and trims them; collective.
 
         It goes on from where it stands in that span.
@@ -137,10 +132,11 @@ class Trainer:
         span, training = data.span, self.config.training
         now = self.progress = self.progress if self.progress.span == span else self.progress.at(span)
         self._begin = time.perf_counter() - now.seconds
-        self.model.admit(data)
-        self.model.set_learning_rates(pretraining=span == 0)
+        counts, anew = self.strategy.counts, span == 0 or self.strategy.retrains
+        self.model.admit(data.users, span, counts.of(self.dataset, span, data.users) if counts else None)
+        self.model.set_learning_rates(pretraining=anew)
         detector, patience = self.strategy.interests.detector, training.patience
-        epochs = training.incremental_epochs if span else training.epochs
+        epochs = training.epochs if anew else training.incremental_epochs
         while now.epoch < epochs and not 0 < patience < now.epoch - now.best.epoch:
             if detector.enabled and span and now.step == 0 and (now.epoch == 0 or detector.each_epoch):
                 detection, detected = self._detect(data, now.epoch)
@@ -184,14 +180,14 @@ class Trainer:
         self.model.engine.train(False)
         return self.evaluator.test(span, self._follow)
 
-    def _detect(self, data: SpanData, epoch: int) -> tuple[Detection, Growth]:
+    def _detect(self, data: SpanData | JoinedSpans, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""
         self.model.engine.train(False)
         with torch.no_grad():
             batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
             return self.model.detect(batches, data.span, self.dataset.items_by_span[data.span - (epoch == 0)])
 
-    def _train(self, data: SpanData) -> tuple[float, float]:
+    def _train(self, data: SpanData | JoinedSpans) -> tuple[float, float]:
         """The rest of an epoch; returns its mean loss per target over the world, and the retainer's part beside it."""
         now, often = self.progress, self.config.checkpoint.every_steps
         batches = data.training(now.epoch)
@@ -216,7 +212,7 @@ class Trainer:
         loss, retention = now.losses
         return (loss / now.targets, retention / now.targets) if now.targets else (math.nan, math.nan)
 
-    def _validate(self, data: SpanData) -> float:
+    def _validate(self, data: SpanData | JoinedSpans) -> float:
         """The mean over all ranks' validation targets of the metric that stops training early."""
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.engine.train(False)
@@ -235,7 +231,7 @@ class Trainer:
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan
 
-    def _write_back(self, data: SpanData) -> Growth:
+    def _write_back(self, data: SpanData | JoinedSpans) -> Growth:
         """Stores H_u^t of the span's users, from all they did in it; tells how far existing interests turned."""
         growth = Growth()
         self.model.engine.train(False)
@@ -260,8 +256,32 @@ class Trainer:
             self.detections,
         )
 
-    def _open(self, span: int) -> SpanData:
-        return SpanData(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
+    def _build(self, items: list[int]) -> None:
+        """Makes a model of new parameters, for so many items as spans know one after the other."""
+        config, dataset = self.config, self.dataset
+        self.model = Recommender(
+            self.strategy.interests,
+            *(config.model, config.catalogue, config.store, config.engine, config.ranking),
+            items=items,
+            bucket_offsets=dataset.bucket_offsets,
+            seed=config.seed,
+            topology=self.topology,
+            events=config.run_dir / "events",
+        )
+        parts = self.model.store, self.model.catalogue, self.model.ranker
+        self.evaluator = Evaluator(dataset, *parts, self.topology, config.batch, config.eval, seed=config.seed)
+
+    def _discard(self) -> None:
+        """Frees the model, whose parts hold each other, before another takes its place."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        self.model.engine.close()
+        del self.model, self.evaluator
+        gc.collect()
+
+    def _open(self, span: int) -> SpanData | JoinedSpans:
+        kind = JoinedSpans if self.strategy.retrains else SpanData
+        return kind(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
 
     def _follow(self, batches: Any, phase: str, users: int, keep: bool = False) -> Iterator[Any]:
         """Batches of a phase other than training, until all ranks agree to stop."""

@@ -1,0 +1,107 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from dist_imsr.data.batch import BatchConfig, SpanData
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.joined import JoinedSpans
+from tests.data.test_batch import _rows
+from tests.prepared import drawn_history, write_dataset
+
+CONFIG = BatchConfig(size=7, max_history=12, max_targets=2, negatives=5, eval_size=6)
+HISTORY = drawn_history()
+SPAN = 2
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return Dataset(DataConfig(write_dataset(tmp_path_factory.mktemp("data"), HISTORY)))
+
+
+def _worlds(dataset, edges, read, span=SPAN, kind=JoinedSpans):
+    """Reads joined spans on each of several ranks, one after the other in each collective."""
+    ranks = [range(a, b) for a, b in itertools.pairwise(edges)]
+    barrier, shared, results = threading.Barrier(len(ranks)), [None] * len(ranks), [None] * len(ranks)
+
+    def work(rank, buckets):
+        def world_sum(values):
+            shared[rank] = values
+            barrier.wait(10)
+            total = sum(shared)
+            barrier.wait(10)
+            return total
+
+        results[rank] = list(read(kind(dataset, span, buckets, CONFIG, 3, world_sum)))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def _before(user, span):
+    return [item for items in HISTORY[user][:span] for item in items]
+
+
+def _trained(user, span):
+    items = HISTORY[user][span]
+    return items[: -2 if span == SPAN and len(items) >= 3 else None]
+
+
+def test_an_epoch_cuts_each_sequence_once_and_histories_go_on_over_spans(dataset):
+    (batches,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch=0))
+    found = []
+    for batch in batches:
+        assert batch.span == SPAN
+        assert len(set(batch.users.tolist())) == len(batch.users)  # queries learn once a step
+        found += _rows(batch)
+    wanted = [(user, span) for user in HISTORY for span in range(SPAN + 1) if len(_trained(user, span)) >= 2]
+    assert sorted(user for user, *_ in found) == sorted(user for user, _ in wanted)
+    for user, history, targets in found:
+        assert targets
+        assert any(
+            history == (_before(user, span) + _trained(user, span)[:cut])[-12:]
+            and targets == _trained(user, span)[cut : cut + 2]
+            for span in range(SPAN + 1)
+            for cut in range(1, len(_trained(user, span)))
+        )
+
+
+def test_everybody_is_written_back_once_with_the_latest(dataset):
+    (batches,) = _worlds(dataset, [0, 8], lambda data: data.everything())
+    found = {user: history for batch in batches for user, history, _ in _rows(batch)}
+    assert sum(len(batch.users) for batch in batches) == len(found)
+    assert found == {user: _before(user, SPAN + 1)[-12:] for user in HISTORY if _before(user, SPAN + 1)}
+
+
+def test_validation_is_that_of_the_last_span(dataset):
+    (batches,) = _worlds(dataset, [0, 8], lambda data: data.validation(10**9))
+    found = {user: (history, targets) for batch in batches for user, history, targets in _rows(batch)}
+    assert found == {
+        user: ((_before(user, SPAN) + _trained(user, SPAN))[-12:], items[SPAN][-2:-1])
+        for user, items in HISTORY.items()
+        if len(items[SPAN]) >= 3
+    }
+
+
+@pytest.mark.parametrize("edges", [[0, 3, 8], [0, 1, 2, 8]])
+@pytest.mark.parametrize("read", [lambda data: data.training(1), lambda data: data.everything()])
+def test_any_number_of_ranks_sees_the_same_global_batches(dataset, edges, read):
+    (alone,) = _worlds(dataset, [0, 8], read)
+    ranks = _worlds(dataset, edges, read)
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert sorted(row for part in parts for row in _rows(part)) == _rows(whole)
+        assert {part.world_targets for part in parts} == {whole.world_targets}
+        assert all(np.array_equal(part.negatives.values(), whole.negatives.values()) for part in parts)
+
+
+def test_the_first_span_alone_is_pre_training(dataset):
+    for read in (lambda data: data.training(2), lambda data: data.everything(), lambda data: data.validation(9)):
+        joined, alone = (_worlds(dataset, [0, 8], read, 0, kind)[0] for kind in (JoinedSpans, SpanData))
+        for one, other in zip(joined, alone, strict=True):
+            assert _rows(one) == _rows(other)
+            assert one.negatives.values().equal(other.negatives.values())

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.strategies import STRATEGIES, StrategyConfig
+from dist_imsr.strategies.full_retraining import FullRetrainingConfig, InterestCounts
+from dist_imsr.training.trainer import Trainer
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+from tests.runs import left, run
+from tests.training.test_checkpoint import GROWING, _config
+
+HISTORY = drawn_history(users=60, items=80, spans=4, longest=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), HISTORY)
+
+
+def _learnt(topology, config, spans):
+    """What each of some spans leaves, without times and lines."""
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, Dataset(config.data), topology)
+    states = []
+    for span in range(spans):
+        trainer.learn(span)
+        states.append(left(trainer)[1])
+    return states
+
+
+def test_at_the_first_span_it_is_pre_training(folder, tmp_path):
+    names = ("full_retraining", "fine_tuning")
+    retrained, tuned = (
+        run_ranks(2, _learnt, _config(folder, tmp_path / name, strategy=StrategyConfig(name)), 2) for name in names
+    )
+    for one, other in zip(retrained, tuned, strict=True):
+        assert one[0] == other[0]
+        assert one[1] != other[1]
+
+
+def _forgetful(topology, config):
+    """A second span learnt after the first, and by a trainer that never saw the first."""
+    config.run_dir.mkdir(exist_ok=True)
+    states = []
+    for spans in ([0, 1], [1]):
+        trainer = Trainer(config, Dataset(config.data), topology)
+        for span in spans:
+            trainer.progress = trainer.progress.at(span)
+            trainer.learn(span)
+        states.append(left(trainer)[1])
+    return states
+
+
+@pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
+def test_nothing_is_inherited(folder, tmp_path, base):
+    model = replace(_config(folder, tmp_path).model, base=base)
+    config = _config(folder, tmp_path / "run", strategy=StrategyConfig("full_retraining"), model=model)
+    for one, other in run_ranks(2, _forgetful, config):
+        assert one == other
+
+
+def test_users_get_as_many_interests_as_another_run_left(folder, tmp_path):
+    grown = _config(folder, tmp_path / "imsr", strategy=GROWING)
+    run_ranks(2, run, grown)
+    strategy = StrategyConfig("full_retraining", full_retraining=FullRetrainingConfig(grown.run_dir))
+    counts, dataset = InterestCounts(grown.run_dir), Dataset(DataConfig(folder))
+    users = np.arange(60)
+    wanted = counts.of(dataset, 2, users)
+    assert len(set(wanted.tolist())) > 2
+    assert wanted.sum() > counts.of(dataset, 0, users).sum()
+    assert (counts.of(dataset, 2, users[5:9]) == wanted[5:9]).all()
+    parts = run_ranks(3, _counts, _config(folder, tmp_path / "retrained", strategy=strategy))
+    assert np.array_equal(np.concatenate(parts), wanted)
+
+
+def _counts(topology, config):
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, Dataset(config.data), topology)
+    trainer.progress = trainer.progress.at(2)
+    trainer.learn(2)
+    return trainer.model.store.counts.numpy()
+
+
+def test_a_run_that_cannot_tell_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"interests_from: .*span=0.*--training.export every"):
+        InterestCounts(tmp_path).check(Dataset(DataConfig(folder)))
+
+
+def _others(folder, history, span):
+    """The same data up to a span, and other interactions, as many, of each user after it."""
+    draw, changed = np.random.default_rng(1), {}
+    known = max(item for spans in history.values() for items in spans[: span + 1] for item in items)
+    for user, spans in history.items():
+        later = [[int(item) for item in draw.integers(known + 1, size=len(items))] for items in spans[span + 1 :]]
+        changed[user] = [*spans[: span + 1], *later]
+    return write_dataset(folder, changed)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_the_future_reaches_no_parameter(folder, tmp_path, name):
+    """Poison of span t + 1 and later changes nothing of M^t."""
+    poisoned = _others(tmp_path / "poisoned", HISTORY, 1)
+    states = [
+        run_ranks(2, _learnt, _config(data, tmp_path / run_dir, strategy=replace(GROWING, name=name)), 2)
+        for data, run_dir in ((folder, "a"), (poisoned, "b"))
+    ]
+    assert states[0] == states[1]
