@@ -69,6 +69,7 @@ def _run(topology, config):
     ("base", "strategy", "world_sizes"),
     [
         ("comirec_dr", StrategyConfig("fine_tuning"), (2, 3, 4)),
+        ("comirec_dr", StrategyConfig("full_retraining"), (3,)),
         ("comirec_dr", _growing(), (2, 3, 4)),
         ("comirec_sa", _growing(each_epoch=True), (3,)),
         ("mind", _growing(), (2,)),
