@@ -55,7 +55,7 @@ class TrainConfig:
         run_dir: the run's folder, for config.yaml, metrics.jsonl, events/, spans/ and checkpoints/.
         seed: keys every random number of the run.
         resume: ``auto`` goes on from the newest sound checkpoint in run_dir, if it holds any; ``never`` refuses a
-            folder that holds a run; the path of a checkpoint goes on from that one.
+            folder that holds a run; the path of a checkpoint goes on from that one where run_dir holds none.
         overwrite: replace what an earlier run left in run_dir, its checkpoints included.
         timeout_seconds: how long a rank may be waited for before the job ends.
         model: the base model.
