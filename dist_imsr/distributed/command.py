@@ -1,5 +1,6 @@
 """How a distributed command ends: its exit status, and one line on stderr that says what to do."""
 
+import gc
 import logging
 import signal
 import sys
@@ -95,3 +96,6 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         # that read batches ahead and would abort it.
         sys.excepthook(*sys.exc_info())
         return FAILED
+    finally:
+        # Process groups that only a cycle of references keeps would outlive Python, and abort the process.
+        gc.collect()
