@@ -15,7 +15,7 @@ def run(topology, config):
     """Begins or resumes a run, and ends it; returns `left`."""
     dataset, candidates = check(config)
     dist.barrier()  # until then nobody changes the folder
-    claim = claim_folder(config, bool(candidates.own), candidates.own) if topology.rank == 0 else None
+    claim = claim_folder(config, candidates.own) if topology.rank == 0 else None
     dist.barrier()
     trainer = begin(config, dataset, candidates, topology, None)
     trainer.run()

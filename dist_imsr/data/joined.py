@@ -1,7 +1,6 @@
 """Several spans as one: what a model is retrained on."""
 
 from collections.abc import Callable
-from itertools import chain
 
 import numpy as np
 import torch
@@ -59,12 +58,7 @@ class JoinedSpans:
         if self.span:
             order = generator(_ORDER, self.seed, self.span, epoch).permutation(len(places))
             places = [places[place] for place in order]
-
-        def read(step: int) -> Batch:
-            steps, own = places[step]
-            return steps.read(own)
-
-        return Steps(read, len(places), self.config.prefetch)
+        return self._steps(places)
 
     def validation(self, most: int) -> Steps[Batch]:
         """As of the last span alone, but for the longer histories.
@@ -95,7 +89,10 @@ class JoinedSpans:
         for part in reversed(self._parts):
             each.append(part.everything(but=later))
             later = np.concatenate([later, part.users])
-        places = list(chain.from_iterable(((steps, step) for step in range(len(steps))) for steps in each))
+        return self._steps([(steps, step) for steps in each for step in range(len(steps))])
+
+    def _steps(self, places: list[tuple[Steps[Batch], int]]) -> Steps[Batch]:
+        """Steps of the parts, each by its part and its number there, as steps of one phase."""
 
         def read(step: int) -> Batch:
             steps, own = places[step]

@@ -114,7 +114,7 @@ class DenseEngine:
             model=module.to(device), model_parameters=list(module.parameters()), config=settings
         )
         self.module = module
-        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._rank = dist.get_rank()
         # Moments from the start, not from the first update on, so that all states are alike.
         for held in self._held():
             moments = {"exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
@@ -161,15 +161,13 @@ class DenseEngine:
 
     def flush(self) -> None:
         """Brings what DeepSpeed's monitor was told to its files."""
-        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
-        if writer is not None:
-            writer.flush()
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         """Ends what DeepSpeed's monitor writes."""
-        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
-        if writer is not None:
-            writer.close()
+        if self._events is not None:
+            self._events.close()
 
     def forget(self, step: int) -> None:
         """Voids what an earlier process told DeepSpeed's monitor.
@@ -177,10 +175,9 @@ class DenseEngine:
         Args:
             step: from it on.
         """
-        writer = getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
-        if writer is not None:
-            writer.purge_step = step
-            writer.close()  # the next event opens a new file, which begins with the purge
+        if self._events is not None:
+            self._events.purge_step = step
+            self._events.close()  # the next event opens a new file, which begins with the purge
 
     def state(self) -> dict[str, Rows]:
         """Everything that training changes: weights, the optimizer's own copies under ZeRO, its moments.
@@ -207,6 +204,11 @@ class DenseEngine:
             step = Rows(moments["step"].view(1), saved=first)
             state |= {f"{whole.get(held, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
         return state
+
+    @property
+    def _events(self) -> Any:
+        """What writes TensorBoard's files; None where nobody does."""
+        return getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
+from dist_imsr.exported import read_parts
 from dist_imsr.model.extractors import ModelConfig
 
 
@@ -104,38 +105,12 @@ class SpanState:
 
     def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some ids from all files, ``[n]`` and ``[n, d]``; no other row leaves the disk."""
-        found, vectors, ranks = list[np.ndarray](), list[np.ndarray](), 1
-        while len(found) < ranks:
-            path = self.folder / f"{name}-{len(found):03d}.arrow"
-            table = read_batch(path)
-            told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-            if told.get("data") != self.dataset.digest:
-                raise ValueError(
-                    f"{path} was written over other data than {self.dataset.path}: name the run's with --data"
-                )
-            ranks = int(told["ranks"])
+        found, vectors = list[np.ndarray](), list[np.ndarray]()
+        for table in read_parts(self.folder, name, self.dataset, "name the run's with --data"):
             place = slice(*np.searchsorted(table[key].to_numpy(), (ids.start, ids.stop)))
             found.append(table[key].to_numpy()[place].astype(np.int64))
             vectors.append(vectors_of(table)[place])
         return np.concatenate(found), np.concatenate(vectors)
-
-
-def read_batch(path: Path) -> pa.RecordBatch:
-    """Opens an exported file by memory map.
-
-    Args:
-        path: an Arrow file.
-
-    Returns:
-        Its one batch.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read.
-    """
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): train again with --training.export every") from error
 
 
 def vectors_of(table: pa.RecordBatch) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
-from dist_imsr.evaluation.finished import FinishedRun, read_batch, vectors_of
+from dist_imsr.evaluation.finished import FinishedRun, vectors_of
+from dist_imsr.exported import read_batch
 
 
 @dataclass(frozen=True)

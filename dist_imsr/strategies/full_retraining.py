@@ -1,5 +1,6 @@
 """FR: learn everything again from all interactions so far (Section V of the paper); the ceiling, at a growing price."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.exported import read_parts
 from dist_imsr.strategies.interests import InterestPolicy
 
 
@@ -64,7 +66,7 @@ class InterestCounts:
             ValueError: naming the file that is missing or was written over other data.
         """
         for span in range(dataset.spans - 1):
-            for _ in self._files(dataset, span):
+            for _ in self._parts(dataset, span):
                 pass
 
     def of(self, dataset: Dataset, span: int, users: np.ndarray) -> np.ndarray:
@@ -79,27 +81,15 @@ class InterestCounts:
             ``[n]`` int64; 0 for users whom that run did not know by then.
         """
         counts = np.zeros(len(users), dtype=np.int64)
-        for batch in self._files(dataset, span):
+        for batch in self._parts(dataset, span):
             owners, held = np.unique(batch["user"].to_numpy(), return_counts=True)
             _, here, there = np.intersect1d(users, owners, assume_unique=True, return_indices=True)
             counts[here] += held[there]
         return counts
 
-    def _files(self, dataset: Dataset, span: int) -> list[pa.RecordBatch]:
-        """One opened file for each rank of that run."""
-        opened, ranks = list[pa.RecordBatch](), 1
-        while len(opened) < ranks:
-            path = self.run_dir / "spans" / f"span={span}" / f"interests-{len(opened):03d}.arrow"
-            try:
-                batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(
-                    f"strategy.full_retraining.interests_from: {path} cannot be read ({error}): train that run with "
-                    "--training.export every"
-                ) from None
-            told = batch.schema.metadata or {}
-            if told.get(b"data") != dataset.digest.encode():
-                raise ValueError(f"strategy.full_retraining.interests_from: {path} was written over other data")
-            ranks = int(told[b"ranks"])
-            opened.append(batch)
-        return opened
+    def _parts(self, dataset: Dataset, span: int) -> Iterator[pa.RecordBatch]:
+        folder = self.run_dir / "spans" / f"span={span}"
+        try:
+            yield from read_parts(folder, "interests", dataset, "name a run over these")
+        except ValueError as error:
+            raise ValueError(f"strategy.full_retraining.interests_from: {error}") from None

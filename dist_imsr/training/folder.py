@@ -49,13 +49,12 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
             )
 
 
-def claim_folder(config: TrainConfig, resumes: bool, seen: list[Path]) -> int:
+def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     """Makes a run's folder and holds it against other processes.
 
     Args:
         config: the whole tree.
-        resumes: whether a checkpoint in the folder is to be gone on from.
-        seen: the checkpoints that were found in it.
+        seen: the checkpoints in it that are to be gone on from.
 
     Returns:
         A descriptor; the folder is held until it is closed.
@@ -64,7 +63,7 @@ def claim_folder(config: TrainConfig, resumes: bool, seen: list[Path]) -> int:
         ValueError: if another process holds the folder, or did until now.
         OSError: if it cannot be written.
     """
-    folder = config.run_dir
+    folder, resumes = config.run_dir, bool(seen)
     folder.mkdir(parents=True, exist_ok=True)
     claim = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> int:
             settled = as_started(config)
             dataset, candidates = check(settled)
             topology = connect(config.timeout_seconds)
-            claim = _by_first(topology, lambda: claim_folder(settled, bool(candidates.own), candidates.own))
+            claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
             try:
                 trainer = begin(settled, dataset, candidates, topology, signals)
                 with signals.patience():

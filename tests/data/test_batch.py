@@ -18,7 +18,7 @@ def dataset(tmp_path_factory):
     return Dataset(DataConfig(write_dataset(tmp_path_factory.mktemp("data"), HISTORY)))
 
 
-def _worlds(dataset, edges, read, span=1, config=CONFIG, seed=3):
+def _worlds(dataset, edges, read, span=1, config=CONFIG, seed=3, kind=SpanData):
     """Reads a span on each of several ranks whose sums are taken over one another."""
     ranks = [range(a, b) for a, b in itertools.pairwise(edges)]
     barrier, shared, results = threading.Barrier(len(ranks)), [None] * len(ranks), [None] * len(ranks)
@@ -31,7 +31,7 @@ def _worlds(dataset, edges, read, span=1, config=CONFIG, seed=3):
             barrier.wait(10)
             return total
 
-        results[rank] = list(read(SpanData(dataset, span, buckets, config, seed, world_sum)))
+        results[rank] = list(read(kind(dataset, span, buckets, config, seed, world_sum)))
 
     threads = [threading.Thread(target=work, args=pair) for pair in enumerate(ranks)]
     for thread in threads:

@@ -1,12 +1,10 @@
-import itertools
-import threading
-
 import numpy as np
 import pytest
 
 from dist_imsr.data.batch import BatchConfig, SpanData
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.joined import JoinedSpans
+from tests.data import test_batch
 from tests.data.test_batch import _rows
 from tests.prepared import drawn_history, write_dataset
 
@@ -21,26 +19,7 @@ def dataset(tmp_path_factory):
 
 
 def _worlds(dataset, edges, read, span=SPAN, kind=JoinedSpans):
-    """Reads joined spans on each of several ranks, one after the other in each collective."""
-    ranks = [range(a, b) for a, b in itertools.pairwise(edges)]
-    barrier, shared, results = threading.Barrier(len(ranks)), [None] * len(ranks), [None] * len(ranks)
-
-    def work(rank, buckets):
-        def world_sum(values):
-            shared[rank] = values
-            barrier.wait(10)
-            total = sum(shared)
-            barrier.wait(10)
-            return total
-
-        results[rank] = list(read(kind(dataset, span, buckets, CONFIG, 3, world_sum)))
-
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return test_batch._worlds(dataset, edges, read, span, CONFIG, kind=kind)
 
 
 def _before(user, span):

@@ -14,7 +14,7 @@ def config(tmp_path):
 
 def _begun(config):
     """What a process leaves that was killed before its first checkpoint."""
-    os.close(claim_folder(config, False, []))
+    os.close(claim_folder(config, []))
     for name in ("events", "checkpoints"):
         (config.run_dir / name).mkdir()
     (config.run_dir / "events" / "events.out.tfevents.1").write_text("x")
@@ -25,7 +25,7 @@ def _begun(config):
 def test_a_beginning_is_begun_anew(config):
     _begun(config)
     check_folder(config, False)
-    _ = claim_folder(config, False, [])
+    _ = claim_folder(config, [])
     assert sorted(path.name for path in config.run_dir.iterdir()) == [".lock", "config.yaml"]
 
 
@@ -56,7 +56,7 @@ def test_overwriting_empties_folders_that_stand_elsewhere(config, tmp_path):
     (config.run_dir / "notes.txt").write_text("mine")
     config.overwrite = True
     check_folder(config, False)
-    _ = claim_folder(config, False, [])
+    _ = claim_folder(config, [])
     assert list(scratch.iterdir()) == []
     assert sorted(path.name for path in config.run_dir.iterdir()) == [
         ".lock",
@@ -76,13 +76,13 @@ def test_files_in_the_place_of_folders_are_refused(config):
 def test_what_changed_meanwhile_is_refused(config, tmp_path):
     (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
     with pytest.raises(ValueError, match="start it again"):
-        claim_folder(config, True, [config.run_dir / "checkpoints" / "span=00-epoch=000-step=000002"])
+        claim_folder(config, [config.run_dir / "checkpoints" / "span=00-epoch=000-step=000002"])
 
 
 def test_what_appeared_meanwhile_is_not_removed(config):
     (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds an earlier run"):
-        claim_folder(config, False, [])
+        claim_folder(config, [])
     assert (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").exists()
 
 
@@ -90,5 +90,5 @@ def test_what_a_killed_process_left_is_cleared_away(config):
     checkpoints = config.run_dir / "checkpoints"
     for name in (".discarded-a", ".partial-b", "span=00-epoch=001-step=000000"):
         (checkpoints / name / "files").mkdir(parents=True)
-    _ = claim_folder(config, True, [checkpoints / "span=00-epoch=001-step=000000"])
+    _ = claim_folder(config, [checkpoints / "span=00-epoch=001-step=000000"])
     assert [path.name for path in checkpoints.iterdir()] == ["span=00-epoch=001-step=000000"]
