@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_imsr.strategies.base import Strategy
-from dist_imsr.strategies.fine_tuning import FineTuning
-from dist_imsr.strategies.frozen import Frozen
-from dist_imsr.strategies.full_retraining import FullRetraining, FullRetrainingConfig
-from dist_imsr.strategies.imsr import IMSR
+from dist_imsr.strategies.fine_tuning import fine_tuning
+from dist_imsr.strategies.frozen import frozen
+from dist_imsr.strategies.full_retraining import FullRetrainingConfig, full_retraining
+from dist_imsr.strategies.imsr import imsr
 from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.life_long import life_long
 
 
 @dataclass
@@ -20,22 +21,24 @@ class StrategyConfig:
     """The incremental strategy.
 
     Args:
-        name: frozen keeps the pre-trained model as it is; full_retraining learns everything again from all interactions
-            so far; fine_tuning trains on each span's new interactions; imsr also grows and keeps interests.
+        name: frozen keeps the pre-trained model as it is; life_long moves users' interests alone; full_retraining
+            learns everything again from all interactions so far; fine_tuning trains on each span's new interactions;
+            imsr also grows and keeps interests.
         imsr: the parts of imsr.
         full_retraining: the options of full_retraining.
     """
 
-    name: Literal["frozen", "full_retraining", "fine_tuning", "imsr"] = "imsr"
+    name: Literal["frozen", "life_long", "full_retraining", "fine_tuning", "imsr"] = "imsr"
     imsr: InterestPolicy = field(default_factory=InterestPolicy)
     full_retraining: FullRetrainingConfig = field(default_factory=FullRetrainingConfig)
 
 
 STRATEGIES: dict[str, Callable[[StrategyConfig], Strategy]] = {
-    "frozen": lambda config: Frozen(),
-    "full_retraining": lambda config: FullRetraining(config.full_retraining),
-    "fine_tuning": lambda config: FineTuning(),
-    "imsr": lambda config: IMSR(config.imsr),
+    "frozen": lambda config: frozen(),
+    "life_long": lambda config: life_long(),
+    "full_retraining": lambda config: full_retraining(config.full_retraining),
+    "fine_tuning": lambda config: fine_tuning(),
+    "imsr": lambda config: imsr(config.imsr),
 }
 
 

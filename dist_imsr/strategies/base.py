@@ -1,34 +1,52 @@
 """What the span loop asks of a strategy."""
 
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal
 
-from dist_imsr.strategies.full_retraining import InterestCounts
+from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.interests import InterestPolicy
 
 
-class Strategy(Protocol):
-    """Decides what moves when a span arrives."""
+@dataclass(frozen=True)
+class Strategy:
+    """Decides what moves when a span arrives; fine-tuning where nothing else is said.
 
-    interests: InterestPolicy
-    """What becomes of existing and of new interests."""
+    Args:
+        parameters: trained in the pre-training span alone, in every span from where they stand, or drawn anew for each
+            span, together with the interests, and trained on all spans up to it.
+        users: whether interests are written in the pre-training span alone or in every one.
+        interests: what becomes of existing and of new interests.
+        counts: how many interests users get whom the store does not know; ``model.interests`` without it.
+    """
+
+    parameters: Literal["first", "every", "anew"] = "every"
+    users: Literal["first", "every"] = "every"
+    interests: InterestPolicy = field(default_factory=InterestPolicy.plain)
+    counts: InterestCounts | None = None
 
     @property
     def retrains(self) -> bool:
         """Whether a span begins with new parameters and interests, and its data are those of all spans up to it."""
-        ...
+        return self.parameters == "anew"
 
-    @property
-    def counts(self) -> InterestCounts | None:
-        """How many interests users get whom the store does not know; ``model.interests`` without it."""
-        ...
-
-    def updates(self, span: int) -> bool:
-        """Whether parameters and interests move in a span.
+    def trains(self, span: int) -> bool:
+        """Whether parameters are trained in a span.
 
         Args:
             span: 0 is the pre-training span.
 
         Returns:
-            True where the span loop trains and writes interests back.
+            True where the span loop counts epochs.
         """
-        ...
+        return span == 0 or self.parameters != "first"
+
+    def updates(self, span: int) -> bool:
+        """Whether users' interests are written in a span.
+
+        Args:
+            span: 0 is the pre-training span.
+
+        Returns:
+            True where the span loop writes interests back.
+        """
+        return span == 0 or self.users == "every"

@@ -1,18 +1,16 @@
 """No update after pre-training: the floor that every incremental method must beat."""
 
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.base import Strategy
 
 
-class Frozen:
-    """Keeps parameters and interests as pre-training left them; costs nothing per span.
+def frozen() -> Strategy:
+    """Keeps parameters and interests as pre-training left them.
 
     A user whom span 0 did not hold has no interests: every item scores zero and ties, which is a miss.
+
+    Cost per span: none.
+
+    Returns:
+        The strategy.
     """
-
-    interests = InterestPolicy.plain()
-    retrains = False
-    counts = None
-
-    def updates(self, span: int) -> bool:
-        """True for the pre-training span alone."""
-        return span == 0
+    return Strategy(parameters="first", users="first")

@@ -1,24 +1,19 @@
 """IMSR: inherit everything, train on the new interactions alone, grow and keep interests (Section IV of the paper)."""
 
+from dist_imsr.strategies.base import Strategy
 from dist_imsr.strategies.interests import InterestPolicy
 
 
-class IMSR:
+def imsr(config: InterestPolicy) -> Strategy:
     """Trains all parameters on each span's interactions; detector, trimmer, retainer and carried evidence as set.
 
     Cost per span: that of fine-tuning, plus a pass over the span's items that detects, a K x K system and two dot
     products per target and interest in each step, and two passes over the rank's store that expand and trim it.
 
     Args:
-        interests: what becomes of existing and of new interests.
+        config: the strategy's section.
+
+    Returns:
+        The strategy.
     """
-
-    retrains = False
-    counts = None
-
-    def __init__(self, interests: InterestPolicy) -> None:
-        self.interests = interests
-
-    def updates(self, span: int) -> bool:
-        """True for every span."""
-        return True
+    return Strategy(interests=config)

@@ -40,7 +40,7 @@ class Best:
     """
 
     epoch: int = 0
-    quality: float = -math.inf
+    quality: float = math.nan
     losses: tuple[float, float] = (math.nan, math.nan)
     growth: Growth = field(default_factory=Growth)
     detections: int = 0

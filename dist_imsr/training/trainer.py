@@ -136,7 +136,7 @@ class Trainer:
         self.model.admit(data.users, span, counts.of(self.dataset, span, data.users) if counts else None)
         self.model.set_learning_rates(pretraining=anew)
         detector, patience = self.strategy.interests.detector, training.patience
-        epochs = training.epochs if anew else training.incremental_epochs
+        epochs = training.epochs if anew else training.incremental_epochs * self.strategy.trains(span)
         while now.epoch < epochs and not 0 < patience < now.epoch - now.best.epoch:
             if detector.enabled and span and now.step == 0 and (now.epoch == 0 or detector.each_epoch):
                 detection, detected = self._detect(data, now.epoch)
@@ -163,7 +163,7 @@ class Trainer:
         self.good = f"span {span}, trained"
         self.detections = now.detections[: best.detections]
         self.progress = now.at(span + 1)
-        if math.isnan(best.quality):
+        if epochs and math.isnan(best.quality):
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
         return best.record() | {"train_seconds": time.perf_counter() - self._begin} | growth.record()
 

@@ -5,7 +5,8 @@ import pytest
 
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.strategies import STRATEGIES, StrategyConfig
-from dist_imsr.strategies.full_retraining import FullRetrainingConfig, InterestCounts
+from dist_imsr.strategies.counts import InterestCounts
+from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks

@@ -1,0 +1,59 @@
+"""How many interests users get: as many as another run left them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.exported import read_parts
+
+
+class InterestCounts:
+    """How many interests each user has in the exported spans of a run.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses a run that cannot tell.
+
+        Args:
+            dataset: of the run at hand.
+
+        Raises:
+            ValueError: naming the file that is missing or was written over other data.
+        """
+        for span in range(dataset.spans - 1):
+            for _ in self._parts(dataset, span):
+                pass
+
+    def of(self, dataset: Dataset, span: int, users: np.ndarray) -> np.ndarray:
+        """Counts after a span.
+
+        Args:
+            dataset: of the run at hand.
+            span: the span.
+            users: ``[n]`` dense ids, ascending.
+
+        Returns:
+            ``[n]`` int64; 0 for users whom that run did not know by then.
+        """
+        counts = np.zeros(len(users), dtype=np.int64)
+        for batch in self._parts(dataset, span):
+            owners, held = np.unique(batch["user"].to_numpy(), return_counts=True)
+            _, here, there = np.intersect1d(users, owners, assume_unique=True, return_indices=True)
+            counts[here] += held[there]
+        return counts
+
+    def _parts(self, dataset: Dataset, span: int) -> Iterator[pa.RecordBatch]:
+        folder = self.run_dir / "spans" / f"span={span}"
+        try:
+            yield from read_parts(folder, "interests", dataset, "name a run over these")
+        except ValueError as error:
+            raise ValueError(f"strategy.full_retraining.interests_from: {error}") from None
