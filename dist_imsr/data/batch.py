@@ -215,6 +215,23 @@ class SpanData:
             chosen &= ~np.isin(self.users, but)
         return self._sweep(chosen, self._lengths, targets=0)
 
+    def pieces(self) -> "Steps[Batch]":
+        """All users of the span with all they did in it, ``max_history`` interactions after the other.
+
+        Returns:
+            Batches without targets, all users' first pieces before all their second ones, and each user once among the
+            pieces of a number; collective when called.
+        """
+        each = list[Steps[Batch]]()
+        while True:
+            begin = len(each) * self.config.max_history
+            cut = np.minimum(self._lengths, begin + self.config.max_history)
+            sweep = self._sweep(self._lengths > begin, cut, targets=0, begin=begin)
+            if not len(sweep):  # on all ranks
+                break
+            each.append(sweep)
+        return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
+
     def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> "Steps[TestBatch]":
         """Users with a test target who were met before.
 
@@ -244,7 +261,7 @@ class SpanData:
 
         return Steps(read, schedule.steps, self.config.prefetch)
 
-    def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int) -> "Steps[Batch]":
+    def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> "Steps[Batch]":
         rows, schedule = self._select(chosen, self.config.eval_size)
 
         def read(step: int) -> Batch:
@@ -252,7 +269,7 @@ class SpanData:
             return Batch(
                 span=self.span,
                 users=torch.from_numpy(self.users[at]),
-                history=self._history(at, cut[at]),
+                history=self._history(at, cut[at], begin),
                 targets=self._items(at, cut[at], np.full(len(at), targets)),
                 negatives=_jagged(np.empty(0), np.zeros(1)),
                 world_targets=0,
@@ -266,9 +283,9 @@ class SpanData:
         in_world = int(self._world_sum(torch.tensor([sizes.sum()])))
         return chosen.nonzero()[0], Schedule(self._buckets, sizes, in_world, batch)
 
-    def _history(self, at: np.ndarray, cut: np.ndarray) -> JaggedTensor:
+    def _history(self, at: np.ndarray, cut: np.ndarray, begin: int = 0) -> JaggedTensor:
         """The latest interactions before each cut, going back into earlier spans where there are any at hand."""
-        first = np.maximum(cut - self.config.max_history, 0)
+        first = np.maximum(cut - self.config.max_history, begin)
         pieces = [(self._take("items", at, self._starts[at] + first, cut - first), cut - first)]
         left = self.config.max_history - (cut - first)
         for part in reversed(self._earlier):
@@ -373,6 +390,24 @@ class Steps(Iterable[AnyBatch]):
         finally:
             left.set()
             thread.join()
+
+
+def one_by_one(places: Sequence[tuple[Steps[AnyBatch], int]], prefetch: int) -> Steps[AnyBatch]:
+    """Steps of several phases as steps of one.
+
+    Args:
+        places: each by its phase and its number there.
+        prefetch: how many may wait.
+
+    Returns:
+        The steps in this order.
+    """
+
+    def read(step: int) -> AnyBatch:
+        steps, own = places[step]
+        return steps.read(own)
+
+    return Steps(read, len(places), prefetch)
 
 
 def owners_of(sequences: JaggedTensor) -> torch.Tensor:

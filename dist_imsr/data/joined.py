@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dist_imsr.data.batch import Batch, BatchConfig, SpanData, Steps
+from dist_imsr.data.batch import Batch, BatchConfig, SpanData, Steps, one_by_one
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import generator
 
@@ -58,7 +58,7 @@ class JoinedSpans:
         if self.span:
             order = generator(_ORDER, self.seed, self.span, epoch).permutation(len(places))
             places = [places[place] for place in order]
-        return self._steps(places)
+        return one_by_one(places, self.config.prefetch)
 
     def validation(self, most: int) -> Steps[Batch]:
         """As of the last span alone, but for the longer histories.
@@ -89,13 +89,4 @@ class JoinedSpans:
         for part in reversed(self._parts):
             each.append(part.everything(but=later))
             later = np.concatenate([later, part.users])
-        return self._steps([(steps, step) for steps in each for step in range(len(steps))])
-
-    def _steps(self, places: list[tuple[Steps[Batch], int]]) -> Steps[Batch]:
-        """Steps of the parts, each by its part and its number there, as steps of one phase."""
-
-        def read(step: int) -> Batch:
-            steps, own = places[step]
-            return steps.read(own)
-
-        return Steps(read, len(places), self.config.prefetch)
+        return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)

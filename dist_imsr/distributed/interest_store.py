@@ -39,12 +39,15 @@ class Slots(NamedTuple):
         born: ``[S]`` int16, the span of each one's birth.
         queries: ``[S, d_a]``, each one's column of W_u (Eq. 8); d_a is 0 where the base model has none.
         moments: ``[S, 1]``, the queries' row-wise Adagrad state; ``[S, 0]`` where there are none.
+        states: ``[S, m]``, what a life-long base model keeps of the user's life beside each one, zero before the first
+            interaction; m is 0 for the other base models.
     """
 
     values: torch.Tensor
     born: torch.Tensor
     queries: torch.Tensor
     moments: torch.Tensor
+    states: torch.Tensor
 
 
 class StoreSnapshot(NamedTuple):
@@ -67,6 +70,7 @@ class InterestStore:
         query_dim: d_a, the width of a query; 0 for none.
         seed: keys the first vectors of new interests.
         device: where the values live.
+        state_dim: m, the width of a state; 0 for none.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class InterestStore:
         query_dim: int,
         seed: int,
         device: torch.device,
+        state_dim: int = 0,
     ) -> None:
         self.config, self.first_user, self.seed = config, first_user, seed
         self.slots = Slots(
@@ -85,6 +90,7 @@ class InterestStore:
             born=torch.zeros(0, dtype=torch.int16, device=device),
             queries=torch.zeros(0, query_dim, device=device),
             moments=torch.zeros(0, min(query_dim, 1), device=device),
+            states=torch.zeros(0, state_dim, device=device),
         )
         self.offsets = torch.zeros(users + 1, dtype=torch.int64, device=device)
 
@@ -97,6 +103,7 @@ class InterestStore:
         query_dim: int,
         seed: int,
         topology: Topology,
+        state_dim: int = 0,
     ) -> "InterestStore":
         """An empty store for the buckets that this rank owns.
 
@@ -107,6 +114,7 @@ class InterestStore:
             query_dim: d_a.
             seed: the run's seed.
             topology: this rank's place.
+            state_dim: m.
 
         Returns:
             The store.
@@ -114,7 +122,7 @@ class InterestStore:
         buckets = topology.buckets(len(bucket_offsets) - 1)
         first, end = bucket_offsets[buckets.start], bucket_offsets[buckets.stop]
         device = topology.device if config.memory == "device" else torch.device("cpu")
-        return cls(config, end - first, first, dim, query_dim, seed, device)
+        return cls(config, end - first, first, dim, query_dim, seed, device, state_dim)
 
     @property
     def values(self) -> torch.Tensor:
@@ -181,6 +189,19 @@ class InterestStore:
         slots, mask = self._slots(rows.to(self.values.device))
         return _padded(self.slots.queries, slots, mask).to(device or mask.device)
 
+    def states(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """What is kept of some users' lives.
+
+        Args:
+            rows: ``[B]`` int64.
+            device: where it is wanted; the store's own by default.
+
+        Returns:
+            A copy, ``[B, K, m]`` in the slots of `gather`; zero for padding.
+        """
+        slots, mask = self._slots(rows.to(self.values.device))
+        return _padded(self.slots.states, slots, mask).to(device or mask.device)
+
     def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
 
@@ -195,15 +216,16 @@ class InterestStore:
         self.slots.queries[place] -= rate * step
 
     def scatter(self, rows: torch.Tensor, interests: Interests) -> None:
-        """Writes some users' interests back; every other user's bytes stay as they are.
+        """Writes some users' interests back, and their states; every other user's bytes stay as they are.
 
         Args:
             rows: ``[B]`` int64, distinct.
-            interests: with the counts that the store holds, ``[B, K, d]``.
+            interests: with the counts that the store holds, ``[B, K, d]``; without states, those here stay.
         """
         slots, mask = self._slots(rows.to(self.values.device))
-        vectors = interests.vectors.detach().to(self.values)
-        self.values[slots[mask]] = vectors[:, : slots.shape[1]][mask]
+        for column, new in ((self.values, interests.vectors), (self.slots.states, interests.states)):
+            if new is not None:
+                column[slots[mask]] = new.detach().to(column)[:, : slots.shape[1]][mask]
 
     def load(self, rows: torch.Tensor, **columns: torch.Tensor) -> None:
         """Takes interests that were stored elsewhere in the place of what is here.
@@ -270,8 +292,8 @@ class InterestStore:
         """What training may change between two spans' ends: which interests there are, and their queries.
 
         Returns:
-            What `restore` takes. Vectors and births are shared with the store, not copied: `scatter` writes them only
-            once a span is trained, and `expand` makes new ones.
+            What `restore` takes. Vectors, births and states are shared with the store, not copied: `scatter` writes
+            them only once a span is trained, and `expand` makes new ones.
         """
         queries, moments = self.slots.queries.clone(), self.slots.moments.clone()
         return StoreSnapshot(self.slots._replace(queries=queries, moments=moments), self.offsets)

@@ -36,7 +36,7 @@ class FinishedRun:
         self.folder = run_dir
         try:
             self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
-            self.model, self.batch = ModelConfig(**self.settings["model"]), BatchConfig(**self.settings["batch"])
+            self.model, self.batch = ModelConfig.of(self.settings["model"]), BatchConfig(**self.settings["batch"])
             stood, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error

@@ -1,39 +1,17 @@
 """Multi-interest extractors: a user's items in, a user's interests out (Eq. 1)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from dist_imsr.config import require
+from dist_imsr.model.base import Extractor
 from dist_imsr.model.interests import Interests, Start
-
-
-class Extractor(nn.Module):
-    """f_user of Eq. 1: what every base model offers.
-
-    Attributes:
-        logit_scale: the deviation of the random routing logits that it asks for; 0 for none.
-        query_dim: d_a, the width of the users' own queries that it asks for; 0 for none.
-    """
-
-    logit_scale: float = 0.0
-    query_dim: int = 0
-
-    def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
-        """Extracts the interests of a block of users.
-
-        Args:
-            items: ``[B, L, d]`` floating, embeddings e_i of each user's history in time order.
-            mask: ``[B, L]`` bool, false where ``items`` is padding.
-            start: the stored interests, and what goes with them.
-
-        Returns:
-            H_u^t in the slots of ``start``, ``[B, K, d]``.
-        """
-        raise NotImplementedError
+from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention
+from dist_imsr.model.memory import MemoryNetwork, MIMNConfig
 
 
 @dataclass
@@ -41,18 +19,21 @@ class ModelConfig:
     """The base model.
 
     Args:
-        base: the multi-interest extractor: dynamic routing as in ComiRec-DR or MIND, or ComiRec's self-attention.
+        base: the multi-interest extractor: dynamic routing as in ComiRec-DR or MIND, ComiRec's self-attention, or one
+            that keeps a state of each user's life, under the strategies life_long and frozen: mimn or limarec.
         dim: d, the width of item embeddings and interests.
-        interests: K_u^0, the interests that a new user gets.
+        interests: K_u^0, the interests that a new user gets; the slots of mimn, the heads of limarec.
         iterations: L of Eq. 4, the rounds of routing.
         normalise: over what the routing weights of Eq. 4 sum to one (erratum E1).
         logit_scale: the deviation of MIND's random routing logits.
         query_dim: d_a of Eq. 7, the width of ComiRec-SA's queries.
         positions: ComiRec-SA's trainable position embeddings, for histories up to this length; 0 for none.
         score: f_score of Eq. 2, attentive over interests (Eq. 5) or the largest dot product.
+        mimn: the memory of mimn.
+        limarec: the linear attention of limarec.
     """
 
-    base: Literal["comirec_dr", "mind", "comirec_sa"] = "comirec_dr"
+    base: Literal["comirec_dr", "mind", "comirec_sa", "mimn", "limarec"] = "comirec_dr"
     dim: int = 64
     interests: int = 4
     iterations: int = 3
@@ -61,6 +42,8 @@ class ModelConfig:
     query_dim: int = 64
     positions: int = 0
     score: Literal["attentive", "max"] = "attentive"
+    mimn: MIMNConfig = field(default_factory=MIMNConfig)
+    limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 
     def __post_init__(self) -> None:
         require(self.dim >= 4 and self.dim % 4 == 0, "model.dim", self.dim, "a multiple of 4 (the table kernels' need)")
@@ -69,6 +52,25 @@ class ModelConfig:
         require(self.logit_scale >= 0, "model.logit_scale", self.logit_scale, "at least 0")
         require(self.query_dim >= 1, "model.query_dim", self.query_dim, "at least 1")
         require(self.positions >= 0, "model.positions", self.positions, "at least 0")
+        if self.base == "mimn":
+            self.mimn.check(self.interests)
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "ModelConfig":
+        """The section of plain values, as a run's config.yaml holds it.
+
+        Args:
+            plain: values by key, those of its own sections one level down; defaults where there are none.
+
+        Returns:
+            The section.
+
+        Raises:
+            TypeError: for an unknown key.
+            ValueError: for an impossible value.
+        """
+        own = MIMNConfig(**plain.get("mimn", {})), LimaRecConfig(**plain.get("limarec", {}))
+        return cls(**plain | dict(zip(("mimn", "limarec"), own, strict=True)))
 
 
 def squash(vectors: torch.Tensor) -> torch.Tensor:
@@ -176,6 +178,8 @@ BASES: dict[str, Callable[[ModelConfig], Extractor]] = {
     "comirec_dr": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise),
     "mind": lambda config: DynamicRouting(config.dim, config.iterations, config.normalise, config.logit_scale),
     "comirec_sa": lambda config: SelfAttention(config.dim, config.query_dim, config.positions),
+    "mimn": lambda config: MemoryNetwork(config.dim, config.interests, config.mimn),
+    "limarec": lambda config: LinearAttention(config.dim, config.interests, config.limarec.features),
 }
 
 

@@ -11,21 +11,26 @@ class Interests(NamedTuple):
     Args:
         vectors: ``[B, K, d]`` floating, H_u of each user; rows of padding are zero.
         mask: ``[B, K]`` bool, true where there is an interest.
+        states: ``[B, K, m]`` floating, what a life-long extractor keeps beside each interest, once the history is
+            taken in; None for the others.
     """
 
     vectors: torch.Tensor
     mask: torch.Tensor
+    states: torch.Tensor | None = None
 
-    def replace(self, vectors: torch.Tensor) -> "Interests":
-        """The same slots with other vectors; rows of padding are set to zero.
+    def replace(self, vectors: torch.Tensor, states: torch.Tensor | None = None) -> "Interests":
+        """The same slots with other vectors and states; rows of padding are set to zero.
 
         Args:
             vectors: ``[B, K, d]`` floating.
+            states: ``[B, K, m]`` floating; None for none.
 
         Returns:
             The interests with the same mask.
         """
-        return Interests(vectors * self.mask.unsqueeze(-1), self.mask)
+        real = self.mask.unsqueeze(-1)
+        return Interests(vectors * real, self.mask, None if states is None else states * real)
 
 
 class Start(NamedTuple):
@@ -37,9 +42,12 @@ class Start(NamedTuple):
             interests, zero for new ones. None carries nothing.
         logits: ``[B, K, L]``, random routing logits, for the extractors that ask for them.
         queries: ``[B, K, d_a]``, the users' own W_u of Eq. 8, for the extractors that ask for them.
+        states: ``[B, K, m]``, what was kept of the users' lives so far, for the extractors that ask for it; zero for a
+            user whom no interaction has reached.
     """
 
     interests: Interests
     carried: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     queries: torch.Tensor | None = None
+    states: torch.Tensor | None = None

@@ -12,8 +12,8 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
-from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.strategies import StrategyConfig
+from dist_imsr.model.extractors import ModelConfig, build_extractor
+from dist_imsr.strategies import StrategyConfig, build_strategy
 from dist_imsr.training.checkpoint import CheckpointConfig
 
 
@@ -94,3 +94,6 @@ class TrainConfig:
         require(
             places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
         )
+        if build_strategy(self.strategy).parameters != "first" and build_extractor(self.model).state_dim:
+            base = f"life_long or frozen, since what model.base {self.model.base} keeps of users fits fixed parameters"
+            require(False, "strategy.name", self.strategy.name, base)

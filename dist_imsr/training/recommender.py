@@ -100,7 +100,8 @@ class Recommender:
         self.policy, self.config, self.seed, self.topology = policy, model, seed, topology
         self.extractor = build_extractor(model)
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology)
-        self.store = InterestStore.build(store, bucket_offsets, model.dim, self.extractor.query_dim, seed, topology)
+        widths = model.dim, self.extractor.query_dim
+        self.store = InterestStore.build(store, bucket_offsets, *widths, seed, topology, self.extractor.state_dim)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
 
@@ -200,6 +201,7 @@ class Recommender:
             carried=self.policy.rho * existing if self.policy.rho else None,
             logits=self._logits(batch.users, interests.mask.shape[1], padded.shape[1]),
             queries=self.store.queries(rows, history.device) if self.extractor.query_dim else None,
+            states=self.store.states(rows, history.device) if self.extractor.state_dim else None,
         )
         if learning and start.queries is not None:
             start.queries.requires_grad_()
@@ -235,8 +237,10 @@ class Recommender:
         """
         extraction = self.extract(batch, learning=True)
         losses = torch.stack(self.loss(batch, extraction))
+        # What a base model asks for itself is trained on, and not told: the losses compare between base models.
+        loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; nobody does for the users' own queries.
-        self.engine.update(losses.sum() * (self.topology.world_size / max(batch.world_targets, 1)))
+        self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
             self.store.learn(batch.users - self.store.first_user, queries.grad / self.topology.world_size)

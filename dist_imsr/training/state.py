@@ -1,7 +1,8 @@
 """Where a run stands, and how a checkpoint holds it.
 
 Nothing else of a run has a state. Its random numbers are functions of seed, span, epoch, step, bucket and user; the
-retainer's teachers are the stored interests, which move only when a span ends; strategies keep nothing.
+retainer's teachers are the stored interests, which move only when a span ends, as life-long base models' states do;
+strategies keep nothing.
 """
 
 import math
@@ -195,12 +196,17 @@ class _Cut:
 
     def interests(self, folder: str, snapshot: StoreSnapshot) -> Tables:
         slots, offsets = Slots(*(part.cpu() for part in snapshot.slots)), snapshot.offsets.cpu()
-        # Vectors are shared with the store, which writes over them when the span ends.
-        values = slots.values.clone() if slots.values is snapshot.slots.values else slots.values
+        # Vectors and states are shared with the store, which writes over them when the span ends.
+        values, states = (
+            mine.clone() if mine is held else mine
+            for mine, held in ((slots.values, snapshot.slots.values), (slots.states, snapshot.slots.states))
+        )
         owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()) + self.first
         columns = {"user": owners, "born": slots.born, "vector": values}
         if slots.queries.shape[1]:
             columns |= {"query": slots.queries, "moment": slots.moments}
+        if states.shape[1]:
+            columns["state"] = states
         tables = {}
         for name, first, end in self.users:
             place = slice(*offsets[[first - self.first, end - self.first]].tolist())
@@ -209,7 +215,7 @@ class _Cut:
 
     def load(self, stored: Stored, folder: str, model: Recommender) -> None:
         read = self._read(stored, folder)
-        names = {"values": "vector", "born": "born", "queries": "query", "moments": "moment"}
+        names = {"values": "vector", "born": "born", "queries": "query", "moments": "moment", "states": "state"}
         columns = {name: read[key] for name, key in names.items() if key in read}
         model.store.load(read["user"] - self.first, **columns)
 

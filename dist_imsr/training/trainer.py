@@ -232,11 +232,15 @@ class Trainer:
         return total / users if users else math.nan
 
     def _write_back(self, data: SpanData | JoinedSpans) -> Growth:
-        """Stores H_u^t of the span's users, from all they did in it; tells how far existing interests turned."""
-        growth = Growth()
+        """Stores H_u^t of the span's users, from all they did in it; tells how far existing interests turned.
+
+        A base model that keeps a state sees a user's interactions once each, a piece of the span after the other.
+        """
+        growth, keeps = Growth(), self.model.extractor.state_dim
+        batches = data.pieces() if keeps and isinstance(data, SpanData) else data.everything()
         self.model.engine.train(False)
         with torch.no_grad():
-            for batch in self._follow(data.everything(), f"interests of span {data.span}", self.config.batch.eval_size):
+            for batch in self._follow(batches, f"interests of span {data.span}", self.config.batch.eval_size):
                 interests, start, existing, *_ = self.model.extract(batch)
                 self.model.store.scatter(batch.users - self.model.store.first_user, interests)
                 cosine = torch.cosine_similarity(start.interests.vectors, interests.vectors, dim=-1)

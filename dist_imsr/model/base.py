@@ -1,0 +1,45 @@
+"""What every multi-interest extractor offers: a user's items in, a user's interests out (Eq. 1)."""
+
+import torch
+from torch import nn
+
+from dist_imsr.model.interests import Interests, Start
+
+
+class Extractor(nn.Module):
+    """f_user of Eq. 1: what every base model offers.
+
+    Attributes:
+        logit_scale: the deviation of the random routing logits that it asks for; 0 for none.
+        query_dim: d_a, the width of the users' own queries that it asks for; 0 for none.
+        state_dim: m, the width of what it keeps of a user's life beside each interest; 0 for none. With a state, a
+            history goes on where the one before it ended, and all users have ``model.interests`` interests.
+    """
+
+    logit_scale: float = 0.0
+    query_dim: int = 0
+    state_dim: int = 0
+
+    def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
+        """Extracts the interests of a block of users.
+
+        Args:
+            items: ``[B, L, d]`` floating, embeddings e_i of each user's history in time order.
+            mask: ``[B, L]`` bool, false where ``items`` is padding, which stands at the end.
+            start: the stored interests, and what goes with them.
+
+        Returns:
+            H_u^t in the slots of ``start``, ``[B, K, d]``, and the states after the history where it keeps any.
+        """
+        raise NotImplementedError
+
+    def regularisation(self, interests: Interests) -> torch.Tensor:
+        """What training adds to the loss for the interests alone, with its weight.
+
+        Args:
+            interests: that `forward` returned.
+
+        Returns:
+            A scalar, summed over users; zero where a base model has no such thing.
+        """
+        return interests.vectors.new_zeros(())

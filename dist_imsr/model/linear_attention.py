@@ -1,0 +1,83 @@
+"""LimaRec: multi-interest linear self-attention whose running sums are all that is kept of a user's life."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dist_imsr.config import require
+from dist_imsr.model.base import Extractor
+from dist_imsr.model.interests import Interests, Start
+
+
+@dataclass
+class LimaRecConfig:
+    """LimaRec's own keys.
+
+    Args:
+        features: the width of the feature map phi, of queries and keys; a user's state takes features x (dim + 2)
+            numbers for each interest.
+    """
+
+    features: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.features >= 1, "model.limarec.features", self.features, "at least 1")
+
+
+class LinearAttention(Extractor):
+    """Linear self-attention with K interests, as in LimaRec ("Rethinking Lifelong Sequential Recommendation").
+
+    With phi(x) = elu(x) + 1 and a history e_1 .. e_n, interest k keeps the running sums
+
+        S_k = sum_i phi(W_k^k e_i) (W_v e_i)^T,  z_k = sum_i phi(W_k^k e_i)
+
+    and is what the latest item reads of them: h_k = phi(q)^T S_k / phi(q)^T z_k with q = W_q^k e_n. A sum goes on where
+    it ended, so that a history fed in pieces gives what it gives as a whole; phi(q) is kept beside the sums, so that a
+    piece may be empty. A state of zeros is no interaction, and gives interests of zeros.
+
+    Chosen here, where the paper's details are not public: one layer without position, residual or feed-forward; W_v is
+    shared by the interests and begins as the identity, so that interests begin as means of item embeddings; queries
+    and keys have biases, and those of the keys differ between interests from the start, as their weights do.
+
+    Cost of a step: K f d multiplications for each item of the histories, no loop over time. State: f (d + 2) float32
+    an interest. Sums are taken in the items' precision, under autocast as well.
+
+    Args:
+        dim: d, the width of embeddings and interests.
+        interests: K, the interests of every user.
+        features: f, the width of phi.
+    """
+
+    def __init__(self, dim: int, interests: int, features: int) -> None:
+        super().__init__()
+        self.interests, self.features = interests, features
+        self.state_dim = features * (dim + 2)
+        self.query = nn.Linear(dim, interests * features)
+        self.key = nn.Linear(dim, interests * features)
+        self.value = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.value.weight)
+
+    def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
+        """Adds the items to the sums and reads them; shapes as in `Extractor`."""
+        assert start.states is not None
+        dim, features, stored = items.shape[-1], self.features, start.interests
+        with torch.autocast(items.device.type, enabled=False):
+            # A block without users has no slots either.
+            states = start.states if len(items) else start.states.new_zeros(0, self.interests, self.state_dim)
+            sums, totals, queries = states.to(items.dtype).split([features * dim, features, features], -1)
+            keys = self._mapped(self.key, items) * mask[..., None, None]  # [B, L, K, f]
+            sums = sums.unflatten(-1, (features, dim)) + torch.einsum("blkf,bld->bkfd", keys, self.value(items))
+            totals = totals + keys.sum(1)
+            latest = mask & ~functional.pad(mask[:, 1:], (0, 1))  # [B, L], the one last item of each history
+            newest = torch.einsum("bl,bld->bd", latest.to(items.dtype), items)
+            queries = torch.where(mask.any(1)[:, None, None], self._mapped(self.query, newest), queries)
+            share = (queries * totals).sum(-1, keepdim=True)
+            read = torch.einsum("bkf,bkfd->bkd", queries, sums) / torch.where(share > 0, share, 1.0)
+            kept = torch.cat([sums.flatten(-2), totals, queries], -1)
+        return stored.replace(read[:, : stored.mask.shape[1]], kept[:, : stored.mask.shape[1]])
+
+    def _mapped(self, projection: nn.Linear, items: torch.Tensor) -> torch.Tensor:
+        """Phi of one projection for each interest, ``[..., K, f]``; positive."""
+        return functional.elu(projection(items)).unflatten(-1, (self.interests, self.features)) + 1
