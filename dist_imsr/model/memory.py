@@ -153,13 +153,14 @@ class MemoryNetwork(Extractor):
         gates = controlled + functional.linear(old.read, self.controller.weight_ih[:, dim:])
         hidden = _gru(gates, self.controller, old.hidden)
         keys, erase, add, strengths = self.head(hidden).split([2 * width, width, width, 2], -1)
+        erase, add = erase.sigmoid().unsqueeze(1), add.tanh().unsqueeze(1)
         cosine = functional.normalize(keys.unflatten(-1, (2, width)), dim=-1) @ functional.normalize(rows, dim=-1).mT
         reading, writing = (cosine * functional.softplus(strengths).unsqueeze(-1)).unbind(1)  # [B, K] each
         weights = reading.softmax(-1)
         read = (weights.unsqueeze(1) @ rows).squeeze(1)
         # softmax(x) softmax(y), scaled to sum to one, is softmax(x + y).
         written = (writing + functional.linear(_shares(old.used), self.balance)).softmax(-1) * real
-        moved = old.moved + written.unsqueeze(-1) * (add.unsqueeze(1) - erase.unsqueeze(1) * rows)
+        moved = old.moved + written.unsqueeze(-1) * (add - erase * rows)
         gates = induced.unsqueeze(1) + functional.linear(self.rows + moved, self.induction.weight_ih[:, dim:])
         chosen = real & (weights >= weights.topk(self.config.channels).values[:, -1:])
         channels = torch.where(chosen.unsqueeze(-1), _gru(gates, self.induction, old.channels), old.channels)
