@@ -155,3 +155,64 @@ def ndcg(ranks: list[float], top: int) -> float:
     """NDCG@N with the ideal of min(N, number of targets) hits (E9)."""
     gain = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= top)
     return gain / sum(1 / math.log2(place + 1) for place in range(1, min(top, len(ranks)) + 1))
+
+
+def linear_attention(items: Vector, weights: dict[str, Vector], interests: int) -> Vector:
+    """LimaRec for one user: items [L, d] and the weights of queries, keys and values -> [K, d]."""
+
+    def phi(part: str, k: int, item: Vector) -> Vector:
+        projected = weights[f"{part}.weight"] @ item + weights[f"{part}.bias"]
+        return np.array([x + 1 if x > 0 else math.exp(x) for x in np.split(projected, interests)[k]])
+
+    read = []
+    for k in range(interests):
+        products, totals = 0.0, 0.0
+        for item in items:
+            products = products + np.outer(phi("key", k, item), weights["value.weight"] @ item)
+            totals = totals + phi("key", k, item)
+        query = phi("query", k, items[-1])
+        read.append(query @ products / (query @ totals))
+    return np.stack(read)
+
+
+def gru(cell: str, weights: dict[str, Vector], given: Vector, hidden: Vector) -> Vector:
+    """A gated recurrent unit whose gates stand in the order reset, update, candidate."""
+    reset_in, update_in, new_in = np.split(weights[f"{cell}.weight_ih"] @ given + weights[f"{cell}.bias_ih"], 3)
+    reset_own, update_own, new_own = np.split(weights[f"{cell}.weight_hh"] @ hidden + weights[f"{cell}.bias_hh"], 3)
+    reset, update = (1 / (1 + np.exp(-(a + b))) for a, b in ((reset_in, reset_own), (update_in, update_own)))
+    return (1 - update) * np.tanh(new_in + reset * new_own) + update * hidden
+
+
+def memory_network(items: Vector, weights: dict[str, Vector], chosen: int) -> tuple[Vector, Vector]:
+    """MIMN for one user: items [L, d], so many channels moved by each -> interests [K, d], write weights so far [K]."""
+    rows = weights["rows"].copy()
+    slots, width = rows.shape
+    channels = [np.zeros(weights["induction.weight_hh"].shape[1]) for _ in range(slots)]
+    hidden, read, used = np.zeros(weights["controller.weight_hh"].shape[1]), np.zeros(width), np.zeros(slots)
+    for item in items:
+        hidden = gru("controller", weights, np.concatenate([item, read]), hidden)
+        out = weights["head.weight"] @ hidden + weights["head.bias"]
+        read_key, write_key, erase, add = np.split(out[:-2], 4)
+        erase, add = 1 / (1 + np.exp(-erase)), np.tanh(add)
+
+        def address(key: Vector, strength: float, rows: Vector = rows) -> Vector:
+            cosines = [key @ row / math.sqrt((key @ key) * (row @ row)) for row in rows]
+            return softmax(math.log1p(math.exp(strength)) * np.array(cosines))
+
+        reading, writing = address(read_key, out[-2]), address(write_key, out[-1])
+        read = sum(reading[i] * rows[i] for i in range(slots))
+        writing = writing * softmax(weights["balance"] @ (used / max(used.sum(), 1)))
+        writing = writing / writing.sum()
+        used = used + writing
+        rows = np.stack([rows[i] * (1 - writing[i] * erase) + writing[i] * add for i in range(slots)])
+        for i in np.argsort(-reading)[:chosen]:
+            channels[i] = gru("induction", weights, np.concatenate([item, rows[i]]), channels[i])
+    return np.stack(
+        [weights["output.weight"] @ np.concatenate(pair) for pair in zip(rows, channels, strict=True)]
+    ), used
+
+
+def utilisation(used: Vector) -> float:
+    """MIMN's regularisation for one user: the variance of the slots' shares in all writes, summed over slots."""
+    shares = used / used.sum()
+    return sum((share - shares.mean()) ** 2 for share in shares)
