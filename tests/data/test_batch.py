@@ -101,6 +101,24 @@ def test_validation_and_everything(dataset):
     assert sorted(rows) == sorted((user, items[1][-3:], []) for user, items in HISTORY.items() if items[1])
 
 
+@pytest.mark.parametrize("edges", [[0, 8], [0, 1, 7, 8]])
+def test_pieces_hold_each_interaction_once_and_in_order(dataset, edges):
+    longest = max(len(items[1]) for items in HISTORY.values())
+    assert longest > 2 * CONFIG.max_history
+    ranks = _worlds(dataset, edges, lambda data: data.pieces())
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = {user: [] for user in HISTORY}
+    for step in zip(*ranks, strict=True):
+        users = [user for batch in step for user in batch.users.tolist()]
+        assert len(users) == len(set(users))
+        for user, history, targets in (row for batch in step for row in _rows(batch)):
+            assert len(seen[user]) % CONFIG.max_history == 0  # the pieces before are whole
+            assert 0 < len(history) <= CONFIG.max_history
+            assert not targets
+            seen[user] += history
+    assert seen == {user: items[1] for user, items in HISTORY.items()}
+
+
 def test_testing(dataset):
     def known(users):
         return users % 5 != 0

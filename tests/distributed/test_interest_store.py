@@ -10,8 +10,8 @@ from dist_imsr.model.interests import Interests
 CPU = torch.device("cpu")
 
 
-def _store(users, first_user, dim, seed, query_dim=0):
-    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, CPU)
+def _store(users, first_user, dim, seed, query_dim=0, state_dim=0):
+    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, CPU, state_dim)
 
 
 def _as_lists(store):
@@ -82,9 +82,10 @@ def test_build_owns_the_users_of_its_buckets():
 @settings(deadline=None)
 @given(expansions, st.lists(st.booleans(), min_size=40, max_size=40))
 def test_trim_removes_what_is_named_and_nothing_else(steps, draws):
-    store = _store(7, 0, 4, seed=3, query_dim=2)
+    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
+    store.slots.states.copy_(torch.randn(len(store.values), 3))
     store.slots.moments.copy_(torch.arange(len(store.values)).unsqueeze(1))
     keep = torch.tensor((draws * (1 + len(store.values) // 40))[: len(store.values)], dtype=torch.bool)
     wanted = [
@@ -103,9 +104,10 @@ def test_trim_removes_what_is_named_and_nothing_else(steps, draws):
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.integers(0, 3)))
 def test_expand_gives_each_user_its_own_number(more):
-    store = _store(7, 0, 4, seed=3, query_dim=2)
+    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3)
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
+    store.slots.states.fill_(6)
     before = store.slots
     store.expand(torch.tensor(list(more), dtype=torch.int64), torch.tensor(list(more.values()), dtype=torch.int64), 1)
     assert store.counts.tolist() == [2 + more.get(user, 0) for user in range(7)]
@@ -113,6 +115,7 @@ def test_expand_gives_each_user_its_own_number(more):
     for column, was in zip(store.slots, before, strict=True):
         assert torch.equal(column[old], was)
     assert not store.slots.moments[~old].any()
+    assert not store.slots.states[~old].any()
     rows = torch.arange(7)
     assert torch.equal(store.existing(rows, 1), store.gather(rows).mask & (torch.arange(int(store.counts.max())) < 2))
 
@@ -137,11 +140,31 @@ def test_snapshot_brings_back_interests_and_queries():
         assert store.counts.tolist() == [2, 2, 2]
 
 
+def test_states_move_with_the_interests_of_their_users_alone():
+    store = _store(4, 0, 4, seed=3, state_dim=5)
+    store.expand(torch.arange(3), 2, span=0)
+    rows = torch.tensor([2, 0])
+    assert not store.states(rows).any()
+    found, states, snapshot = store.gather(rows), torch.randn(2, 2, 5), store.snapshot()
+    store.scatter(rows, Interests(found.vectors, found.mask, states))
+    assert torch.equal(store.states(rows), states)
+    assert not store.states(torch.tensor([1])).any()
+    store.scatter(rows, found)  # without states, they stay
+    assert torch.equal(store.states(rows), states)
+    assert snapshot.slots.states is store.slots.states  # a copy would double what they take
+    store.expand(torch.tensor([3]), 2, span=1)
+    assert torch.equal(store.states(rows), states)
+    assert not store.states(torch.tensor([3])).any()
+    other = _store(4, 0, 4, seed=3, state_dim=5)
+    other.load(store.owners, values=store.values, states=store.slots.states)
+    assert torch.equal(other.states(torch.arange(4)), store.states(torch.arange(4)))
+
+
 def test_bytes_follow_the_interests():
-    store = _store(3, 0, 4, seed=3, query_dim=8)
+    store = _store(3, 0, 4, seed=3, query_dim=8, state_dim=5)
     assert store.bytes == 4 * 8
     store.expand(torch.arange(3), 2, span=0)
-    assert store.bytes == 4 * 8 + 6 * (4 * 4 + 2 + 8 * 4 + 4)
+    assert store.bytes == 4 * 8 + 6 * (4 * 4 + 2 + 8 * 4 + 4 + 5 * 4)
 
 
 def test_impossible_values_are_refused():

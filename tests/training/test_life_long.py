@@ -1,0 +1,146 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.strategies import STRATEGIES, StrategyConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.state import Progress
+from dist_imsr.training.trainer import Trainer
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+from tests.runs import timeless
+
+HISTORY = drawn_history(users=40, items=60, spans=4, longest=12)
+# All channels move with every interaction: rounding must not choose between them.
+BASES, MIMN = ("limarec", "mimn"), MIMNConfig(memory=12, controller=9, induction=8, channels=3)
+
+
+def _config(folder, run_dir, base, strategy="life_long", max_history=3):
+    return TrainConfig(
+        data=DataConfig(folder),
+        run_dir=run_dir,
+        model=ModelConfig(base, dim=8, interests=3, mimn=MIMN),
+        strategy=StrategyConfig(strategy),
+        batch=BatchConfig(size=16, max_history=max_history, max_targets=3, negatives=20, eval_size=16),
+        catalogue=CatalogueConfig(headroom=4.0),
+        training=TrainingConfig(epochs=2, export="none"),
+        eval=EvalConfig([5]),
+    )
+
+
+def _lives(topology, configs):
+    """What each configuration's spans leave in the store, and the parameters before and after the later ones."""
+    told = []
+    for config in configs:
+        trainer = Trainer(config, Dataset(config.data), topology)
+        trainer.model.engine.log = lambda values, step: None
+        data, store = trainer._open(0), trainer.model.store
+        trainer.model.admit(data.users, 0)
+        trainer._write_back(data)  # without training, which would see histories of other lengths
+        parameters = {name: rows.values.clone() for name, rows in trainer.model.tensors().items()}
+        trainer.progress, spans = Progress(span=1), []
+        for span in (1, 2):
+            spans.append((store.offsets.clone(), store.values.clone(), store.slots.states.clone()))
+            trainer.learn(span)
+        spans.append((store.offsets, store.values, store.slots.states))
+        moved = {name: rows.values[: len(parameters[name])] for name, rows in trainer.model.tensors().items()}
+        told.append((spans, parameters, moved))
+        trainer._discard()
+    return told
+
+
+def _trained(topology, configs):
+    """The losses, lines and stored interests and states of whole runs."""
+    told = []
+    for config in configs:
+        config = replace(config, run_dir=config.run_dir / str(topology.world_size))
+        config.run_dir.mkdir(exist_ok=True, parents=True)
+        trainer, losses = Trainer(config, Dataset(config.data), topology), []
+        trainer.model.engine.log = lambda values, step, losses=losses: losses.extend(values.values())
+        lines = timeless(trainer.run())
+        for line in lines:
+            line.pop("store_bytes")  # counts one more offset a rank
+        told.append((losses, lines, trainer.model.store.values, trainer.model.store.slots.states))
+        trainer._discard()
+    return told
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """By base: `_lives` on one rank, histories cut to 3 and to 50; and `_trained` on one rank, and on each of two."""
+    folder, runs = write_dataset(tmp_path_factory.mktemp("data"), HISTORY), tmp_path_factory.mktemp("runs")
+    short, long = ([_config(folder, runs / base, base, max_history=most) for base in BASES] for most in (3, 50))
+    with LocalRanks(1, seconds=120) as ranks:
+        ((*pieces,),) = ranks.call(_lives, short)
+        ((*whole,),) = ranks.call(_lives, long)
+        (alone,) = ranks.call(_trained, short)
+    two = run_ranks(2, _trained, short)
+    return {
+        base: (pieces[place], whole[place], alone[place], [rank[place] for rank in two])
+        for place, base in enumerate(BASES)
+    }
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_span_written_in_pieces_leaves_what_the_whole_span_leaves(worlds, base):
+    assert max(len(items) for spans in HISTORY.values() for items in spans) > 9
+    pieces, whole, *_ = worlds[base]
+    for (offsets, *found), (wanted_offsets, *wanted) in zip(pieces[0], whole[0], strict=True):
+        assert torch.equal(offsets, wanted_offsets)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.any()
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_only_states_of_active_users_move_after_span_0(worlds, base):
+    for spans, parameters, moved in worlds[base][:2]:
+        for name, value in parameters.items():
+            assert torch.equal(value, moved[name]), name
+        for span, (before, after) in enumerate(itertools.pairwise(spans), 1):
+            for row in range(len(HISTORY)):
+                old, new = (
+                    torch.cat([column[offsets[row] : offsets[row + 1]] for column in columns], 1)
+                    for offsets, *columns in (before, after)
+                )
+                assert torch.equal(old, new) == (not HISTORY[row][span])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_world_size_changes_nothing(worlds, base):
+    losses, lines, *wanted = worlds[base][2]
+    assert [line["span"] for line in lines] == [1, 2]
+    ranks = worlds[base][3]
+    for column, whole in enumerate(wanted, 2):
+        found = torch.cat([rank[column] for rank in ranks])
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+    for told, lines_there, *_ in ranks:
+        assert told == pytest.approx(losses, rel=1e-4)
+        for found, line in zip(lines_there, lines, strict=True):
+            assert found == {
+                key: pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+                for key, value in line.items()
+            }
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("life_long", "frozen")])
+def test_a_state_needs_parameters_that_stand_still(tmp_path, base, strategy):
+    with pytest.raises(ValueError, match=rf"strategy\.name: '{strategy}'.*model\.base {base}"):
+        _config(tmp_path, tmp_path, base, strategy)
+
+
+def test_what_stands_still_goes_with_every_base(tmp_path):
+    for base in ("comirec_dr", "comirec_sa", "mind", "limarec", "mimn"):
+        for strategy in ("life_long", "frozen"):
+            config = _config(tmp_path, tmp_path, base, strategy)
+            assert replace(config).model.base == base
