@@ -26,7 +26,8 @@ class BatchConfig:
 
     Args:
         size: users in a global batch, over all ranks.
-        max_history: the latest interactions before the cut that enter the extractor.
+        max_history: the latest interactions before the cut that enter the extractor; mimn and limarec write a span back
+            in pieces of so many.
         max_targets: the interactions after the cut that are predicted.
         negatives: uniformly sampled items that all targets of a step share.
         eval_size: users in a global block of validation, testing and writing back.

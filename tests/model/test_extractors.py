@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from hypothesis import strategies as st
 
 from dist_imsr.model.extractors import BASES, DynamicRouting, ModelConfig, SelfAttention, build_extractor, squash
 from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.linear_attention import LimaRecConfig
+from dist_imsr.model.memory import MIMNConfig
 from tests import reference
 
 
@@ -194,3 +198,11 @@ def test_every_base_builds_the_same_everywhere(base):
     torch.manual_seed(3)
     first, again = (build_extractor(ModelConfig(base, dim=8)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_section_comes_back_from_plain_values():
+    section = ModelConfig("mimn", dim=8, mimn=MIMNConfig(memory=8), limarec=LimaRecConfig(3))
+    assert ModelConfig.of(dataclasses.asdict(section)) == section
+    assert ModelConfig.of({"base": "mind"}) == ModelConfig("mind")
+    with pytest.raises(TypeError, match="unknown"):
+        ModelConfig.of({"mimn": {"unknown": 1}})
