@@ -94,6 +94,8 @@ class TrainConfig:
         require(
             places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
         )
-        if build_strategy(self.strategy).parameters != "first" and build_extractor(self.model).state_dim:
-            base = f"life_long or frozen, since what model.base {self.model.base} keeps of users fits fixed parameters"
-            require(False, "strategy.name", self.strategy.name, base)
+        if build_strategy(self.strategy).parameters != "first":
+            expected = (
+                f"life_long or frozen, since what model.base {self.model.base} keeps of users fits fixed parameters"
+            )
+            require(not build_extractor(self.model).state_dim, "strategy.name", self.strategy.name, expected)
