@@ -74,17 +74,33 @@ def _trained(topology, configs):
     return told
 
 
+def _updated(topology, config, weight):
+    """What a step tells where the regularisation has some weight, and the gradient that it leaves to W_g."""
+    mimn = replace(config.model.mimn, regularisation=weight)
+    trainer = Trainer(replace(config, model=replace(config.model, mimn=mimn)), Dataset(config.data), topology)
+    data, gradients = trainer._open(0), []
+    trainer.model.admit(data.users, 0)
+    trainer.model.extractor.balance.register_hook(gradients.append)
+    told = trainer.model.update(data.training(0).read(0))
+    trainer._discard()
+    return told, gradients[0]
+
+
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """By base: `_lives` on one rank, histories cut to 3 and to 50; and `_trained` on one rank, and on each of two."""
+    """By base: `_lives` on one rank, histories cut to 3 and to 50; and `_trained` on one rank, and on each of two.
+
+    Under ``updates``: `_updated` with the weights 0, 1 and 2.
+    """
     folder, runs = write_dataset(tmp_path_factory.mktemp("data"), HISTORY), tmp_path_factory.mktemp("runs")
     short, long = ([_config(folder, runs / base, base, max_history=most) for base in BASES] for most in (3, 50))
     with LocalRanks(1, seconds=120) as ranks:
         ((*pieces,),) = ranks.call(_lives, short)
         ((*whole,),) = ranks.call(_lives, long)
         (alone,) = ranks.call(_trained, short)
+        updates = [ranks.call(_updated, short[BASES.index("mimn")], weight)[0] for weight in (0.0, 1.0, 2.0)]
     two = run_ranks(2, _trained, short)
-    return {
+    return {"updates": updates} | {
         base: (pieces[place], whole[place], alone[place], [rank[place] for rank in two])
         for place, base in enumerate(BASES)
     }
@@ -130,6 +146,13 @@ def test_world_size_changes_nothing(worlds, base):
                 key: pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
                 for key, value in line.items()
             }
+
+
+def test_a_step_trains_on_the_regularisation_and_does_not_tell_it(worlds):
+    (told, without), (same, once), (_, twice) = worlds["updates"]
+    assert torch.equal(told, same)
+    assert (once - without).norm() > 1e-3 * without.norm()
+    torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("base", BASES)
