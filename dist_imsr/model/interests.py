@@ -43,3 +43,16 @@ class Start(NamedTuple):
     carried: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     queries: torch.Tensor | None = None
+
+    def last(self, users: int) -> "Start":
+        """Those of the last users alone.
+
+        Args:
+            users: how many.
+
+        Returns:
+            Views.
+        """
+        first = len(self.interests.mask) - users
+        interests = Interests(*(part[first:] for part in self.interests))
+        return Start(interests, *(None if part is None else part[first:] for part in self[1:]))
