@@ -18,6 +18,7 @@ from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
@@ -25,8 +26,10 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.scoring import sampled_softmax
+from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, loss_of, pad
+from dist_imsr.training.recommender import Recommender, scores_of
 
 _BATCHES = 8  # made before the clock starts, and taken in turn
 _FEW_ITEMS = 60_000
@@ -183,6 +186,7 @@ def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
     edges = _edges(options)
     model = Recommender(
         InterestPolicy.plain(),
+        Companion(),
         ModelConfig(dim=options.dim, interests=options.interests),
         *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
         items=[options.items],
@@ -211,7 +215,7 @@ def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
         mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
         interests = extractor(*pad(history, batch.history.lengths()), Start(Interests(start, mask)))
         targets, asked = pad(targets, batch.targets.lengths())
-        loss = loss_of(batch, interests, targets, interests.vectors @ targets.mT, asked, negatives)
+        loss = sampled_softmax(scores_of(batch, interests, targets, interests.vectors @ targets.mT, asked, negatives))
         optimizer.zero_grad()
         (loss / batch.world_targets).backward()
         optimizer.step()

@@ -1,11 +1,7 @@
-"""Jagged batches straight from the Arrow files of one span, prefetched in the background."""
+"""Jagged batches straight from the Arrow files of one span."""
 
-import contextlib
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +9,11 @@ from torchrec import JaggedTensor
 
 from dist_imsr.config import require
 from dist_imsr.data.dataset import Dataset, held_out
+from dist_imsr.data.jagged import appended, jagged, last
 from dist_imsr.data.schedule import Schedule, generator, ranges
+from dist_imsr.data.steps import Movable, Steps, one_by_one
 
 _SHUFFLE, _CUT, _NEGATIVES, _VALIDATION = 1, 2, 3, 7  # streams of random numbers
-
-AnyBatch = TypeVar("AnyBatch", bound="Movable")
 
 
 @dataclass
@@ -47,26 +43,6 @@ class BatchConfig:
             require(value >= 1, f"batch.{field.name}", value, "at least 1")
 
 
-class Movable:
-    """A dataclass of tensors that goes to a device as a whole."""
-
-    def to(self: AnyBatch, device: torch.device) -> AnyBatch:
-        """Copies every tensor to a device.
-
-        Args:
-            device: where it is wanted.
-
-        Returns:
-            A batch of the same kind; what is there already is shared with this one.
-        """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, (torch.Tensor, JaggedTensor)) else value
-            for name, value in values.items()
-        }
-        return type(self)(**moved)
-
-
 @dataclass
 class Batch(Movable):
     """This rank's part of a global step.
@@ -78,6 +54,7 @@ class Batch(Movable):
         targets: B sequences of item ids, all later than the history.
         negatives: one sequence of item ids, the same on every rank; of length 0 outside training.
         world_targets: the number of targets in the global step.
+        replayed: how many of the users, the last ones, are earlier sequences of the others, and so here again.
     """
 
     span: int
@@ -86,6 +63,17 @@ class Batch(Movable):
     targets: JaggedTensor
     negatives: JaggedTensor
     world_targets: int
+    replayed: int = 0
+
+    def replay(self) -> "Batch":
+        """The replayed users alone.
+
+        Returns:
+            A batch that shares memory with this one.
+        """
+        histories, targets = (last(one, self.replayed) for one in (self.history, self.targets))
+        users = self.users[len(self.users) - self.replayed :]
+        return Batch(self.span, users, histories, targets, self.negatives, self.world_targets, self.replayed)
 
 
 @dataclass
@@ -144,41 +132,83 @@ class SpanData:
         self._lengths = np.concatenate([np.diff(sequences.offsets) for sequences in self._sequences]).astype(np.int64)
         self._trained = self._lengths - (held_out(self._lengths) if span == self.span else 0)
 
-    def training(self, epoch: int) -> "Steps[Batch]":
+    @property
+    def trainees(self) -> np.ndarray:
+        """Which users have at least 2 interactions to train on, ``[n]`` bool."""
+        return self._trained >= 2
+
+    def drawn(self, *keys: int) -> np.ndarray:
+        """Draws a number for every user.
+
+        Args:
+            keys: of the draw; the bucket's number is added.
+
+        Returns:
+            ``[n]`` in [0, 1).
+        """
+        sizes = np.bincount(self._bucket, minlength=len(self._buckets))
+        return Schedule(self._buckets, sizes, 0, 1).drawn(np.random.Generator.random, *keys)
+
+    def cut(self, at: np.ndarray, drawn: np.ndarray) -> tuple[JaggedTensor, JaggedTensor]:
+        """Cuts sequences at random times.
+
+        Args:
+            at: ``[B]``, places of trainees among the users, bucket after bucket.
+            drawn: ``[B]`` in [0, 1), where each is cut.
+
+        Returns:
+            Histories, and what comes after them.
+        """
+        cuts = self._cuts(at, drawn)
+        return self._history(at, cuts), self._items(at, cuts, self._following(at, cuts))
+
+    def targets(self, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """How many targets `cut` leaves.
+
+        Args:
+            at: as for `cut`.
+            drawn: as for `cut`.
+
+        Returns:
+            ``[B]`` int64.
+        """
+        return self._following(at, self._cuts(at, drawn))
+
+    def training(self, epoch: int, beside: np.ndarray | None = None) -> Steps[Batch]:
         """The steps of one epoch of training: users shuffled, each cut at a random time.
 
         Args:
             epoch: keys the shuffle, the cuts and the negatives.
+            beside: ``[n]``, how many more targets each user brings to the step.
 
         Returns:
             The batches of users with at least 2 interactions to train on; collective when called, not when read.
         """
-        rows, schedule = self._select(self._trained >= 2, self.config.size)
+        rows, schedule = self._select(self.trainees, self.config.size)
         keys = (self.seed, self.span, epoch) if self._of == self.span else (self.seed, self.span, epoch, self._of)
         drawn = schedule.drawn(np.random.Generator.random, _CUT, *keys)
-        cuts = 1 + (drawn * (self._trained[rows] - 1)).astype(np.int64)
         order = schedule.shuffled(_SHUFFLE, *keys)
-        rows, cuts = rows[order], cuts[order]
-        n_targets = np.minimum(self._trained[rows] - cuts, self.config.max_targets)
+        rows, drawn = rows[order], drawn[order]
+        n_targets = self.targets(rows, drawn) + (0 if beside is None else beside[rows])
         of_step = np.bincount(schedule.step_of_places(), n_targets, minlength=schedule.steps).astype(np.int64)
         world_targets = self._world_sum(torch.from_numpy(of_step)).tolist()
 
         def read(step: int) -> Batch:
             places = schedule.places(step)
             negatives = generator(_NEGATIVES, *keys, step).integers(self._known_items, size=self.config.negatives)
-            at, cut = rows[places], cuts[places]
+            history, targets = self.cut(rows[places], drawn[places])
             return Batch(
                 span=self.span,
-                users=torch.from_numpy(self.users[at]),
-                history=self._history(at, cut),
-                targets=self._items(at, cut, n_targets[places]),
-                negatives=_jagged(negatives, np.array([len(negatives)])),
+                users=torch.from_numpy(self.users[rows[places]]),
+                history=history,
+                targets=targets,
+                negatives=jagged(negatives, np.array([len(negatives)])),
                 world_targets=world_targets[step],
             )
 
         return Steps(read, schedule.steps, self.config.prefetch)
 
-    def validation(self, most: int) -> "Steps[Batch]":
+    def validation(self, most: int) -> Steps[Batch]:
         """Users with a validation target: their second last interaction, after the history that trains.
 
         Args:
@@ -194,7 +224,18 @@ class SpanData:
             chosen[rows] = drawn * schedule.users < most
         return self._sweep(chosen, self._trained, targets=1)
 
-    def trainable(self) -> "Steps[Batch]":
+    def learnt(self, at: np.ndarray) -> JaggedTensor:
+        """The latest of the interactions that may be learnt from.
+
+        Args:
+            at: ``[B]``, places among the users, bucket after bucket.
+
+        Returns:
+            Histories.
+        """
+        return self._history(at, self._trained[at])
+
+    def trainable(self) -> Steps[Batch]:
         """All users with the interactions of the span that may be learnt from, for detecting what is new in them.
 
         Returns:
@@ -202,7 +243,7 @@ class SpanData:
         """
         return self._sweep(self._trained > 0, self._trained, targets=0)
 
-    def everything(self, but: np.ndarray | None = None) -> "Steps[Batch]":
+    def everything(self, but: np.ndarray | None = None) -> Steps[Batch]:
         """All users of the span with all they did in it, for writing interests back.
 
         Args:
@@ -216,7 +257,7 @@ class SpanData:
             chosen &= ~np.isin(self.users, but)
         return self._sweep(chosen, self._lengths, targets=0)
 
-    def pieces(self) -> "Steps[Batch]":
+    def pieces(self) -> Steps[Batch]:
         """All users of the span with all they did in it, ``max_history`` interactions after the other.
 
         Returns:
@@ -233,7 +274,7 @@ class SpanData:
             each.append(sweep)
         return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
 
-    def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> "Steps[TestBatch]":
+    def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> Steps[TestBatch]:
         """Users with a test target who were met before.
 
         Args:
@@ -255,14 +296,14 @@ class SpanData:
             owner, items = np.divmod(distinct, self._known_items + 1)
             return TestBatch(
                 users=torch.from_numpy(self.users[at]),
-                targets=_jagged(items, np.bincount(owner, minlength=len(at))),
+                targets=jagged(items, np.bincount(owner, minlength=len(at))),
                 last=torch.from_numpy(place[final]),
                 last_is_new=torch.from_numpy(~met[final]),
             )
 
         return Steps(read, schedule.steps, self.config.prefetch)
 
-    def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> "Steps[Batch]":
+    def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> Steps[Batch]:
         rows, schedule = self._select(chosen, self.config.eval_size)
 
         def read(step: int) -> Batch:
@@ -272,11 +313,17 @@ class SpanData:
                 users=torch.from_numpy(self.users[at]),
                 history=self._history(at, cut[at], begin),
                 targets=self._items(at, cut[at], np.full(len(at), targets)),
-                negatives=_jagged(np.empty(0), np.zeros(1)),
+                negatives=jagged(np.empty(0), np.zeros(1)),
                 world_targets=0,
             )
 
         return Steps(read, schedule.steps, self.config.prefetch)
+
+    def _cuts(self, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        return 1 + (drawn * (self._trained[at] - 1)).astype(np.int64)
+
+    def _following(self, at: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+        return np.minimum(self._trained[at] - cuts, self.config.max_targets)
 
     def _select(self, chosen: np.ndarray, batch: int) -> tuple[np.ndarray, Schedule]:
         """Places of the chosen users in this span, and the world's schedule over them."""
@@ -292,12 +339,7 @@ class SpanData:
         for part in reversed(self._earlier):
             pieces.insert(0, part._latest(self.users[at], left))
             left = left - pieces[0][1]
-        total = sum(lengths for _, lengths in pieces)
-        values, place = np.empty(total.sum(), dtype=np.int64), total.cumsum() - total
-        for piece, lengths in pieces:
-            values[ranges(place, lengths)] = piece
-            place = place + lengths
-        return _jagged(values, total)
+        return appended(pieces)
 
     def _latest(self, users: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The latest items of users, ``most`` of each at most: the items, and how many each has."""
@@ -308,7 +350,7 @@ class SpanData:
         return self._take("items", at, self._starts[at] + self._lengths[at] - taken, taken), taken
 
     def _items(self, at: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> JaggedTensor:
-        return _jagged(self._take("items", at, self._starts[at] + first, lengths), lengths)
+        return jagged(self._take("items", at, self._starts[at] + first, lengths), lengths)
 
     def _take(self, column: str, at: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Reads ranges of a column; ``at`` keeps buckets apart, so that each file is read once."""
@@ -322,108 +364,3 @@ class SpanData:
             ]
             or [np.empty(0, bool)]
         )
-
-
-class Steps(Iterable[AnyBatch]):
-    """A fixed number of batches, read ahead by a thread.
-
-    Args:
-        read: makes the batch of a step.
-        steps: how many there are.
-        prefetch: how many may wait.
-    """
-
-    def __init__(self, read: Callable[[int], AnyBatch], steps: int, prefetch: int) -> None:
-        self._read, self._steps, self._prefetch = read, steps, prefetch
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def read(self, step: int) -> AnyBatch:
-        """Makes the batch of a step.
-
-        Args:
-            step: from 0 on.
-
-        Returns:
-            The batch.
-        """
-        return self._read(step)
-
-    def after(self, done: int) -> "Steps[AnyBatch]":
-        """The batches of the later steps.
-
-        Args:
-            done: how many steps there were before.
-
-        Returns:
-            The rest.
-        """
-        return Steps(lambda step: self._read(done + step), self._steps - done, self._prefetch)
-
-    def __iter__(self) -> Iterator[AnyBatch]:
-        ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)
-        left = threading.Event()
-
-        def put(value: AnyBatch | BaseException) -> None:
-            while not left.is_set():
-                with contextlib.suppress(queue.Full):
-                    ready.put(value, timeout=0.1)
-                    return
-
-        def work() -> None:
-            try:
-                for step in range(self._steps):
-                    if left.is_set():
-                        return
-                    put(self._read(step))
-            except BaseException as error:  # raised again by the reader
-                put(error)
-
-        thread = threading.Thread(target=work, name="prefetch", daemon=True)
-        thread.start()
-        try:
-            for _ in range(self._steps):
-                value = ready.get()
-                if isinstance(value, BaseException):
-                    raise value
-                yield value
-        finally:
-            left.set()
-            thread.join()
-
-
-def one_by_one(places: Sequence[tuple[Steps[AnyBatch], int]], prefetch: int) -> Steps[AnyBatch]:
-    """Steps of several phases as steps of one.
-
-    Args:
-        places: each by its phase and its number there.
-        prefetch: how many may wait.
-
-    Returns:
-        The steps in this order.
-    """
-
-    def read(step: int) -> AnyBatch:
-        steps, own = places[step]
-        return steps.read(own)
-
-    return Steps(read, len(places), prefetch)
-
-
-def owners_of(sequences: JaggedTensor) -> torch.Tensor:
-    """The place of each value's sequence.
-
-    Args:
-        sequences: B of them.
-
-    Returns:
-        ``[sum of lengths]`` int64, 0 to B - 1 in ascending order.
-    """
-    lengths = sequences.lengths()
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-
-
-def _jagged(values: Any, lengths: Any) -> JaggedTensor:
-    values, lengths = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in (values, lengths))
-    return JaggedTensor(values, lengths=lengths)

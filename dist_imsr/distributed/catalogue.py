@@ -1,5 +1,6 @@
 """All items' embeddings, row-wise over the ranks: a TorchRec table with a fused optimizer that can grow."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,6 +206,18 @@ class Catalogue:
             self._draw(self.items)
         self.items = max(items, self.items)
         return grows
+
+    def twin(self) -> "Catalogue":
+        """Another table with the same rows on the same ranks, their values copied, that is not trained.
+
+        Returns:
+            The copy; it has no optimizer state, and stays beside this one as long as both grow alike.
+        """
+        twin = copy.copy(self)
+        twin.optimizer = "sgd"
+        twin.table = twin._shard(self.capacity)
+        twin.weight.copy_(self.weight)
+        return twin
 
     def _room(self, capacity: int, items: int) -> int:
         """The rows of a table of some capacity once so many items are known."""

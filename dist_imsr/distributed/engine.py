@@ -141,6 +141,21 @@ class DenseEngine:
         self._engine.backward(loss)
         self._engine.step()
 
+    def assign(self, weights: dict[str, torch.Tensor]) -> None:
+        """Sets the weights, and the optimizer's own copies of them under ZeRO; its moments stay.
+
+        Args:
+            weights: every parameter of the module, by its name.
+        """
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(weights[name])
+            parts = self.state()
+            if "zero.weights" in parts:
+                part = parts["zero.weights"]
+                whole = torch.cat([parameter.flatten() for parameter in self.module.parameters()])
+                part.values.copy_(whole[part.first : part.first + len(part.values)])
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the dense optimizer's step size.
 

@@ -206,11 +206,13 @@ class InterestStore:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
 
         Args:
-            rows: ``[B]`` int64, distinct.
+            rows: ``[B]`` int64; the gradients of a user who is there several times are summed.
             gradient: ``[B, K, d_a]`` in the slots of `gather`.
         """
         slots, mask = self._slots(rows.to(self.values.device))
-        place, step = slots[mask], gradient.to(self.slots.queries)[mask]
+        place, owner = slots[mask].unique(return_inverse=True)
+        each = gradient.to(self.slots.queries)[mask]
+        step = each.new_zeros(len(place), each.shape[1]).index_add_(0, owner, each)
         self.slots.moments[place] += step.square().mean(1, keepdim=True)
         rate = self.config.query_learning_rate / (self.slots.moments[place].sqrt() + _EPSILON)
         self.slots.queries[place] -= rate * step

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dist_imsr.data.batch import TestBatch, owners_of
+from dist_imsr.data.batch import TestBatch
+from dist_imsr.data.jagged import owners_of
 
 
 def discount(ranks: torch.Tensor, top: int) -> torch.Tensor:

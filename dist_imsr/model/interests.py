@@ -51,3 +51,16 @@ class Start(NamedTuple):
     logits: torch.Tensor | None = None
     queries: torch.Tensor | None = None
     states: torch.Tensor | None = None
+
+    def last(self, users: int) -> "Start":
+        """Those of the last users alone.
+
+        Args:
+            users: how many.
+
+        Returns:
+            Views.
+        """
+        first = len(self.interests.mask) - users
+        interests = Interests(*(None if part is None else part[first:] for part in self.interests))  # type: ignore[arg-type]
+        return Start(interests, *(None if part is None else part[first:] for part in self[1:]))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dist_imsr.strategies.ader import ADERConfig, ader
 from dist_imsr.strategies.base import Strategy
 from dist_imsr.strategies.fine_tuning import fine_tuning
 from dist_imsr.strategies.frozen import frozen
@@ -14,6 +15,7 @@ from dist_imsr.strategies.full_retraining import FullRetrainingConfig, full_retr
 from dist_imsr.strategies.imsr import imsr
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.strategies.life_long import life_long
+from dist_imsr.strategies.sml import SMLConfig, sml
 
 
 @dataclass
@@ -23,13 +25,18 @@ class StrategyConfig:
     Args:
         name: frozen keeps the pre-trained model as it is; life_long moves users' interests alone; full_retraining
             learns everything again from all interactions so far; fine_tuning trains on each span's new interactions;
-            imsr also grows and keeps interests.
+            sml also transfers from the parameters of the span before, ader also replays earlier sequences, imsr also
+            grows and keeps interests.
         imsr: the parts of imsr.
+        sml: the options of sml.
+        ader: the options of ader.
         full_retraining: the options of full_retraining.
     """
 
-    name: Literal["frozen", "life_long", "full_retraining", "fine_tuning", "imsr"] = "imsr"
+    name: Literal["frozen", "life_long", "full_retraining", "fine_tuning", "sml", "ader", "imsr"] = "imsr"
     imsr: InterestPolicy = field(default_factory=InterestPolicy)
+    sml: SMLConfig = field(default_factory=SMLConfig)
+    ader: ADERConfig = field(default_factory=ADERConfig)
     full_retraining: FullRetrainingConfig = field(default_factory=FullRetrainingConfig)
 
 
@@ -38,6 +45,8 @@ STRATEGIES: dict[str, Callable[[StrategyConfig], Strategy]] = {
     "life_long": lambda config: life_long(),
     "full_retraining": lambda config: full_retraining(config.full_retraining),
     "fine_tuning": lambda config: fine_tuning(),
+    "sml": lambda config: sml(config.sml),
+    "ader": lambda config: ader(config.ader),
     "imsr": lambda config: imsr(config.imsr),
 }
 

@@ -1,8 +1,11 @@
 """What the span loop asks of a strategy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from dist_imsr.data.batch import SpanData
+from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.interests import InterestPolicy
 
@@ -17,12 +20,16 @@ class Strategy:
         users: whether interests are written in the pre-training span alone or in every one.
         interests: what becomes of existing and of new interests.
         counts: how many interests users get whom the store does not know; ``model.interests`` without it.
+        data: what a span's training reads; takes the arguments of `SpanData`.
+        companion: what is kept beside a new model.
     """
 
     parameters: Literal["first", "every", "anew"] = "every"
     users: Literal["first", "every"] = "every"
     interests: InterestPolicy = field(default_factory=InterestPolicy.plain)
     counts: InterestCounts | None = None
+    data: Callable[..., Any] = SpanData
+    companion: Callable[[], Companion] = Companion
 
     @property
     def retrains(self) -> bool:

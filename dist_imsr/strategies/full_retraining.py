@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_imsr.data.joined import JoinedSpans
 from dist_imsr.strategies.base import Strategy
 from dist_imsr.strategies.counts import InterestCounts
 
@@ -32,4 +33,5 @@ def full_retraining(config: FullRetrainingConfig) -> Strategy:
     Returns:
         The strategy.
     """
-    return Strategy(parameters="anew", counts=InterestCounts(config.interests_from) if config.interests_from else None)
+    counts = InterestCounts(config.interests_from) if config.interests_from else None
+    return Strategy(parameters="anew", counts=counts, data=JoinedSpans)

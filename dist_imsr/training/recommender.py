@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import pad
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
@@ -20,7 +20,8 @@ from dist_imsr.model.detector import item_fit, user_fit
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import Drift
-from dist_imsr.model.scoring import attend, sampled_softmax
+from dist_imsr.model.scoring import Candidates, attend, candidates, sampled_softmax
+from dist_imsr.strategies.companion import Companion, Parts
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.growth import Growth
 
@@ -71,6 +72,7 @@ class Recommender:
 
     Args:
         policy: what becomes of existing and of new interests.
+        companion: what the strategy keeps beside the model.
         model: the model's section.
         catalogue: the catalogue's section.
         store: the interest store's section.
@@ -86,6 +88,7 @@ class Recommender:
     def __init__(
         self,
         policy: InterestPolicy,
+        companion: Companion,
         model: ModelConfig,
         catalogue: CatalogueConfig,
         store: InterestStoreConfig,
@@ -97,13 +100,23 @@ class Recommender:
         topology: Topology,
         events: Path | None = None,
     ) -> None:
-        self.policy, self.config, self.seed, self.topology = policy, model, seed, topology
-        self.extractor = build_extractor(model)
+        self.policy, self.companion, self.config, self.seed, self.topology = policy, companion, model, seed, topology
+        self.extractor = companion.wrap(build_extractor(model))
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology)
         widths = model.dim, self.extractor.query_dim
         self.store = InterestStore.build(store, bucket_offsets, *widths, seed, topology, self.extractor.state_dim)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
+        companion.join(Parts(self.catalogue, self.engine, self.store, topology, self.extractor))
+
+    def grow(self, items: int) -> None:
+        """Makes room for more items, between spans.
+
+        Args:
+            items: how many must have a row.
+        """
+        self.catalogue.grow(items)
+        self.companion.grow(items)
 
     def knows(self, users: np.ndarray) -> np.ndarray:
         """Whether users have interests.
@@ -191,7 +204,7 @@ class Recommender:
         Returns:
             The interests, and what came along.
         """
-        history, targets, negatives = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
+        history, targets, negatives = self.companion.lookup(batch.history, batch.targets, batch.negatives)
         rows = batch.users - self.store.first_user
         padded, mask = pad(history, batch.history.lengths())
         interests = self.store.gather(rows, history.device)
@@ -205,11 +218,12 @@ class Recommender:
         )
         if learning and start.queries is not None:
             start.queries.requires_grad_()
-        revised = self.policy.revise(self.engine(padded, mask, start), existing)
+        extracted = self.companion.revise(self.companion.dense(padded, mask, start), start, existing)
+        revised = self.policy.revise(extracted, existing)
         return Extraction(revised, start, existing, targets, negatives)
 
     def loss(self, batch: Batch, extraction: Extraction) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 6, and the retainer's loss with its weight, both summed over this rank's targets.
+        """Eq. 6, and what the strategy adds with its weight, both summed over this rank's targets.
 
         Args:
             batch: on this rank's device.
@@ -223,7 +237,24 @@ class Recommender:
         agreement = interests.vectors @ targets.mT
         then, now, mask = start.interests.vectors, interests.vectors, interests.mask
         drift = Drift(then, now, existing, mask, targets, agreement, asked, negatives)
-        return loss_of(batch, interests, targets, agreement, asked, negatives), self.policy.penalty(drift)
+        scores = scores_of(batch, interests, targets, agreement, asked, negatives)
+        added = self.policy.penalty(drift) + self.companion.penalty(batch, start, scores, self)
+        return sampled_softmax(scores), added
+
+    def scores(self, batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Candidates:
+        """Scores of a batch's targets and negatives.
+
+        Args:
+            batch: B users.
+            interests: of the users, ``[B, K, d]``.
+            targets: ``[A, d]``, the targets' embeddings.
+            negatives: ``[N, d]``, those of the negatives.
+
+        Returns:
+            The scores.
+        """
+        targets, asked = pad(targets, batch.targets.lengths())
+        return scores_of(batch, interests, targets, interests.vectors @ targets.mT, asked, negatives)
 
     def update(self, batch: Batch, word: int = 0) -> torch.Tensor:
         """One step of training: every parameter moves once.
@@ -313,15 +344,15 @@ class Recommender:
         return self.extractor.logit_scale * drawn.squeeze(-1)
 
 
-def loss_of(
+def scores_of(
     batch: Batch,
     interests: Interests,
     targets: torch.Tensor,
     agreement: torch.Tensor,
     asked: torch.Tensor,
     negatives: torch.Tensor,
-) -> torch.Tensor:
-    """Eq. 5 and 6 for a batch, summed over its targets.
+) -> Candidates:
+    """Scores of a batch's targets and negatives, each for its own v_u of Eq. 5.
 
     Args:
         batch: B users.
@@ -332,23 +363,8 @@ def loss_of(
         negatives: ``[N, d]`` embeddings.
 
     Returns:
-        A scalar.
+        The scores.
     """
     place = asked.flatten().nonzero().squeeze(1)
     users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), targets))
-    return sampled_softmax(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
-
-
-def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads sequences to the longest of them.
-
-    Args:
-        values: ``[sum of lengths, d]``.
-        lengths: ``[B]`` int64.
-
-    Returns:
-        ``[B, L, d]``, and the mask ``[B, L]`` that is false for padding.
-    """
-    longest = int(lengths.max()) if len(lengths) else 0
-    mask = torch.arange(longest, device=values.device) < lengths.unsqueeze(1)
-    return JaggedTensor(values, lengths=lengths).to_padded_dense(longest), mask
+    return candidates(users, wanted, negatives, batch.targets.values(), batch.negatives.values())

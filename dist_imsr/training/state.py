@@ -2,7 +2,7 @@
 
 Nothing else of a run has a state. Its random numbers are functions of seed, span, epoch, step, bucket and user; the
 retainer's teachers are the stored interests, which move only when a span ends, as life-long base models' states do;
-strategies keep nothing.
+what a strategy keeps beside the model is its companion's state.
 """
 
 import math
@@ -135,12 +135,14 @@ def packed(
             kept = "interests apart"
             tables |= cut.interests("best_interests", snapshot.store)
     tables |= cut.detections("detections", progress.detections)
+    tensors |= {f"companion.{name}": rows.copied(_HOST) for name, rows in model.companion.state().items()}
     accounts = {"growth": progress.growth, "best_growth": best.growth}
     tensors |= {name: Rows(account.flat().unsqueeze(0), rank, ranks) for name, account in accounts.items()}
     facts = {
         "world_size": ranks,
         "items": model.catalogue.items,
         "updates": model.catalogue.steps,
+        "companion": model.companion.awake,
         "progress": {name: getattr(progress, name) for name in _NUMBERS},
         "detections": len(progress.detections),
         "best": {name: getattr(best, name) for name in ("epoch", "quality", "losses", "detections")},
@@ -166,7 +168,10 @@ def unpack(
     """
     facts, cut = stored.manifest, _Cut(bucket_offsets, buckets)
     accounts = {name: Rows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")}
-    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | accounts, group)
+    if facts["companion"]:
+        model.companion.wake()
+    beside = {f"companion.{name}": rows for name, rows in model.companion.state().items()}
+    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | accounts | beside, group)
     model.catalogue.steps = facts["updates"]
     cut.load(stored, "interests", model)
     snapshot = None if facts["snapshot"] == "none" else model.snapshot()

@@ -108,7 +108,7 @@ class Trainer:
             self._discard()
             self._build([self.dataset.items_by_span[span]])
             self.model.engine.forget(self.progress.steps + 1)  # what a process that was killed told of this span
-        self.model.catalogue.grow(self.dataset.items_by_span[span])
+        self.model.grow(self.dataset.items_by_span[span])
         self.detections = []
         told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
         keep = self.config.training.export
@@ -135,6 +135,11 @@ class Trainer:
         counts, anew = self.strategy.counts, span == 0 or self.strategy.retrains
         self.model.admit(data.users, span, counts.of(self.dataset, span, data.users) if counts else None)
         self.model.set_learning_rates(pretraining=anew)
+        companion = self.model.companion
+        if span and self.strategy.trains(span):
+            if not companion.awake:
+                companion.wake()
+            companion.begin(data, self.model, self._follow, (now.epoch, now.step) == (0, 0))
         detector, patience = self.strategy.interests.detector, training.patience
         epochs = training.epochs if anew else training.incremental_epochs * self.strategy.trains(span)
         while now.epoch < epochs and not 0 < patience < now.epoch - now.best.epoch:
@@ -159,6 +164,8 @@ class Trainer:
         best = now.best
         if best.snapshot:
             self.model.restore(best.snapshot)
+        if companion.awake:
+            companion.settle()
         growth = (best.growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
         self.detections = now.detections[: best.detections]
@@ -176,7 +183,7 @@ class Trainer:
         Returns:
             The metrics, and ``eval_seconds``.
         """
-        self.model.catalogue.grow(self.dataset.items_by_span[span])
+        self.model.grow(self.dataset.items_by_span[span])
         self.model.engine.train(False)
         return self.evaluator.test(span, self._follow)
 
@@ -216,6 +223,7 @@ class Trainer:
         """The mean over all ranks' validation targets of the metric that stops training early."""
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.engine.train(False)
+        self.model.companion.preview()
         with torch.no_grad():
             batches = data.validation(self.config.training.validation_users)
             phase = f"validation of span {data.span}"
@@ -228,6 +236,7 @@ class Trainer:
                 ranks = self.model.ranker.ranks(*asked, top if ndcg else None)
                 gain = discount(ranks, top) if ndcg else 1 / ranks
                 sums += torch.tensor([gain.sum().item(), len(ranks)], dtype=torch.float64)
+        self.model.companion.resume()
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan
 
@@ -265,6 +274,7 @@ class Trainer:
         config, dataset = self.config, self.dataset
         self.model = Recommender(
             self.strategy.interests,
+            self.strategy.companion(),
             *(config.model, config.catalogue, config.store, config.engine, config.ranking),
             items=items,
             bucket_offsets=dataset.bucket_offsets,
@@ -284,8 +294,8 @@ class Trainer:
         gc.collect()
 
     def _open(self, span: int) -> SpanData | JoinedSpans:
-        kind = JoinedSpans if self.strategy.retrains else SpanData
-        return kind(self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum)
+        given = self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum
+        return self.strategy.data(*given)
 
     def _follow(self, batches: Any, phase: str, users: int, keep: bool = False) -> Iterator[Any]:
         """Batches of a phase other than training, until all ranks agree to stop."""
@@ -302,6 +312,7 @@ class Trainer:
         if self.checkpoints is None or not self.config.checkpoint.enabled:
             raise Stopped("stopped; checkpoint.enabled is false, so that a run begins anew", INTERRUPTED)
         if keep:
+            self.model.companion.resume()
             self._save()
         self.checkpoints.close()
         nothing = self._origin or "the beginning, as there is no checkpoint yet"

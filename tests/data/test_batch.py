@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from dist_imsr.data.batch import BatchConfig, SpanData, Steps
+from dist_imsr.data.batch import BatchConfig, SpanData
 from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.steps import Steps
 from tests.prepared import drawn_history, write_dataset
 
 CONFIG = BatchConfig(size=7, max_history=3, max_targets=2, negatives=5, eval_size=6)

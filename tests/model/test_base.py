@@ -100,3 +100,10 @@ def test_a_state_is_kept_in_full_precision_under_autocast(base):
     with torch.autocast("cpu", torch.bfloat16):
         found = module(items, mask, start)
     assert torch.equal(found.states, module(items, mask, start).states)
+
+
+def test_the_last_users_keep_their_states():
+    module = _built("limarec")
+    start = beginning(module, 3, 8, torch.randn(3, module.interests, module.state_dim))
+    assert torch.equal(start.last(2).states, start.states[1:])
+    assert start.last(2).interests.mask.shape == (2, module.interests)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import attend, sampled_softmax, score
+from dist_imsr.model.scoring import attend, candidates, sampled_softmax, score
 from tests import reference
 
 
@@ -47,7 +47,8 @@ def test_loss_equals_the_equations(counts, each, negatives, seed):
     catalogue = torch.randn(7, 4, generator=draw, dtype=torch.float64)
     targets = torch.randint(7, (len(counts), each), generator=draw)
     users, ids = attend(interests, interests.vectors @ catalogue[targets].mT), targets.flatten()
-    found = sampled_softmax(users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives))
+    asked = users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives)
+    found = sampled_softmax(candidates(*asked))
     wanted = 0.0
     for user, count in enumerate(counts):
         for place, target in enumerate(targets[user].tolist()):
@@ -65,13 +66,13 @@ def test_gradients():
 
     def loss(vectors, catalogue):
         users = attend(Interests(vectors, interests.mask), vectors @ catalogue[targets].unsqueeze(-1)).squeeze(1)
-        return sampled_softmax(users, catalogue[targets], catalogue[negatives], targets, negatives)
+        return sampled_softmax(candidates(users, catalogue[targets], catalogue[negatives], targets, negatives))
 
     assert torch.autograd.gradcheck(loss, (interests.vectors.requires_grad_(), catalogue))
 
 
 def test_only_negatives_that_are_the_target_cost_nothing():
     user, target = torch.randn(2, 1, 4, requires_grad=True)
-    loss = sampled_softmax(user, target, target, torch.tensor([3]), torch.tensor([3]))
+    loss = sampled_softmax(candidates(user, target, target, torch.tensor([3]), torch.tensor([3])))
     assert loss == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (user, target)))

@@ -6,20 +6,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.scoring import candidates, sampled_softmax
+from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, loss_of, pad
+from dist_imsr.training.recommender import Recommender, scores_of
 from tests.ranks import run_ranks
 
 
 def _recommender(topology, items, users, base="comirec_dr"):
     model = Recommender(
         InterestPolicy.plain(),
+        Companion(),
         *(
             ModelConfig(base, dim=8),
             CatalogueConfig(headroom=0.0),
@@ -148,7 +152,7 @@ def _queries(topology):
     interests = model.extractor(padded, mask, start._replace(queries=queries))
     targets, asked = pad(table[batch.targets.values()], batch.targets.lengths())
     agreement, negatives = interests.vectors @ targets.mT, table[batch.negatives.values()]
-    loss = loss_of(batch, interests, targets, agreement, asked, negatives)
+    loss = sampled_softmax(scores_of(batch, interests, targets, agreement, asked, negatives))
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
     model.update(batch)
     torch.testing.assert_close(gradients[0], gradient)
@@ -171,7 +175,7 @@ def test_queries_learn_by_rowwise_adagrad_for_their_users_alone():
 def _unsharded(topology):
     """Loss and new rows against the same step in plain autograd."""
     from dist_imsr.model.interests import Interests, Start
-    from dist_imsr.model.scoring import attend, sampled_softmax
+    from dist_imsr.model.scoring import attend
 
     model, batch = _recommender(topology, 50, 20), _batch(20, 50)
     table = model.catalogue.weight.clone().requires_grad_()
@@ -184,7 +188,7 @@ def _unsharded(topology):
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
     own = Interests(interests.vectors[owners], interests.mask[owners])
     users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
-    wanted = sampled_softmax(users, targets, negatives, batch.targets.values(), batch.negatives.values())
+    wanted = sampled_softmax(candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values()))
     (gradient,) = torch.autograd.grad(wanted, table)
     loss, nothing = model.loss(batch, model.extract(batch))
     assert nothing == 0

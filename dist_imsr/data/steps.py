@@ -1,0 +1,120 @@
+"""A phase's batches, read ahead by a thread, and their way to a device."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+import torch
+from torchrec import JaggedTensor
+
+AnyBatch = TypeVar("AnyBatch", bound="Movable")
+
+
+class Movable:
+    """A dataclass of tensors that goes to a device as a whole."""
+
+    def to(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """Copies every tensor to a device.
+
+        Args:
+            device: where it is wanted.
+
+        Returns:
+            A batch of the same kind; what is there already is shared with this one.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, (torch.Tensor, JaggedTensor)) else value
+            for name, value in values.items()
+        }
+        return type(self)(**moved)
+
+
+class Steps(Iterable[AnyBatch]):
+    """A fixed number of batches, read ahead by a thread.
+
+    Args:
+        read: makes the batch of a step.
+        steps: how many there are.
+        prefetch: how many may wait.
+    """
+
+    def __init__(self, read: Callable[[int], AnyBatch], steps: int, prefetch: int) -> None:
+        self._read, self._steps, self._prefetch = read, steps, prefetch
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def read(self, step: int) -> AnyBatch:
+        """Makes the batch of a step.
+
+        Args:
+            step: from 0 on.
+
+        Returns:
+            The batch.
+        """
+        return self._read(step)
+
+    def after(self, done: int) -> "Steps[AnyBatch]":
+        """The batches of the later steps.
+
+        Args:
+            done: how many steps there were before.
+
+        Returns:
+            The rest.
+        """
+        return Steps(lambda step: self._read(done + step), self._steps - done, self._prefetch)
+
+    def __iter__(self) -> Iterator[AnyBatch]:
+        ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)
+        left = threading.Event()
+
+        def put(value: AnyBatch | BaseException) -> None:
+            while not left.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(value, timeout=0.1)
+                    return
+
+        def work() -> None:
+            try:
+                for step in range(self._steps):
+                    if left.is_set():
+                        return
+                    put(self._read(step))
+            except BaseException as error:  # raised again by the reader
+                put(error)
+
+        thread = threading.Thread(target=work, name="prefetch", daemon=True)
+        thread.start()
+        try:
+            for _ in range(self._steps):
+                value = ready.get()
+                if isinstance(value, BaseException):
+                    raise value
+                yield value
+        finally:
+            left.set()
+            thread.join()
+
+
+def one_by_one(places: Sequence[tuple[Steps[AnyBatch], int]], prefetch: int) -> Steps[AnyBatch]:
+    """Steps of several phases as steps of one.
+
+    Args:
+        places: each by its phase and its number there.
+        prefetch: how many may wait.
+
+    Returns:
+        The steps in this order.
+    """
+
+    def read(step: int) -> AnyBatch:
+        steps, own = places[step]
+        return steps.read(own)
+
+    return Steps(read, len(places), prefetch)
