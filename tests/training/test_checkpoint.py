@@ -71,6 +71,8 @@ def _exported(run_dir):
         ("mind", "fine_tuning", "zero2"),
         ("comirec_dr", "frozen", "zero0"),
         ("comirec_dr", "full_retraining", "zero0"),
+        ("comirec_sa", "sml", "zero1"),
+        ("comirec_dr", "ader", "zero0"),
     ],
 )
 def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, base, strategy, stage):
