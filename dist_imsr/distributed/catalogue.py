@@ -151,29 +151,18 @@ class Catalogue:
         """Fetches embeddings from their owners, in one exchange for all sequences.
 
         Args:
-            sequences: of item ids, int64 values; at least one sequence of any length must be among them, since
-                TorchRec cannot exchange batches of no sequence at all.
+            sequences: of item ids, int64 values.
 
         Returns:
             For each argument ``[sum of its lengths, d]`` float32. Backward updates the rows, once.
         """
         values = torch.cat([sequence.values() for sequence in sequences])
         lengths = torch.cat([sequence.lengths() for sequence in sequences])
+        if not len(lengths):  # TorchRec cannot exchange batches of no sequence at all
+            lengths = lengths.new_zeros(1)
         jagged = KeyedJaggedTensor(keys=[_FEATURE], values=values, lengths=lengths)
         embeddings = self.table(jagged)[_FEATURE].values()
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
-
-    def embed(self, items: JaggedTensor) -> torch.Tensor:
-        """Fetches embeddings alone.
-
-        Args:
-            items: sequences of item ids, any number of them.
-
-        Returns:
-            ``[sum of lengths, d]``.
-        """
-        nobody = JaggedTensor(items.values().new_empty(0), lengths=items.lengths().new_zeros(1))
-        return self.lookup(items, nobody)[0]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the fused optimizer's step size.

@@ -104,7 +104,7 @@ class Evaluator:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
                 interests = self.store.gather(batch.users - self.store.first_user, self.topology.device)
                 seen = history(batch.users) if history else None
-                embeddings = self.catalogue.embed(batch.targets)
+                [embeddings] = self.catalogue.lookup(batch.targets)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
                 values = metrics.add(batch, ranks)
                 if lists:

@@ -173,7 +173,7 @@ def _named(raw: pa.Array, places: np.ndarray) -> str:
 def _spokesmen(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:
     """The slot of the interest with the largest dot product for each item, ``[B, N]``; collective."""
     wanted = JaggedTensor(ids.clamp(min=0).flatten(), lengths=torch.full((len(ids),), ids.shape[1], device=ids.device))
-    embeddings = state.catalogue.embed(wanted).view(*ids.shape, state.catalogue.dim)
+    embeddings = state.catalogue.lookup(wanted)[0].view(*ids.shape, state.catalogue.dim)
     agreement = (interests.vectors @ embeddings.mT).masked_fill_(~interests.mask.unsqueeze(-1), -torch.inf)
     return agreement.argmax(1) if agreement.shape[1] else torch.zeros_like(ids)
 

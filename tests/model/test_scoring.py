@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import attend, candidates, sampled_softmax, score
+from dist_imsr.model.scoring import attend, candidates, distillation, sampled_softmax, score
 from tests import reference
 
 
@@ -57,6 +57,30 @@ def test_loss_equals_the_equations(counts, each, negatives, seed):
             sampled = catalogue[negatives].numpy()
             wanted += reference.sampled_softmax(attended, catalogue[target].numpy(), sampled, target, negatives)
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_distillation_equals_the_equations():
+    draw = torch.Generator().manual_seed(0)
+    ids, negatives = torch.tensor([0, 3, 2, 2, 5]), torch.tensor([3, 1, 2])
+    sides = []
+    for _ in range(2):
+        users, catalogue = (torch.randn(n, 4, generator=draw, dtype=torch.float64) for n in (5, 7))
+        sides.append(
+            (users.numpy(), catalogue.numpy(), candidates(users, catalogue[ids], catalogue[negatives], ids, negatives))
+        )
+    wanted = 0.0
+    for place, target in enumerate(ids.tolist()):
+        asked = [target, *(one for one in negatives.tolist() if one != target)]
+        now, then = (
+            np.exp(catalogue[asked] @ users[place]) / np.exp(catalogue[asked] @ users[place]).sum()
+            for users, catalogue, _ in sides
+        )
+        wanted += (then * np.log(then / now)).sum()
+    (*_, now), (*_, then) = sides
+    np.testing.assert_allclose(distillation(now, then), wanted, rtol=1e-12)
+    assert abs(distillation(now, now)) < 1e-12
+    last = distillation(now.last(2), then.last(2))
+    assert 0 < last < wanted
 
 
 def test_gradients():

@@ -73,6 +73,8 @@ def _exported(run_dir):
         ("comirec_dr", "frozen", "zero0"),
         ("comirec_dr", "full_retraining", "zero0"),
         ("mimn", "life_long", "zero1"),
+        ("comirec_sa", "sml", "zero1"),
+        ("comirec_dr", "ader", "zero0"),
     ],
 )
 def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, base, strategy, stage):

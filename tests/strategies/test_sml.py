@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.transfer import Transfer
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.strategies.sml import MetaLearner, SMLConfig
+from dist_imsr.training.trainer import Trainer
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+from tests.runs import run
+from tests.training.test_checkpoint import SHIPPED, _config
+
+OPTIONS = SMLConfig(filters=2, hidden=8, learning_rate=0.01, chunk=7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=60, items=80, spans=4, longest=12))
+
+
+def _sml(folder, run_dir, options=OPTIONS, **changes):
+    return _config(folder, run_dir, strategy=StrategyConfig("sml", sml=options), **changes)
+
+
+def _returning(topology, config):
+    """A run whose transfer outputs what was tuned, whatever it learns."""
+    Transfer.forward = lambda transfer, previous, tuned: tuned + 0 * transfer.output.bias.sum()
+    return run(topology, config)[0]
+
+
+@pytest.mark.parametrize("base", ["comirec_dr", "mind", "comirec_sa"])
+def test_a_transfer_that_returns_what_was_tuned_is_fine_tuning(folder, tmp_path, base):
+    model = ModelConfig(base, dim=8, interests=3)
+    found = run_ranks(2, _returning, _sml(folder, tmp_path / "sml", model=model))[0]
+    tuned = _config(folder, tmp_path / "ft", model=model, strategy=StrategyConfig("fine_tuning"))
+    wanted = run_ranks(2, run, tuned)[0][0]
+    assert len(found) == len(wanted) == 2
+    for line, one in zip(found, wanted, strict=True):
+        for key in line.keys() - {"strategy"}:
+            number = isinstance(one[key], float)
+            assert line[key] == (pytest.approx(one[key], rel=1e-4, abs=1e-5) if number else one[key]), key
+
+
+def _begun(topology, config):
+    """The tables and transfers around the transfer's own epochs, and the sizes of what goes through it in a span."""
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, Dataset(config.data), topology)
+    trainer.learn(0)
+    trainer.learn(1)
+    companion, sizes, real = trainer.model.companion, [], Transfer.forward
+
+    def watched(transfer, previous, tuned):
+        sizes.append(len(tuned))
+        return real(transfer, previous, tuned)
+
+    Transfer.forward = watched
+    learn, seen = companion._learn, []
+
+    def look():
+        tables = trainer.model.catalogue, companion.previous.table, companion.tuned.table
+        transfers = torch.cat([parameter.detach().flatten() for parameter in companion.transfers.parameters()])
+        seen.append([*(table.weight.clone() for table in tables), transfers])
+
+    def learning(*given):
+        look()
+        learn(*given)
+        look()
+
+    companion._learn = learning
+    trainer.learn(2)
+    return seen, max(sizes)
+
+
+def test_only_the_transfer_learns_in_its_epochs_and_rows_go_through_in_chunks(folder, tmp_path):
+    config = _sml(folder, tmp_path / "run", replace(OPTIONS, chunk=30))
+    for (before, after), largest in run_ranks(2, _begun, config):
+        *tables, transfers = before
+        *same, learnt = after
+        assert all(torch.equal(one, other) for one, other in zip(tables, same, strict=True))
+        assert torch.equal(tables[0], tables[2])  # the live one shows what was tuned
+        assert not torch.equal(tables[0], tables[1])
+        assert (transfers != learnt).float().mean() > 0.9
+        assert largest <= 60  # a step's distinct items; the whole table is larger
+
+
+def test_an_empty_transfer_leaves_nothing_to_learn(folder, tmp_path):
+    told = [
+        run_ranks(1, run, _sml(folder, tmp_path / str(epochs), replace(OPTIONS, epochs=epochs)))[0][0]
+        for epochs in (0, 2)
+    ]
+    assert told[0][0] == told[1][0]  # in span 1 nothing was tuned before
+    assert told[0][1]["loss"] != told[1][1]["loss"]
+
+
+@pytest.mark.parametrize(("base", "stage"), [("comirec_dr", "zero2"), ("comirec_sa", "bf16")])
+def test_other_world_sizes_give_the_same_numbers(folder, tmp_path, base, stage):
+    model = ModelConfig(base, dim=8, interests=3)
+    config = _sml(folder, tmp_path / "one", model=model)
+    config = replace(config, engine=replace(config.engine, deepspeed=SHIPPED / f"{stage}.json"))
+    (wanted, _), *_ = run_ranks(1, run, config)
+    (found, _), *_ = run_ranks(3, run, replace(config, run_dir=tmp_path / "three"))
+    near = 1e-3 if stage == "zero2" else 2e-2
+    for line, one in zip(found, wanted, strict=True):
+        for key in ("loss", "validation", "ndcg@5"):
+            assert line[key] == pytest.approx(one[key], rel=near, abs=near), key
+
+
+@pytest.mark.parametrize(("key", "value"), [("filters", 0), ("kernel", 4), ("hidden", 0), ("epochs", -1), ("chunk", 0)])
+def test_impossible_values_are_refused(key, value):
+    with pytest.raises(ValueError, match=rf"strategy\.sml\.{key}"):
+        SMLConfig(**{key: value})
+
+
+def test_it_sleeps_in_the_first_span():
+    assert MetaLearner(OPTIONS).state() == {}
