@@ -103,7 +103,7 @@ def test_counts_of_interests_are_part_of_pretraining(folder, tmp_path):
         ranks.call(run, begun)
         checkpoint = begun.run_dir / "checkpoints" / PRETRAINED
         tuned = replace(_config(folder, tmp_path / "tuned", "fine_tuning", resume=str(checkpoint)))
-        with pytest.raises(RuntimeError, match="interests_from was .*source and is None"):
+        with pytest.raises(RuntimeError, match=r"interests_from was .*source and is None"):
             ranks.call(run, replace(tuned, strategy=replace(counted, name="fine_tuning")))
 
 
