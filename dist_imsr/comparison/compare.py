@@ -4,6 +4,8 @@ import logging
 import os
 from dataclasses import replace
 
+import torch
+
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.grid import Grid
 from dist_imsr.comparison.jobs import Jobs
@@ -35,6 +37,8 @@ def compare(config: CompareConfig) -> int:
 
     def work() -> None:
         here = locate()
+        devices = torch.cuda.device_count()
+        require(not 0 < devices < config.ranks, "ranks", config.ranks, f"at most {devices}, a device each")
         require(here.world_size == 1, "ranks", here.world_size, "one process that starts the others: use python")
         comparison = _Comparison(config, Grid(config, here.device))
         if config.table_only:
@@ -45,7 +49,7 @@ def compare(config: CompareConfig) -> int:
         try:
             write_whole(config.output / "config.yaml", to_yaml(config))
             with StopSignals() as signals, signals.patience():
-                comparison.train(Runner(config.cores, config.ranks, signals))
+                comparison.train(Runner(config.cores, config.ranks, signals, devices))
                 if signals.status:
                     finished = f"{comparison.finished} of {len(comparison.cells)} rows are finished"
                     raise Stopped(f"stopped; {finished}, and the same command goes on", signals.status)

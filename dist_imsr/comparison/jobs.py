@@ -83,9 +83,9 @@ class Job:
         """What it measured of each user.
 
         Returns:
-            A Parquet file for each line.
+            A Parquet file for each line that somebody was tested for.
         """
-        return [self.folder / "users" / f"span={line['test_span']}.parquet" for line in self.lines()]
+        return [self.folder / "users" / f"span={line['test_span']}.parquet" for line in self.lines() if line["users"]]
 
     def begin(self) -> None:
         """Notes that it was begun; what stands in its folder of a run with other keys is removed."""

@@ -184,7 +184,8 @@ def publish(sheets: Sequence[Sheet], path: Path, console: Console) -> None:
 
 def _quality_row(config: CompareConfig, record: dict[str, Any]) -> list[str]:
     head = [record["base"], record["strategy"]]
-    seeds = f"{record['seeds']}" + (f" ({record['missing']})" if record["missing"] else "")
+    remarks = [record["missing"], "own pre-training" if record["pretrained_apart"] else ""]
+    seeds = "; ".join([f"{record['seeds']}", *filter(None, remarks)])
     if not record["seeds"]:
         return [*head, *[_NOTHING] * (3 + 2 * len(config.tests)), record["missing"]]
     rates = [
@@ -197,7 +198,7 @@ def _quality_row(config: CompareConfig, record: dict[str, Any]) -> list[str]:
         for over in ("users", "seeds"):
             n = record.get(f"n_{over}_vs_{other}")
             both = (_p(record.get(f"p_{over}_{name}_vs_{other}")) for name in ("hr", "ndcg"))
-            tests.append(_NOTHING if not n else f"{' / '.join(both)} (n {n:,})")
+            tests.append(_NOTHING if not n else f"{' / '.join(both)} (n={n})")
     return [*head, *rates, _NOTHING if own else _number(record["ri"], 2), *tests, seeds]
 
 

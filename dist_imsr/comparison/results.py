@@ -62,6 +62,18 @@ class Cells:
         """
         return [path for seed in seeds for path in self.jobs[seed].users()]
 
+    def begins_like(self, other: "Cells") -> bool:
+        """Whether it shares its pre-trained models with another row of the same base.
+
+        Args:
+            other: the row.
+
+        Returns:
+            True also for a base of its own, which nobody could share.
+        """
+        needs = ([job.needs for job in cells.jobs.values()] for cells in (self, other))
+        return self.entry.base != other.entry.base or all(one is two for one, two in zip(*needs, strict=True))
+
     def seconds(self) -> dict[int, float]:
         """Seconds of training, by span.
 
@@ -89,20 +101,25 @@ def summary(config: CompareConfig, all_cells: Sequence[Cells]) -> list[dict[str,
         Plain values; None for what cannot be told.
     """
     by_entry = {cells.entry: cells for cells in all_cells}
+
+    def beside(entry: Entry, row: str) -> Cells:
+        same = by_entry.get(Entry(entry.data, entry.base, row))
+        return same or by_entry[Entry(entry.data, config.bases[0], row)]
+
     records = []
     for cells in all_cells:
         entry = cells.entry
         record: dict[str, Any] = {
             **{"data": entry.data, "base": entry.base, "strategy": entry.row, "seeds": len(cells.means["hr"])},
             "missing": "; ".join(cells.missing),
+            "pretrained_apart": not cells.begins_like(beside(entry, config.reference)),
         }
         for name in METRICS:
             values = list(cells.means[name].values())
             record |= {name: mean(values), f"{name}_std": deviation(values)}
         record["ri"] = None
         for other in dict.fromkeys([config.reference, *config.tests]):
-            paired = by_entry.get(Entry(entry.data, entry.base, other))
-            paired = paired or by_entry[Entry(entry.data, config.bases[0], other)]
+            paired = beside(entry, other)
             if paired is cells:
                 continue
             seeds = sorted(cells.means["hr"].keys() & paired.means["hr"].keys())

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,11 +32,12 @@ class Group:
     Args:
         job: the run.
         ranks: how many.
+        device: the first rank's, of those of this machine; the others have the next.
     """
 
-    def __init__(self, job: Job, ranks: int) -> None:
+    def __init__(self, job: Job, ranks: int, device: int) -> None:
         job.begin()
-        self.job, self.began = job, time.monotonic()
+        self.job, self.device, self.began = job, device, time.monotonic()
         log = job.folder / _LOG
         self._said_before = log.stat().st_size if log.exists() else 0
         self._failure: int | None = None  # the exit status of the first rank that failed
@@ -43,9 +45,9 @@ class Group:
         port = _free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
         for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            place = {"RANK": rank, "LOCAL_RANK": device + rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             environment = {name: str(value) for name, value in {**place, "MASTER_PORT": port}.items()}
-            process = _CONTEXT.Process(target=_rank, args=(job.config, environment, log))
+            process = _CONTEXT.Process(target=_rank, args=(job.config, environment, log), daemon=True)
             process.start()
             self.processes.append(process)
 
@@ -110,10 +112,12 @@ class Runner:
         cores: processes at once.
         ranks: processes of a run.
         signals: tells whether somebody asked to stop.
+        devices: how many accelerators this machine has, whole runs taking turns on them; 0 for none.
     """
 
-    def __init__(self, cores: int, ranks: int, signals: StopSignals) -> None:
+    def __init__(self, cores: int, ranks: int, signals: StopSignals, devices: int = 0) -> None:
         self.slots, self.ranks, self.signals = cores // ranks, ranks, signals
+        self._places = [slot % max(devices // ranks, 1) * ranks for slot in range(self.slots)]
         self._total, self._left, self._began = 0, set[Job](), 0.0
 
     def run(self, jobs: Sequence[Job], kind: str) -> bool:
@@ -144,7 +148,8 @@ class Runner:
                     job.begin()
                     self._end(job, State("failed", f"its pre-training failed: {job.needs.state.reason}"))
                 else:
-                    running.append(Group(job, self.ranks))
+                    taken = Counter(group.device for group in running)
+                    running.append(Group(job, self.ranks, next(iter(Counter(self._places) - taken))))
             wait([process.sentinel for group in running for process in group.processes if process.is_alive()], 0.5)
             for group in [group for group in running if group.ended()]:
                 running.remove(group)
