@@ -19,9 +19,9 @@ from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-# Ranks are forked from one process that has imported the stack once.
+# Ranks are forked from one process that has imported the stack once, with what its libraries import when first used.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dist_imsr.training.run"])
+_CONTEXT.set_forkserver_preload(["dist_imsr.training.run", "torch.utils.tensorboard", "pandas"])
 _PATIENCE = 30.0  # seconds that the ranks of a group have to notice that one of them is gone
 _LOG = "log.txt"
 

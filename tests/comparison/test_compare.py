@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_imsr.comparison.compare import compare
-from dist_imsr.comparison.config import Row, TuningConfig
+from dist_imsr.comparison.config import Row, Source, TuningConfig
 from dist_imsr.config import to_yaml
 from dist_imsr.training.folder import hold
 
@@ -113,68 +113,58 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
         assert (place.output / "tables.md").read_text() == tables
 
 
-def test_two_ranks_give_the_numbers_of_one(place):
-    rows = {"fine_tuning": Row()}
-    alone = place.compare(strategies=rows, seeds=[0], output=place.output / "1")
-    both = place.compare(strategies=rows, seeds=[0], output=place.output / "2", ranks=2)
-    assert compare(alone) == compare(both) == 0
-    found = [pq.read_table(config.output / "summary.parquet").to_pylist()[0] for config in (alone, both)]
-    assert found[0]["hr"] == pytest.approx(found[1]["hr"])
-    assert found[0]["hr_std"] is None
-    assert "±" not in (alone.output / "tables.md").read_text()
+def _found(root, pattern, seconds=60):
+    """Waits for a file."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if paths := sorted(root.glob(pattern)):
+            return paths[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no {pattern} within {seconds} s")
 
 
-def _when(path, act):
-    """Acts once there is something like the path."""
-
-    def work():
-        deadline = time.monotonic() + 60
-        while not list(path.parent.glob(path.name)) and time.monotonic() < deadline:
+def _free(folder, seconds=60):
+    """Waits until no process writes to a folder."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.close(hold(folder, "run_dir"))
+            return
+        except ValueError:
             time.sleep(0.02)
-        act()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
+    raise AssertionError(f"{folder} is held after {seconds} s")
 
 
-def _long(place):
-    settings = ["--training.epochs=100000", "--training.patience=0", "--batch.size=4"]
-    return place.compare(strategies={"fine_tuning": Row()}, seeds=[0]), settings
+def _stop_once_it_goes_on(log):
+    while "going on from" not in log.read_text():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
-    config = place.compare(strategies={"fine_tuning": Row(), "imsr": Row()}, seeds=[0])
-    source = config.data["drawn"]
-    slow = replace(config, data={"drawn": replace(source, set=["--training.epochs=400", "--training.patience=0"])})
-    (place.output.parent / "compare.yaml").write_text(to_yaml(slow))
-    begun = place.output / "pretraining" / "drawn" / "comirec_dr"
-    command = [sys.executable, "launch/compare.py", "--config", str(place.output.parent / "compare.yaml")]
+    source = Source(place.settings, place.data, ["--training.epochs=150", "--training.patience=0"])
+    config = place.compare(strategies={"fine_tuning": Row()}, seeds=[0], ranks=2, data={"drawn": source})
+    file = place.output.with_name("compare.yaml")
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "launch/compare.py", f"--config={file}"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
-    _when(begun / "seed=0-*" / "checkpoints", lambda: None).join()
-    while not (checkpoints := list(begun.glob("seed=0-*/checkpoints/span=*"))):
-        time.sleep(0.05)
-    assert compare(slow) == 2
-    assert "another process is writing to" in capfd.readouterr().err
+    folder = _found(place.output, "pretraining/drawn/comirec_dr/seed=0-*/checkpoints/span=*").parents[1]
+    assert compare(config) == 2
+    assert "output: another process is writing to" in capfd.readouterr().err
     process.kill()
     process.communicate()
-    folder = checkpoints[0].parents[1]
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:  # the rank notices, and stops in order
-        try:
-            os.close(hold(folder, "run_dir"))
-            break
-        except ValueError:
-            time.sleep(0.05)
-    said = (folder / "log.txt").read_text()
-    assert "train: stopped; the same command goes on from" in said
+    _free(folder)  # its ranks notice, and stop in order
+    assert "train: stopped; the same command goes on from" in (folder / "log.txt").read_text()
 
-    _when(folder / "log.txt", lambda: None).join()
-    stop = _when(place.output / ".lock", lambda: (time.sleep(1.5), os.kill(os.getpid(), signal.SIGTERM)))
-    assert compare(slow) == 75
-    stop.join()
-    assert "stopped; 0 of 2 rows are finished, and the same command goes on" in capfd.readouterr().err
+    stopping = threading.Thread(target=_stop_once_it_goes_on, args=(folder / "log.txt",))
+    stopping.start()
+    assert compare(config) == 75
+    stopping.join()
+    assert "compare: stopped; 0 of 1 rows are finished, and the same command goes on" in capfd.readouterr().err
     assert json.loads((folder / "cell.json").read_text())["status"] == "started"
-    assert "going on from" in (folder / "log.txt").read_text()
-    assert compare(slow) == 0
-    assert all(record["status"] == "done" for record in _records(place.output).values())
+    assert compare(config) == 0
+    assert (folder / "log.txt").read_text().count("going on from") == 2
+    assert {record["status"] for record in _records(place.output).values()} == {"done"}
+    (record,) = pq.read_table(place.output / "summary.parquet").to_pylist()
+    assert record["hr"] is not None
+    assert record["hr_std"] is None
