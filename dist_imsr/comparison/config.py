@@ -81,7 +81,7 @@ class CompareConfig:
         tuning: how hyper-parameters are chosen.
         cores: processes at once, of one thread each.
         ranks: processes of each run.
-        keep: keep checkpoints/ and events/ of finished runs, and export spans/ as training.export says.
+        keep: keep checkpoints/ of finished cells and trials, and export spans/ of cells as training.export says.
         table_only: train nothing; make the tables anew from what has finished.
     """
 

@@ -116,7 +116,7 @@ class Grid:
         arguments = [*self.arguments(entry, values or {}), f"--run_dir={self.config.output}"]
         config = _told(f"{where} with {entry.base} on {entry.data}", resolve, TrainConfig, arguments)
         keep = config.training.export if self.config.keep else "none"
-        return replace(config, training=replace(config.training, export=keep))
+        return replace(config, overwrite=False, training=replace(config.training, export=keep))
 
     def _open(self, name: str) -> Dataset:
         source = self.config.data[name]

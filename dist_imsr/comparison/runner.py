@@ -118,7 +118,7 @@ class Runner:
     def __init__(self, cores: int, ranks: int, signals: StopSignals, devices: int = 0) -> None:
         self.slots, self.ranks, self.signals = cores // ranks, ranks, signals
         self._places = [slot % max(devices // ranks, 1) * ranks for slot in range(self.slots)]
-        self._total, self._left, self._began = 0, set[Job](), 0.0
+        self._kind, self._total, self._left, self._began = "", 0, set[Job](), 0.0
 
     def run(self, jobs: Sequence[Job], kind: str) -> bool:
         """Runs what has not ended well before, and the pre-trainings that this needs.
@@ -135,7 +135,7 @@ class Runner:
         waiting: list[Job] = [*(job for job in needed if job is not None), *pending]
         if len(jobs) > len(pending):
             logger.info("%d of %d %s were finished before", len(jobs) - len(pending), len(jobs), kind)
-        self._total, self._left, self._began = len(waiting), set(waiting), time.monotonic()
+        self._kind, self._total, self._left, self._began = kind, len(waiting), set(waiting), time.monotonic()
         running: list[Group] = []
         stopping = False
         while running or (waiting and not stopping):
@@ -170,8 +170,8 @@ class Runner:
         self._left.discard(job)
         ended, spent = self._total - len(self._left), time.monotonic() - self._began
         logger.info(
-            "[%d/%d] %s: %s in %.1f s; about %s left",
-            *(ended, self._total, job.name, f"failed: {state.reason}," if state.reason else state.status),
+            "[%s %d/%d] %s: %s in %.1f s; about %s left",
+            *(self._kind, ended, self._total, job.name, f"failed: {state.reason}," if state.reason else state.status),
             *(state.seconds, _span(spent / ended * len(self._left))),
         )
 
