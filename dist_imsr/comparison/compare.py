@@ -75,7 +75,8 @@ class _Comparison:
         return sum(not cells.missing for cells in self.cells)
 
     def train(self, runner: Runner) -> None:
-        """Runs what is left, until somebody asks to stop."""
+        """Runs what is left, until somebody asks to stop; the output must be held."""
+        self.jobs.refresh()  # another process may have held it until now
         if not runner.run([trial.job for trials in self.trials for trial in trials], "trials"):
             return
         self.cells = self._cells()

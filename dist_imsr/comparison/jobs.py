@@ -58,6 +58,10 @@ class Job:
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads its state anew, which another process may have changed."""
         self.state = self._read()
 
     @property
@@ -146,6 +150,12 @@ class Jobs:
     def __init__(self, output: Path, device: torch.device, keep: bool) -> None:
         self.output, self.device, self.keep = output, device, keep
         self._pretrainings: dict[Path, Job] = {}
+        self._all: list[Job] = []
+
+    def refresh(self) -> None:
+        """Reads the states of all runs anew."""
+        for job in self._all:
+            job.refresh()
 
     def job(self, place: Path, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
         """A run that goes on from a shared pre-training.
@@ -192,4 +202,6 @@ class Jobs:
         self, name: str, config: TrainConfig, arguments: list[str], told: dict[str, Any], needs: Job | None, keeps: bool
     ) -> Job:
         arguments = [*arguments, f"--seed={config.seed}", f"--run_dir={config.run_dir}"]
-        return Job(name, config, arguments, told | {"training.spans": config.training.spans}, needs, keeps)
+        job = Job(name, config, arguments, told | {"training.spans": config.training.spans}, needs, keeps)
+        self._all.append(job)
+        return job
