@@ -91,6 +91,16 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
         assert (place.output / "tables.md").read_text() == tables
 
 
+def test_a_folder_that_another_comparison_writes_to_is_refused(place, capfd):
+    claim = hold(place.output, "output")
+    assert compare(place.compare(strategies={"fine_tuning": Row()})) == 2
+    os.close(claim)
+    said = capfd.readouterr().err
+    assert said.startswith("compare: output: another process is writing to")
+    assert said.count("\n") == 1
+    assert [path.name for path in place.output.iterdir()] == [".lock"]
+
+
 def _found(root, pattern, seconds=60):
     """Waits for a file."""
     deadline = time.monotonic() + seconds
@@ -120,15 +130,13 @@ def _stop_once_it_goes_on(log):
 
 
 def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
-    source = Source(place.settings, place.data, ["--training.epochs=80", "--training.patience=0"])
+    source = Source(place.settings, place.data, ["--training.epochs=40", "--training.patience=0"])
     config = place.compare(strategies={"fine_tuning": Row()}, seeds=[0], ranks=2, data={"drawn": source})
     file = place.output.with_name("compare.yaml")
     file.write_text(to_yaml(config))
     command = [sys.executable, "launch/compare.py", f"--config={file}"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     folder = _found(place.output, "pretraining/drawn/comirec_dr/seed=0-*/checkpoints/span=*").parents[1]
-    assert compare(config) == 2
-    assert "output: another process is writing to" in capfd.readouterr().err
     process.kill()
     process.communicate()
     _free(folder)  # its ranks notice, and stop in order
