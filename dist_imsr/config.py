@@ -63,20 +63,52 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
         SystemExit: with status 2 and the key's name on stderr for an unknown key, a wrong type or an impossible
             value; with status 0 after ``--help`` and ``--print_config``.
     """
+    parser = _parser(tree, description)
+    try:
+        return _read(parser, tree, _without_local_rank(sys.argv[1:] if argv is None else argv))
+    except (ArgumentError, ValueError) as error:
+        line = f"{parser.prog}: {_one_line(error)} (--help lists the keys)\n"
+        parser.exit(2, line if current_rank() == 0 else None)
+
+
+def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
+    """Reads what `parse` would, for another command than the one at hand.
+
+    Args:
+        tree: that command's dataclass.
+        argv: its arguments.
+
+    Returns:
+        An instance of ``tree``, every section instantiated and checked.
+
+    Raises:
+        ValueError: with the key's name, where `parse` would end the process.
+    """
+    try:
+        return _read(_parser(tree), tree, argv)
+    except ArgumentError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def _parser(tree: type, description: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(description=description or _first_paragraph(tree), exit_on_error=False)
     parser.add_argument("--config", action="config", help="A YAML file of these keys; later arguments override it.")
     parser.add_class_arguments(tree, as_group=False)
-    try:
-        arguments = parser.parse_args(_completed(_without_local_rank(sys.argv[1:] if argv is None else argv), tree))
-        for field in dataclasses.fields(tree):  # type: ignore[arg-type]
-            if dataclasses.is_dataclass(field.type):
-                read = arguments[field.name]
-                require(isinstance(read, Namespace), field.name, read, "a section of keys")
-        values = parser.instantiate(arguments)
-        return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
-    except (ArgumentError, ValueError) as error:
-        line = f"{parser.prog}: {' '.join(str(error).split())} (--help lists the keys)\n"
-        parser.exit(2, line if current_rank() == 0 else None)
+    return parser
+
+
+def _read(parser: ArgumentParser, tree: type[Section], argv: Sequence[str]) -> Section:
+    arguments = parser.parse_args(_completed(argv, tree))
+    for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(field.type):
+            read = arguments[field.name]
+            require(isinstance(read, Namespace), field.name, read, "a section of keys")
+    values = parser.instantiate(arguments)
+    return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def current_rank() -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dist_imsr.data.dataset import FORMAT_VERSION
 
@@ -53,6 +54,8 @@ def write_dataset(folder: Path, history: History, buckets: int = 8) -> Path:
             with pa.ipc.new_file(folder / name, batch.schema) as file:
                 file.write_batch(batch)
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": "", "rows": len(users)}
+    for name, count in (("users", len(history)), ("items", int(known[-1]))):  # raw ids like the dense ones
+        pq.write_table(pa.table({"raw": pa.array(range(count), pa.int64())}), folder / f"{name}.parquet")
     manifest = {
         "format_version": FORMAT_VERSION,
         "bucket_offsets": offsets,

@@ -35,11 +35,14 @@ class EvalConfig:
         beyond: also tell which share of the catalogue the top N of the tested users hold, and which share of their
             places goes to the long tail: the least popular items, over all spans of the data, that hold a fifth of the
             interactions; costs a second pass over the catalogue.
+        per_user: a run also writes each tested user's own values to run_dir/users/span=T.parquet, T being the span that
+            is tested on; what was tested before it was asked for stays without.
     """
 
     top: list[int] = field(default_factory=lambda: [20])
     exclude_seen: bool = False
     beyond: bool = False
+    per_user: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.top) and min(self.top) >= 1, "eval.top", self.top, "numbers of at least 1")

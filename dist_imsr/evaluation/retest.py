@@ -43,6 +43,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(-1 <= self.match_cosine <= 1, "match_cosine", self.match_cosine, "-1 to 1")
+        require(not self.eval.per_user, "eval.per_user", True, "--per_user FILE, since run_dir is only read here")
         for key in ("per_user", "json"):
             require_file(getattr(self, key), key)
         for key in ("per_user", "span"):

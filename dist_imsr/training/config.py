@@ -28,6 +28,8 @@ class TrainingConfig:
             the last.
         metric: what validation measures on each user's second last interaction of the span.
         validation_users: about so many users of a span are validated on, where there are more.
+        spans: how many spans are trained after the pre-training span; all by default, 0 for pre-training alone. A run
+            may be prolonged: the same command with more of them goes on.
         export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
             trained one is what launch/recommend.py and launch/export.py read.
     """
@@ -37,6 +39,7 @@ class TrainingConfig:
     patience: int = 5
     metric: Literal["ndcg", "mrr"] = "ndcg"
     validation_users: int = 2000
+    spans: int | None = None
     export: Literal["none", "last", "every"] = "last"
 
     def __post_init__(self) -> None:
@@ -44,6 +47,24 @@ class TrainingConfig:
         require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
         require(self.patience >= 0, "training.patience", self.patience, "at least 0")
         require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
+        require(self.spans is None or self.spans >= 0, "training.spans", self.spans, "at least 0")
+
+    def last(self, spans: int) -> int:
+        """The last span that is trained.
+
+        Args:
+            spans: how many the data have, the pre-training span included.
+
+        Returns:
+            Its number; the last of the data is for testing alone.
+
+        Raises:
+            ValueError: if more are asked for than there are.
+        """
+        most = spans - 2
+        wanted = most if self.spans is None else self.spans
+        require(wanted <= most, "training.spans", self.spans, f"at most {most} with these data")
+        return wanted
 
 
 @dataclass
@@ -52,10 +73,11 @@ class TrainConfig:
 
     Args:
         data: the prepared data.
-        run_dir: the run's folder, for config.yaml, metrics.jsonl, events/, spans/ and checkpoints/.
+        run_dir: the run's folder, for config.yaml, metrics.jsonl, events/, spans/, users/ and checkpoints/.
         seed: keys every random number of the run.
         resume: ``auto`` goes on from the newest sound checkpoint in run_dir, if it holds any; ``never`` refuses a
-            folder that holds a run; the path of a checkpoint goes on from that one where run_dir holds none.
+            folder that holds a run; the path of a checkpoint goes on from that one where run_dir holds none. One that
+            stands right behind pre-training may be of another strategy, and of other keys that only later spans read.
         overwrite: replace what an earlier run left in run_dir, its checkpoints included.
         timeout_seconds: how long a rank may be waited for before the job ends.
         model: the base model.

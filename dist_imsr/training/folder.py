@@ -13,7 +13,7 @@ from dist_imsr.training.checkpoint import clear_away, newest_first
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-_FOLDERS = ("events", "spans", "checkpoints")
+_FOLDERS = ("events", "spans", "users", "checkpoints")
 _OURS = ("config.yaml", "metrics.jsonl", *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
 
@@ -64,15 +64,7 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
         OSError: if it cannot be written.
     """
     folder, resumes = config.run_dir, bool(seen)
-    folder.mkdir(parents=True, exist_ok=True)
-    claim = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(claim)
-        raise ValueError(f"run_dir: another process is writing to {folder}; wait for it, or name another") from None
-    except OSError as error:
-        logger.warning("%s knows no locks (%s): see to it that one job at a time writes to it", folder, error.strerror)
+    claim = hold(folder, "run_dir")
     try:
         check_folder(config, resumes)
         if not config.overwrite and newest_first(folder / "checkpoints") != seen:
@@ -85,6 +77,32 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
         _remove(path)
     settled = replace(config, overwrite=False, resume="auto")  # whoever reads it back goes on
     write_whole(folder / "config.yaml", _HEADER + to_yaml(settled))
+    return claim
+
+
+def hold(folder: Path, key: str) -> int:
+    """Makes a folder and holds it against other processes.
+
+    Args:
+        folder: to be written to.
+        key: that names it.
+
+    Returns:
+        A descriptor; the folder is held until it is closed.
+
+    Raises:
+        ValueError: if another process holds the folder.
+        OSError: if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(claim)
+        raise ValueError(f"{key}: another process is writing to {folder}; wait for it, or name another") from None
+    except OSError as error:
+        logger.warning("%s knows no locks (%s): see to it that one job at a time writes to it", folder, error.strerror)
     return claim
 
 

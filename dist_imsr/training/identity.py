@@ -12,8 +12,14 @@ from dist_imsr.training.config import TrainConfig
 # Where things stand, how fast they go and what is kept of them.
 _HARMLESS = (
     *("run_dir", "resume", "overwrite", "timeout_seconds", "data.", "checkpoint.", "training.export"),
-    *("batch.prefetch", "store.memory", "catalogue.sharding", "ranking."),
+    *("batch.prefetch", "store.memory", "catalogue.sharding", "ranking.", "training.spans", "eval.per_user"),
 )
+# What only the spans after pre-training read. No strategy changes pre-training: there are no existing interests yet.
+_LATER = (
+    *("strategy.", "training.incremental_epochs"),
+    *("catalogue.incremental_learning_rate", "engine.incremental_learning_rate"),
+)
+_COUNTS = "strategy.full_retraining.interests_from"  # the one exception: how many interests users begin with
 
 
 def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
@@ -31,6 +37,19 @@ def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, 
     kept = {key: value for key, value in keys.items() if not key.startswith(_HARMLESS)}
     resolved = {"data": data, "catalogue.optimizer": config.catalogue.optimizer_on(device)}
     return kept | resolved | {"engine.deepspeed": read_settings(config.engine.deepspeed)}
+
+
+def pretraining(told: dict[str, Any]) -> dict[str, Any]:
+    """The part of an identity that decides what pre-training leaves.
+
+    Args:
+        told: what `identity` gave.
+
+    Returns:
+        Plain values by dotted key; the same for all strategies that may begin from one pre-trained model.
+    """
+    counts = told.get(_COUNTS) if told.get("strategy.name") == "full_retraining" else None  # nobody else reads it
+    return {key: value for key, value in told.items() if not key.startswith(_LATER)} | {_COUNTS: counts}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -13,12 +13,13 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import Refusal
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.files import NewerFormat
-from dist_imsr.training.checkpoint import newest_first
+from dist_imsr.training.checkpoint import name_of, newest_first
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.identity import differences, identity
+from dist_imsr.training.identity import differences, identity, pretraining
 from dist_imsr.training.storage import Stored
 
 logger = logging.getLogger(__name__)
+_PRETRAINED = name_of(1, 0, 0)
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
@@ -41,7 +42,8 @@ def as_started(config: TrainConfig) -> TrainConfig:
 class Candidates:
     """The checkpoints from which a run could go on, judged by their manifests alone.
 
-    Those of the run's own folder come before one that ``resume`` names elsewhere, which is for the first start.
+    Those of the run's own folder come before one that ``resume`` names elsewhere, which is for the first start. Where
+    that one stands between the spans 0 and 1, it needs to agree in what pre-training reads and in nothing else.
 
     Args:
         config: the whole tree.
@@ -81,7 +83,10 @@ class Candidates:
             raise ValueError(self.refusal)
         here = identity(config, dataset.digest, device)
         for stored in self.sound:
-            wrong = differences(stored.manifest.get("identity", {}), here)
+            there, wanted = stored.manifest.get("identity", {}), here
+            if not self.own and not inside and stored.folder.name == _PRETRAINED:
+                there, wanted = pretraining(there), pretraining(here)
+            wrong = differences(there, wanted)
             if wrong:
                 raise ValueError(
                     f"resume: {stored.folder} is of another run: {'; '.join(wrong)}. Pass the keys of that run, or "

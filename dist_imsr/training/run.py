@@ -76,6 +76,7 @@ def check(config: TrainConfig) -> tuple[Dataset, Candidates]:
     """
     dataset, topology = Dataset(config.data), locate()
     topology.buckets(dataset.buckets)
+    config.training.last(dataset.spans)
     config.catalogue.optimizer_on(topology.device)
     counts = build_strategy(config.strategy).counts
     if counts is not None:

@@ -79,13 +79,14 @@ class Trainer:
         """Trains and tests all spans that are left; collective.
 
         Returns:
-            The lines of metrics.jsonl: one for each of the spans 1 to T - 1, tested on the span after it.
+            The lines of metrics.jsonl: one for each trained span but the first, tested on the span after it.
 
         Raises:
             FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
             Stopped: where a signal asked for it, once the state is on the disk.
         """
-        while (span := self.progress.span) < self.dataset.spans - 1:
+        last = self.config.training.last(self.dataset.spans)
+        while (span := self.progress.span) <= last:
             told = self.learn(span)
             if span:
                 self._record(span, told | self.test(span + 1))
@@ -112,7 +113,8 @@ class Trainer:
         self.detections = []
         told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()
         keep = self.config.training.export
-        if keep == "every" or (keep == "last" and span == self.dataset.spans - 2):
+        last = self.config.training.last(self.dataset.spans)
+        if keep == "every" or (keep == "last" and span == last):
             self._export(span)
         self.progress = self.progress.at(span + 1)
         return told
@@ -185,7 +187,10 @@ class Trainer:
         """
         self.model.grow(self.dataset.items_by_span[span])
         self.model.engine.train(False)
-        return self.evaluator.test(span, self._follow)
+        users = self.config.run_dir / "users" if self.config.eval.per_user else None
+        if users is not None:
+            users.mkdir(parents=True, exist_ok=True)
+        return self.evaluator.test(span, self._follow, users and users / f"span={span}.parquet")
 
     def _detect(self, data: SpanData | JoinedSpans, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""

@@ -1,0 +1,117 @@
+"""The keys of a comparison; its YAML files are configs/compare_*.yaml."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dist_imsr.config import require
+
+Value = bool | int | float | str
+
+
+@dataclass
+class Source:
+    """A data set, and what all runs over it have in common.
+
+    Args:
+        config: a YAML file for launch/train.py.
+        path: the folder that launch/prepare.py wrote.
+        set: further arguments of launch/train.py, as ``--key=value``.
+    """
+
+    config: Path
+    path: Path
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Row:
+    """A row of the tables.
+
+    Args:
+        strategy: strategy.name; the row's own name by default.
+        bases: the base models that it is trained with; those of all rows by default.
+        set: arguments of launch/train.py that make it what it is, as ``--key=value``. What all rows share (data,
+            batches, loss, early stopping, ranking and tests) cannot be set here.
+    """
+
+    strategy: str | None = None
+    bases: list[str] | None = None
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TuningConfig:
+    """How hyper-parameters are chosen: by validation alone, within one budget for all rows.
+
+    Args:
+        budget: runs for each data set, base and row, the values as configured being the first; 1 tunes nothing.
+        spans: how many spans after pre-training such a run trains.
+        seed: of these runs, and of the order in which values are tried.
+        keys: the values that are tried, by row and key: all combinations of a row's, in an order drawn by the seed, cut
+            to the budget.
+    """
+
+    budget: int = 1
+    spans: int = 2
+    seed: int = 0
+    keys: dict[str, dict[str, list[Value]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.budget >= 1, "tuning.budget", self.budget, "at least 1")
+        require(self.spans >= 1, "tuning.spans", self.spans, "at least 1")
+        require(self.seed >= 0, "tuning.seed", self.seed, "at least 0")
+        for row, keys in self.keys.items():
+            for key, values in keys.items():
+                require(bool(values), f"tuning.keys.{row}.{key}", values, "at least one value")
+
+
+@dataclass
+class CompareConfig:
+    """Compares strategies over base models, seeds and data sets, and goes on where it stopped.
+
+    Args:
+        output: the comparison's folder.
+        data: the data sets by name.
+        strategies: the rows of the tables by name.
+        bases: the base models.
+        seeds: one run each of every row, base and data set.
+        reference: the row that RI, the relative improvement, is relative to.
+        tests: the rows with which every other one is paired for the tests of significance.
+        top: N of the tables' HR@N and NDCG@N; eval.top must hold it.
+        tuning: how hyper-parameters are chosen.
+        cores: processes at once, of one thread each.
+        ranks: processes of each run.
+        keep: keep checkpoints/ of finished cells and trials, and export spans/ of cells as training.export says.
+        table_only: train nothing; make the tables anew from what has finished.
+    """
+
+    output: Path
+    data: dict[str, Source]
+    strategies: dict[str, Row]
+    bases: list[str] = field(default_factory=lambda: ["comirec_dr"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    reference: str = "fine_tuning"
+    tests: list[str] = field(default_factory=lambda: ["fine_tuning"])
+    top: int = 20
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    cores: int = 1
+    ranks: int = 1
+    keep: bool = False
+    table_only: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("data", "strategies", "bases", "seeds"):
+            value = getattr(self, key)
+            require(bool(value), key, value, "at least one")
+            require(len(set(value)) == len(value), key, value, "different ones")
+        require(min(self.seeds) >= 0, "seeds", self.seeds, "at least 0")
+        require(self.ranks >= 1, "ranks", self.ranks, "at least 1")
+        require(self.cores >= self.ranks, "cores", self.cores, f"at least ranks ({self.ranks})")
+        known = f"one of strategies: {', '.join(self.strategies)}"
+        for key, names in (("reference", [self.reference]), ("tests", self.tests), ("tuning.keys", self.tuning.keys)):
+            for name in names:
+                require(name in self.strategies, key, name, known)
+        for key in ("data", "strategies"):
+            for name in getattr(self, key):  # they become folders
+                plain = name not in ("", ".", "..") and not set(name) & set("/\\=")
+                require(plain, key, name, "a name without slashes and '='")

@@ -1,0 +1,130 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_imsr.comparison.config import CompareConfig, Row, Source, TuningConfig
+from dist_imsr.comparison.grid import Entry, Grid
+from dist_imsr.comparison.jobs import Jobs
+from dist_imsr.config import parse, resolve
+from dist_imsr.training.config import TrainConfig
+
+CPU = torch.device("cpu")
+PLAIN = {"fine_tuning": Row()}
+
+
+def _with(name="imsr", bases=None, **row):
+    return {"strategies": PLAIN | {name: Row(bases=bases, **row)}}
+
+
+def _grid(config):
+    return Grid(config, CPU)
+
+
+def test_all_cells_in_order_and_what_they_are_made_of(place):
+    rows = {"frozen": Row(), "rho 0": Row("imsr", set=["--strategy.imsr.rho=0"]), "alone": Row("life_long", ["mind"])}
+    grid = _grid(place.compare(strategies=rows | PLAIN, bases=["comirec_sa", "comirec_dr"]))
+    assert grid.entries == [
+        *(
+            Entry("drawn", base, row)
+            for base in ("comirec_sa", "comirec_dr")
+            for row in ("frozen", "rho 0", "fine_tuning")
+        ),
+        Entry("drawn", "mind", "alone"),
+    ]
+    config = grid.resolved(grid.entries[1], {"strategy.imsr.trimmer.project": False})
+    assert (config.strategy.name, config.model.base, config.model.dim) == ("imsr", "comirec_sa", 8)
+    assert (config.strategy.imsr.rho, config.strategy.imsr.trimmer.project) == (0.0, False)
+    assert (config.data.path, config.training.export) == (place.data, "none")
+    arguments = [*grid.arguments(grid.entries[1], {"strategy.imsr.trimmer.project": False}), "--training.export=none"]
+    assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"strategies": PLAIN | {"mine": Row()}}, r"strategies\.mine with .*strategy\.name"),
+        ({"strategies": PLAIN, "bases": ["none"]}, r"strategies\.fine_tuning with none.*model\.base"),
+        (_with(set=["--strategy.imsr.rho=-1"]), r"strategies\.imsr .*strategy\.imsr\.rho"),
+        (_with(set=["--no.such=1"]), r"strategies\.imsr .*no\.such"),
+        (_with(set=["strategy.imsr.rho"]), "expected --key=value"),
+        (_with(set=["--seed=1"]), r"strategies\.imsr\.set: seed .*sets it itself"),
+        (_with(set=["--batch.size=1"]), "batch.size cannot .*all rows share it"),
+        (_with(bases=[]), r"strategies\.imsr\.bases"),
+        ({"strategies": {"fine_tuning": Row(bases=["mind"])}}, "reference and tests"),
+        ({"strategies": PLAIN, "top": 20}, r"data\.drawn: eval\.top"),
+        ({"strategies": PLAIN, "cores": 9, "ranks": 9}, r"data\.drawn: 8 buckets"),
+        (
+            {"strategies": PLAIN, "tuning": TuningConfig(3, 3, keys={"fine_tuning": {"training.epochs": [1]}})},
+            r"tuning\.spans: .*at most 2",
+        ),
+        (
+            {"strategies": PLAIN, "tuning": TuningConfig(keys={"fine_tuning": {"training.patience": [1]}})},
+            r"tuning\.keys\.fine_tuning: training\.patience cannot",
+        ),
+    ],
+)
+def test_what_no_cell_could_run_with_is_refused(place, keys, said):
+    with pytest.raises(ValueError, match=said):
+        _grid(place.compare(**keys))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"path": Path("/nowhere")}, r"data\.drawn: data\.path: /nowhere holds no"),
+        ({"config": Path("/nowhere")}, r"data\.drawn: config: '/nowhere'"),
+        ({"config": Path(__file__)}, r"data\.drawn: .*test_grid\.py: "),
+        ({"set": ["--model.base=mind"]}, r"data\.drawn: set: model\.base cannot"),
+        ({"set": ["--training.spans=9"]}, r"data\.drawn: set: training\.spans"),
+        ({"set": ["--batch.sizes=9"]}, r"data\.drawn: .*batch\.sizes"),
+    ],
+)
+def test_impossible_data_are_refused(place, source, said):
+    with pytest.raises(ValueError, match=said):
+        _grid(place.compare(strategies=PLAIN, data={"drawn": replace(Source(place.settings, place.data), **source)}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--reference=imsr", "reference: 'imsr' is impossible here; expected one of strategies: fine_tuning"),
+        ("--tests=[imsr]", "tests: 'imsr'"),
+        ("--seeds=[1,1]", "seeds: [1, 1]"),
+        ("--cores=1", "cores: 1 is impossible here; expected at least ranks (2)"),
+        ("--tuning.budget=0", "tuning.budget"),
+        ('--tuning.keys={"imsr":{"a":[1]}}', "tuning.keys: 'imsr'"),
+        ('--tuning.keys={"fine_tuning":{"a":[]}}', "tuning.keys.fine_tuning.a"),
+        ("--strategies={}", "strategies"),
+        ('--strategies={"a/b":{}, "fine_tuning":{}}', "without slashes"),
+        ('--strategies={"fine_tuning":{"base":"mind"}}', "'base' is not accepted"),
+        ("--no_such=1", "no_such"),
+    ],
+)
+def test_wrong_keys_are_refused_by_name(tmp_path, capsys, argument, said):
+    file = tmp_path / "compare.yaml"
+    file.write_text("{output: out, data: {a: {config: b, path: c}}, strategies: {fine_tuning: {}}, ranks: 2, cores: 2}")
+    with pytest.raises(SystemExit, match="2"):
+        parse(CompareConfig, [f"--config={file}", argument])
+    assert said in capsys.readouterr().err
+
+
+def test_whoever_pretrains_alike_shares_a_pretraining(place):
+    rows = {
+        **PLAIN,
+        "imsr": Row(set=["--strategy.imsr.rho=0", "--catalogue.incremental_learning_rate=1"]),
+        "slow": Row("imsr", set=["--catalogue.learning_rate=0.001"]),
+        "full_retraining": Row(),
+    }
+    grid, jobs = _grid(place.compare(strategies=rows)), Jobs(place.output, CPU, keep=False)
+    made = {}
+    for entry in grid.entries:
+        arguments, dataset = grid.arguments(entry, {}), grid.datasets["drawn"]
+        made[entry.row] = jobs.job(entry.place, grid.resolved(entry), arguments, dataset, str(entry.place))
+    needs = {row: job.needs for row, job in made.items()}
+    assert needs["fine_tuning"] is needs["imsr"] is needs["full_retraining"] is not needs["slow"]
+    assert needs["slow"].config.catalogue.learning_rate == 0.001
+    assert needs["imsr"].config.strategy.name == "frozen"
+    assert needs["imsr"].config.training.spans == 0
+    assert made["imsr"].config.resume == str(needs["imsr"].pretrained)

@@ -1,0 +1,102 @@
+"""Summaries and tables of cells whose numbers are made up."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from dist_imsr.comparison.config import Row
+from dist_imsr.comparison.grid import Entry
+from dist_imsr.comparison.jobs import Job, State
+from dist_imsr.comparison.report import quality, seconds
+from dist_imsr.comparison.results import Cells, measured, summary
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.training.config import TrainConfig
+
+ROWS = {"fine_tuning": Row(), "imsr": Row(), "mimn": Row("life_long", ["mimn"])}
+USERS = ["a", "b", "c", "d"]
+
+
+def _cells(place, base, row, hits, needs=None):
+    """One row: of each seed and tested span, which users were hit; None for a seed that failed."""
+    jobs = {}
+    for seed, spans in hits.items():
+        folder = place.output / base / row / str(seed)
+        config = TrainConfig(
+            data=DataConfig(place.data), run_dir=folder, seed=seed, eval=EvalConfig([5], per_user=True)
+        )
+        job = jobs[seed] = Job(f"{row} {seed}", config, [], {}, (needs or {}).get(seed))
+        job.begin()
+        (folder / "users").mkdir()
+        lines = []
+        for span, hit in enumerate(spans or [], 1):
+            hr = [float(user in hit) for user in USERS]
+            values = {"user": USERS, "hr@5": hr, "ndcg@5": [0.5 * value for value in hr]}
+            pq.write_table(pa.table(values), folder / "users" / f"span={span + 1}.parquet")
+            means = {"hr@5": sum(hr) / 4, "ndcg@5": sum(hr) / 8}
+            lines.append({"span": span, "test_span": span + 1, "users": 4, "train_seconds": span + seed, **means})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        job.end(State("failed", "the disk | is full") if spans is None else State("done"))
+    return Cells(Entry("drawn", base, row), jobs, 5)
+
+
+@pytest.fixture
+def made(place):
+    needs = {seed: object() for seed in range(3)}
+    config = place.compare(strategies=ROWS, bases=["comirec_dr"], seeds=[0, 1, 2], tests=["fine_tuning", "imsr"])
+    return config, [
+        _cells(place, "comirec_dr", "fine_tuning", {0: ["a", "b"], 1: ["a", ""], 2: ["b", "b"]}, needs),
+        _cells(place, "comirec_dr", "imsr", {0: ["ab", "bc"], 1: ["abc", "a"], 2: None}, {**needs, 1: object()}),
+        _cells(place, "mimn", "mimn", {0: ["a", "b"], 1: ["a", ""], 2: ["b", "b"]}),
+    ]  # fmt: skip
+
+
+def test_a_summary_by_hand(made):
+    config, cells = made
+    tuned, imsr, mimn = summary(config, cells)
+    assert tuned["hr"] == pytest.approx((25 + 12.5 + 25) / 3)
+    assert tuned["hr_std"] == pytest.approx(7.2169, abs=1e-4)
+    assert (tuned["ri"], tuned["missing"], tuned["seeds"]) == (None, "", 3)
+    assert (imsr["hr"], imsr["ndcg"], imsr["seeds"]) == (50.0, 25.0, 2)
+    assert imsr["missing"] == "seed 2 failed: the disk | is full"
+    assert imsr["ri"] == pytest.approx(100 * (50 / 18.75 - 1))  # over the seeds that both have
+    own, other = [0.75, 0.75, 0.5, 0.0], [0.5, 0.25, 0.0, 0.0]  # means of a, b, c, d
+    assert imsr["p_users_hr_vs_fine_tuning"] == pytest.approx(stats.ttest_rel(own, other).pvalue)
+    assert imsr["p_seeds_hr_vs_fine_tuning"] == pytest.approx(stats.ttest_rel([0.5, 0.5], [0.25, 0.125]).pvalue)
+    assert (imsr["n_users_vs_fine_tuning"], imsr["n_seeds_vs_fine_tuning"]) == (4, 2)
+    assert "p_users_hr_vs_imsr" not in imsr
+    assert tuned["p_users_ndcg_vs_imsr"] == pytest.approx(imsr["p_users_ndcg_vs_fine_tuning"])
+    assert (mimn["ri"], mimn["p_users_hr_vs_fine_tuning"], mimn["p_seeds_hr_vs_fine_tuning"]) == (0.0, 1.0, 1.0)
+    assert [row["pretrained_apart"] for row in (tuned, imsr, mimn)] == [False, True, False]
+
+
+def test_tables_show_what_there_is(made):
+    config, cells = made
+    third, fourth = quality(config, summary(config, cells))
+    assert [row[:2] for row in third.rows] == [["comirec_dr", "fine_tuning"], ["comirec_dr", "imsr"]]
+    assert [row[1] for row in fourth.rows] == ["mimn", "fine_tuning", "imsr"]
+    assert third.rows[0][2:7] == ["20.83 ± 7.22", "10.42 ± 3.61", "-", "-", "-"]
+    assert third.rows[1][2:5] == ["50.00 ± 0.00", "25.00 ± 0.00", "166.67"]
+    assert third.rows[1][7:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
+    assert fourth.rows[0][4:7] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
+    assert r"the disk \| is full" in third.markdown()
+    (times,) = seconds(config, cells)
+    assert times.columns == ["base", "strategy", "t=1", "t=2"]
+    assert times.rows[:2] == [["comirec_dr", "fine_tuning", "2.00", "3.00"], ["comirec_dr", "imsr", "1.50", "2.50"]]
+
+
+def test_results_hold_every_cell(made):
+    records = measured(made[1])
+    assert len(records) == 2 * 3 * 2 + 2 * 2 + 1
+    failed = [record for record in records if record["status"] == "failed"]
+    assert [(one["row"], one["seed"], one["reason"]) for one in failed] == [("imsr", 2, "the disk | is full")]
+
+
+def test_a_row_without_numbers_says_why(place):
+    config = place.compare(strategies={"fine_tuning": Row()}, bases=["comirec_dr"], seeds=[0])
+    cells = [_cells(place, "comirec_dr", "fine_tuning", {0: None})]
+    (sheet,) = quality(config, summary(config, cells))
+    assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 5, "seed 0 failed: the disk | is full"]]
