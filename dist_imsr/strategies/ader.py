@@ -35,7 +35,7 @@ class ADERConfig:
     """
 
     pool: int = 5
-    exemplars: int = 2
+    exemplars: int = 1
     choice: Literal["cosine", "herding"] = "cosine"
     weight: float = 0.8
 
