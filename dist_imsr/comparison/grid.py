@@ -1,8 +1,9 @@
 """The cells of a comparison, and what is refused before the first of them is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies import build_strategy
 from dist_imsr.training.config import TrainConfig
+
+Result = TypeVar("Result")
 
 _OWN = (
     *("config", "seed", "run_dir", "resume", "overwrite", "data.path", "model.base", "strategy.name", "eval.per_user"),
@@ -151,7 +154,7 @@ def _check_keys(where: str, arguments: Sequence[str], refused: tuple[str, ...]) 
             raise ValueError(f"{where}: {key} cannot be set here: {own}")
 
 
-def _told(where, act, *arguments):  # type: ignore[no-untyped-def]  # whatever it returns
+def _told(where: str, act: Callable[..., Result], *arguments: Any) -> Result:
     """Calls something, and says of what it refuses where that stands."""
     try:
         return act(*arguments)
