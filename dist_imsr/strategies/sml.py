@@ -1,6 +1,6 @@
 """SML: parameters are tuned through a transfer from those of the span before, and the transfer learns from the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class MetaLearner(Companion):
     def wake(self) -> None:
         """Copies the model, and builds the transfers for rows of its scale."""
         catalogue, topology = self.parts.catalogue, self.parts.topology
-        self.previous, self.tuned = (Past(catalogue, self._dense.extractor, topology.rank == 0) for _ in range(2))
+        self.previous, self.tuned = (Past(catalogue, self._dense, topology.rank == 0) for _ in range(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             shape = catalogue.dim, self.config.filters, self.config.kernel, self.config.hidden
@@ -213,19 +213,16 @@ class MetaLearner(Companion):
             live, before = (table.state["weight"].values for table in (self.parts.catalogue, self.previous.table))
             for mine, then in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
                 mine.copy_(self._of("item")(then, mine))
-            self._assign(self._seen(dict(self._dense.extractor.named_parameters())))
+            self.parts.engine.assign(self._seen(dict(self._dense.named_parameters())))
 
     def _put(self) -> None:
         """Puts w^_t in the place of w_t."""
         with torch.no_grad():
             self.parts.catalogue.weight.copy_(self.tuned.table.weight)
-            self._assign(self.tuned.weights)
+            self.parts.engine.assign(self.tuned.weights)
 
     def _look(self, through: bool) -> None:
         self._through, self._dense.seen = through, self._seen if through else None
-
-    def _assign(self, dense: dict[str, torch.Tensor]) -> None:
-        self.parts.engine.assign({f"extractor.{name}": weight for name, weight in dense.items()})
 
     def _seen(self, tuned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Dense weights through the transfer, row by row; those whose rows are not of width d stay as tuned."""
@@ -245,17 +242,22 @@ class MetaLearner(Companion):
 
 
 class _Seen(Extractor):
-    """An extractor whose weights are seen through something, where that is set."""
+    """An extractor whose weights are seen through something, where that is set; they keep their names."""
 
     def __init__(self, extractor: Extractor) -> None:
         super().__init__()
         self.extractor, self.logit_scale, self.query_dim = extractor, extractor.logit_scale, extractor.query_dim
         self.seen: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.extractor.named_parameters(prefix, recurse, remove_duplicate)
+
     def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         if self.seen is None:
             return self.extractor(items, mask, start)
-        weights = self.seen(dict(self.extractor.named_parameters()))
+        weights = self.seen(dict(self.named_parameters()))
         return functional_call(self.extractor, weights, (items, mask, start))
 
 

@@ -59,6 +59,7 @@ def _users(run_dir):
 def test_every_strategy_goes_on_from_one_pretraining(folder, tmp_path, base):
     with LocalRanks(1, seconds=120) as ranks:
         pretrainer = {"frozen": "imsr", "fine_tuning": "frozen", "imsr": "fine_tuning", "full_retraining": "frozen"}
+        pretrainer |= {"sml": "fine_tuning", "ader": "frozen"}
         begun = {
             name: _config(folder, tmp_path / f"begun-{name}", name, base, spans=0) for name in {*pretrainer.values()}
         }
