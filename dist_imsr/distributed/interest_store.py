@@ -186,8 +186,7 @@ class InterestStore:
         Returns:
             A copy, ``[B, K, d_a]`` in the slots of `gather`; zero for padding.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
-        return _padded(self.slots.queries, slots, mask).to(device or mask.device)
+        return self._view(self.slots.queries, rows, device)
 
     def states(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
         """What is kept of some users' lives.
@@ -199,8 +198,7 @@ class InterestStore:
         Returns:
             A copy, ``[B, K, m]`` in the slots of `gather`; zero for padding.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
-        return _padded(self.slots.states, slots, mask).to(device or mask.device)
+        return self._view(self.slots.states, rows, device)
 
     def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
@@ -308,6 +306,11 @@ class InterestStore:
         """
         queries, moments = snapshot.slots.queries.clone(), snapshot.slots.moments.clone()
         self.slots, self.offsets = snapshot.slots._replace(queries=queries, moments=moments), snapshot.offsets
+
+    def _view(self, column: torch.Tensor, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+        """Some users' part of a column, ``[B, K, ...]`` where it is wanted; zero for padding."""
+        slots, mask = self._slots(rows.to(column.device))
+        return _padded(column, slots, mask).to(device or mask.device)
 
     def _slots(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Places of each user's interests, ``[B, K]``, and which of them exist."""
