@@ -27,8 +27,8 @@ def run(topology, config):
 def left(trainer):
     """What a run ends with on this rank: its lines without times, and a digest of each tensor."""
     store = trainer.model.store
-    model = trainer.model
-    tensors = {name: rows.values for name, rows in (model.tensors() | model.companion.state()).items()}
+    kept = {f"companion.{name}": rows for name, rows in trainer.model.companion.state().items()}
+    tensors = {name: rows.values for name, rows in (trainer.model.tensors() | kept).items()}
     tensors |= {"offsets": store.offsets, **store.slots._asdict()}
     digests = {name: hashlib.sha256(value.detach().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
     return timeless(trainer.progress.lines), digests

@@ -31,7 +31,7 @@ class Row:
         strategy: strategy.name; the row's own name by default.
         bases: the base models that it is trained with; those of all rows by default.
         set: arguments of launch/train.py that make it what it is, as ``--key=value``. What all rows share (data,
-            batches, loss, early stopping, ranking and tests) cannot be set here.
+            batches, loss, early stopping, scores, ranking and tests) cannot be set here.
     """
 
     strategy: str | None = None

@@ -23,7 +23,8 @@ _OWN = (
 # What makes a comparison fair; a row that differs in it would not be compared but another experiment.
 _SHARED = (
     *("data.", "batch.", "eval.", "ranking.", "checkpoint.", "engine.deepspeed", "timeout_seconds"),
-    *("training.metric", "training.patience", "training.validation_users", "training.spans"),
+    *("training.metric", "training.patience", "training.validation_users", "training.spans", "model.score"),
+    "training.incremental_epochs",
 )
 
 
@@ -130,6 +131,7 @@ class Grid:
         require(
             self.config.top in config.eval.top, "eval.top", config.eval.top, f"numbers with top ({self.config.top})"
         )
+        require(config.training.spans != 0, "training.spans", 0, "at least 1")
         dataset, tuning = Dataset(DataConfig(source.path, config.data.verify)), self.config.tuning
         _told("set", config.training.last, dataset.spans)
         if tuning.budget > 1 and tuning.keys:
@@ -149,7 +151,8 @@ def _check_keys(where: str, arguments: Sequence[str], refused: tuple[str, ...]) 
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--").partition("=")
         require(argument.startswith("--") and bool(equals), where, argument, "--key=value")
-        if key.startswith(tuple(one for one in refused if one.endswith("."))) or key in refused:
+        within = key.startswith(tuple(one for one in refused if one.endswith("."))) or key in refused
+        if within or any(one.startswith(f"{key}.") for one in refused):
             own = "the comparison sets it itself" if key in _OWN else "all rows share it; set it under data"
             raise ValueError(f"{where}: {key} cannot be set here: {own}")
 

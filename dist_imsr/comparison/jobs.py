@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from dist_imsr.training.identity import identity, pretraining
 logger = logging.getLogger(__name__)
 _RECORD = "cell.json"
 _HEAVY = ("checkpoints", "spans")
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class State(NamedTuple):
@@ -56,6 +58,8 @@ class Job:
     needs: "Job | None" = None
     keeps: bool = False
     state: State = field(init=False)
+    older: bool = field(init=False, default=False)
+    """Whether it has ended, but was trained by other sources of this package."""
 
     def __post_init__(self) -> None:
         self.refresh()
@@ -112,7 +116,7 @@ class Job:
 
     def _write(self, state: State) -> None:
         self.state = state
-        record = {**state._asdict(), "arguments": self.arguments, "identity": self.told}
+        record = {**state._asdict(), "arguments": self.arguments, "identity": self.told, "sources": sources()}
         write_whole(self.folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
     def _read(self) -> State:
@@ -125,6 +129,7 @@ class Job:
             return State("new")
         if state.status == "done" and not self._whole():
             return State("new")
+        self.older = state.status == "done" and record.get("sources") != sources()
         return state
 
     def _whole(self) -> bool:
@@ -136,6 +141,20 @@ class Job:
     def pretrained(self) -> Path:
         """The checkpoint right behind its pre-training."""
         return self.folder / "checkpoints" / name_of(1, 0, 0)
+
+
+@cache
+def sources() -> str:
+    """What this package's own sources are.
+
+    Returns:
+        A digest of them.
+    """
+    digest = xxhash.xxh3_64()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Jobs:
@@ -156,6 +175,13 @@ class Jobs:
         """Reads the states of all runs anew."""
         for job in self._all:
             job.refresh()
+        older = [job.folder for job in self._all if job.older]
+        if older:
+            logger.warning(
+                "%d finished run(s) were trained by other sources of dist_imsr, such as %s; their numbers stay. Remove "
+                "a folder to have it trained anew",
+                *(len(older), older[0]),
+            )
 
     def job(self, place: Path, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
         """A run that goes on from a shared pre-training.

@@ -127,7 +127,11 @@ def summary(config: CompareConfig, all_cells: Sequence[Cells]) -> list[dict[str,
                 sides = ([one.means[name][seed] for name in METRICS for seed in seeds] for one in (cells, paired))
                 record["ri"] = improvement(*sides)
             if seeds and other in config.tests:
-                of_users = over_users(cells.users(seeds), paired.users(seeds), config.top)
+                try:
+                    of_users = over_users(cells.users(seeds), paired.users(seeds), config.top)
+                except ValueError as error:
+                    record["missing"] = "; ".join(filter(None, (record["missing"], str(error))))
+                    continue
                 for name in METRICS:
                     tests = {"users": of_users[name], "seeds": over_seeds(cells.means[name], paired.means[name])}
                     for over, test in tests.items():

@@ -55,6 +55,7 @@ class Batch(Movable):
         negatives: one sequence of item ids, the same on every rank; of length 0 outside training.
         world_targets: the number of targets in the global step.
         replayed: how many of the users, the last ones, are earlier sequences of the others, and so here again.
+        world_replayed: how many of the targets in the global step are theirs.
     """
 
     span: int
@@ -64,6 +65,7 @@ class Batch(Movable):
     negatives: JaggedTensor
     world_targets: int
     replayed: int = 0
+    world_replayed: int = 0
 
     def replay(self) -> "Batch":
         """The replayed users alone.
@@ -73,7 +75,8 @@ class Batch(Movable):
         """
         histories, targets = (last(one, self.replayed) for one in (self.history, self.targets))
         users = self.users[len(self.users) - self.replayed :]
-        return Batch(self.span, users, histories, targets, self.negatives, self.world_targets, self.replayed)
+        counts = self.world_targets, self.replayed, self.world_replayed
+        return Batch(self.span, users, histories, targets, self.negatives, *counts)
 
 
 @dataclass
@@ -189,9 +192,10 @@ class SpanData:
         drawn = schedule.drawn(np.random.Generator.random, _CUT, *keys)
         order = schedule.shuffled(_SHUFFLE, *keys)
         rows, drawn = rows[order], drawn[order]
-        n_targets = self.targets(rows, drawn) + (0 if beside is None else beside[rows])
-        of_step = np.bincount(schedule.step_of_places(), n_targets, minlength=schedule.steps).astype(np.int64)
-        world_targets = self._world_sum(torch.from_numpy(of_step)).tolist()
+        of_users = self.targets(rows, drawn), np.zeros(len(rows)) if beside is None else beside[rows]
+        place = schedule.step_of_places()
+        of_steps = [np.bincount(place, targets, minlength=schedule.steps) for targets in of_users]
+        own, more = self._world_sum(torch.from_numpy(np.stack(of_steps).astype(np.int64))).tolist()
 
         def read(step: int) -> Batch:
             places = schedule.places(step)
@@ -203,7 +207,8 @@ class SpanData:
                 history=history,
                 targets=targets,
                 negatives=jagged(negatives, np.array([len(negatives)])),
-                world_targets=world_targets[step],
+                world_targets=own[step] + more[step],
+                world_replayed=more[step],
             )
 
         return Steps(read, schedule.steps, self.config.prefetch)
@@ -305,14 +310,16 @@ class SpanData:
 
     def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> Steps[Batch]:
         rows, schedule = self._select(chosen, self.config.eval_size)
+        cuts = cut[rows]
 
         def read(step: int) -> Batch:
-            at = rows[schedule.places(step)]
+            places = schedule.places(step)
+            at, ends = rows[places], cuts[places]
             return Batch(
                 span=self.span,
                 users=torch.from_numpy(self.users[at]),
-                history=self._history(at, cut[at], begin),
-                targets=self._items(at, cut[at], np.full(len(at), targets)),
+                history=self._history(at, ends, begin),
+                targets=self._items(at, ends, np.full(len(at), targets)),
                 negatives=jagged(np.empty(0), np.zeros(1)),
                 world_targets=0,
             )

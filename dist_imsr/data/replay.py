@@ -38,7 +38,8 @@ class ReplayedSpan(SpanData):
 
     The pool holds ``pool`` sequences of each user and earlier span, each truncated at a random time; what comes after
     it is its targets. They are places in the files (span, user, cut), which keys draw, so that the pool has no bytes of
-    its own on disk, and in memory a place each for the users of the span at hand.
+    its own on disk. In memory it is a place each for the users of the span at hand, beside the index of earlier spans,
+    which follows the number of their users.
 
     Args:
         dataset: the prepared data.
@@ -154,6 +155,7 @@ class ReplayedSpan(SpanData):
                 negatives=batch.negatives,
                 world_targets=batch.world_targets,
                 replayed=len(places),
+                world_replayed=batch.world_replayed,
             )
 
         return Steps(read, len(steps), self.config.prefetch)

@@ -5,12 +5,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torchrec import JaggedTensor
 
 AnyBatch = TypeVar("AnyBatch", bound="Movable")
+Follow = Callable[[Iterable[Any], str, int], Iterator[Any]]
+"""Goes through batches on their way to the device, given a name of the phase and the users of a global one."""
 
 
 class Movable:

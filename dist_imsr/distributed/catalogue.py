@@ -201,10 +201,15 @@ class Catalogue:
 
         Returns:
             The copy; it has no optimizer state, and stays beside this one as long as both grow alike.
+
+        Raises:
+            ValueError: if the planner would put it elsewhere.
         """
         twin = copy.copy(self)
         twin.optimizer = "sgd"
         twin.table = twin._shard(self.capacity)
+        if twin._bounds() != self._bounds():
+            raise ValueError("catalogue.sharding: the planner puts a copy of the table elsewhere; take row_wise")
         twin.weight.copy_(self.weight)
         return twin
 

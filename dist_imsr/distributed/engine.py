@@ -1,6 +1,7 @@
 """The dense module, data-parallel under DeepSpeed. The sharded table never comes near it."""
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ class DenseEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device), model_parameters=list(module.parameters()), config=settings
         )
-        self.module = module
+        self.module, self._device = module, device
+        autocast = settings.get("torch_autocast", {})
+        self._autocast = getattr(torch, autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None
         self._rank = dist.get_rank()
         # Moments from the start, not from the first update on, so that all states are alike.
         for held in self._held():
@@ -123,6 +126,10 @@ class DenseEngine:
     def __call__(self, *inputs: Any) -> Any:
         """The dense module's forward pass, under the precision that the settings name."""
         return self._engine(*inputs)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The precision that the settings name, for forward passes of the module that go past the engine."""
+        return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
 
     def train(self, training: bool) -> None:
         """Switches between training and evaluation.

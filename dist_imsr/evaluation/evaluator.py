@@ -1,7 +1,6 @@
 """Tests a model on a span that it has not seen."""
 
 import time
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from dist_imsr.config import require
 from dist_imsr.data.batch import BatchConfig, SpanData, TestBatch
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, met
+from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.distributed.topology import Topology
@@ -47,9 +47,6 @@ class EvalConfig:
     def __post_init__(self) -> None:
         require(bool(self.top) and min(self.top) >= 1, "eval.top", self.top, "numbers of at least 1")
         require(len(set(self.top)) == len(self.top), "eval.top", self.top, "different numbers")
-
-
-Follow = Callable[[Any, str, int], Iterable[Any]]  # moves batches to the device and tells of progress
 
 
 class Evaluator:

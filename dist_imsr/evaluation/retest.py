@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_imsr.config import require, require_file
+from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator, Follow
+from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.ranking import RankingConfig
 

@@ -52,15 +52,22 @@ class Start(NamedTuple):
     queries: torch.Tensor | None = None
     states: torch.Tensor | None = None
 
-    def last(self, users: int) -> "Start":
+    def last(self, users: int, length: int) -> "Start":
         """Those of the last users alone.
 
         Args:
             users: how many.
+            length: L of their longest history.
 
         Returns:
             Views.
         """
         first = len(self.interests.mask) - users
-        interests = Interests(*(None if part is None else part[first:] for part in self.interests))  # type: ignore[arg-type]
-        return Start(interests, *(None if part is None else part[first:] for part in self[1:]))
+
+        def part(one: torch.Tensor | None) -> torch.Tensor | None:
+            return None if one is None else one[first:]
+
+        vectors, mask, states = self.interests
+        interests = Interests(vectors[first:], mask[first:], part(states))
+        logits = None if self.logits is None else self.logits[first:, :, :length]
+        return Start(interests, part(self.carried), logits, part(self.queries), part(self.states))

@@ -14,12 +14,13 @@ from dist_imsr.config import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
+from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.past import Past
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import Candidates, distillation
 from dist_imsr.strategies.base import Strategy
-from dist_imsr.strategies.companion import Companion, Follow, Forward
+from dist_imsr.strategies.companion import Companion, Forward
 
 
 @dataclass
@@ -52,11 +53,11 @@ def ader(config: ADERConfig) -> Strategy:
     2020), as the paper at hand sets it up: each span adds ``pool`` truncated sequences a user. Here the pool is one of
     places in the files of earlier spans (user, span, cut), drawn by keys, so that it takes no memory and no checkpoint;
     exemplars are chosen among a user's own, since routing starts from that user's interests. They take part in Eq. 6
-    like new sequences, and in the distillation.
+    like new sequences, which ADER's do not, and in the distillation over the items that its teacher knew.
 
     Cost per span: that of fine-tuning for each new sequence and its exemplars; one pass that embeds the pool of the
     span's users, which grows by ``pool`` sequences a user and span; a second lookup and forward pass, of the exemplars
-    alone, in each step; a second table without optimizer state.
+    alone, in each step; a second table without optimizer state, which checkpoints hold as well.
 
     Args:
         config: the strategy's section.
@@ -90,6 +91,7 @@ class Teacher(Companion):
 
     past: Past
     weight = 0.0
+    _known = 0  # the items that it knows are those below
 
     def __init__(self, config: ADERConfig) -> None:
         self.config = config
@@ -106,7 +108,7 @@ class Teacher(Companion):
         with torch.no_grad():
             for pool in follow(data.pools(), f"exemplars of span {data.span}", data.block):
                 data.choose(pool.places[self._chosen(pool)].numpy(force=True))
-        items = data.items_before, data.items
+        items = self._known, _ = data.items_before, data.items
         self.weight = adapted(self.config.weight, items, data.sequences())
 
     def penalty(self, batch: Batch, start: Start, scores: Candidates, forward: Forward) -> torch.Tensor:
@@ -114,14 +116,17 @@ class Teacher(Companion):
         if not self.weight:
             return scores.positive.new_zeros(())
         replay = batch.replay()
-        with torch.no_grad():
+        with torch.no_grad(), self.parts.engine.precision():
             history, targets, negatives = self.past.table.lookup(replay.history, replay.targets, replay.negatives)
-            begun = start.last(batch.replayed)
-            interests: Interests = functional_call(
-                self.parts.extractor, self.past.weights, (*pad(history, replay.history.lengths()), begun)
-            )
+            items, mask = pad(history, replay.history.lengths())
+            asked = items, mask, start.last(batch.replayed, items.shape[1])
+            interests: Interests = functional_call(self.parts.extractor, self.past.weights, asked)
+        with torch.no_grad():
             teacher = forward.scores(replay, interests, targets, negatives)
-        return self.weight * distillation(scores.last(len(targets)), teacher)
+        met = batch.negatives.values() < self._known
+        choices = (Candidates(one.positive, one.others[:, met]) for one in (scores.last(len(targets)), teacher))
+        # The mean over replayed targets, in a loss whose sum is divided by all of them.
+        return self.weight * batch.world_targets / max(batch.world_replayed, 1) * distillation(*choices)
 
     def grow(self, items: int) -> None:
         """The teacher's table follows."""

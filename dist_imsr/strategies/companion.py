@@ -1,6 +1,5 @@
 """What a strategy keeps beside the model, and how it takes part in a span's training."""
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.engine import DenseEngine
 from dist_imsr.distributed.interest_store import InterestStore
@@ -16,9 +16,6 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import Candidates
-
-Follow = Callable[[Iterable[Any], str, int], Iterator[Any]]
-"""Goes through batches, given a name of the phase and the users of a global one."""
 
 
 class Forward(Protocol):

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torchrec import JaggedTensor
 
 from dist_imsr.config import require
+from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.past import Past
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.model.extractors import Extractor
@@ -17,7 +18,7 @@ from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
 from dist_imsr.model.transfer import Transfer
 from dist_imsr.strategies.base import Strategy
-from dist_imsr.strategies.companion import Companion, Follow, Forward
+from dist_imsr.strategies.companion import Companion, Forward
 
 _KINDS = ("item", "dense", "interest")
 _EPOCHS = 1 << 20  # what keys the transfer's epochs: far from those of the tuned parameters
@@ -62,7 +63,7 @@ def sml(config: SMLConfig) -> Strategy:
 
     Cost per span: that of fine-tuning; the transfer of each step's distinct items and of the dense weights, forward and
     back; its own epochs over the span; a pass of the whole table through it, in chunks, for each validation and twice
-    for the span; two more tables without optimizer state.
+    for the span; two more tables without optimizer state, which checkpoints hold as well.
 
     Args:
         config: the strategy's section.
@@ -98,7 +99,7 @@ class MetaLearner(Companion):
 
     def wake(self) -> None:
         """Copies the model, and builds the transfers for rows of its scale."""
-        catalogue, topology = self.parts.catalogue, self.parts.topology
+        catalogue, store, topology = self.parts.catalogue, self.parts.store, self.parts.topology
         self.previous, self.tuned = (Past(catalogue, self._dense, topology.rank == 0) for _ in range(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
@@ -109,7 +110,7 @@ class MetaLearner(Companion):
         scales = {
             "item": topology.sum(_moments(catalogue.state["weight"].values)),
             "dense": _moments(dense),
-            "interest": topology.sum(_moments(self.parts.store.values)),
+            "interest": topology.sum(_moments(store.values[store.born == 0])),  # what is trained already
         }
         for kind, (square, count) in scales.items():
             if square > 0:
@@ -144,7 +145,10 @@ class MetaLearner(Companion):
 
     def dense(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         """The forward pass, past DeepSpeed where it is the transfer that learns."""
-        return self._dense(items, mask, start) if self._learning else super().dense(items, mask, start)
+        if not self._learning:
+            return super().dense(items, mask, start)
+        with self.parts.engine.precision():
+            return self._dense(items, mask, start)
 
     def revise(self, interests: Interests, start: Start, existing: torch.Tensor) -> Interests:
         """Existing interests through the transfer, from the stored ones and those extracted."""
@@ -263,4 +267,5 @@ class _Seen(Extractor):
 
 def _moments(values: torch.Tensor) -> torch.Tensor:
     """The sum of squares, and how many there are."""
-    return torch.tensor([values.double().square().sum(), values.numel()], dtype=torch.float64)
+    square = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
+    return torch.tensor([square, values.numel()], dtype=torch.float64)

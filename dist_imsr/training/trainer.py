@@ -70,9 +70,10 @@ class Trainer:
             self.progress = unpack(stored, self.model, dataset.bucket_offsets, self.buckets, checkpoints.group)
             self.model.engine.forget(self.progress.steps + 1)
             self.good = f"{stored.folder}"
-        # A run that is stopped where it began to go on has nothing new to save.
-        self._resumed = None if stored is None else self.progress.name
         self._origin = None if stored is None else stored.folder
+        own = stored is not None and stored.folder.resolve().parent == (config.run_dir / "checkpoints").resolve()
+        # A run that is stopped where it began to go on has nothing new to save.
+        self._resumed = self.progress.name if own else None
         self._begin = 0.0
 
     def run(self) -> list[dict[str, Any]]:
@@ -86,6 +87,8 @@ class Trainer:
             Stopped: where a signal asked for it, once the state is on the disk.
         """
         last = self.config.training.last(self.dataset.spans)
+        if self._origin is not None:
+            self._save()  # what another run left is this one's first checkpoint
         while (span := self.progress.span) <= last:
             told = self.learn(span)
             if span:

@@ -73,7 +73,7 @@ def test_an_empty_pool_and_no_weight_are_fine_tuning(folder, tmp_path):
     tuned = run_ranks(2, run, _config(folder, tmp_path / "ft", strategy=StrategyConfig("fine_tuning")))
     for (lines, state), (wanted, bits) in zip(replayed, tuned, strict=True):
         assert [line | {"strategy": "fine_tuning"} for line in lines] == wanted
-        assert state == bits
+        assert {name: digest for name, digest in state.items() if not name.startswith("companion.")} == bits
 
 
 def test_replay_and_teacher_change_the_result(folder, tmp_path):
@@ -85,7 +85,7 @@ def test_replay_and_teacher_change_the_result(folder, tmp_path):
     assert all(line["retention_loss"] == 0 for each in (lines[1], lines[3]) for line in each)
 
 
-@pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
+@pytest.mark.parametrize("base", ["mind", "comirec_sa"])
 def test_other_world_sizes_give_the_same_numbers(folder, tmp_path, base):
     config = _ader(folder, tmp_path / "one")
     config = replace(config, model=replace(config.model, base=base))

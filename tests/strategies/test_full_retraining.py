@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.strategies import STRATEGIES, StrategyConfig
+from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.training.trainer import Trainer
@@ -88,24 +88,3 @@ def _counts(topology, config):
 def test_a_run_that_cannot_tell_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"interests_from: .*span=0.*--training.export every"):
         InterestCounts(tmp_path).check(Dataset(DataConfig(folder)))
-
-
-def _others(folder, history, span):
-    """The same data up to a span, and other interactions, as many, of each user after it."""
-    draw, changed = np.random.default_rng(1), {}
-    known = max(item for spans in history.values() for items in spans[: span + 1] for item in items)
-    for user, spans in history.items():
-        later = [[int(item) for item in draw.integers(known + 1, size=len(items))] for items in spans[span + 1 :]]
-        changed[user] = [*spans[: span + 1], *later]
-    return write_dataset(folder, changed)
-
-
-@pytest.mark.parametrize("name", list(STRATEGIES))
-def test_the_future_reaches_no_parameter(folder, tmp_path, name):
-    """Poison of span t + 1 and later changes nothing of M^t."""
-    poisoned = _others(tmp_path / "poisoned", HISTORY, 1)
-    states = [
-        run_ranks(2, _learnt, _config(data, tmp_path / run_dir, strategy=replace(GROWING, name=name)), 2)
-        for data, run_dir in ((folder, "a"), (poisoned, "b"))
-    ]
-    assert states[0] == states[1]

@@ -1,17 +1,23 @@
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.distributed.command import REQUEUE, Stopped
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.transfer import Transfer
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.sml import MetaLearner, SMLConfig
+from dist_imsr.training.checkpoint import CheckpointConfig, name_of
+from dist_imsr.training.run import begin, check
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
-from tests.runs import run
+from tests.runs import left, run
 from tests.training.test_checkpoint import SHIPPED, _config
 
 OPTIONS = SMLConfig(filters=2, hidden=8, learning_rate=0.01, chunk=7)
@@ -87,7 +93,7 @@ def test_only_the_transfer_learns_in_its_epochs_and_rows_go_through_in_chunks(fo
         assert largest <= 60  # a step's distinct items; the whole table is larger
 
 
-def test_an_empty_transfer_leaves_nothing_to_learn(folder, tmp_path):
+def test_the_transfer_learns_from_the_second_span_on(folder, tmp_path):
     told = [
         run_ranks(1, run, _sml(folder, tmp_path / str(epochs), replace(OPTIONS, epochs=epochs)))[0][0]
         for epochs in (0, 2)
@@ -117,3 +123,47 @@ def test_impossible_values_are_refused(key, value):
 
 def test_it_sleeps_in_the_first_span():
     assert MetaLearner(OPTIONS).state() == {}
+
+
+class _Asked:
+    """Signals that ask to stop when they were looked at so many times."""
+
+    def __init__(self, looks):
+        self._looks = looks
+
+    @property
+    def status(self):
+        self._looks -= 1
+        return REQUEUE if self._looks < 0 else 0
+
+
+def _stopped(topology, config, asked):
+    """A run that is asked to stop, and goes on; where it stopped, and what it ends with."""
+    dataset, candidates = check(config)
+    trainer = begin(config, dataset, candidates, topology, _Asked(asked))
+    with pytest.raises(Stopped):
+        trainer.run()
+    del trainer
+    gc.collect()
+    dist.barrier()
+    dataset, candidates = check(config)
+    trainer = begin(config, dataset, candidates, topology, None)
+    resumed = trainer.progress.name
+    trainer.run()
+    return resumed, left(trainer)
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
+    """In the transfer's epochs and in validation as well, where what was tuned has given way."""
+    config = _sml(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=0, keep_spans=9))
+    resumed = set()
+    with LocalRanks(2, seconds=120) as ranks:
+        wanted = ranks.call(run, config)
+        begun = config.run_dir / "checkpoints" / name_of(2, 0, 0)
+        for asked in range(0, 20, 3):
+            again = replace(config, run_dir=tmp_path / str(asked), resume=str(begun))
+            again.run_dir.mkdir()
+            for (name, found), one in zip(ranks.call(_stopped, again, asked), wanted, strict=True):
+                assert found == one, (asked, name)
+                resumed.add(name)
+    assert len(resumed) >= 5  # steps of its epochs, their ends, and the span's beginning
