@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.ader import ADERConfig, adapted, best_of, herded
@@ -69,16 +70,19 @@ def _ader(folder, run_dir, **options):
 
 
 def test_an_empty_pool_and_no_weight_are_fine_tuning(folder, tmp_path):
-    replayed = run_ranks(2, run, _ader(folder, tmp_path / "ader", pool=0, weight=0.0))
-    tuned = run_ranks(2, run, _config(folder, tmp_path / "ft", strategy=StrategyConfig("fine_tuning")))
+    with LocalRanks(2, seconds=120) as ranks:
+        replayed = ranks.call(run, _ader(folder, tmp_path / "ader", pool=0, weight=0.0))
+        tuned = ranks.call(run, _config(folder, tmp_path / "ft", strategy=StrategyConfig("fine_tuning")))
     for (lines, state), (wanted, bits) in zip(replayed, tuned, strict=True):
         assert [line | {"strategy": "fine_tuning"} for line in lines] == wanted
         assert {name: digest for name, digest in state.items() if not name.startswith("companion.")} == bits
 
 
 def test_replay_and_teacher_change_the_result(folder, tmp_path):
-    options = [{}, {"weight": 0.0}, {"choice": "herding", "exemplars": 1}, {"pool": 0}]
-    lines = [run_ranks(1, run, _ader(folder, tmp_path / str(at), **one))[0][0] for at, one in enumerate(options)]
+    options = [{}, {"weight": 0.0}, {"choice": "herding", "exemplars": 2}, {"pool": 0}]
+    with LocalRanks(1, seconds=120) as ranks:
+        configs = (_ader(folder, tmp_path / str(at), **one) for at, one in enumerate(options))
+        lines = [ranks.call(run, config)[0][0] for config in configs]
     losses = [tuple(line["loss"] for line in each) for each in lines]
     assert len(set(losses)) == len(options)
     assert all(line["retention_loss"] > 0 for line in lines[0])

@@ -160,10 +160,10 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
     with LocalRanks(2, seconds=120) as ranks:
         wanted = ranks.call(run, config)
         begun = config.run_dir / "checkpoints" / name_of(2, 0, 0)
-        for asked in range(0, 20, 3):
+        for asked in range(1, 20, 4):
             again = replace(config, run_dir=tmp_path / str(asked), resume=str(begun))
             again.run_dir.mkdir()
             for (name, found), one in zip(ranks.call(_stopped, again, asked), wanted, strict=True):
                 assert found == one, (asked, name)
                 resumed.add(name)
-    assert len(resumed) >= 5  # steps of its epochs, their ends, and the span's beginning
+    assert len(resumed) >= 4  # steps of its epochs, their ends, and the span's beginning
