@@ -105,5 +105,5 @@ def test_a_state_is_kept_in_full_precision_under_autocast(base):
 def test_the_last_users_keep_their_states():
     module = _built("limarec")
     start = beginning(module, 3, 8, torch.randn(3, module.interests, module.state_dim))
-    assert torch.equal(start.last(2).states, start.states[1:])
-    assert start.last(2).interests.mask.shape == (2, module.interests)
+    assert torch.equal(start.last(2, 8).states, start.states[1:])
+    assert start.last(2, 8).interests.mask.shape == (2, module.interests)
