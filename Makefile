@@ -4,8 +4,10 @@
 #   DEVICE=...       cpu, cuda or cuda-torch211: an extra of pyproject.toml; default: cuda where nvidia-smi answers
 #   TORCH_INDEX=...  one more package index for torch, when those that pip asks have no CPU build
 #   ARGS=...         arguments for pytest: make test ARGS="-k schedule"
+#   WORKERS=...      processes that share the tests, file by file; default: 2
 
 SHELL := /bin/sh
+WORKERS ?= 2
 ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif
@@ -91,7 +93,7 @@ demo: setup
 	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
 
 test: setup
-	python -m pytest $(ARGS)
+	python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: setup
 	ruff format --check .
