@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from dist_imsr.launcher import place
+
 Section = TypeVar("Section")
 
 
@@ -68,7 +70,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
         return _read(parser, tree, _without_local_rank(sys.argv[1:] if argv is None else argv))
     except (ArgumentError, ValueError) as error:
         line = f"{parser.prog}: {_one_line(error)} (--help lists the keys)\n"
-        parser.exit(2, line if current_rank() == 0 else None)
+        parser.exit(2, line if place().rank == 0 else None)
 
 
 def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
@@ -109,15 +111,6 @@ def _read(parser: ArgumentParser, tree: type[Section], argv: Sequence[str]) -> S
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def current_rank() -> int:
-    """This process's number in its job, as the launcher's environment tells it.
-
-    Returns:
-        The rank; 0 where there is no launcher. It speaks for all where all meet the same refusal.
-    """
-    return int(os.environ.get("RANK", "0"))
 
 
 def _first_paragraph(tree: type) -> str:

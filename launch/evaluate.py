@@ -8,7 +8,7 @@ import sys
 
 from rich.table import Table
 
-from dist_imsr.config import current_rank, parse
+from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
@@ -16,6 +16,7 @@ from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.files import write_whole
+from dist_imsr.launcher import place
 from dist_imsr.training.progress import Reporter
 
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         finished = FinishedRun(config.run_dir, config.data)
         if config.drift_truth:
-            if current_rank() == 0:
+            if place().rank == 0:
                 _tell(config, compare_with_truth(finished, config.match_cosine))
             return
         spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)

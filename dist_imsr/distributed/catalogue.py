@@ -120,6 +120,11 @@ class Catalogue:
         return self._bounds()[self.topology.rank]
 
     @property
+    def shards(self) -> int:
+        """How many ranks hold rows."""
+        return sum(map(bool, self._bounds()))
+
+    @property
     def weight(self) -> torch.Tensor:
         """This rank's rows, ``[len(rows), d]`` float32; writing to it writes to the table."""
         return self._local(self._sharded_weight())

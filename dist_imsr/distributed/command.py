@@ -4,12 +4,15 @@ import gc
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 import torch.distributed as dist
 
-from dist_imsr.config import current_rank
-from dist_imsr.distributed.topology import locate
+from dist_imsr import logs
+from dist_imsr.launcher import place
+
+logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on when it is started again
@@ -50,16 +53,15 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
         130 after Ctrl-C or SIGTERM; what `Stopped` carries.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
-    logging.getLogger("dist_imsr").setLevel("INFO" if current_rank() == 0 else "ERROR")
-
+    logs.start(place().rank)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
 
     def end(message: str, status: int, together: bool) -> int:
-        together = together or locate().world_size == 1
-        if current_rank() == 0 or not together:
-            prefix = "" if together else f"rank {current_rank()}: "
+        together = together or place().world_size == 1
+        if place().rank == 0 or not together:
+            prefix = "" if together else f"rank {place().rank}: "
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
+        logger.debug("ends with status %d: %s", status, message)
         return status
 
     def leave() -> None:
@@ -94,7 +96,7 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
                 )
         # Told here and not by Python: what the traceback holds must be gone before the process is, threads among it
         # that read batches ahead and would abort it.
-        sys.excepthook(*sys.exc_info())
+        logger.error("%s failed\n%s", name, traceback.format_exc().rstrip())
         return FAILED
     finally:
         # Process groups that only a cycle of references keeps would outlive Python, and abort the process.

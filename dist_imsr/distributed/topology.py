@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from dist_imsr.config import current_rank
+from dist_imsr.launcher import place
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,25 @@ class Topology:
 
 
 def locate() -> Topology:
-    """Reads this process's place from the launcher's environment; alone where there is none.
+    """Reads this process's place from its launcher's environment, and finds its device.
 
     Returns:
         This rank's place, before anything is connected.
+
+    Raises:
+        ValueError: if its machine has CUDA devices, but none for it.
     """
-    rank, local_rank = current_rank(), int(os.environ.get("LOCAL_RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Topology(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), device)
+    told = place()
+    return Topology(told.rank, told.world_size, told.local_world_size, _device(told.local_rank))
+
+
+def _device(local_rank: int) -> torch.device:
+    devices = torch.cuda.device_count()
+    if not devices:
+        return torch.device("cpu")
+    if devices > 1 and local_rank >= devices:
+        raise ValueError(f"rank {local_rank} of this machine has no GPU: it sees {devices}; start a rank for each")
+    return torch.device("cuda", 0 if devices == 1 else local_rank)  # Slurm may show each rank its own GPU alone
 
 
 def connect(timeout_seconds: float = 1800.0) -> Topology:
@@ -127,11 +137,8 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     """
     _quiet()
     topology = locate()
-    alone, cuda = topology.world_size == 1, topology.device.type == "cuda"
-    # The launcher sets these for several ranks; DeepSpeed wants them all to be set. A run alone takes any free port.
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (place | {"MASTER_PORT": "0" if alone else "29500"}).items():
-        os.environ.setdefault(name, value)
+    cuda = topology.device.type == "cuda"
+    os.environ.update(place().environment)  # no launcher sets all that the libraries read
     if cuda:
         torch.cuda.set_device(topology.device)
     dist.init_process_group(
@@ -150,8 +157,11 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
 
 
 def _quiet() -> None:
-    """Keeps the libraries' chatter, the same on every rank, out of the log."""
-    for library in ("DeepSpeed", "torchrec", "torch.fx._symbolic_trace"):
-        logging.getLogger(library).setLevel("ERROR")
+    """Brings the libraries' warnings into this project's log, but for what they tell their own developers each time."""
+    deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.utils.logger.handlers.clear()  # it has its own
+    deepspeed.utils.logger.propagate = True
+    for chatter in ("torchrec.distributed.planner", "torch.fx._symbolic_trace"):
+        logging.getLogger(chatter).setLevel("ERROR")
     for library in ("torch", "torchrec", "dist_imsr"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -151,8 +151,10 @@ class Checkpoints:
                 self._error = error
             finally:
                 written.set()
-            if self.topology.rank == 0 and self.refusal is None and self._error is None:
-                self._prune()  # nobody waits for it but the next save
+            if self.refusal is None and self._error is None:
+                logger.debug("%s is on the disk", self.folder / name)
+                if self.topology.rank == 0:
+                    self._prune()  # nobody waits for it but the next save
 
         # No daemon: whatever ends the process, it lets go of the exchange that it is in.
         self._thread = threading.Thread(target=work, name="checkpoint")

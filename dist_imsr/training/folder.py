@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from dist_imsr import logs
 from dist_imsr.config import to_yaml
 from dist_imsr.files import write_whole
 from dist_imsr.training.checkpoint import clear_away, newest_first
@@ -34,7 +35,7 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"run_dir: {folder} cannot be written; name another folder")
-    for name in _FOLDERS:
+    for name in (*_FOLDERS, logs.FOLDER):
         if (folder / name).is_file():
             raise ValueError(f"run_dir: {folder / name} is a file where a run keeps a folder; name another run_dir")
     counts = config.strategy.full_retraining.interests_from
@@ -75,6 +76,8 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     clear_away(folder / "checkpoints")
     for path in [] if resumes else _held(folder):
         _remove(path)
+    if config.overwrite and (folder / logs.FOLDER).exists():  # else they tell why an earlier process left so little
+        _remove(folder / logs.FOLDER)
     settled = replace(config, overwrite=False, resume="auto")  # whoever reads it back goes on
     write_whole(folder / "config.yaml", _HEADER + to_yaml(settled))
     return claim

@@ -55,6 +55,7 @@ class Reporter:
         Yields:
             The batches.
         """
+        logger.debug("%s: %d steps", phase, steps)
         if not self._speaks:
             yield from batches
         elif self._console.is_terminal:

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable
 
 import torch.distributed as dist
 
+from dist_imsr import logs
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
@@ -18,6 +20,7 @@ from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
 from dist_imsr.training.identity import identity
 from dist_imsr.training.resume import Candidates, as_started
+from dist_imsr.training.storage import Stored
 from dist_imsr.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ def train(config: TrainConfig) -> int:
             topology = connect(config.timeout_seconds)
             claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
             try:
+                logs.keep(config.run_dir)
                 trainer = begin(settled, dataset, candidates, topology, signals)
                 with signals.patience():
                     lines = trainer.run()
@@ -111,11 +115,32 @@ def begin(
     if topology.rank == 0:
         for path in candidates.damaged.keys() & set(candidates.own):
             logger.warning("passed over and renamed to %s: %s", set_aside(path).name, candidates.damaged[path])
-        if stored is not None:
-            logger.info("going on from %s", stored.folder)
+    _tell(trainer, dataset, stored)
+    if topology.rank == 0:
         lines = (json.dumps(line) + "\n" for line in trainer.progress.lines)
         write_whole(config.run_dir / "metrics.jsonl", "".join(lines))
     return trainer
+
+
+def _tell(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
+    """What this run is, from rank 0 for all; what each rank holds of it, in the ranks' own files."""
+    config, topology, model = trainer.config, trainer.topology, trainer.model
+    told = (
+        f"{topology.world_size} ranks, {topology.local_world_size} a machine, on {topology.device.type}",
+        f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards",
+        f"{dataset.buckets} buckets of users",
+        f"{config.batch.size:,} users a step",
+        f"{config.data.path}: {dataset.spans} spans, {dataset.users:,} users, {dataset.items_by_span[-1]:,} items",
+        f"{config.strategy.name} with {config.model.base}, seed {config.seed}",
+        "no checkpoint, so from the beginning" if stored is None else f"going on from {stored.folder}",
+    )
+    logger.log(logging.DEBUG if topology.rank else logging.INFO, "; ".join(told))
+    users, rows = model.store.first_user, model.catalogue.rows
+    logger.debug(
+        "process %d on %s, %s: users %d:%d, item rows %d:%d",
+        *(os.getpid(), socket.gethostname(), topology.device),
+        *(users, users + len(model.store.counts), rows.start, rows.stop),
+    )
 
 
 def _by_first(topology: Topology, act: Callable[[], int]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dist_imsr import logs
 from dist_imsr.data.batch import SpanData
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.joined import JoinedSpans
@@ -107,6 +108,7 @@ class Trainer:
         Returns:
             What `fit` tells, where the strategy trains.
         """
+        logs.at(span, self.progress.steps)
         data = self._open(span)
         if self.strategy.retrains and span and (self.progress.epoch, self.progress.step) == (0, 0):
             self._discard()
@@ -219,6 +221,7 @@ class Trainer:
             loss, retention = told[:, :2].sum(0).tolist()
             now.losses = now.losses[0] + loss, now.losses[1] + retention
             now.targets, now.step, now.steps = now.targets + batch.world_targets, now.step + 1, now.steps + 1
+            logs.at(span=now.span, step=now.steps)
             means = loss / max(batch.world_targets, 1), retention / max(batch.world_targets, 1)
             self.model.engine.log(dict(zip(("train/loss", "train/retention_loss"), means, strict=True)), now.steps)
             self._heed(int(told[:, 2].max()), keep=True)

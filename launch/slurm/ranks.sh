@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# One task of train.sbatch's srun: starts the ranks of its node (LAUNCHER=deepspeed, torchrun), or is one (srun).
+set -euo pipefail
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_STEP_NODELIST")
+address=${MASTER_ADDR:-${nodes[0]}} port=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 14000))} # as dist_imsr/launcher.py
+case $LAUNCHER in
+deepspeed)
+  hostfile=$(mktemp)
+  trap 'rm -f "$hostfile"' EXIT
+  printf "%s slots=$RANKS_PER_NODE\n" "${nodes[@]}" >"$hostfile"
+  start=(deepspeed --hostfile "$hostfile" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$address"
+    --master_port "$port" --log_level warning)
+  ;;
+torchrun)
+  start=(torchrun --nnodes "${#nodes[@]}" --nproc-per-node "$RANKS_PER_NODE" --node-rank "$SLURM_NODEID"
+    --master-addr "$address" --master-port "$port")
+  ;;
+srun) start=(python) ;;
+esac
+
+# Launchers would die of a signal before their ranks have saved anything, or pass none on: they get to see none, and the
+# ranks, which set handlers of their own, are told from here. What a launcher makes of their status 75 is put right.
+told=
+family() {
+  echo "$1"
+  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do family "$child"; done
+}
+trap 'told=1; kill -s USR1 $(family "$ranks") 2>/dev/null || true' USR1 TERM
+(trap '' USR1 TERM && exec "${start[@]}" "$@") &
+ranks=$! status=0
+while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" || true; done # a signal ends the wait, not the ranks
+wait "$ranks" || status=$?
+if ((status)) && [[ -n $told ]]; then status=75; fi
+exit "$status"

@@ -1,0 +1,177 @@
+"""Real jobs on a real cluster of two nodes, which this machine plays (tests/slurm.py)."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.config import parse
+from dist_imsr.training.config import TrainConfig
+from tests.runs import run, timeless
+from tests.slurm import NODES, Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+_SCRIPTS = ROOT / "launch" / "slurm"
+_DRIFT = [
+    *("--source=drift", "--spans=3", "--min_interactions=1", "--buckets=8"),
+    *("--drift.users=300", "--drift.items=600", "--drift.clusters=20", "--drift.interactions=[6000,3000]"),
+]
+_TRAIN = [
+    *("--strategy.name=imsr", "--model.dim=16", "--batch.negatives=50", "--batch.size=32"),
+    *("--training.epochs=3", "--training.incremental_epochs=8", "--training.patience=0"),
+    "--checkpoint.every_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+class Jobs:
+    """Submits the project's scripts as a user does."""
+
+    def __init__(self, cluster, folder):
+        self.cluster, self.folder = cluster, folder
+        self._python = folder / "activate"
+        self._python.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
+
+    def submit(self, script, *arguments, options=(), **environment):
+        name = environment.pop("name")
+        return self.cluster.submit(
+            *(f"--chdir={ROOT}", f"--job-name={name}", f"--output={self.log(name)}", *options),
+            *(_SCRIPTS / script, *arguments),
+            DIST_IMSR_ENVIRONMENT=self._python,
+            DIST_IMSR_HOME=ROOT,
+            OMP_NUM_THREADS=1,
+            **environment,
+        )
+
+    def log(self, name):
+        return self.folder / f"{name}.log"
+
+    def text(self, name):
+        return self.log(name).read_text() if self.log(name).exists() else ""
+
+    def ended(self, job, name, seconds=120):
+        """Waits for a job's end; returns its state."""
+        going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        self.cluster.until(
+            lambda: self.cluster.told(job)["JobState"] not in going, seconds, say=lambda: self.text(name)
+        )
+        return self.cluster.told(job)["JobState"]
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, tmp_path_factory):
+    return Jobs(cluster, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="module")
+def data(jobs):
+    """Drift, prepared by a job."""
+    folder = jobs.folder / "drift"
+    job = jobs.submit("prepare.sbatch", *_DRIFT, f"--output={folder}", name="prepare")
+    assert jobs.ended(job, "prepare") == "COMPLETED", jobs.text("prepare")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(data, tmp_path_factory):
+    """What two ranks of this machine measure, that no cluster knows of."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    config = parse(TrainConfig, [*_TRAIN, f"--data.path={data}", f"--run_dir={folder}"])
+    with LocalRanks(2, seconds=120) as ranks:
+        ranks.call(run, config)
+    return folder
+
+
+def _lines(run_dir):
+    return timeless([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
+
+
+def test_two_nodes_measure_what_two_local_ranks_do(jobs, data, local, tmp_path):
+    arguments = *_TRAIN, f"--data.path={data}"
+    job = jobs.submit("train.sbatch", *arguments, options=["--nodes=2"], name="whole", RUN_DIR=tmp_path / "run")
+    assert jobs.ended(job, "whole") == "COMPLETED", jobs.text("whole")
+    assert "2 ranks, 1 a machine" in jobs.text("whole")
+    assert _lines(tmp_path / "run") == _lines(local)
+    assert sorted(path.name for path in (tmp_path / "run" / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
+
+
+def _trained(jobs, cluster, name, run_dir):
+    """Waits until a run has left a checkpoint behind its pre-training."""
+    cluster.until(lambda: list((run_dir / "checkpoints").glob("span=01-*")), say=lambda: jobs.text(name))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "signal"),
+    [
+        ("deepspeed", ["--signal=TERM"]),  # to the ranks and their launcher
+        ("torchrun", ["--signal=USR1", "--batch"]),  # to the script, as when the time is nearly over
+        ("srun", ["--signal=TERM", "--full"]),  # to everything at once
+    ],
+)
+def test_a_job_that_is_told_to_stop_goes_on_by_itself(cluster, jobs, data, local, tmp_path, launcher, signal):
+    name, run_dir = f"told-{launcher}", tmp_path / "run"
+    arguments = *_TRAIN, f"--data.path={data}"
+    where = {"LAUNCHER": launcher, "RUN_DIR": run_dir}
+    job = jobs.submit("train.sbatch", *arguments, options=["--nodes=2"], name=name, **where)
+    _trained(jobs, cluster, name, run_dir)
+    cluster.call("scancel", *signal, job)
+    cluster.until(lambda: cluster.told(job)["Restarts"] == "1", say=lambda: jobs.text(name))
+    assert jobs.ended(job, name) == "COMPLETED", jobs.text(name)
+    assert "going on from" in jobs.text(name)
+    assert _lines(run_dir) == _lines(local)
+
+
+def test_a_node_that_goes_down_leaves_the_job_to_the_other(cluster, jobs, data, local, tmp_path):
+    name, run_dir = "down", tmp_path / "run"
+    arguments = *_TRAIN, f"--data.path={data}"
+    job = jobs.submit("train.sbatch", *arguments, options=["--nodes=1-2"], name=name, RUN_DIR=run_dir)
+    _trained(jobs, cluster, name, run_dir)
+    assert cluster.told(job)["NumNodes"] == "2"
+    cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=down", "reason=test")
+    try:
+        cluster.until(lambda: cluster.told(job)["Restarts"] == "1", say=lambda: jobs.text(name))
+        assert jobs.ended(job, name) == "COMPLETED", jobs.text(name)
+        assert cluster.told(job)["NumNodes"] == "1"
+    finally:
+        cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume")
+    assert "going on from" in jobs.text(name)
+    for line, wanted in zip(_lines(run_dir), _lines(local), strict=True):
+        assert line == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_job_that_is_cancelled_stays_away(cluster, jobs, data, tmp_path):
+    name, run_dir = "cancelled", tmp_path / "run"
+    job = jobs.submit("train.sbatch", *_TRAIN, f"--data.path={data}", name=name, RUN_DIR=run_dir)
+    _trained(jobs, cluster, name, run_dir)
+    cluster.call("scancel", job)
+    assert jobs.ended(job, name) == "CANCELLED"
+    assert cluster.told(job)["Restarts"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "word"),
+    [
+        ([], {"LAUNCHER": "mpirun"}, "LAUNCHER: 'mpirun' is none of deepspeed, torchrun, srun"),
+        ([], {"DIST_IMSR_ENVIRONMENT": "nowhere"}, "nowhere cannot be read: run make setup"),
+        (["--data.path=nowhere"], {}, "train: data.path: nowhere holds no dataset.json"),
+        (["--nonsense=1"], {}, "nonsense"),
+    ],
+)
+def test_what_cannot_work_ends_at_once(jobs, tmp_path, arguments, environment, word):
+    name = f"refused-{abs(hash(word))}"
+    where = {"LAUNCHER": "srun", "RUN_DIR": tmp_path / "run"} | environment
+    job = jobs.submit("train.sbatch", *arguments, name=name, **where)
+    assert jobs.ended(job, name) == "FAILED"
+    assert jobs.cluster.told(job)["ExitCode"] == "2:0"
+    assert word in jobs.text(name)
+    assert not os.path.exists(tmp_path / "run" / "metrics.jsonl")

@@ -1,0 +1,138 @@
+"""A real Slurm cluster on this machine: one controller, two nodes on the loopback, and munge between them."""
+
+import getpass
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+NODES = ("127.0.0.1", "127.0.0.2")  # names that need no name server
+_DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+
+_CONF = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+# A job that is put back waits until its credential has expired: two minutes by default.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1
+ReturnToService=2
+KillWait=20
+SlurmdTimeout=30
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+NodeName={nodes[0]} NodeHostname=localhost NodeAddr={nodes[0]} Port={ports[1]} CPUs=2
+NodeName={nodes[1]} NodeHostname=localhost NodeAddr={nodes[1]} Port={ports[2]} CPUs=2
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Cluster:
+    """Two nodes; a context manager that ends them with all their jobs.
+
+    Args:
+        folder: for its files; its path must be short enough for a socket.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._daemons = folder, []
+        self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *_DAEMONS))
+
+    def __enter__(self):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            for each in (one, two, three):
+                each.bind(("127.0.0.1", 0))
+            ports = [each.getsockname()[1] for each in (one, two, three)]
+        conf = _CONF.format(folder=self.folder, user=getpass.getuser(), nodes=NODES, ports=ports)
+        (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "state").mkdir()
+        munge = {
+            f"--{name}": f"{self.folder}/munge.{suffix}"
+            for name, suffix in {
+                **{"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+            }.items()
+        }
+        self.call("mungekey", "--create", "--keyfile", munge["--key-file"])
+        try:
+            self._start("munged", "--foreground", "--force", *(f"{name}={path}" for name, path in munge.items()))
+            self.until(lambda: (self.folder / "munge.socket").exists())
+            self._start("slurmctld", "-D", "-i")
+            for node in NODES:
+                self._start("slurmd", "-D", "-N", node)
+            self.until(lambda: self._idle() == len(NODES))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        if len(self._daemons) > 1:
+            self.call("scancel", "--state=PENDING", check=False)
+            self.call("scancel", "--state=RUNNING", check=False)
+            self.until(lambda: not self.call("squeue", "--noheader", check=False))
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+    def call(self, *command, check: bool = True, **environment) -> str:
+        """What one of Slurm's commands prints."""
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=self._environment | {name: str(value) for name, value in environment.items()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, *arguments, **environment) -> str:
+        """Submits a job; returns its number."""
+        return self.call("sbatch", "--parsable", *arguments, **environment)
+
+    def told(self, job: str) -> dict[str, str]:
+        """What Slurm tells of a job."""
+        words = self.call("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def until(self, condition, seconds: float = 60, say=lambda: "") -> None:
+        """Waits for something."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"it never came there: {say()}"
+            ended = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
+            assert not ended, f"{ended}: {[path.read_text()[-2000:] for path in self.folder.glob('slurm*.log')]}"
+            time.sleep(0.1)
+
+    def _start(self, *command) -> None:
+        self._daemons.append(
+            subprocess.Popen(
+                command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
+            )
+        )
+
+    def _idle(self) -> int:
+        states = self.call("sinfo", "--noheader", "--Node", "--format=%T", check=False)
+        return states.split().count("idle")
