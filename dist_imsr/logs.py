@@ -94,7 +94,7 @@ class _RankFile(logging.FileHandler):
     """A file whose disk may fail: then the log ends, and the run goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        logging.getLogger().removeHandler(self)
+        self.addFilter(lambda _: False)
         with contextlib.suppress(OSError):
             self.close()
         logging.getLogger(__name__).error("%s ends here: %s", self.baseFilename, sys.exc_info()[1])

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.slurm import DAEMONS
+
 
 def _no_cuda() -> str:
     import torch
@@ -14,7 +16,9 @@ def _no_cuda() -> str:
 
 
 def _no_slurm() -> str:
-    return "" if shutil.which("sbatch") else "no sbatch on PATH"
+    path = os.pathsep.join((os.environ["PATH"], *DAEMONS))
+    missing = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name, path=path)]
+    return f"no {', '.join(missing)} (Debian: slurm-wlm and munge)" if missing else ""
 
 
 def _no_big_data() -> str:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 NODES = ("127.0.0.1", "127.0.0.2")  # names that need no name server
-_DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+"""Where they are, besides PATH."""
 
 _CONF = """\
 ClusterName=test
@@ -53,7 +54,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder, self._daemons = folder, []
         self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-        self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *_DAEMONS))
+        self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *DAEMONS))
 
     def __enter__(self):
         with socket.socket() as one, socket.socket() as two, socket.socket() as three:
@@ -63,15 +64,10 @@ class Cluster:
         conf = _CONF.format(folder=self.folder, user=getpass.getuser(), nodes=NODES, ports=ports)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "state").mkdir()
-        munge = {
-            f"--{name}": f"{self.folder}/munge.{suffix}"
-            for name, suffix in {
-                **{"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
-            }.items()
-        }
-        self.call("mungekey", "--create", "--keyfile", munge["--key-file"])
+        places = [f"--{kind}={self.folder}/munge.{kind}" for kind in ("key-file", "pid-file", "seed-file", "log-file")]
+        self.call("mungekey", "--create", "--keyfile", self.folder / "munge.key-file")
         try:
-            self._start("munged", "--foreground", "--force", *(f"{name}={path}" for name, path in munge.items()))
+            self._start("munged", "--foreground", "--force", *places, f"--socket={self.folder}/munge.socket")
             self.until(lambda: (self.folder / "munge.socket").exists())
             self._start("slurmctld", "-D", "-i")
             for node in NODES:
