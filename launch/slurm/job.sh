@@ -23,8 +23,7 @@ until_told() {
   while kill -0 "$command" 2>/dev/null; do wait "$command" || true; done # a signal ends the wait, not the command
   wait "$command" || status=$?
   trap - USR1 TERM
-  ((status)) || return 0
-  if [[ -z $told ]] && ((status != 75)); then return "$status"; fi
+  if ((status != 75)) && [[ -z $told || $status == 0 || $status == 130 ]]; then return "$status"; fi
   # Who cancels a job does not want it back.
   if [[ $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2>/dev/null) != RUNNING ]]; then return "$status"; fi
   echo "$SLURM_JOB_NAME: stopped; the job goes back into the queue and goes on when it starts again"

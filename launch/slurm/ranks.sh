@@ -20,7 +20,8 @@ srun) start=(python) ;;
 esac
 
 # Launchers would die of a signal before their ranks have saved anything, or pass none on: they get to see none, and the
-# ranks, which set handlers of their own, are told from here. What a launcher makes of their status 75 is put right.
+# ranks, which set handlers of their own, are told from here. What a launcher makes of their status 75 is put right; 130
+# is that of ranks that keep no checkpoints.
 told=
 family() {
   echo "$1"
@@ -31,5 +32,5 @@ trap 'told=1; kill -s USR1 $(family "$ranks") 2>/dev/null || true' USR1 TERM
 ranks=$! status=0
 while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" || true; done # a signal ends the wait, not the ranks
 wait "$ranks" || status=$?
-if ((status)) && [[ -n $told ]]; then status=75; fi
+if [[ -n $told ]] && ((status != 0 && status != 130)); then status=75; fi
 exit "$status"

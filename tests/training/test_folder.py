@@ -20,13 +20,16 @@ def _begun(config):
     (config.run_dir / "events" / "events.out.tfevents.1").write_text("x")
     (config.run_dir / "checkpoints" / ".partial-span=00").mkdir()
     (config.run_dir / "metrics.jsonl").touch()
+    (config.run_dir / "logs").mkdir()
+    (config.run_dir / "logs" / "rank=0000.log").write_text("out of memory\n")
 
 
 def test_a_beginning_is_begun_anew(config):
     _begun(config)
     check_folder(config, False)
     _ = claim_folder(config, [])
-    assert sorted(path.name for path in config.run_dir.iterdir()) == [".lock", "config.yaml"]
+    assert sorted(path.name for path in config.run_dir.iterdir()) == [".lock", "config.yaml", "logs"]
+    assert (config.run_dir / "logs" / "rank=0000.log").read_text() == "out of memory\n"  # why it was killed
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,7 @@ def test_overwriting_empties_folders_that_stand_elsewhere(config, tmp_path):
     check_folder(config, False)
     _ = claim_folder(config, [])
     assert list(scratch.iterdir()) == []
+    assert not (config.run_dir / "logs").exists()
     assert sorted(path.name for path in config.run_dir.iterdir()) == [
         ".lock",
         "checkpoints",

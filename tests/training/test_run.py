@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,17 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert all(0 <= lines[0][name] <= 1 for name in ("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any"))
     assert any(path.name.startswith("events") for path in (run / "events").iterdir())
     assert "hr@5_any" in out  # the table of the spans
+    (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
+    for word in (
+        *("2 rank(s), 2 a machine, on cpu", "item rows of 8 in 2 shards", "8 buckets of users", "16 users a step"),
+        *(f"{folder}: 4 spans, 60 users", "fine_tuning with comirec_dr, seed 0", "no checkpoint"),
+    ):
+        assert word in start
+    logs = [(run / "logs" / f"rank=000{rank}.log").read_text() for rank in (0, 1)]
+    assert re.search(r"rank 0 span - step - DEBUG .*users 0:\d+, item rows 0:", logs[0])
+    assert re.search(r"rank 1 span - step - DEBUG .*users [1-9]\d*:60, item rows [1-9]", logs[1])
+    for rank, log in enumerate(logs):  # where the last epoch of span 1 ended
+        assert re.search(rf"rank {rank} span 1 step [1-9]\d* INFO .*: span 1, epoch 1: loss", log)
     again = _launch("--config", run / "config.yaml", "--print_config")
     assert f"path: {folder}" in again.communicate(timeout=60)[0]
 
