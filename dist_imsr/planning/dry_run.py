@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dist_imsr.data.batch import Batch
@@ -29,6 +29,7 @@ from dist_imsr.training.recommender import Recommender
 _ROWS = 4096  # of the table on each rank, in the place of all
 _USERS = 128  # of a rank's part of the step, where there are more
 _CPU = torch.device("cpu")
+MEASURED = "measured"
 
 
 class DryRun(NamedTuple):
@@ -73,13 +74,14 @@ def dry_run(config: PlanConfig, step: Step) -> DryRun:
     """
     begin, step = time.perf_counter(), shrunk(step, _USERS)
     with _world(config.ranks, config.gpus_per_node) as (topology, sent):
-        model = _model(config, step, topology)
-        batch = _batch(step, _ROWS * topology.world_size, topology.world_size)
-        model.update(batch)
-        sent.clear()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with watched() as held:
+            model = _model(config, step, topology)
+            batch = _batch(step, _ROWS * topology.world_size, topology.world_size)
             model.update(batch)
-        activations = peak(seen, gradient_bucket(config))
+            sent.clear()
+            with record_function(MEASURED):
+                model.update(batch)
+        activations = held(gradient_bucket(config))
     seconds = time.perf_counter() - begin
     return DryRun(config.ranks, _ROWS, step.users, step, activations, sum(sent), len(sent), seconds)
 
@@ -205,18 +207,25 @@ def _shifted(mine: Any, rank: int) -> Any:
     return theirs
 
 
-def peak(seen: profile, apart: int = 0) -> int:
-    """The most bytes that were held at a time, beside those that were held before.
+@contextmanager
+def watched() -> Iterator[Callable[[int], int]]:
+    """Watches the host's memory, from before anything is allocated that what is measured gives back.
 
-    Args:
-        seen: with ``profile_memory``.
-        apart: the size of a block that does not count; 0 for none.
-
-    Returns:
-        Bytes.
+    Yields:
+        To be called afterwards: the most bytes that were held at a time under ``record_function(MEASURED)``, beside
+        those held when it began; blocks of the size that it is given do not count.
     """
+    told = dict[str, Any]()
+
+    def most(apart: int = 0) -> int:
+        events = sorted(told["events"], key=lambda event: event.start_ns())
+        begin = next(event.start_ns() for event in events if event.name() == MEASURED)
+        sizes = [event.nbytes() for event in events if event.name() == "[memory]" and event.start_ns() >= begin]
+        return int(np.cumsum([0, *(size for size in sizes if not apart or abs(size) != apart)]).max())
+
+    with patch.dict(os.environ, KINETO_LOG_LEVEL="99"):  # else it tells that it begins and ends
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            yield most
     assert seen.profiler is not None
     results: Any = seen.profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return int(np.cumsum([0, *(size for size in sizes if not apart or abs(size) != apart)]).max())
+    told["events"] = results.events()

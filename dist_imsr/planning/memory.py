@@ -100,6 +100,18 @@ def activation_bytes(config: PlanConfig, step: Step) -> int:
     return _FLOAT * (exchanged + mapped + routed + asked + scored)
 
 
+def total(held: Bytes) -> int:
+    """The sum of what is held.
+
+    Args:
+        held: by what it is for.
+
+    Returns:
+        Bytes.
+    """
+    return sum(held.values())
+
+
 class Accounts:
     """A rank's bytes over the spans.
 

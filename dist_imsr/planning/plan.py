@@ -22,7 +22,9 @@ class Plan(NamedTuple):
         placed: the table at its largest, by TorchRec's planner.
         accounts: a rank's memory.
         phases: at which a rank may hold the most.
-        steps: the training steps of pre-training and of the last trained span.
+        widest: what a rank must be ready for in a step.
+        shown: the pre-training span and the last trained one.
+        steps: a rank's part of a training step of each of the two.
         links: of each of the two.
         seconds: terms of each of the two.
         span_seconds: of each trained span.
@@ -36,6 +38,8 @@ class Plan(NamedTuple):
     placed: Placed
     accounts: Accounts
     phases: list[Phase]
+    widest: Step
+    shown: list[int]
     steps: list[Step]
     links: list[dict[str, Link]]
     seconds: list[Seconds]
@@ -75,8 +79,10 @@ def make_plan(config: PlanConfig) -> Plan:
         placed,
         accounts,
         accounts.phases(),
+        step,
+        [span.number for span in told],
         steps,
-        [links_of(config, step, accounts.weights, span.number > 0) for span, step in zip(told, steps, strict=True)],
+        [links_of(config, part, accounts.weights, span.number > 0) for span, part in zip(told, steps, strict=True)],
         [clock.step(span) for span in told],
         [clock.span(span, spans[span.number + 1] if span.number else None) for span in trained],
         clock.fullest(spans[-1]),
