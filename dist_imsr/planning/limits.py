@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import PlannerError
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.table import Authored
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import spans_of, widest_step
+from dist_imsr.planning.load import spans_of, widest_block, widest_step
 from dist_imsr.planning.memory import Accounts, Bytes, Phase, Shard, gradient_bucket, row_wise
 
 _FARTHEST = 1 << 62
@@ -149,7 +149,8 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     if device.device != "cpu" and table > share:
         found.append(Shortfall("TorchRec's planner", table, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)
-    padded = step.users * max(step.longest_history, step.longest_targets) * config.model.dim
+    users = max(step.users, widest_block(config, step).users)
+    padded = users * max(step.longest_history, step.longest_targets) * config.model.dim
     for resource, needed, had in (
         ("rows of the table on a rank", rows, _RANKED),
         ("numbers of a padded batch", padded, _INDEXED),

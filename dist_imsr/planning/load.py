@@ -135,6 +135,21 @@ def widest_step(config: PlanConfig, spans: list[Span]) -> Step:
     return reduce(lambda one, other: Step(*map(max, zip(one, other, strict=True))), steps)
 
 
+def widest_block(config: PlanConfig, step: Step) -> Step:
+    """What a rank must be ready for in validation and in writing back: more users at a time, one target each.
+
+    Args:
+        config: the command's.
+        step: the widest of training.
+
+    Returns:
+        A block as a step without negatives.
+    """
+    users = math.ceil(min(config.batch.eval_size, config.users) / config.ranks)
+    history = math.ceil(step.history * users / step.users)
+    return step._replace(users=users, history=history, targets=users, longest_targets=1, negatives=0)
+
+
 def widths(config: PlanConfig) -> tuple[int, int, int]:
     """What the base model keeps beside an interest, and its dense weights.
 

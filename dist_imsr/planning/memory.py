@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.distributed.interest_store import DRAWN
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Span, Step, widest_step, widths
+from dist_imsr.planning.load import Span, Step, widest_block, widest_step, widths
 
 Bytes = dict[str, int]  # by what they are for
 Shard = Callable[[int], int]  # rows of a table -> those of the fullest rank
@@ -125,7 +125,9 @@ class Accounts:
     def __init__(self, config: PlanConfig, spans: list[Span], shard: Shard, measured: float = 1.0) -> None:
         self.config, self.spans, self.shard, self.dim = config, spans, shard, config.model.dim
         self.queries, self.states, self.weights = widths(config)
-        self.activations = math.ceil(activation_bytes(config, widest_step(config, spans)) * measured)
+        step = widest_step(config, spans)
+        both = step, widest_block(config, step)
+        self.activations = math.ceil(max(activation_bytes(config, one) for one in both) * measured)
         self.stage = read_settings(config.engine.deepspeed).get("zero_optimization", {}).get("stage", 0)
 
     def phases(self) -> list[Phase]:
