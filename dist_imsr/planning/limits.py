@@ -2,19 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import Topology as PlannerTopology
-from torchrec.distributed.planner.types import PlannerError
-
 from dist_imsr.distributed.engine import EngineConfig
-from dist_imsr.distributed.table import Authored
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import spans_of, widest_block, widest_step
-from dist_imsr.planning.memory import Accounts, Bytes, Phase, Shard, gradient_bucket, row_wise
+from dist_imsr.planning.memory import Accounts, Bytes, Phase, gradient_bucket, row_wise
 
 _FARTHEST = 1 << 62
 _RANKED = 1 << 30  # rows of a rank below which the kernel that ranks on CUDA numbers them
@@ -48,71 +42,6 @@ class Shortfall(NamedTuple):
 
 class Refused(ValueError):
     """A plan that does not fit; its text says what would."""
-
-
-class Placed(NamedTuple):
-    """TorchRec's answer for the table at its largest.
-
-    Args:
-        sharding: the kind.
-        kernel: where rows live and how they are updated.
-        shards: rows of each shard, and the rank that holds it.
-    """
-
-    sharding: str
-    kernel: str
-    shards: list[tuple[int, int]]
-
-
-def place(config: PlanConfig, capacity: int) -> Placed:
-    """Asks TorchRec's planner as a run would, on a topology that is not there.
-
-    The bandwidths of the topology are TorchRec's own, as they are in a run: with others the answer could be another.
-
-    Args:
-        config: the command's.
-        capacity: rows of the table.
-
-    Returns:
-        The answer.
-
-    Raises:
-        PlannerError: if it finds no place.
-    """
-    device, section = config.device, config.catalogue
-    topology = PlannerTopology(
-        config.ranks, device.device, local_world_size=config.gpus_per_node, hbm_cap=_planned(config)
-    )
-    rate = section.learning_rate
-    authored = Authored.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
-    placed = authored.placed()
-    assert placed.sharding_spec is not None
-    shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]
-    return Placed(placed.sharding_type, placed.compute_kernel, shards)
-
-
-def shard_of(config: PlanConfig) -> Shard:
-    """Rows of the fullest rank as TorchRec's planner places them; in row-wise blocks where it refuses.
-
-    Args:
-        config: the command's.
-
-    Returns:
-        Rows of a table -> rows of the fullest rank.
-    """
-
-    @lru_cache
-    def rows(capacity: int) -> int:
-        try:
-            shards = place(config, capacity).shards
-        except PlannerError:
-            return row_wise(config.ranks)(capacity)
-        held = [0] * config.ranks
-        for size, rank in shards:
-            held[rank] += size
-        return max(held)
-
-    return rows
 
 
 def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
@@ -297,22 +226,6 @@ def _limit(key: str, now: int, changed: Callable[[int], PlanConfig], measured: f
     return Limit(key, now, low, told)
 
 
-def fused(placed: Placed) -> bool:
-    """Whether rows live in device memory, as all of the catalogue's methods need them to.
-
-    Args:
-        placed: by TorchRec's planner.
-
-    Returns:
-        False for kernels that keep rows on the host behind a cache, which what writes to rows would bypass.
-    """
-    return placed.kernel == EmbeddingComputeKernel.FUSED.value
-
-
 def _both(phase: Phase) -> Bytes:
     """A rank's bytes where its device is the host itself."""
     return {name: phase.device.get(name, 0) + phase.host.get(name, 0) for name in {**phase.device, **phase.host}}
-
-
-def _planned(config: PlanConfig) -> int | None:
-    return config.device.memory if config.device.device == "cuda" else None

@@ -6,10 +6,11 @@ from torchrec.distributed.planner.types import PlannerError
 
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.dry_run import DryRun, dry_run
-from dist_imsr.planning.limits import Limit, Placed, Refused, fused, limits, place, refusal, shard_of, shortfalls
+from dist_imsr.planning.limits import Limit, Refused, limits, refusal, shortfalls
 from dist_imsr.planning.links import Link, links_of
 from dist_imsr.planning.load import Span, Step, spans_of, step_of, widest_step
 from dist_imsr.planning.memory import Accounts, Phase, activation_bytes
+from dist_imsr.planning.placement import Placed, fused, place, shard_of
 from dist_imsr.planning.times import Clock, Seconds
 
 
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
         links: of each of the two.
         seconds: terms of each of the two.
         span_seconds: of each trained span.
-        fullest: times the mean share of known items, on the rank that owns most, when the last span ends.
+        fullest: times the mean share of known items, on the rank that owns most, in the span in which it is the most.
         limits: what breaks first.
         dry: what the dry run showed; None without it.
     """
@@ -85,7 +86,7 @@ def make_plan(config: PlanConfig) -> Plan:
         [links_of(config, part, accounts.weights, span.number > 0) for span, part in zip(told, steps, strict=True)],
         [clock.step(span) for span in told],
         [clock.span(span, spans[span.number + 1] if span.number else None) for span in trained],
-        clock.fullest(spans[-1]),
+        max(map(clock.fullest, spans)),
         limits(config, measured),
         dry,
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Column, Table
 from dist_imsr.config import plain
 from dist_imsr.files import write_whole
 from dist_imsr.planning.limits import Limit
-from dist_imsr.planning.memory import Phase, total
+from dist_imsr.planning.memory import total
 from dist_imsr.planning.plan import Plan
 
 _GB = 1e9
@@ -34,7 +33,7 @@ def show(plan: Plan, console: Console) -> None:
         f"d {config.model.dim}, on {config.nodes} x {config.gpus_per_node} {config.gpu}\n"
         f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {last.capacity:,} rows in "
         f"{len(plan.placed.shards)} shards, {max(rows):,} on the fullest rank, {min(rows):,} on the emptiest; the "
-        f"fullest owns {plan.fullest:.2f} times the mean share of known items; optimizer {config.optimizer}",
+        f"fullest owns up to {plan.fullest:.2f} times the mean share of known items; optimizer {config.optimizer}",
         soft_wrap=True,
     )
     _show_memory(plan, console)
@@ -115,12 +114,9 @@ def _show_memory(plan: Plan, console: Console) -> None:
     config = plan.config
     stays = [phase for phase in plan.phases if phase.name == "training"]
     worst = max(plan.phases, key=lambda phase: total(phase.device))
-    columns: Sequence[Phase] = (stays[0], stays[-1], worst)
-    table = Table(
-        "GB on the fullest rank",
-        *(Column(f"{phase.name}, span {phase.span}", justify="right") for phase in columns[:-1]),
-        Column(f"most: {worst.name}, span {worst.span}", justify="right"),
-    )
+    columns = list({id(phase): phase for phase in (stays[0], stays[-1], worst)}.values())
+    titles = [f"{'most: ' * (phase is worst)}{phase.name}, span {phase.span}" for phase in columns]
+    table = Table("GB on the fullest rank", *(Column(title, justify="right") for title in titles))
     names = dict.fromkeys(name for phase in columns for name in phase.device)
     for name in names:
         table.add_row(name, *(_gb(phase.device[name]) if name in phase.device else "" for phase in columns))

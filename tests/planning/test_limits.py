@@ -6,7 +6,8 @@ import pytest
 from dist_imsr.config import resolve
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.limits import limits, place, refusal, shortfalls, smallest_nodes
+from dist_imsr.planning.limits import limits, refusal, shortfalls, smallest_nodes
+from dist_imsr.planning.placement import place
 from dist_imsr.planning.plan import make_plan
 
 BILLIONS = ["--items=2000000000", "--users=500000000", "--dim=64", "--gpus_per_node=8", "--dry_run=false"]
