@@ -150,6 +150,22 @@ def widest_block(config: PlanConfig, step: Step) -> Step:
     return step._replace(users=users, history=history, targets=users, longest_targets=1, negatives=0)
 
 
+def epochs_of(config: PlanConfig, span: int) -> int:
+    """For how many epochs a span is trained, if early stopping spares none.
+
+    Args:
+        config: the command's.
+        span: 0 is the pre-training span.
+
+    Returns:
+        0 where the strategy leaves parameters as they are.
+    """
+    strategy, training = build_strategy(config.strategy), config.training
+    if span == 0 or strategy.retrains:
+        return training.epochs
+    return training.incremental_epochs if strategy.trains(span) else 0
+
+
 def widths(config: PlanConfig) -> tuple[int, int, int]:
     """What the base model keeps beside an interest, and its dense weights.
 

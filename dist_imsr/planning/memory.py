@@ -7,7 +7,8 @@ from typing import NamedTuple
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.distributed.interest_store import DRAWN
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Span, Step, widest_block, widest_step, widths
+from dist_imsr.planning.load import Span, Step, epochs_of, widest_block, widest_step, widths
+from dist_imsr.strategies import build_strategy
 
 Bytes = dict[str, int]  # by what they are for
 Shard = Callable[[int], int]  # rows of a table -> those of the fullest rank
@@ -128,6 +129,8 @@ class Accounts:
         step = widest_step(config, spans)
         both = step, widest_block(config, step)
         self.activations = math.ceil(max(activation_bytes(config, one) for one in both) * measured)
+        policy = build_strategy(config.strategy).interests
+        self._trims = policy.detector.enabled and policy.trimmer.trim
         self.stage = read_settings(config.engine.deepspeed).get("zero_optimization", {}).get("stage", 0)
 
     def phases(self) -> list[Phase]:
@@ -142,7 +145,9 @@ class Accounts:
             if span.number and span.capacity > before.capacity:
                 phases.append(self._growing(before, span))
             if span is not self.spans[-1] or len(self.spans) == 1:
-                phases += [self._admitting(before, span), self._training(span), self._trimming(span)]
+                phases += [self._admitting(before, span), self._training(span)]
+                if span.number and self._trims:
+                    phases.append(self._trimming(span))
         return phases
 
     def table(self, span: Span) -> tuple[int, int]:
@@ -236,13 +241,13 @@ class Accounts:
         return Phase(span.number, "new interests", device, host)
 
     def _training(self, span: Span) -> Phase:
-        """The best epoch's copy is replaced by a better one only once that is made: two at a time."""
+        """The best epoch's copy gives way to a better one only once that is made: two at a time."""
         device, host = self._held(span, span)
         device["activations"] = self.activations
         if gradient_bucket(self.config):
             device["ZeRO's gradient bucket"] = gradient_bucket(self.config)
-        if self.config.training.patience:
-            device["copies for early stopping"] = 2 * self.snapshot(span)
+        if copies := min(2, epochs_of(self.config, span.number)) * (self.config.training.patience > 0):
+            device["copies for early stopping"] = copies * self.snapshot(span)
         device["ranking's tiles"] = self.config.ranking.memory << 20
         return Phase(span.number, "training", device, host)
 

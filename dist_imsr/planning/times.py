@@ -9,7 +9,7 @@ import math
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.links import links_of
-from dist_imsr.planning.load import Span, Step, step_of
+from dist_imsr.planning.load import Span, Step, epochs_of, step_of
 from dist_imsr.planning.memory import Accounts, activation_bytes, optimizer_width
 from dist_imsr.strategies import build_strategy
 
@@ -73,8 +73,7 @@ class Clock:
             Terms by name; their sum is the span.
         """
         config, strategy = self.config, build_strategy(self.config.strategy)
-        anew = span.number == 0 or strategy.retrains
-        epochs = config.training.epochs if anew else config.training.incremental_epochs * strategy.trains(span.number)
+        epochs = epochs_of(config, span.number)
         steps = math.ceil(span.users / config.batch.size)
         validated = min(config.training.validation_users, span.users)
         looks = strategy.updates(span.number) + (strategy.interests.detector.enabled and span.number > 0)

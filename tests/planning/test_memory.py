@@ -83,14 +83,21 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
 
 def test_interests_grow_and_go_in_the_memory_that_is_told():
     users, first = 3000, 4
-    config = PlanConfig(users=users, dim=32, gpu="a100-40", model=ModelConfig(interests=first), spans=2)
+    config = PlanConfig(
+        users=users,
+        dim=32,
+        gpu="a100-40",
+        model=ModelConfig(interests=first),
+        spans=2,
+        load=LoadConfig(new_interests=0.0),
+    )
     phases = {
         (phase.span, phase.name): phase.device for phase in Accounts(config, spans_of(config), row_wise(1)).phases()
     }
     store = InterestStore(config.store, users, 0, 32, 0, 0, torch.device("cpu"))
     for change, phase in (
         (lambda: store.expand(torch.arange(users), first, 0), phases[0, "new interests"]),
-        (lambda: store.trim(torch.ones(users * first, dtype=torch.bool)), phases[0, "trimming"]),
+        (lambda: store.trim(torch.ones(users * first, dtype=torch.bool)), phases[1, "trimming"]),
     ):
         with watched() as held, record_function(MEASURED):
             change()
