@@ -61,6 +61,7 @@ def dry_run(config: PlanConfig, step: Step) -> DryRun:
 
     torch's fake process group knows the world's size and moves nothing. What the other ranks would have sent is made
     up as if each of them did what this one does, so that sizes agree and ids are those of rows that this rank holds.
+    What a strategy keeps beside the model sleeps, as in pre-training.
 
     Args:
         config: the command's.

@@ -15,6 +15,7 @@ from dist_imsr.planning.memory import total
 from dist_imsr.planning.plan import Plan
 
 _GB = 1e9
+_ROWS = 8  # of a table of spans, at the most
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -31,8 +32,8 @@ def show(plan: Plan, console: Console) -> None:
     console.print(
         f"{config.items:,} items, {config.users:,} users, {config.strategy.name} {config.model.base}, "
         f"d {config.model.dim}, on {config.nodes} x {config.gpus_per_node} {config.gpu}\n"
-        f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {last.capacity:,} rows in "
-        f"{len(plan.placed.shards)} shards, {max(rows):,} on the fullest rank, {min(rows):,} on the emptiest; the "
+        f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {last.capacity:,} rows, "
+        f"shards {len(plan.placed.shards)}, {max(rows):,} on the fullest rank, {min(rows):,} on the emptiest; the "
         f"fullest owns up to {plan.fullest:.2f} times the mean share of known items; optimizer {config.optimizer}",
         soft_wrap=True,
     )
@@ -59,7 +60,8 @@ def show(plan: Plan, console: Console) -> None:
         f"{device.inter_node / _GB:,.2f} between machines, at {config.hardware.memory_efficiency:.0%}, "
         f"{config.hardware.compute_efficiency:.0%} and {config.hardware.link_efficiency:.0%}, "
         f"{device.latency * 1e6:.0f} us a message and {device.overhead * 1e3:.0f} ms a step beside. Interactions stay "
-        f"in files, mapped into memory, and need none.",
+        f"in files, mapped into memory, and need none. Reading them, growing the table and writing checkpoints "
+        f"are not timed.",
         soft_wrap=True,
     )
 
@@ -128,13 +130,13 @@ def _show_memory(plan: Plan, console: Console) -> None:
     whole = config.gpus_per_node
     cpu = config.device.device == "cpu"
     table.add_row(
-        f"host, {whole} ranks, of {_gb(config.device.host_memory * (1 - config.reserve))}",
+        f"host, ranks {whole}, of {_gb(config.device.host_memory * (1 - config.reserve))}",
         *(_gb(whole * (total(phase.host) + cpu * total(phase.device))) for phase in columns),
     )
     console.print(table)
     console.print(
         "interest store, GB a rank: "
-        + ", ".join(f"{_gb(plan.accounts.store(span))} after span {span.number}" for span in plan.spans[:-1]),
+        + ", ".join(f"{_gb(plan.accounts.store(plan.spans[number]))} after span {number}" for number in _some(plan)),
         soft_wrap=True,
     )
 
@@ -168,10 +170,17 @@ def _show_times(plan: Plan, console: Console) -> None:
     table = Table(
         "minutes of a span, predicted", *(Column(name, justify="right") for name in [*names, "all"]), "what binds"
     )
-    for number, terms in enumerate(plan.span_seconds):
+    for number in _some(plan):
+        terms = plan.span_seconds[number]
         values = (*terms.values(), sum(terms.values()))
         table.add_row(f"span {number}", *(f"{value / 60:,.1f}" for value in values), max(terms, key=terms.__getitem__))
     console.print(table)
+
+
+def _some(plan: Plan) -> list[int]:
+    """The trained spans that are told: all, or some of them where they are many."""
+    last = len(plan.span_seconds) - 1
+    return sorted({round(last * part / (_ROWS - 1)) for part in range(_ROWS)})
 
 
 def _limit(limit: Limit) -> str:

@@ -1,7 +1,8 @@
 """Seconds of a step and of a span, predicted from counted bytes and operations and from stated rates.
 
 Nothing is measured: each term is a count over a rate times an efficiency, all of them keys, and terms are added, since
-the trainer does one after the other. Users have equally many interactions, items are asked for evenly.
+the trainer does one after the other. Users have equally many interactions, items are asked for evenly. Reading data,
+growing the table, writing checkpoints and exporting are left out.
 """
 
 import math

@@ -9,7 +9,7 @@ from torch.profiler import record_function
 
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.model.detector import DetectorConfig
@@ -79,6 +79,25 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
         assert planned == pytest.approx({name: held[name] for name in planned}, rel=0.1)
     # Items are known in the order of their ids, so that headroom leaves the last rank less to copy than the first.
     assert accounts.snapshot(spans[-1]) == pytest.approx(max(held["copy"] for held, _ in ranks), rel=0.1)
+
+
+def _grown(topology, section, items, dim):
+    """The most bytes that this rank holds beside what it had while its table grows."""
+    with watched() as held:
+        catalogue = Catalogue(section, items[:1], dim, 0, topology)
+        with record_function(MEASURED):
+            assert catalogue.grow(items[1])
+    return held()
+
+
+def test_a_table_grows_in_the_memory_that_is_told():
+    items, dim, section = [20_000, 30_000], 64, CatalogueConfig(optimizer="adagrad")
+    held = run_ranks(RANKS, _grown, section, items, dim)[0]
+    config = PlanConfig(items[1], dim=dim, gpus_per_node=RANKS, gpu="a100-40", spans=1, catalogue=section)
+    config = replace(config, load=LoadConfig(new_items=1 / 3), checkpoint=CheckpointConfig(enabled=False))
+    phases = Accounts(config, spans_of(config), row_wise(RANKS)).phases()
+    (growing,) = (phase.device for phase in phases if phase.name == "growing the table")
+    assert growing["grown table"] + growing["rows that arrive"] == pytest.approx(held, rel=0.1)
 
 
 def test_interests_grow_and_go_in_the_memory_that_is_told():
