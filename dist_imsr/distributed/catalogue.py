@@ -9,34 +9,21 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec import JaggedTensor, KeyedJaggedTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.planner import Topology as PlannerTopology
-from torchrec.distributed.types import ShardingEnv, ShardingType
+from torchrec.distributed.types import ShardingEnv
 
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.table import FEATURE, TABLE, Authored, room
 from dist_imsr.distributed.topology import Topology
 
-_TABLE, _FEATURE, _STREAM = "catalogue", "item", 0xCA7A
+_STREAM = 0xCA7A
 _INIT_ROWS = 4096  # rows drawn at a time, so that the draws stay in the processor's cache
-
-_OPTIMIZERS = {
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    "adagrad": EmbOptimType.EXACT_ADAGRAD,
-    "sgd": EmbOptimType.EXACT_SGD,
-    "adam": EmbOptimType.ADAM,
-}
-# Whole rows in one place: what ranking and growth rely on.
-_SHARDINGS = {
-    "row_wise": [ShardingType.ROW_WISE.value],
-    "planner": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.TABLE_ROW_WISE.value],
-}
 
 
 @dataclass
@@ -165,8 +152,8 @@ class Catalogue:
         lengths = torch.cat([sequence.lengths() for sequence in sequences])
         if not len(lengths):  # TorchRec cannot exchange batches of no sequence at all
             lengths = lengths.new_zeros(1)
-        jagged = KeyedJaggedTensor(keys=[_FEATURE], values=values, lengths=lengths)
-        embeddings = self.table(jagged)[_FEATURE].values()
+        jagged = KeyedJaggedTensor(keys=[FEATURE], values=values, lengths=lengths)
+        embeddings = self.table(jagged)[FEATURE].values()
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -220,33 +207,22 @@ class Catalogue:
 
     def _room(self, capacity: int, items: int) -> int:
         """The rows of a table of some capacity once so many items are known."""
-        if items <= capacity:
-            return capacity
-        # No rank may be left without rows: TorchRec's row-wise blocks are ceil(rows / ranks).
-        return max(math.ceil(items * (1 + self.config.headroom)), self.topology.world_size**2)
+        return room(self.config.headroom, capacity, items, self.topology.world_size)
 
     def _shard(self, capacity: int) -> ShardedEmbeddingCollection:
         topology = self.topology
-        authored = EmbeddingCollection(
-            tables=[
-                EmbeddingConfig(name=_TABLE, embedding_dim=self.dim, num_embeddings=capacity, feature_names=[_FEATURE])
-            ],
-            device=torch.device("meta"),
-        )
-        fused = {"optimizer": _OPTIMIZERS[self.optimizer], "learning_rate": self.learning_rate, "eps": 1e-8}
-        sharder = EmbeddingCollectionSharder(fused_params=fused)
-        planner = EmbeddingShardingPlanner(
-            topology=PlannerTopology(
-                topology.world_size,
-                topology.device.type,
-                local_world_size=topology.local_world_size,
-                hbm_cap=torch.cuda.mem_get_info()[1] if topology.device.type == "cuda" else None,
+        cuda = topology.device.type == "cuda"
+        memory = torch.cuda.mem_get_info()[1] if cuda else None
+        authored = Authored.of(
+            *(self.config.sharding, self.optimizer, self.learning_rate, capacity, self.dim),
+            PlannerTopology(
+                topology.world_size, topology.device.type, local_world_size=topology.local_world_size, hbm_cap=memory
             ),
-            constraints={_TABLE: ParameterConstraints(sharding_types=_SHARDINGS[self.config.sharding])},
         )
         world = dist.group.WORLD
-        plan = planner.collective_plan(authored, [sharder], world)
-        return sharder.shard(authored, plan.plan[""], ShardingEnv.from_process_group(world), topology.device)
+        plan = authored.planner.collective_plan(authored.table, [authored.sharder], world)
+        env = ShardingEnv.from_process_group(world)
+        return authored.sharder.shard(authored.table, plan.plan[""], env, topology.device)
 
     def _draw(self, first: int) -> None:
         """Gives the rows from item ``first`` on the values that (seed, item) key, whoever holds them."""
@@ -267,7 +243,7 @@ class Catalogue:
         new[: len(arrived)] = arrived
 
     def _sharded_weight(self) -> ShardedTensor:
-        return self.table.state_dict()[f"embeddings.{_TABLE}.weight"]
+        return self.table.state_dict()[f"embeddings.{TABLE}.weight"]
 
     def _bounds(self) -> list[range]:
         """The rows of every rank."""

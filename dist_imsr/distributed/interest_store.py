@@ -13,6 +13,7 @@ from dist_imsr.model.interests import Interests
 
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
+DRAWN = 1 << 16  # interests drawn at a time: a draw takes some seven times the memory of what it leaves
 
 
 @dataclass
@@ -268,13 +269,10 @@ class InterestStore:
         fresh = torch.ones(len(self.values), dtype=torch.bool, device=device)
         fresh[kept] = False
         owners = torch.arange(len(more), device=device).repeat_interleave(more)
-        slot = fresh.nonzero().squeeze(1) - self.offsets[owners]
-        dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
-        users = owners + self.first_user
-        self.values[fresh] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
-        self.slots.queries[fresh] = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slot) / math.sqrt(
-            max(query_dim, 1)
-        )
+        place = fresh.nonzero().squeeze(1)
+        slot = place - self.offsets[owners]
+        for at, owner, number in zip(*(column.split(DRAWN) for column in (place, owners, slot)), strict=True):
+            self._draw(at, owner + self.first_user, span, number)
         self.born[fresh] = span
 
     def trim(self, keep: torch.Tensor) -> None:
@@ -306,6 +304,13 @@ class InterestStore:
         """
         queries, moments = snapshot.slots.queries.clone(), snapshot.slots.moments.clone()
         self.slots, self.offsets = snapshot.slots._replace(queries=queries, moments=moments), snapshot.offsets
+
+    def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
+        """First vectors and queries of new interests."""
+        dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
+        self.values[place] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
+        drawn = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slot)
+        self.slots.queries[place] = drawn / math.sqrt(max(query_dim, 1))
 
     def _view(self, column: torch.Tensor, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         """Some users' part of a column, ``[B, K, ...]`` where it is wanted; zero for padding."""

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_imsr.distributed import interest_store
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
@@ -69,6 +70,18 @@ def test_new_interests_depend_on_user_and_slot_alone():
     other = _store(6, 10, 8, seed=2)
     other.expand(torch.arange(6), 4, span=0)
     assert not torch.isin(other.values, whole.values).any()
+
+
+def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch):
+    def drawn():
+        store = _store(9, 5, 6, seed=1, query_dim=3)
+        store.expand(torch.arange(9), 2, span=0)
+        store.expand(torch.tensor([1, 4, 8]), torch.tensor([3, 1, 2]), span=1)
+        return store.slots
+
+    whole = drawn()
+    monkeypatch.setattr(interest_store, "DRAWN", 4)
+    assert all(map(torch.equal, whole, drawn()))
 
 
 def test_build_owns_the_users_of_its_buckets():

@@ -1,0 +1,92 @@
+"""Where TorchRec's own planner puts the table, on a topology that is not there."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner import Topology as PlannerTopology
+from torchrec.distributed.planner.types import PlannerError
+
+from dist_imsr.distributed.table import Authored
+from dist_imsr.planning.config import PlanConfig
+from dist_imsr.planning.memory import Shard, row_wise
+
+
+class Placed(NamedTuple):
+    """TorchRec's answer for the table at its largest.
+
+    Args:
+        sharding: the kind.
+        kernel: where rows live and how they are updated.
+        shards: rows of each shard, and the rank that holds it.
+    """
+
+    sharding: str
+    kernel: str
+    shards: list[tuple[int, int]]
+
+
+def place(config: PlanConfig, capacity: int) -> Placed:
+    """Asks TorchRec's planner as a run would, on a topology that is not there.
+
+    The bandwidths of the topology are TorchRec's own, as they are in a run: with others the answer could be another.
+
+    Args:
+        config: the command's.
+        capacity: rows of the table.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PlannerError: if it finds no place.
+    """
+    device, section = config.device, config.catalogue
+    topology = PlannerTopology(
+        config.ranks,
+        device.device,
+        local_world_size=config.gpus_per_node,
+        hbm_cap=device.memory if device.device == "cuda" else None,
+    )
+    rate = section.learning_rate
+    authored = Authored.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
+    placed = authored.placed()
+    assert placed.sharding_spec is not None
+    shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]
+    return Placed(placed.sharding_type, placed.compute_kernel, shards)
+
+
+def shard_of(config: PlanConfig) -> Shard:
+    """Rows of the fullest rank as TorchRec's planner places them; in row-wise blocks where it refuses.
+
+    Args:
+        config: the command's.
+
+    Returns:
+        Rows of a table -> rows of the fullest rank.
+    """
+
+    @lru_cache
+    def rows(capacity: int) -> int:
+        try:
+            shards = place(config, capacity).shards
+        except PlannerError:
+            return row_wise(config.ranks)(capacity)
+        held = [0] * config.ranks
+        for size, rank in shards:
+            held[rank] += size
+        return max(held)
+
+    return rows
+
+
+def fused(placed: Placed) -> bool:
+    """Whether rows live in device memory, as all of the catalogue's methods need them to.
+
+    Args:
+        placed: by TorchRec's planner.
+
+    Returns:
+        False for kernels that keep rows on the host behind a cache, which what writes to rows would bypass.
+    """
+    return placed.kernel == EmbeddingComputeKernel.FUSED.value

@@ -1,0 +1,44 @@
+"""Plans a run without any device: memory, links and time, what breaks first, and a dry run of one step.
+
+``python launch/plan.py --items 2000000000 --users 500000000 --dim 64 --nodes 64 --gpus_per_node 8``
+"""
+
+import logging
+import sys
+import warnings
+
+from dist_imsr.config import parse
+from dist_imsr.console import output_console
+from dist_imsr.distributed.command import BAD_INPUT
+from dist_imsr.planning.config import PlanConfig
+from dist_imsr.planning.limits import Refused
+from dist_imsr.planning.plan import make_plan
+from dist_imsr.planning.report import show, write_json
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: the arguments.
+
+    Returns:
+        The exit status; 2 for a plan that does not fit, with one line that says what would.
+    """
+    config = parse(PlanConfig, argv, description=__doc__)
+    for library in ("DeepSpeed", "torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(library).setLevel("ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+    try:
+        plan = make_plan(config)
+    except Refused as refused:
+        print(f"plan.py: {refused}", file=sys.stderr)
+        return BAD_INPUT
+    show(plan, output_console())
+    if config.json:
+        write_json(plan, config.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import record_function
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.interest_store import InterestStore
+from dist_imsr.model.detector import DetectorConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.trimmer import TrimmerConfig
+from dist_imsr.planning.config import LoadConfig, PlanConfig
+from dist_imsr.planning.dry_run import MEASURED, watched
+from dist_imsr.planning.load import spans_of
+from dist_imsr.planning.memory import Accounts, gradient_bucket, row_wise, total
+from dist_imsr.planning.placement import shard_of
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.training.checkpoint import CheckpointConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.trainer import Trainer
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+
+USERS, ITEMS, SPANS, RANKS = 600, 4000, 3, 2
+
+
+def _allocated(topology, config):
+    """Trains all spans; returns what this rank's tensors take, and how many interests a user has over the world."""
+    trainer = Trainer(config, Dataset(config.data), topology)
+    lines = trainer.run()
+    catalogue, store = trainer.model.catalogue, trainer.model.store
+    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.state.items()}
+    weight = held.pop("weight")
+    slots = sum(tensor.untyped_storage().nbytes() for tensor in (*store.slots, store.offsets))
+    snapshot = trainer.model.snapshot()
+    copied = [rows.values for rows in snapshot.tensors.values()] + [snapshot.store.slots.queries]
+    copies = sum(tensor.untyped_storage().nbytes() for tensor in copied)
+    held = {"weight": weight, "optimizer": sum(held.values()), "store": slots, "copy": copies}
+    return held, lines[-1]["interests_mean"]
+
+
+@pytest.mark.parametrize(("base", "optimizer"), [("comirec_dr", "rowwise_adagrad"), ("comirec_sa", "adagrad")])
+def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, optimizer):
+    history = drawn_history(users=USERS, items=ITEMS, spans=SPANS + 1, longest=12)
+    folder = write_dataset(tmp_path / "data", history)
+    policy = InterestPolicy(
+        detector=DetectorConfig(c1=0.5, untrained=True, delta_k=2), trimmer=TrimmerConfig(trim=False)
+    )
+    sections = {
+        "model": ModelConfig(base=base, dim=32),
+        "strategy": StrategyConfig(imsr=policy),
+        "catalogue": CatalogueConfig(optimizer=optimizer),
+        "training": TrainingConfig(epochs=1, incremental_epochs=1, export="none"),
+    }
+    run = TrainConfig(DataConfig(folder), tmp_path, checkpoint=CheckpointConfig(enabled=False), **sections)
+    ranks = run_ranks(RANKS, _allocated, run)
+    interests = ranks[0][1]
+    assert interests > 4.2  # else the growth is not seen
+
+    # What whoever planned it would know: items, users, how many are active, and where interests end.
+    dataset = Dataset(DataConfig(folder))
+    active = sum(any(user[span]) for user in history.values() for span in range(1, SPANS)) / USERS / (SPANS - 1)
+    gained = (interests - 4) / active / (SPANS - 1)
+    load = LoadConfig(active=active, new_items=1 / (SPANS + 1), new_interests=gained)
+    where = {"nodes": 1, "gpus_per_node": RANKS, "gpu": "cpu"}
+    plan = PlanConfig(dataset.items_by_span[-1], USERS, spans=SPANS, load=load, **where, **sections)
+    spans = spans_of(plan)
+    accounts = Accounts(plan, spans, shard_of(plan))
+    weight, state = accounts.table(spans[-1])
+    planned = {"weight": weight, "optimizer": state, "store": accounts.store(spans[-2])}
+    for held, _ in ranks:
+        assert planned == pytest.approx({name: held[name] for name in planned}, rel=0.1)
+    # Items are known in the order of their ids, so that headroom leaves the last rank less to copy than the first.
+    assert accounts.snapshot(spans[-1]) == pytest.approx(max(held["copy"] for held, _ in ranks), rel=0.1)
+
+
+def _grown(topology, section, items, dim):
+    """The most bytes that this rank holds beside what it had while its table grows."""
+    with watched() as held:
+        catalogue = Catalogue(section, items[:1], dim, 0, topology)
+        with record_function(MEASURED):
+            assert catalogue.grow(items[1])
+    return held()
+
+
+def test_a_table_grows_in_the_memory_that_is_told():
+    items, dim, section = [20_000, 30_000], 64, CatalogueConfig(optimizer="adagrad")
+    held = run_ranks(RANKS, _grown, section, items, dim)[0]
+    config = PlanConfig(items[1], dim=dim, gpus_per_node=RANKS, gpu="a100-40", spans=1, catalogue=section)
+    config = replace(config, load=LoadConfig(new_items=1 / 3), checkpoint=CheckpointConfig(enabled=False))
+    phases = Accounts(config, spans_of(config), row_wise(RANKS)).phases()
+    (growing,) = (phase.device for phase in phases if phase.name == "growing the table")
+    assert growing["grown table"] + growing["rows that arrive"] == pytest.approx(held, rel=0.1)
+
+
+def test_interests_grow_and_go_in_the_memory_that_is_told():
+    users, first = 3000, 4
+    config = PlanConfig(
+        users=users,
+        dim=32,
+        gpu="a100-40",
+        model=ModelConfig(interests=first),
+        spans=2,
+        load=LoadConfig(new_interests=0.0),
+    )
+    phases = {
+        (phase.span, phase.name): phase.device for phase in Accounts(config, spans_of(config), row_wise(1)).phases()
+    }
+    store = InterestStore(config.store, users, 0, 32, 0, 0, torch.device("cpu"))
+    for change, phase in (
+        (lambda: store.expand(torch.arange(users), first, 0), phases[0, "new interests"]),
+        (lambda: store.trim(torch.ones(users * first, dtype=torch.bool)), phases[1, "trimming"]),
+    ):
+        with watched() as held, record_function(MEASURED):
+            change()
+        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "trimmed store"))
+        assert 0.9 * held() <= told <= 1.4 * held()
+
+
+SMALL = PlanConfig(items=100_000, users=50_000, gpus_per_node=4, gpu="a100-40", dry_run=False)
+
+
+def _peak(config):
+    accounts = Accounts(config, spans_of(config), row_wise(config.ranks))
+    phases = accounts.phases()
+    return max(total(phase.device) for phase in phases), max(total(phase.host) for phase in phases)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    key=st.sampled_from(["items", "users", "interests", "size", "negatives", "ranks"]),
+    low=st.integers(1, 10**9),
+    more=st.integers(0, 10**9),
+)
+def test_more_never_takes_less_and_more_ranks_never_more_each(key, low, more):
+    high = low + more
+    if key in ("items", "users"):
+        one, other = (replace(SMALL, **{key: value}) for value in (low, high))
+    elif key == "interests":
+        one, other = (replace(SMALL, model=ModelConfig(interests=value % 10**4 + 1)) for value in (low, high))
+        one, other = sorted((one, other), key=lambda config: config.model.interests)
+    elif key == "ranks":
+        other, one = (replace(SMALL, nodes=value % 1000 + 1) for value in (low, high))
+        if other.ranks > one.ranks:
+            one, other = other, one
+        # Each rank has a row for every rank at least, and a user's part of the batch.
+        one, other = (replace(config, items=10**8, batch=BatchConfig(size=10**6)) for config in (one, other))
+    else:
+        one, other = (replace(SMALL, batch=BatchConfig(**{key: value})) for value in (low, high))
+    for less, most in zip(_peak(one), _peak(other), strict=True):
+        assert less <= most
+
+
+def test_strategies_and_sections_count():
+    plain, host = _peak(SMALL)
+    assert _peak(replace(SMALL, strategy=StrategyConfig(name="sml")))[0] > plain
+    assert _peak(replace(SMALL, training=TrainingConfig(patience=0)))[0] < plain
+    assert _peak(replace(SMALL, checkpoint=CheckpointConfig(enabled=False)))[1] < host
+    assert _peak(replace(SMALL, model=ModelConfig(base="comirec_sa")))[0] > plain
+    stored = replace(SMALL.store, memory="host")
+    there, here = _peak(replace(SMALL, store=stored))
+    assert there < plain
+    assert here > host
+
+
+def test_zero_allocates_its_bucket_whatever_there_is_to_reduce():
+    shipped = Path(__file__).parents[2] / "configs" / "deepspeed"
+    bucket = [gradient_bucket(replace(SMALL, engine=EngineConfig(shipped / f"zero{stage}.json"))) for stage in range(3)]
+    assert bucket == [0, 2_000_000_000, 2_000_000_000]
+
+
+def test_no_rank_is_taken_to_hold_more_than_torchrec_gives_it():
+    for sharding in ("row_wise", "planner"):
+        config = replace(SMALL, catalogue=CatalogueConfig(sharding=sharding))
+        assert shard_of(config)(100_001) == row_wise(4)(100_001) == 25_001
