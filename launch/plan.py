@@ -3,13 +3,12 @@
 ``python launch/plan.py --items 2000000000 --users 500000000 --dim 64 --nodes 64 --gpus_per_node 8``
 """
 
-import logging
 import sys
-import warnings
 
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import BAD_INPUT
+from dist_imsr.distributed.topology import quiet
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.limits import Refused
 from dist_imsr.planning.plan import make_plan
@@ -26,9 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status; 2 for a plan that does not fit, with one line that says what would.
     """
     config = parse(PlanConfig, argv, description=__doc__)
-    for library in ("DeepSpeed", "torchrec", "torch.fx._symbolic_trace"):
-        logging.getLogger(library).setLevel("ERROR")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+    quiet()
     try:
         plan = make_plan(config)
     except Refused as refused:

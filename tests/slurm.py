@@ -35,7 +35,7 @@ SlurmdLogFile={folder}/slurmd.%n.log
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1
 ReturnToService=2
 KillWait=20
-SlurmdTimeout=30
+SlurmdTimeout=300
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName={nodes[0]} NodeHostname=localhost NodeAddr={nodes[0]} Port={ports[1]} CPUs=2
@@ -117,7 +117,7 @@ class Cluster:
         """Waits for something."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it never came there: {say()}"
+            assert time.monotonic() < deadline, f"it never came there: {self._state()}\n{say()}"
             ended = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
             assert not ended, f"{ended}: {[path.read_text()[-2000:] for path in self.folder.glob('slurm*.log')]}"
             time.sleep(0.1)
@@ -128,6 +128,9 @@ class Cluster:
                 command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
             )
         )
+
+    def _state(self) -> str:
+        return "\n".join(self.call(*command, check=False) for command in (["sinfo", "-lN"], ["squeue", "-l"]))
 
     def _idle(self) -> int:
         states = self.call("sinfo", "--noheader", "--Node", "--format=%T", check=False)

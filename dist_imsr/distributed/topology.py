@@ -135,7 +135,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     Returns:
         This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
     """
-    _quiet()
+    quiet()
     topology = locate()
     cuda = topology.device.type == "cuda"
     os.environ.update(place().environment)  # no launcher sets all that the libraries read
@@ -148,15 +148,24 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
         timeout=timedelta(seconds=timeout_seconds),
         device_id=topology.device if cuda else None,
     )
-    # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    # DeepSpeed would clone the world, and wait half an hour for a rank whatever was asked for.
-    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+    join_deepspeed("nccl" if cuda else "gloo")
     return topology
 
 
-def _quiet() -> None:
+def join_deepspeed(backend: str) -> None:
+    """Lets DeepSpeed speak through the process group that there is.
+
+    Args:
+        backend: by DeepSpeed's name.
+    """
+    # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    # DeepSpeed would clone the world, and wait half an hour for a rank whatever was asked for.
+    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+
+
+def quiet() -> None:
     """Brings the libraries' warnings into this project's log, but for what they tell their own developers each time."""
     deepspeed.utils.logger.setLevel("WARNING")
     deepspeed.utils.logger.handlers.clear()  # it has its own

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -19,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, join_deepspeed
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Step
 from dist_imsr.planning.memory import gradient_bucket
@@ -189,9 +188,7 @@ def _world(ranks: int, local: int) -> Iterator[tuple[Topology, list[int]]]:
     ):
         dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
         try:
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-            deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+            join_deepspeed("gloo")
             yield Topology(0, ranks, local, _CPU), sent
         finally:
             dist.destroy_process_group()
