@@ -16,13 +16,15 @@ TOO_LARGE = {
     "store": ["--items=1000000", "--users=300000000", "--nodes=1", "--gpus_per_node=8", "--dry_run=false"],
     "host": ["--users=60000000", "--gpu=cpu", "--gpus_per_node=4", "--dry_run=false"],
     "batch": ["--batch.size=400000", "--gpu=rtx2080ti", "--dry_run=false"],
-    "bucket": ["--gpu=a100-40", "--hardware.memory=7000000000", "--engine.deepspeed=configs/deepspeed/zero1.json"],
+    "bucket": ["--gpu=a100-40", "--hardware.memory=7000000000", "--engine.deepspeed={folder}/zero.json"],
 }
+ZERO = '{"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}}'  # with DeepSpeed's own bucket
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_a_refusal_names_the_resource_and_what_then_fits(name):
-    argv = [*TOO_LARGE[name], "--dry_run=false"]
+def test_a_refusal_names_the_resource_and_what_then_fits(name, tmp_path):
+    (tmp_path / "zero.json").write_text(ZERO)
+    argv = [*(argument.format(folder=tmp_path) for argument in TOO_LARGE[name]), "--dry_run=false"]
     config = resolve(PlanConfig, argv)
     found = shortfalls(config)
     assert found

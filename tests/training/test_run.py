@@ -58,7 +58,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
     for word in (
         *("2 rank(s), 2 a machine, on cpu", "item rows of 8 in 2 shards", "8 buckets of users", "16 users a step"),
-        *(f"{folder}: 4 spans, 60 users", "fine_tuning with comirec_dr, seed 0", "no checkpoint"),
+        *(f"{folder}: 4 spans, 60 users", "imsr with comirec_dr, seed 0", "no checkpoint"),
     ):
         assert word in start
     logs = [(run / "logs" / f"rank=000{rank}.log").read_text() for rank in (0, 1)]
