@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from dist_imsr.launcher import Place
+
 NODES = ("127.0.0.1", "127.0.0.2")  # names that need no name server
 DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 """Where they are, besides PATH."""
@@ -53,7 +55,10 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._daemons = folder, []
-        self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        # A run in this process leaves its place behind, which jobs would inherit.
+        alien = (*Place().environment, "SLURM", "SBATCH")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(alien)}
+        self._environment = inherited | {"SLURM_CONF": str(folder / "slurm.conf")}
         self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *DAEMONS))
 
     def __enter__(self):
