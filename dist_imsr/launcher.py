@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 
 _PORT = 29500  # torch's own default
 _SLURM_PORTS = range(15000, 29000)  # below those that Linux gives to connections
+_STEP = {
+    *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
+    *("SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size))),
             port=_PORT,
         )
-    elif "SLURM_STEP_NUM_TASKS" in environment:
+    elif environment.keys() >= _STEP:
         told = Place(
             rank=int(environment["SLURM_PROCID"]),
             world_size=int(environment["SLURM_STEP_NUM_TASKS"]),

@@ -7,7 +7,7 @@ import sys
 
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
-from dist_imsr.distributed.command import BAD_INPUT
+from dist_imsr.distributed.command import BAD_INPUT, FAILED
 from dist_imsr.distributed.topology import quiet
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.limits import Refused
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments.
 
     Returns:
-        The exit status; 2 for a plan that does not fit, with one line that says what would.
+        The exit status; 2 for a plan that does not fit, with one line that says what would; 1 where it is not written.
     """
     config = parse(PlanConfig, argv, description=__doc__)
     quiet()
@@ -33,7 +33,11 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     show(plan, output_console())
     if config.json:
-        write_json(plan, config.json)
+        try:
+            write_json(plan, config.json)
+        except OSError as error:
+            print(f"plan.py: json: {config.json} cannot be written: {error.strerror}", file=sys.stderr)
+            return FAILED
     return 0
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import deepspeed
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from dist_imsr.launcher import place
+from dist_imsr.launcher import Place, place
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,22 @@ def locate() -> Topology:
         This rank's place, before anything is connected.
 
     Raises:
-        ValueError: if its machine has CUDA devices, but none for it.
+        ValueError: if its machine has CUDA devices, but not for all its ranks.
     """
-    told = place()
-    return Topology(told.rank, told.world_size, told.local_world_size, _device(told.local_rank))
+    told = _seen()
+    device = torch.device("cuda", told.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Topology(told.rank, told.world_size, told.local_world_size, device)
 
 
-def _device(local_rank: int) -> torch.device:
-    devices = torch.cuda.device_count()
-    if not devices:
-        return torch.device("cpu")
-    if devices > 1 and local_rank >= devices:
-        raise ValueError(f"rank {local_rank} of this machine has no GPU: it sees {devices}; start a rank for each")
-    return torch.device("cuda", 0 if devices == 1 else local_rank)  # Slurm may show each rank its own GPU alone
+def _seen() -> Place:
+    """The place, as far as this rank's devices show it."""
+    told, devices = place(), torch.cuda.device_count()
+    if devices == 1 and told.local_world_size > 1:
+        # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
+        return replace(told, local_rank=0, local_world_size=1)
+    if 1 < devices < told.local_world_size:
+        raise ValueError(f"{told.local_world_size} ranks of a machine cannot share {devices} GPUs: start one for each")
+    return told
 
 
 def connect(timeout_seconds: float = 1800.0) -> Topology:
@@ -138,7 +141,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     quiet()
     topology = locate()
     cuda = topology.device.type == "cuda"
-    os.environ.update(place().environment)  # no launcher sets all that the libraries read
+    os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
     if cuda:
         torch.cuda.set_device(topology.device)
     dist.init_process_group(

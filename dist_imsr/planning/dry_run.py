@@ -137,12 +137,14 @@ def _batch(step: Step, items: int, ranks: int) -> Batch:
         lengths[1:] -= taken
         return jagged(draw.integers(items, size=lengths.sum()), lengths)
 
+    negatives = draw.integers(items, size=step.negatives)
+    negatives[0] = 0  # rank 0 is asked for a row of its own, however many ranks there are
     return Batch(
         span=1,
         users=torch.arange(step.users),
         history=sequences(step.history, step.longest_history),
         targets=sequences(step.targets, step.longest_targets),
-        negatives=jagged(draw.integers(items, size=step.negatives), np.array([step.negatives])),
+        negatives=jagged(negatives, np.array([step.negatives])),
         world_targets=step.targets * ranks,
     )
 

@@ -34,7 +34,7 @@ class Shortfall(NamedTuple):
 
     def __str__(self) -> str:
         needed, had = (
-            f"{value / 1e9:,.1f} GB" if self.unit == "bytes" else f"{value:,.0f} {self.unit}"
+            f"{value / 1e9:,.1f} GB" if self.unit == "bytes" else f"{value:,.0f}{self.unit and f' {self.unit}'}"
             for value in (self.needed, self.had)
         )
         return f"{self.resource}: {needed} needed, {had} there{', ' * bool(self.when)}{self.when}"

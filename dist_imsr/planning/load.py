@@ -20,6 +20,7 @@ class Span(NamedTuple):
         capacity: rows of the item table.
         users: with interactions in it.
         interactions: of each of them.
+        before: interactions of earlier spans that a user's histories go back to, where all are learnt again.
         interests: in the store when it ends.
         most_interests: that one user may have by then.
     """
@@ -29,6 +30,7 @@ class Span(NamedTuple):
     capacity: int
     users: int
     interactions: float
+    before: float
     interests: float
     most_interests: int
 
@@ -82,12 +84,10 @@ def spans_of(config: PlanConfig) -> list[Span]:
         mean = min(first + load.new_interests * load.active * grown, max(first, detector.k_max))
         most = min(first + detector.delta_k * grown, max(first, detector.k_max))
         share, each = (load.active, load.interactions) if number else (1.0, load.pretraining)
-        if strategy.retrains:  # on all interactions so far
-            share, each = 1.0, load.pretraining + number * load.active * load.interactions
-        users = math.ceil(config.users * share)
-        spans.append(
-            Span(number, items[number], capacity, users, each, config.users * mean, max(most, math.ceil(mean)))
-        )
+        joined = strategy.retrains and number > 0
+        before = load.pretraining + (number - 1) * load.active * load.interactions if joined else 0.0
+        told = math.ceil(config.users * share), each, before, config.users * mean, max(most, math.ceil(mean))
+        spans.append(Span(number, items[number], capacity, *told))
     return spans
 
 
@@ -107,18 +107,24 @@ def step_of(config: PlanConfig, span: Span) -> Step:
     long = round(span.interactions)
     trained = max(2, long - (HELD_OUT if long >= SHORTEST_SPLIT else 0))
     longest, most = config.batch.max_history, config.batch.max_targets
-    cuts = range(1, trained)
-    history = sum(min(cut, longest) for cut in cuts) / len(cuts)
-    targets = sum(min(trained - cut, most) for cut in cuts) / len(cuts)
+    cuts, before = trained - 1, round(span.before)
+    history = (_capped(before + cuts, longest) - _capped(before, longest)) / cuts
+    targets = _capped(cuts, most) / cuts
     return Step(
         users,
         math.ceil(users * history),
         math.ceil(users * targets),
-        min(longest, trained - 1),
-        min(most, trained - 1),
+        min(longest, before + cuts),
+        min(most, cuts),
         config.batch.negatives,
         span.most_interests,
     )
+
+
+def _capped(last: int, cap: int) -> int:
+    """The sum of min(n, cap) over n = 1 .. last."""
+    rising = min(last, cap)
+    return rising * (rising + 1) // 2 + cap * (last - rising)
 
 
 def widest_step(config: PlanConfig, spans: list[Span]) -> Step:

@@ -131,6 +131,8 @@ class Accounts:
         self.activations = math.ceil(max(activation_bytes(config, one) for one in both) * measured)
         policy = build_strategy(config.strategy).interests
         self._trims = policy.detector.enabled and policy.trimmer.trim
+        self._detects_each_epoch = policy.detector.enabled and policy.detector.each_epoch
+        self._looks_back = build_strategy(config.strategy).retrains or config.strategy.name == "ader"
         self.stage = read_settings(config.engine.deepspeed).get("zero_optimization", {}).get("stage", 0)
 
     def phases(self) -> list[Phase]:
@@ -215,11 +217,20 @@ class Accounts:
         copies = TABLES.get(self.config.strategy.name, 0) if tables.number else 0
         if copies:
             device["strategy's tables"] = copies * weights
-        host = {"process": self.config.process, "span's index": self._users * _INDEXED}
+        opened = tables.number + 1 if self._looks_back else 1
+        host = {"process": self.config.process, "spans' index": opened * self._users * _INDEXED}
         (device if self.config.store.memory == "device" else host)["interest store"] = self.store(interests)
         if self.config.checkpoint.enabled:
-            host["checkpoint's copy"] = weights + state + self.dense() + self.store(interests)
+            host["checkpoint's copy"] = self._checkpoint(tables, interests) + copies * weights
         return device, host
+
+    def _checkpoint(self, tables: Span, interests: Span) -> int:
+        """What is copied to be written: all that is trained, and the best epoch's where it is another."""
+        store = self.store(interests) + self._slots(interests) * _LONG  # each interest with its user
+        both = self.config.training.patience > 0
+        twice = both and (self.queries > 0 or self._detects_each_epoch)
+        best = self.snapshot(tables) if both and self.config.gpu != "cpu" else 0  # on a CPU it is shared
+        return sum(self.table(tables)) + self.dense() + (1 + twice) * store + best
 
     def _growing(self, before: Span, span: Span) -> Phase:
         """The new table stands beside the old one; rows arrive from their old ranks a tensor at a time."""

@@ -75,14 +75,15 @@ class Clock:
         """
         config, strategy = self.config, build_strategy(self.config.strategy)
         epochs = epochs_of(config, span.number)
-        steps = math.ceil(span.users / config.batch.size)
+        learnt = self.accounts.spans[: span.number + 1] if strategy.retrains else [span]
+        steps = sum(math.ceil(one.users / config.batch.size) * sum(self.step(one).values()) for one in learnt)
         validated = min(config.training.validation_users, span.users)
         looks = strategy.updates(span.number) + (strategy.interests.detector.enabled and span.number > 0)
         tested = self.ranking(following, following.users) if following else 0.0
         return {
-            "training": epochs * steps * sum(self.step(span).values()),
+            "training": epochs * steps,
             "validation": epochs * (self.ranking(span, validated) + self._pass(span, validated)),
-            "detecting and writing back": looks * self._pass(span, span.users),
+            "detecting and writing back": looks * self._pass(span, config.users if strategy.retrains else span.users),
             "testing": tested,
         }
 

@@ -19,18 +19,28 @@ torchrun)
 srun) start=(python) ;;
 esac
 
-# Launchers would die of a signal before their ranks have saved anything, or pass none on: they get to see none, and the
-# ranks, which set handlers of their own, are told from here. What a launcher makes of their status 75 is put right; 130
-# is that of ranks that keep no checkpoints.
+# Launchers would die of a signal before their ranks have saved anything, or pass none on: they ignore what they can, and
+# the ranks, which set handlers of their own, are told from here, again and again: a rank that is still starting hears
+# nothing. SIGTERM is another matter, of which launchers make their own end, and of their ranks half a minute later. What a
+# launcher makes of the ranks' status 75 is put right; 130 is that of ranks that keep no checkpoints.
 told=
 family() {
   echo "$1"
   for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do family "$child"; done
 }
-trap 'told=1; kill -s USR1 $(family "$ranks") 2>/dev/null || true' USR1 TERM
+trap 'told=1' USR1 TERM
 (trap '' USR1 TERM && exec "${start[@]}" "$@") &
 ranks=$! status=0
-while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" || true; done # a signal ends the wait, not the ranks
+for ((beat = 0; ; beat++)); do
+  kill -0 "$ranks" 2>/dev/null || break
+  if [[ -z $told ]]; then
+    wait "$ranks" || true # until a signal ends the wait
+    beat=-1
+  else
+    ((beat % 5)) || kill -s USR1 $(family "$ranks") 2>/dev/null || true
+    sleep 1
+  fi
+done
 wait "$ranks" || status=$?
 if [[ -n $told ]] && ((status != 0 && status != 130)); then status=75; fi
 exit "$status"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, locate
 from tests.ranks import run_ranks
 
 
@@ -24,3 +24,34 @@ def _collect(topology):
 
 def test_collectives():
     assert run_ranks(3, _collect) == [([3, 3], [[[0]], [[1]], [[2]]])] * 3
+
+
+_FOUR = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """The last of four ranks on a machine with so many GPUs."""
+
+    def with_devices(count):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        return locate()
+
+    for name, value in _FOUR.items():
+        monkeypatch.setenv(name, value)
+    return with_devices
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "local_world_size"), [(0, "cpu", 4), (4, "cuda:3", 4), (8, "cuda:3", 4), (1, "cuda:0", 1)]
+)
+def test_the_device_of_a_rank(machine, devices, device, local_world_size):
+    assert machine(devices) == Topology(7, 8, local_world_size, torch.device(device))
+
+
+def test_fewer_gpus_than_ranks_are_refused_by_all(machine, monkeypatch):
+    for rank in range(4):  # also by those that would have one
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(ValueError, match="4 ranks of a machine cannot share 2 GPUs"):
+            machine(2)

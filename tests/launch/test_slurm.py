@@ -164,7 +164,7 @@ def test_the_end_of_its_time_puts_a_job_back_and_cancelling_does_not(cluster, jo
     ("arguments", "environment", "word"),
     [
         ([], {"LAUNCHER": "mpirun"}, "LAUNCHER: 'mpirun' is none of deepspeed, torchrun, srun"),
-        ([], {"DIST_IMSR_ENVIRONMENT": "nowhere"}, "nowhere cannot be read: run make setup"),
+        ([], {"DIST_IMSR_ENVIRONMENT": "nowhere"}, "nowhere cannot be read in"),
         (["--data.path=nowhere"], {}, "train: data.path: nowhere holds no dataset.json"),
     ],
 )

@@ -26,6 +26,7 @@ WORLDS = {
     "--model.base mind --gpus_per_node 8 --batch.size 4096": [8, 128, 5],
     "--model.base comirec_sa --nodes 64 --gpus_per_node 8 --batch.size 16384": [512, 32, 5],
     "--nodes 2 --batch.size 64 --engine.deepspeed configs/deepspeed/zero2.json": [2, 32, 5],
+    "--nodes 64 --gpus_per_node 8 --batch.size 8192 --batch.negatives 10": [512, 16, 5],
     "--model.base limarec --strategy.name life_long --batch.size 32": [1, 32, 0],
 }
 
