@@ -28,16 +28,14 @@ family() {
   echo "$1"
   for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do family "$child"; done
 }
-trap 'told=1' USR1 TERM
+trap 'told=1 SECONDS=0' USR1 TERM
 (trap '' USR1 TERM && exec "${start[@]}" "$@") &
 ranks=$! status=0
-for ((beat = 0; ; beat++)); do
-  kill -0 "$ranks" 2>/dev/null || break
+while kill -0 "$ranks" 2>/dev/null; do
   if [[ -z $told ]]; then
     wait "$ranks" || true # until a signal ends the wait
-    beat=-1
   else
-    ((beat % 5)) || kill -s USR1 $(family "$ranks") 2>/dev/null || true
+    ((SECONDS % 5)) || kill -s USR1 $(family "$ranks") 2>/dev/null || true
     sleep 1
   fi
 done

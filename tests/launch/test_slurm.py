@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,19 @@ def test_two_nodes_measure_what_two_local_ranks_do(jobs, data, local, tmp_path):
     assert "2 rank(s), 1 a machine" in jobs.text("whole")
     assert _lines(tmp_path / "run") == _lines(local)
     assert sorted(path.name for path in (tmp_path / "run" / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
+
+
+def test_a_signal_while_ranks_start_and_a_task_of_an_array(cluster, jobs, data, tmp_path):
+    """The last task of an array has the number of the whole of it; its ranks hear no signal before Python is up."""
+    name, run_dir = "early", tmp_path / "run"
+    arguments = *_TRAIN, f"--data.path={data}", "--training.incremental_epochs=100000"
+    job = jobs.submit("train.sbatch", *arguments, options=["--array=0-0"], name=name, LAUNCHER="srun", RUN_DIR=run_dir)
+    task = f"{job}_0"
+    cluster.until(lambda: cluster.told(task)["JobState"] == "RUNNING")
+    time.sleep(1)
+    cluster.call("scancel", "--signal=USR1", "--batch", task)
+    cluster.until(lambda: cluster.told(task)["Restarts"] == "1", say=lambda: jobs.text(name))
+    cluster.call("scancel", job)
 
 
 def _trained(jobs, cluster, name, run_dir):

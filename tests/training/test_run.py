@@ -13,6 +13,7 @@ from dist_imsr.data.dataset import DataConfig
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.run import train
 from tests.prepared import drawn_history, write_dataset
+from tests.runs import timeless
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -26,22 +27,30 @@ def folder(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=60, items=80, spans=4))
 
 
-def _launch(*arguments, ranks=None):
+_LAUNCHERS = {
+    "deepspeed": ["deepspeed", "--num_accelerators", "2"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29512"],
+}
+
+
+def _launch(*arguments, launcher=None):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    program = [sys.executable] if ranks is None else ["deepspeed", "--num_accelerators", str(ranks)]
+    program = _LAUNCHERS[launcher] if launcher else [sys.executable]
     return subprocess.Popen(
         [*program, str(ROOT / "launch" / "train.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PATH": path, "MASTER_PORT": "29511"},
+        env=os.environ | {"PATH": path, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
     )
 
 
 def test_two_ranks_from_the_command_line(folder, tmp_path):
     run = tmp_path / "run"
-    out, errors = _launch("--data.path", folder, "--run_dir", run, *SMALL, ranks=2).communicate(timeout=120)
+    out, errors = _launch("--data.path", folder, "--run_dir", run, *SMALL, launcher="deepspeed").communicate(
+        timeout=120
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["span"], line["test_span"]) for line in lines] == [(1, 2), (2, 3)], errors
     assert set(lines[0]) == {
@@ -66,6 +75,10 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert re.search(r"rank 1 span - step - DEBUG .*users [1-9]\d*:60, item rows [1-9]", logs[1])
     for rank, log in enumerate(logs):  # where the last epoch of span 1 ended
         assert re.search(rf"rank {rank} span 1 step [1-9]\d* INFO .*: span 1, epoch 1: loss", log)
+    other = _launch("--data.path", folder, "--run_dir", tmp_path / "other", *SMALL, launcher="torchrun")
+    assert "2 rank(s), 2 a machine" in other.communicate(timeout=120)[1]
+    again = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    assert timeless(again) == timeless(lines)
     again = _launch("--config", run / "config.yaml", "--print_config")
     assert f"path: {folder}" in again.communicate(timeout=60)[0]
 
