@@ -238,7 +238,7 @@ class Accounts:
         weights, state = self.table(span)
         device |= {"grown table": weights + state, "rows that arrive": weights}
         if self.config.training.patience and self.config.checkpoint.enabled:
-            device["copies for early stopping"] = self.snapshot(before)  # which a checkpoint may still be read from
+            device["copy for early stopping"] = self.snapshot(before)  # which a checkpoint may still be read from
         return Phase(span.number, "growing the table", device, host)
 
     def _admitting(self, before: Span, span: Span) -> Phase:
@@ -252,13 +252,13 @@ class Accounts:
         return Phase(span.number, "new interests", device, host)
 
     def _training(self, span: Span) -> Phase:
-        """The best epoch's copy gives way to a better one only once that is made: two at a time."""
+        """The best epoch's copy goes before a better one is made."""
         device, host = self._held(span, span)
         device["activations"] = self.activations
         if gradient_bucket(self.config):
             device["ZeRO's gradient bucket"] = gradient_bucket(self.config)
-        if copies := min(2, epochs_of(self.config, span.number)) * (self.config.training.patience > 0):
-            device["copies for early stopping"] = copies * self.snapshot(span)
+        if self.config.training.patience and epochs_of(self.config, span.number):
+            device["copy for early stopping"] = self.snapshot(span)
         device["ranking's tiles"] = self.config.ranking.memory << 20
         return Phase(span.number, "training", device, host)
 
@@ -268,5 +268,5 @@ class Accounts:
         own = device if self.config.store.memory == "device" else host
         own["trimmed store"] = self._slots(span) * (self._slot + _MOVED)
         if self.config.training.patience:
-            device["copies for early stopping"] = self.snapshot(span)
+            device["copy for early stopping"] = self.snapshot(span)
         return Phase(span.number, "trimming", device, host)

@@ -158,8 +158,9 @@ class Trainer:
             # NaN without validation targets. Equal ranks are no progress, whatever order their gains were summed in.
             better = not quality <= now.best.quality + _ROUNDING or patience == 0
             if better:
-                snapshot = self.model.snapshot() if patience else None
-                now.best = Best(now.epoch, quality, losses, now.growth, len(now.detections), snapshot)
+                self._forget_best()
+                ended = now.epoch, quality, losses, now.growth, len(now.detections)
+                now.best = Best(*ended, self.model.snapshot() if patience else None)
                 self.good = f"span {span} after epoch {now.epoch}"
             self.model.engine.log({f"validation/{training.metric}": quality}, now.steps)
             logger.info(
@@ -196,6 +197,12 @@ class Trainer:
         if users is not None:
             users.mkdir(parents=True, exist_ok=True)
         return self.evaluator.test(span, self._follow, users and users / f"span={span}.parquet")
+
+    def _forget_best(self) -> None:
+        """Frees the best epoch's copy before a better one is made: each is as large as what is trained."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()  # which may still write from it
+        self.progress.best = replace(self.progress.best, snapshot=None)
 
     def _detect(self, data: SpanData | JoinedSpans, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""

@@ -3,8 +3,10 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.resume import Candidates
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
@@ -281,3 +284,25 @@ def test_without_checkpoints_nothing_is_kept_or_removed(folder, tmp_path):
             shutil.rmtree(path)
         assert ranks.call(run, replace(config, run_dir=tmp_path / "kept")) == wanted
         assert newest_first(tmp_path / "kept" / "checkpoints") == kept[5:]
+
+
+def _copies(topology, config):
+    """How many copies of the weights were held whenever early stopping made one."""
+    real, made, held = Recommender.snapshot, [], []
+
+    def counted(self):
+        held.append(sum(copy() is not None for copy in made))
+        taken = real(self)
+        made.append(weakref.ref(taken.tensors["catalogue.weight"].values))
+        return taken
+
+    with patch.object(Recommender, "snapshot", counted):
+        run(topology, config)
+    return held
+
+
+def test_early_stopping_holds_one_copy_at_a_time(folder, tmp_path):
+    config = _config(folder, tmp_path / "run", training=TrainingConfig(epochs=4, incremental_epochs=4, patience=4))
+    for held in run_ranks(2, _copies, config):
+        assert len(held) > 4
+        assert max(held) == 0
