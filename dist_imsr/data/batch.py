@@ -13,7 +13,7 @@ from dist_imsr.data.jagged import appended, jagged, last
 from dist_imsr.data.schedule import Schedule, generator, ranges
 from dist_imsr.data.steps import Movable, Steps, one_by_one
 
-_SHUFFLE, _CUT, _NEGATIVES, _VALIDATION = 1, 2, 3, 7  # streams of random numbers
+_SHUFFLE, _CUT, _NEGATIVES, _VALIDATION, _TESTED = 1, 2, 3, 7, 12  # streams of random numbers
 
 
 @dataclass
@@ -222,11 +222,7 @@ class SpanData:
         Returns:
             Batches of one target for each user; collective when called.
         """
-        chosen = self._trained < self._lengths
-        rows, schedule = self._select(chosen, self.config.eval_size)
-        if schedule.users > most:
-            drawn = schedule.drawn(np.random.Generator.random, _VALIDATION, self.seed, self.span)
-            chosen[rows] = drawn * schedule.users < most
+        chosen = self._sample(self._trained < self._lengths, most, _VALIDATION, self.seed)
         return self._sweep(chosen, self._trained, targets=1)
 
     def learnt(self, at: np.ndarray) -> JaggedTensor:
@@ -279,16 +275,18 @@ class SpanData:
             each.append(sweep)
         return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
 
-    def testing(self, known: Callable[[np.ndarray], np.ndarray]) -> Steps[TestBatch]:
+    def testing(self, known: Callable[[np.ndarray], np.ndarray], most: int | None = None) -> Steps[TestBatch]:
         """Users with a test target who were met before.
 
         Args:
             known: says of dense user ids ``[n]`` whether they were; nobody can rank for the others.
+            most: about so many of them, where there are more, the same ones for every seed of a run; all without it.
 
         Returns:
             Batches of test targets; collective when called.
         """
-        rows, schedule = self._select((self._trained < self._lengths) & known(self.users), self.config.eval_size)
+        chosen = (self._trained < self._lengths) & known(self.users)
+        rows, schedule = self._select(self._sample(chosen, most, _TESTED), self.config.eval_size)
 
         def read(step: int) -> TestBatch:
             at = rows[schedule.places(step)]
@@ -337,6 +335,15 @@ class SpanData:
         sizes = np.bincount(self._bucket[chosen], minlength=len(self._buckets))
         in_world = int(self._world_sum(torch.tensor([sizes.sum()])))
         return chosen.nonzero()[0], Schedule(self._buckets, sizes, in_world, batch)
+
+    def _sample(self, chosen: np.ndarray, most: int | None, *keys: int) -> np.ndarray:
+        """Some of the chosen users, about so many of the world's."""
+        rows, schedule = self._select(chosen, self.config.eval_size)
+        if most is None or schedule.users <= most:
+            return chosen
+        sample = np.zeros_like(chosen)
+        sample[rows] = schedule.drawn(np.random.Generator.random, *keys, self.span) * schedule.users < most
+        return sample
 
     def _history(self, at: np.ndarray, cut: np.ndarray, begin: int = 0) -> JaggedTensor:
         """The latest interactions before each cut, going back into earlier spans where there are any at hand."""

@@ -35,6 +35,8 @@ class EvalConfig:
         beyond: also tell which share of the catalogue the top N of the tested users hold, and which share of their
             places goes to the long tail: the least popular items, over all spans of the data, that hold a fifth of the
             interactions; costs a second pass over the catalogue.
+        max_users: about so many of a span's users are tested, where there are more: the same ones whatever the seed and
+            the strategy. All by default.
         per_user: a run also writes each tested user's own values to run_dir/users/span=T.parquet, T being the span that
             is tested on; what was tested before it was asked for stays without.
     """
@@ -42,11 +44,13 @@ class EvalConfig:
     top: list[int] = field(default_factory=lambda: [20])
     exclude_seen: bool = False
     beyond: bool = False
+    max_users: int | None = None
     per_user: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.top) and min(self.top) >= 1, "eval.top", self.top, "numbers of at least 1")
         require(len(set(self.top)) == len(self.top), "eval.top", self.top, "different numbers")
+        require(self.max_users is None or self.max_users >= 1, "eval.max_users", self.max_users, "at least 1")
 
 
 class Evaluator:
@@ -82,8 +86,9 @@ class Evaluator:
     def test(self, span: int, follow: Follow, per_user: Path | None = None) -> dict[str, Any]:
         """Tests the model as it stands on a span.
 
-        All users of the span who were met in an earlier one are tested, whatever the strategy made of them, so that
-        strategies are compared on the same users. One without interests ties everywhere, which is a miss.
+        All users of the span who were met in an earlier one are tested, or ``max_users`` of them, whatever the strategy
+        made of them, so that strategies are compared on the same users. One without interests ties everywhere, which is
+        a miss.
 
         Args:
             span: the span after the last trained one.
@@ -99,7 +104,7 @@ class Evaluator:
         history = History(self.dataset, self.buckets, span - 1) if self.config.exclude_seen else None
         metrics = Metrics(self.config.top)
         lists = _Lists(self.dataset, self.catalogue, self.topology, items) if self.config.beyond else None
-        batches: Any = data.testing(lambda users: known[users - self.store.first_user])
+        batches: Any = data.testing(lambda users: known[users - self.store.first_user], self.config.max_users)
         with torch.no_grad(), JointFile(per_user, self.topology) if per_user else nullcontext() as file:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
                 interests = self.store.gather(batch.users - self.store.first_user, self.topology.device)

@@ -139,6 +139,19 @@ def test_testing(dataset):
     assert seen == {user for user, items in HISTORY.items() if len(items[2]) >= 3 and user % 5}
 
 
+def test_a_sample_is_tested_whoever_asks(dataset):
+    def tested(edges, seed, most):
+        steps = _worlds(dataset, edges, lambda data: data.testing(lambda users: users >= 0, most), span=2, seed=seed)
+        return {user for one in steps for batch in one for user in batch.users.tolist()}
+
+    everybody = tested([0, 8], 0, None)
+    assert tested([0, 8], 0, len(everybody)) == everybody
+    half = tested([0, 8], 0, len(everybody) // 2)
+    assert half < everybody
+    assert len(half) == pytest.approx(len(everybody) / 2, abs=2 * len(everybody) ** 0.5)
+    assert tested([0, 3, 8], 1, len(everybody) // 2) == half
+
+
 def test_memory_maps_are_read_where_a_batch_needs_them(dataset):
     data = SpanData(dataset, 1, range(8), CONFIG, 0, lambda values: values)
     for sequences in data._sequences:
