@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from dist_imsr.launcher import Place
 from tests.slurm import DAEMONS
 
 
@@ -26,6 +27,17 @@ def _no_big_data() -> str:
 
 
 _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, "bigdata": _no_big_data}
+
+
+@pytest.fixture(autouse=True)
+def _place_of_its_own() -> Iterator[None]:
+    """A command that connects in this process exports its place, which the commands of later tests would inherit."""
+    names = Place().environment
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

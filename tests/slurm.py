@@ -7,8 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from dist_imsr.launcher import Place
-
 NODES = ("127.0.0.1", "127.0.0.2")  # names that need no name server
 DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 """Where they are, besides PATH."""
@@ -55,9 +53,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._daemons = folder, []
-        # A run in this process leaves its place behind, which jobs would inherit.
-        alien = (*Place().environment, "SLURM", "SBATCH")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(alien)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
         self._environment = inherited | {"SLURM_CONF": str(folder / "slurm.conf")}
         self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *DAEMONS))
 
