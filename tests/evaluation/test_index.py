@@ -48,6 +48,7 @@ def test_recall_is_the_share_of_the_exact_list_that_is_found(finished, last_stat
 
 
 def test_several_ranks_are_refused(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["--run_dir", str(finished.folder), "--output", str(tmp_path / "export")]) == 2
     assert "one machine" in capsys.readouterr().err
