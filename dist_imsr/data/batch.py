@@ -338,8 +338,10 @@ class SpanData:
 
     def _sample(self, chosen: np.ndarray, most: int | None, *keys: int) -> np.ndarray:
         """Some of the chosen users, about so many of the world's."""
+        if most is None:
+            return chosen
         rows, schedule = self._select(chosen, self.config.eval_size)
-        if most is None or schedule.users <= most:
+        if schedule.users <= most:
             return chosen
         sample = np.zeros_like(chosen)
         sample[rows] = schedule.drawn(np.random.Generator.random, *keys, self.span) * schedule.users < most

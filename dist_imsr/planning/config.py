@@ -19,7 +19,7 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 
-_MOST_BUCKETS = 1 << 16  # that launch/prepare.py makes
+MOST_BUCKETS = 1 << 16  # that launch/prepare.py makes
 
 
 @dataclass
@@ -110,8 +110,8 @@ class PlanConfig:
         if self.dim is not None:
             require(self.dim >= 4 and self.dim % 4 == 0, "dim", self.dim, "a multiple of 4 (the table kernels' need)")
             self.model.dim = self.dim
-        most = f"at most {_MOST_BUCKETS:,} ranks: each owns a bucket of users or more, and there are no more of those"
-        require(self.ranks <= _MOST_BUCKETS, "nodes", self.nodes, most)
+        most = f"at most {MOST_BUCKETS:,} ranks: each owns a bucket of users or more, and there are no more of those"
+        require(self.ranks <= MOST_BUCKETS, "nodes", self.nodes, most)
         require(self.spans < 1 << 15, "spans", self.spans, "less than 32,768: an interest's birth is an int16")
         require(0 <= self.reserve < 1, "reserve", self.reserve, "0 or more, less than 1")
         require(self.process >= 0, "process", self.process, "at least 0")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_imsr.distributed.engine import EngineConfig
-from dist_imsr.planning.config import PlanConfig
+from dist_imsr.planning.config import MOST_BUCKETS, PlanConfig
 from dist_imsr.planning.load import spans_of, widest_block, widest_step
-from dist_imsr.planning.memory import Accounts, Bytes, Phase, gradient_bucket, row_wise
+from dist_imsr.planning.memory import Accounts, Bytes, Phase, gradient_bucket, row_wise, total
 
 _FARTHEST = 1 << 62
 _RANKED = 1 << 30  # rows of a rank below which the kernel that ranks on CUDA numbers them
@@ -60,8 +60,8 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     found = list[Shortfall]()
 
     def compare(resource: str, had: int, held: Callable[[Phase], Bytes], times: int) -> None:
-        worst = max(phases, key=lambda phase: sum(held(phase).values()))
-        needed = times * sum(held(worst).values())
+        worst = max(phases, key=lambda phase: total(held(phase)))
+        needed = times * total(held(worst))
         if needed > had * usable:
             largest = max(held(worst), key=lambda name: held(worst)[name])
             when = f"{worst.name} in span {worst.span} ({largest} {times * held(worst)[largest] / 1e9:,.1f} GB)"
@@ -128,7 +128,7 @@ def smallest_nodes(config: PlanConfig, measured: float = 1.0) -> int | None:
     most = 1
     while not fits(most):
         most *= 2
-        if most * config.gpus_per_node > 1 << 16:
+        if most * config.gpus_per_node > MOST_BUCKETS:
             return None
     few = most // 2
     while most - few > 1:

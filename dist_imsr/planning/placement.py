@@ -25,6 +25,20 @@ class Placed(NamedTuple):
     kernel: str
     shards: list[tuple[int, int]]
 
+    def rows(self, ranks: int) -> list[int]:
+        """How many rows each rank holds.
+
+        Args:
+            ranks: of the world.
+
+        Returns:
+            Rows by rank; 0 for one without a shard.
+        """
+        held = [0] * ranks
+        for size, rank in self.shards:
+            held[rank] += size
+        return held
+
 
 def place(config: PlanConfig, capacity: int) -> Placed:
     """Asks TorchRec's planner as a run would, on a topology that is not there.
@@ -69,13 +83,9 @@ def shard_of(config: PlanConfig) -> Shard:
     @lru_cache
     def rows(capacity: int) -> int:
         try:
-            shards = place(config, capacity).shards
+            return max(place(config, capacity).rows(config.ranks))
         except PlannerError:
             return row_wise(config.ranks)(capacity)
-        held = [0] * config.ranks
-        for size, rank in shards:
-            held[rank] += size
-        return max(held)
 
     return rows
 

@@ -26,9 +26,7 @@ def show(plan: Plan, console: Console) -> None:
         console: where.
     """
     config, device, last = plan.config, plan.config.device, plan.spans[-1]
-    rows = [0] * config.ranks
-    for size, rank in plan.placed.shards:
-        rows[rank] += size
+    rows = plan.placed.rows(config.ranks)
     console.print(
         f"{config.items:,} items, {config.users:,} users, {config.strategy.name} {config.model.base}, "
         f"d {config.model.dim}, on {config.nodes} x {config.gpus_per_node} {config.gpu}\n"
