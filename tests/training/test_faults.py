@@ -251,7 +251,7 @@ def test_a_small_disk_that_is_full(folder, tmp_path):
         with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(1 << 16))
-        os.truncate(disk / "filler", (disk / "filler").stat().st_size - (1 << 16))  # events and logs still find room
+        os.truncate(disk / "filler", (disk / "filler").stat().st_size - (8 << 20))  # events and logs still find room
         _when(lambda: not list((disk / "run" / "checkpoints").glob(".*")), started)
         held = newest_first(disk / "run" / "checkpoints")[0]
         time.sleep(1)
