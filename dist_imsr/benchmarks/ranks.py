@@ -88,8 +88,9 @@ def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection
     from dist_imsr.distributed.topology import connect
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    place["OMP_NUM_THREADS"] = threads
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # this process was forked from one that had read the variable
     topology = None
     while True:
         try:

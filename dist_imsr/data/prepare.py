@@ -43,7 +43,6 @@ class PrepareConfig(SourceConfig):
     Args:
         output: the folder to write; it appears only when complete.
         overwrite: replace what an earlier run wrote there.
-        min_interactions: users with fewer in all are dropped.
         buckets: virtual shards of users; a rank owns whole buckets.
         memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk.
         threads: for DuckDB; all that this process may use by default.
@@ -53,7 +52,6 @@ class PrepareConfig(SourceConfig):
 
     output: Path
     overwrite: bool = False
-    min_interactions: int = 30
     buckets: int = 64
     memory_limit: str = "4GiB"
     threads: int | None = None
@@ -62,7 +60,6 @@ class PrepareConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
         require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
         size = size_in_bytes(self.memory_limit)
         require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")

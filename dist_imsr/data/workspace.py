@@ -15,12 +15,13 @@ from typing import Any, Self, TypeVar
 import duckdb
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Answer = TypeVar("Answer")
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _POLL_SECONDS = 0.2
+_PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
 _BATCH_ROWS = 122_880  # DuckDB's row group; what it streams comes in whole ones
 
 
@@ -91,7 +92,7 @@ def _refuse_existing(output: Path, marker: str, overwrite: bool) -> None:
 
 
 class Phases:
-    """Tells what goes on: a bar for each phase in a terminal, a line for each elsewhere.
+    """Tells what goes on and how long it will: a bar for each phase in a terminal, lines elsewhere.
 
     Args:
         console: where it is told.
@@ -99,7 +100,8 @@ class Phases:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (TextColumn("{task.description:<8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        done, left = (TaskProgressColumn(), TimeElapsedColumn()), (TimeRemainingColumn(), TextColumn("left"))
+        columns = (TextColumn("{task.description:<8}"), BarColumn(), *done, *left)
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
 
     def __enter__(self) -> Self:
@@ -121,12 +123,24 @@ class Phases:
         Yields:
             A function that takes the part that is done, 0 to 1.
         """
-        begin = time.perf_counter()
+        begin = told = time.perf_counter()
         bar = self._bars.add_task(name, total=1.0)
-        yield lambda done: self._bars.update(bar, completed=done)
+
+        def progress(done: float) -> None:
+            nonlocal told
+            self._bars.update(bar, completed=done)
+            now = time.perf_counter()
+            if done > 0 and now - told > _PLAIN_SECONDS:
+                told, left = now, (1 - done) / done * (now - begin)
+                self._say(f"{name}: {done:.0%}, {now - begin:.0f} s, {left:.0f} s left")
+
+        yield progress
         self._bars.update(bar, completed=1.0)
+        self._say(f"{name}: {time.perf_counter() - begin:.1f} s")
+
+    def _say(self, line: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"{name}: {time.perf_counter() - begin:.1f} s", highlight=False)
+            self._console.print(line, highlight=False)
 
 
 class Database:

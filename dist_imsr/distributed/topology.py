@@ -141,6 +141,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     quiet()
     topology = locate()
     cuda = topology.device.type == "cuda"
+    share_cores(place().local_world_size)
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
     if cuda:
         torch.cuda.set_device(topology.device)
@@ -153,6 +154,19 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     )
     join_deepspeed("nccl" if cuda else "gloo")
     return topology
+
+
+def share_cores(ranks: int) -> None:
+    """Gives this process its share of the cores, unless OMP_NUM_THREADS tells how many threads it may have.
+
+    Ranks of one machine whose threads share cores wait for each other inside every operator; DeepSpeed's launcher leaves
+    each rank all of them.
+
+    Args:
+        ranks: of this machine.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def join_deepspeed(backend: str) -> None:

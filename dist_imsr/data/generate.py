@@ -1,0 +1,89 @@
+"""Planted drift -> a raw log in the format of Taobao's UserBehavior.csv, so that what reads raw logs can be tried at any
+size."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from rich.console import Console
+
+from dist_imsr.config import require, require_file
+from dist_imsr.data.drift import PlantedDrift
+from dist_imsr.data.sources import CLICK, TAOBAO_WINDOW, SourceConfig
+from dist_imsr.data.workspace import Phases
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(SourceConfig):
+    """Writes planted drift as a raw log, which ``prepare.py --source taobao`` reads.
+
+    Args:
+        output: the CSV file: user, item, category (the item's cluster), behaviour (pv), unix seconds, without a header;
+            ordered by user and time. Packed where its name ends in .gz. It appears only when complete.
+        overwrite: replace an older file.
+    """
+
+    output: Path
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.source == "drift", "source", self.source, "drift, the only one that makes anything up")
+        require_file(self.output, "output")
+        if self.output.exists() and not self.overwrite:
+            raise ValueError(f"output: {self.output} exists; choose another or replace it with --overwrite true")
+
+
+def generate(config: GenerateConfig, console: Console) -> int:
+    """Writes the log; memory holds one chunk of users.
+
+    The spans of `PlantedDrift` are laid over the nine days of the public file, and keep their edges' places.
+
+    Args:
+        config: what is planted, and where it is written.
+        console: where progress is told.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        ValueError: if there are too few clusters.
+        OSError: if the disk is full.
+    """
+    drift = PlantedDrift(config.drift, config.alpha, config.spans)
+    partial = config.output.with_name(f".{os.getpid()}.{config.output.name}")  # the ending still tells whether it packs
+    written = 0
+    try:
+        with Phases(console) as phases, phases.phase("generate") as progress, contextlib.ExitStack() as files:
+            sink = files.enter_context(pa.output_stream(str(partial)))
+            style = pa.csv.WriteOptions(include_header=False, quoting_style="none")
+            names = ("user", "item", "category", "behaviour", "time")
+            schema = pa.schema([(name, pa.string() if name == "behaviour" else pa.int64()) for name in names])
+            log = files.enter_context(pa.csv.CSVWriter(sink, schema, write_options=style))
+            for chunk, columns in enumerate(_rows(drift, config.min_interactions), 1):
+                users, items, times = columns
+                clicks = pa.repeat(CLICK, len(users))
+                log.write(pa.record_batch([users, items, drift.clusters[items], clicks, times], schema=schema))
+                written += len(users)
+                progress(chunk / drift.chunks)
+        partial.replace(config.output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def _rows(drift: PlantedDrift, least: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Users, items and times of each chunk's users with so many interactions at least, by user and time."""
+    begin, end = (int(edge) for edge in drift.edges[[0, -1]])
+    first, last = TAOBAO_WINDOW
+    for chunk in range(drift.chunks):
+        users, items, times = (np.concatenate(parts) for parts in zip(*drift.events(chunk), strict=True))
+        times = first + (times - begin) * (last - first) // (end - begin)
+        order = np.lexsort((times, users))
+        kept = order[(np.bincount(users - users.min()) >= least)[users[order] - users.min()]] if len(order) else order
+        yield users[kept], items[kept], times[kept]
