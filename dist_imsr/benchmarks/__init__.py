@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
 from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
+from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
@@ -27,6 +28,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
+    "prepare": Benchmark(PrepareBench, bench_prepare),
     "train": Benchmark(TrainBench, bench_train),
     "ablation": Benchmark(AblationBench, bench_ablation),
     "rank": Benchmark(RankBench, bench_rank),

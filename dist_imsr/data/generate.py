@@ -1,5 +1,4 @@
-"""Planted drift -> a raw log in the format of Taobao's UserBehavior.csv, so that what reads raw logs can be tried at any
-size."""
+"""Planted drift -> a raw log in the format of Taobao's UserBehavior.csv: the real path can be tried at any size."""
 
 import contextlib
 import os

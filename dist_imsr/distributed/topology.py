@@ -159,8 +159,8 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
 def share_cores(ranks: int) -> None:
     """Gives this process its share of the cores, unless OMP_NUM_THREADS tells how many threads it may have.
 
-    Ranks of one machine whose threads share cores wait for each other inside every operator; DeepSpeed's launcher leaves
-    each rank all of them.
+    Ranks of one machine whose threads share cores wait for each other inside every operator; DeepSpeed's launcher
+    leaves each rank all of them.
 
     Args:
         ranks: of this machine.

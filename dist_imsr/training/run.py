@@ -127,8 +127,8 @@ def _tell(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
     """What this run is, from rank 0 for all; what each rank holds of it, in the ranks' own files."""
     config, topology, model = trainer.config, trainer.topology, trainer.model
     told = (
-        f"{topology.world_size} rank(s), {topology.local_world_size} a machine, {torch.get_num_threads()} thread(s) each, "
-        f"on {topology.device.type}",
+        f"{topology.world_size} rank(s), {topology.local_world_size} a machine, "
+        f"{torch.get_num_threads()} thread(s) each, on {topology.device.type}",
         f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards",
         f"{dataset.buckets} buckets of users",
         f"{config.batch.size:,} users a step",

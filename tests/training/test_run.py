@@ -66,7 +66,12 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert "hr@5_any" in out  # the table of the spans
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
     for word in (
-        *("2 rank(s), 2 a machine, 1 thread(s) each, on cpu", "item rows of 8 in 2 shards", "8 buckets of users", "16 users a step"),
+        *(
+            "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",
+            "item rows of 8 in 2 shards",
+            "8 buckets of users",
+            "16 users a step",
+        ),
         *(f"{folder}: 4 spans, 60 users", "imsr with comirec_dr, seed 0", "no checkpoint"),
     ):
         assert word in start

@@ -1,0 +1,61 @@
+"""The yardstick of `bench.py prepare`: launch/prepare.py's steps in Polars, straightforwardly, with tables in memory.
+
+A program of its own, so that what it holds is its own.
+"""
+
+import hashlib
+import json
+import os
+
+from dist_imsr.config import parse
+from dist_imsr.data.prepare import PrepareConfig
+from dist_imsr.data.rows import span_edges
+from dist_imsr.data.sources import TAOBAO_WINDOW
+from dist_imsr.files import digest_of
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Writes the files of design.md section 6.
+
+    Args:
+        config: of a log in UserBehavior's format; a limit of memory is not kept.
+    """
+    if config.threads is not None:
+        os.environ["POLARS_MAX_THREADS"] = str(config.threads)  # read when it is imported
+    import polars as pl
+
+    assert config.input is not None
+    types = dict.fromkeys(("user", "item", "category", "behaviour", "time"), pl.Int64) | {"behaviour": pl.String}
+    rows = pl.read_csv(config.input, has_header=False, schema=types, row_index_name="row")
+    rows = rows.filter(pl.col("behaviour").is_in(config.behaviours) & pl.col("time").is_between(*TAOBAO_WINDOW))
+    moment = pl.struct("time", "row")
+    account = pl.len().alias("interactions"), moment.min().alias("first")
+
+    users = rows.group_by("user").agg(*account).filter(pl.col("interactions") >= config.min_interactions)
+    digests = (hashlib.md5(str(user).encode()).hexdigest() for user in users["user"])
+    buckets = pl.Series("bucket", [int(digest[:16], 16) % config.buckets for digest in digests])
+    users = users.with_columns(buckets).sort("bucket", "first").with_row_index("user_id")
+    rows = rows.join(users.select("user", "user_id", "bucket"), on="user")
+    items = rows.group_by("item").agg(*account).sort("first").with_row_index("item_id")
+    rows = rows.join(items.select("item", "item_id"), on="item").sort("user_id", "time", "row")
+
+    first, last = rows.select(pl.col("time").min().alias("first"), pl.col("time").max().alias("last")).row(0)
+    edges = span_edges((first, last), config.alpha, config.spans)
+    span = pl.Series(edges[1:-1]).search_sorted(rows["time"], side="right")
+    rows = rows.with_columns(span.alias("span"))
+    rows = rows.with_columns(met_before=pl.col("span") > pl.col("span").min().over("user_id", "item_id"))
+
+    config.output.mkdir()
+    users.write_parquet(config.output / "users.parquet")
+    items.write_parquet(config.output / "items.parquet")
+    lists = pl.col("item_id").alias("items"), pl.col("time").alias("times"), pl.col("met_before")
+    for (span, bucket), part in rows.partition_by("span", "bucket", as_dict=True).items():
+        path = config.output / f"span={span}" / f"bucket={bucket:03d}.arrow"
+        path.parent.mkdir(exist_ok=True)
+        part.group_by(pl.col("user_id").alias("user"), maintain_order=True).agg(*lists).write_ipc(path)
+    files = {path.name: digest_of(path) for path in config.output.rglob("*.*") if path.is_file()}
+    (config.output / "dataset.json").write_text(json.dumps(files))
+
+
+if __name__ == "__main__":
+    prepare(parse(PrepareConfig))

@@ -1,0 +1,133 @@
+"""A made-up raw log is read back by the real path, and says what was planted."""
+
+import gzip
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from dist_imsr.data import generate as module
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.drift import DriftConfig, PlantedDrift
+from dist_imsr.data.generate import GenerateConfig, generate
+from dist_imsr.data.prepare import PrepareConfig, prepare
+from dist_imsr.data.sources import TAOBAO_WINDOW
+from launch.generate import main
+
+SPANS = 3
+SMALL = DriftConfig(users=1500, items=3000, clusters=30, interactions=[45_000, 15_000], activity=0.8, seed=4)
+
+
+def _generate(path, **options):
+    config = {"drift": SMALL, "spans": SPANS, "min_interactions": 1} | options
+    return generate(GenerateConfig(source="drift", output=path, **config), Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "UserBehavior.csv"
+    return path, _generate(path)
+
+
+def _columns(path):
+    return [column.to_numpy() for column in _read(path).columns]
+
+
+def _read(path):
+    return pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(autogenerate_column_names=True))
+
+
+def test_it_is_ordered_as_the_public_file(log):
+    path, written = log
+    users, items, categories, behaviours, times = _columns(path)
+    assert len(users) == written
+    np.testing.assert_array_equal(np.lexsort((times, users)), np.arange(written))
+    np.testing.assert_array_equal(categories, PlantedDrift(SMALL, 0.5, SPANS).clusters[items])
+    assert set(behaviours) == {"pv"}
+    assert (TAOBAO_WINDOW[0] <= times).all()
+    assert (times <= TAOBAO_WINDOW[1]).all()
+
+
+def test_it_is_prepared_as_drift_itself_is(log, tmp_path):
+    path, written = log
+    shared = {"spans": SPANS, "min_interactions": 1, "buckets": 4}
+    manifests = [
+        prepare(PrepareConfig(output=tmp_path / name, **shared, **source), Console(quiet=True))
+        for name, source in {
+            "read": {"source": "taobao", "input": path},
+            "planted": {"source": "drift", "drift": SMALL},
+        }.items()
+    ]
+    read, planted = manifests
+    assert read["rows_read"] == planted["rows_read"] == written
+    assert (read["users"], read["items"], read["rejected"]) == (planted["users"], planted["items"], {})
+    # Spans of what was read begin at its first interaction, and whole seconds are coarser: a few cross an edge.
+    gaps = np.subtract(read["interactions_per_span"], planted["interactions_per_span"])
+    assert np.abs(gaps).max() < 0.005 * written
+    counts = [
+        dict(zip(*(pq.read_table(tmp_path / name / "users.parquet")[key].to_pylist() for key in keys), strict=True))
+        for name, keys in (("read", ("raw", "interactions")), ("planted", ("raw", "interactions")))
+    ]
+    assert counts[0] == counts[1]
+    assert Dataset(DataConfig(tmp_path / "read", verify=True)).spans == SPANS + 1
+
+
+def test_users_with_too_few_interactions_are_left_out(log, tmp_path):
+    users, counts = np.unique(_columns(log[0])[0], return_counts=True)
+    assert _generate(tmp_path / "log.csv", min_interactions=40) == counts[counts >= 40].sum() < log[1]
+    assert set(_columns(tmp_path / "log.csv")[0]) == set(users[counts >= 40])
+
+
+def test_a_name_in_gz_is_packed(log, tmp_path):
+    assert _generate(tmp_path / "log.csv.gz") == log[1]
+    with gzip.open(tmp_path / "log.csv.gz") as file:
+        assert file.read() == log[0].read_bytes()
+
+
+def test_what_is_stopped_leaves_the_older_file(log, tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    path.write_text("older")
+    with pytest.raises(ValueError, match=r"output: .*log.csv exists"):
+        _generate(path)
+
+    class Stopped(PlantedDrift):
+        def events(self, chunk):
+            if chunk:
+                raise KeyboardInterrupt
+            return super().events(chunk)
+
+    monkeypatch.setattr(module, "PlantedDrift", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _generate(path, overwrite=True)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("log.csv", "older")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--source", "taobao", "--output", "log.csv"], "source: 'taobao'"),
+        (["--source", "drift", "--output", "nowhere/log.csv"], "output: 'nowhere/log.csv'"),
+        (["--source", "drift", "--output", "log.csv", "--drift.clusters", "3"], "drift.clusters"),
+    ],
+)
+def test_a_refusal_names_the_key(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_scale_of_users_changes_no_user(log, tmp_path):
+    _generate(tmp_path / "more.csv", drift=replace(SMALL, users=3000, interactions=[90_000, 30_000]))
+    few, more = (_read(path) for path in (log[0], tmp_path / "more.csv"))
+    first = len(few.filter(pyarrow.compute.less(few["f0"], 1024)))  # of the first chunk
+    assert few.slice(0, first).equals(more.slice(0, first))
