@@ -9,6 +9,8 @@ from torch.nn.functional import pad
 from dist_imsr.config import require
 from dist_imsr.model.interests import Interests
 
+_SHORTEST = 1e-12  # of the product of two lengths
+
 
 @dataclass
 class DetectorConfig:
@@ -81,7 +83,8 @@ def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     """
     lengths = items.norm(dim=-1).unsqueeze(-1) * interests.vectors.norm(dim=-1).unsqueeze(1)
     # Dividing the products spares a pass over the items, which are d times as many numbers.
-    cosines = items @ interests.vectors.mT / lengths.clamp(min=torch.finfo(items.dtype).tiny)  # [B, L, K]
+    # The square of a very short vector is 0, but its products are not: what has next to no length fits nothing.
+    cosines = items @ interests.vectors.mT / lengths.clamp(min=_SHORTEST)  # [B, L, K]
     # A column more, as a rank without users in a step has none.
     return pad(cosines.masked_fill(~interests.mask.unsqueeze(1), -1), (0, 1), value=-1).amax(-1)
 

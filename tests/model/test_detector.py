@@ -62,6 +62,13 @@ def test_the_measure_is_what_is_asked_for():
     assert torch.isfinite(largest_cosine(interests.replace(torch.zeros(2, 3, 4)), torch.zeros(2, 5, 4))).all()
 
 
+@pytest.mark.parametrize("length", [1e-15, 1e-22, 1e-30])
+def test_an_interest_whose_square_vanishes_fits_nothing(length):
+    items = torch.randn(2, 5, 4)
+    interests = Interests(length * torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    assert largest_cosine(interests, items).abs().max() < 0.1
+
+
 def test_the_mean_rule_compares_the_mean_over_items():
     found = torch.tensor([[0.01, 0.03, 9.0], [0.2, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
