@@ -54,8 +54,10 @@ class Profile:
             resumed: whether an earlier process did a part of it, which is not told of.
         """
         clock.start(self._topology.device, exact=self._asked)
-        yield
-        mine = clock.stop()
+        try:
+            yield
+        finally:
+            mine = clock.stop()
         told = {"seconds": mine.seconds, "memory": {name: asdict(one) for name, one in mine.memory.items()}}
         packed = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
         ranks = self._topology.gather_jagged([packed.to(self._topology.device)])
