@@ -80,7 +80,7 @@ class Profile:
         Yields:
             The batches.
         """
-        if not self._asked or self._traced == span:
+        if not self._asked or self._traced == span or steps < 2:  # one to warm up, and one at least to trace
             yield from batches
             return
         self._traced = span
