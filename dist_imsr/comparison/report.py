@@ -1,59 +1,18 @@
 """The tables of a comparison, for the terminal and as Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.results import Cells
 from dist_imsr.comparison.tuning import Trial, chosen
 from dist_imsr.files import write_whole
+from dist_imsr.sheet import Sheet
 
 _NOTHING = "-"
-
-
-@dataclass
-class Sheet:
-    """A table of texts.
-
-    Args:
-        title: above it.
-        caption: how to read it.
-        columns: their names.
-        rows: as many texts each.
-    """
-
-    title: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-
-    def show(self, console: Console) -> None:
-        """Prints it.
-
-        Args:
-            console: where.
-        """
-        table = Table(title=self.title, caption=self.caption, caption_justify="left")
-        for place, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-
-    def markdown(self) -> str:
-        """The same as Markdown.
-
-        Returns:
-            Lines that end with a newline.
-        """
-        rows = [self.columns, ["---"] * len(self.columns), *self.rows]
-        lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
-        return "\n".join([f"## {self.title}", "", *lines, "", self.caption, ""])
 
 
 def quality(config: CompareConfig, records: Sequence[dict[str, Any]]) -> list[Sheet]:

@@ -12,6 +12,7 @@ from dist_imsr.data.dataset import Dataset, held_out
 from dist_imsr.data.jagged import appended, jagged, last
 from dist_imsr.data.schedule import Schedule, generator, ranges
 from dist_imsr.data.steps import Movable, Steps, one_by_one
+from dist_imsr.phases import Phase
 
 _SHUFFLE, _CUT, _NEGATIVES, _VALIDATION, _TESTED = 1, 2, 3, 7, 12  # streams of random numbers
 
@@ -177,6 +178,7 @@ class SpanData:
         """
         return self._following(at, self._cuts(at, drawn))
 
+    @Phase("data")
     def training(self, epoch: int, beside: np.ndarray | None = None) -> Steps[Batch]:
         """The steps of one epoch of training: users shuffled, each cut at a random time.
 
@@ -275,6 +277,7 @@ class SpanData:
             each.append(sweep)
         return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
 
+    @Phase("data")
     def testing(self, known: Callable[[np.ndarray], np.ndarray], most: int | None = None) -> Steps[TestBatch]:
         """Users with a test target who were met before.
 
@@ -306,6 +309,7 @@ class SpanData:
 
         return Steps(read, schedule.steps, self.config.prefetch)
 
+    @Phase("data")
     def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> Steps[Batch]:
         rows, schedule = self._select(chosen, self.config.eval_size)
         cuts = cut[rows]

@@ -21,6 +21,7 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.table import FEATURE, TABLE, Authored, room
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.phases import Phase, clock
 
 _STREAM = 0xCA7A
 _INIT_ROWS = 4096  # rows drawn at a time, so that the draws stay in the processor's cache
@@ -153,7 +154,7 @@ class Catalogue:
         if not len(lengths):  # TorchRec cannot exchange batches of no sequence at all
             lengths = lengths.new_zeros(1)
         jagged = KeyedJaggedTensor(keys=[FEATURE], values=values, lengths=lengths)
-        embeddings = self.table(jagged)[FEATURE].values()
+        embeddings = self._exchange(jagged)
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -204,6 +205,22 @@ class Catalogue:
             raise ValueError("catalogue.sharding: the planner puts a copy of the table elsewhere; take row_wise")
         twin.weight.copy_(self.weight)
         return twin
+
+    def _exchange(self, wanted: KeyedJaggedTensor) -> torch.Tensor:
+        """What the table's own forward pass does, its steps apart: they are phases, forward and backward."""
+        table = self.table
+        context = table.create_context()
+        with Phase("all-to-all"):
+            asked = table.input_dist(context, wanted).wait().wait()
+        with Phase("lookup"):
+            found = table.compute(context, asked)
+        with Phase("all-to-all"):
+            embeddings = table.output_dist(context, found).wait()[FEATURE].values()
+        if embeddings.requires_grad:  # backward comes here last: back to the owners, who update their rows
+            embeddings.register_hook(lambda _: clock.turn("all-to-all"))
+            for rows in found:
+                rows.register_hook(lambda _: clock.turn("optimizer"))
+        return embeddings
 
     def _room(self, capacity: int, items: int) -> int:
         """The rows of a table of some capacity once so many items are known."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from dist_imsr.config import require
 from dist_imsr.distributed.rows import Rows
+from dist_imsr.phases import Phase
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 
@@ -145,8 +146,10 @@ class DenseEngine:
         Args:
             loss: this rank's scalar; DeepSpeed and TorchRec both divide gradients by the world size.
         """
-        self._engine.backward(loss)
-        self._engine.step()
+        with Phase("backward"):
+            self._engine.backward(loss)
+        with Phase("optimizer"):
+            self._engine.step()
 
     def assign(self, weights: dict[str, torch.Tensor]) -> None:
         """Sets the weights, and the optimizer's own copies of them under ZeRO; its moments stay.
@@ -172,6 +175,7 @@ class DenseEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
 
+    @Phase("events")
     def log(self, values: dict[str, float], step: int) -> None:
         """Hands numbers to DeepSpeed's monitor.
 

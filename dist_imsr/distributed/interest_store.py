@@ -10,6 +10,7 @@ from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
+from dist_imsr.phases import Phase
 
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
@@ -150,6 +151,7 @@ class InterestStore:
         """The memory of the slots and the offsets."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.slots, self.offsets))
 
+    @Phase("interests")
     def gather(self, rows: torch.Tensor, device: torch.device | None = None) -> Interests:
         """The padded view of some users' interests.
 
@@ -163,6 +165,7 @@ class InterestStore:
         slots, mask = self._slots(rows.to(self.values.device))
         return Interests(_padded(self.values, slots, mask).to(device or mask.device), mask.to(device or mask.device))
 
+    @Phase("interests")
     def existing(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> torch.Tensor:
         """Which of some users' interests are older than a span.
 
@@ -177,6 +180,7 @@ class InterestStore:
         slots, mask = self._slots(rows.to(self.values.device))
         return (_padded(self.born, slots, mask) < span).logical_and_(mask).to(device or mask.device)
 
+    @Phase("interests")
     def queries(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
         """Some users' queries W_u.
 
@@ -189,6 +193,7 @@ class InterestStore:
         """
         return self._view(self.slots.queries, rows, device)
 
+    @Phase("interests")
     def states(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
         """What is kept of some users' lives.
 
@@ -201,6 +206,7 @@ class InterestStore:
         """
         return self._view(self.slots.states, rows, device)
 
+    @Phase("interests")
     def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
 
@@ -216,6 +222,7 @@ class InterestStore:
         rate = self.config.query_learning_rate / (self.slots.moments[place].sqrt() + _EPSILON)
         self.slots.queries[place] -= rate * step
 
+    @Phase("interests")
     def scatter(self, rows: torch.Tensor, interests: Interests) -> None:
         """Writes some users' interests back, and their states; every other user's bytes stay as they are.
 
@@ -244,6 +251,7 @@ class InterestStore:
             )
         )
 
+    @Phase("interests")
     def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
         """Gives users more interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
 

@@ -20,6 +20,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.phases import Phase
 
 _TAIL = 0.2  # of all interactions: what the items of the long tail hold together
 _POPULAR = 1 << 16  # counts from it on are alike
@@ -83,6 +84,7 @@ class Evaluator:
         self.batch, self.config, self.seed = batch, config, seed
         self.buckets = topology.buckets(dataset.buckets)
 
+    @Phase("test", shown=True)
     def test(self, span: int, follow: Follow, per_user: Path | None = None) -> dict[str, Any]:
         """Tests the model as it stands on a span.
 

@@ -18,6 +18,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, best_items, count_better
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Score, score
+from dist_imsr.phases import Phase
 
 _STRETCH = 128  # rows of the first one, about
 
@@ -71,6 +72,7 @@ class Ranker:
 
             self._count_better = fused.count_better
 
+    @Phase("ranking")
     def ranks(
         self,
         interests: Interests,
@@ -123,6 +125,7 @@ class Ranker:
             ranks[met] = torch.inf
         return ranks
 
+    @Phase("ranking")
     def best(
         self, interests: Interests, items: int, top: int, seen: JaggedTensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -141,6 +142,7 @@ class Checkpoints:
         written = self._written = threading.Event()
 
         def work() -> None:
+            begin = time.perf_counter()
             try:
                 told = {"identity": self.identity, **facts}
                 store(self.folder / name, tensors, tables, told, self.topology.rank, self.group)
@@ -152,7 +154,7 @@ class Checkpoints:
             finally:
                 written.set()
             if self.refusal is None and self._error is None:
-                logger.debug("%s is on the disk", self.folder / name)
+                logger.debug("%s is on the disk, after %.3f s", self.folder / name, time.perf_counter() - begin)
                 if self.topology.rank == 0:
                     self._prune()  # nobody waits for it but the next save
 

@@ -73,7 +73,8 @@ class TrainConfig:
 
     Args:
         data: the prepared data.
-        run_dir: the run's folder, for config.yaml, metrics.jsonl, events/, spans/, users/ and checkpoints/.
+        run_dir: the run's folder, for config.yaml, metrics.jsonl, phases.jsonl, events/, spans/, users/, profile/ and
+            checkpoints/.
         seed: keys every random number of the run.
         resume: ``auto`` goes on from the newest sound checkpoint in run_dir, if it holds any; ``never`` refuses a
             folder that holds a run; the path of a checkpoint goes on from that one where run_dir holds none. One that
@@ -90,6 +91,8 @@ class TrainConfig:
         ranking: how the catalogue is ranked.
         eval: what a test measures.
         checkpoint: when the state is kept.
+        profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
+            span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
     """
 
     data: DataConfig
@@ -108,6 +111,7 @@ class TrainConfig:
     ranking: RankingConfig = field(default_factory=RankingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: bool = False
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")

@@ -14,8 +14,8 @@ from dist_imsr.training.checkpoint import clear_away, newest_first
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-_FOLDERS = ("events", "spans", "users", "checkpoints")
-_OURS = ("config.yaml", "metrics.jsonl", *_FOLDERS)
+_FOLDERS = ("events", "spans", "users", "profile", "checkpoints")
+_OURS = ("config.yaml", "metrics.jsonl", "phases.jsonl", *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
 
 
@@ -117,6 +117,8 @@ def _worth(path: Path) -> bool:
     """Whether something holds more than a new run writes at its beginning."""
     if path.name == "config.yaml":
         return not path.read_text().startswith(_HEADER)
+    if path.name in ("phases.jsonl", "profile"):  # tells of what is lost already, where there is nothing else
+        return False
     if path.name == "metrics.jsonl":
         return path.stat().st_size > 0
     beginning = "events.out.tfevents" if path.name == "events" else "."

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dist_imsr.console import output_console
+from dist_imsr.phases import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Reporter:
         Returns:
             The batches.
         """
-        return self.follow((batch.to(device) for batch in steps), len(steps), phase, users_a_step)
+        return self.follow(_fetched(steps, device), len(steps), phase, users_a_step)
 
     def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         """Passes batches through and tells how fast they go.
@@ -49,7 +50,7 @@ class Reporter:
         Args:
             batches: of one phase.
             steps: how many there are.
-            phase: its name, e.g. ``"span 2, epoch 3"``.
+            phase: its name, e.g. ``"training in span 2, epoch 3"``.
             users_a_step: the users of a global step, on average.
 
         Yields:
@@ -107,6 +108,18 @@ class Reporter:
                     "%s: step %d of %d, %.1f steps/s, %.0f users/s, %.0f s left",
                     *(phase, done, steps, speed, speed * users_a_step, left),
                 )
+
+
+def _fetched(steps: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on a device; waiting for each, and its way there, is a phase."""
+    waiting = iter(steps)
+    while True:
+        with Phase("data"):
+            batch = next(waiting, None)
+            if batch is None:
+                return
+            moved = batch.to(device)
+        yield moved
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import Drift
 from dist_imsr.model.scoring import Candidates, attend, candidates, sampled_softmax
+from dist_imsr.phases import Phase
 from dist_imsr.strategies.companion import Companion, Parts
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.growth import Growth
@@ -109,6 +110,7 @@ class Recommender:
         self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
         companion.join(Parts(self.catalogue, self.engine, self.store, topology, self.extractor))
 
+    @Phase("growing")
     def grow(self, items: int) -> None:
         """Makes room for more items, between spans.
 
@@ -129,6 +131,7 @@ class Recommender:
         """
         return (self.store.counts[users - self.store.first_user] > 0).numpy(force=True)
 
+    @Phase("admitting")
     def admit(self, users: np.ndarray, span: int, counts: np.ndarray | None = None) -> None:
         """Gives users whom the store does not know their K_u^0 interests.
 
@@ -218,8 +221,9 @@ class Recommender:
         )
         if learning and start.queries is not None:
             start.queries.requires_grad_()
-        extracted = self.companion.revise(self.companion.dense(padded, mask, start), start, existing)
-        revised = self.policy.revise(extracted, existing)
+        with Phase("routing"):
+            extracted = self.companion.revise(self.companion.dense(padded, mask, start), start, existing)
+            revised = self.policy.revise(extracted, existing)
         return Extraction(revised, start, existing, targets, negatives)
 
     def loss(self, batch: Batch, extraction: Extraction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,7 +271,8 @@ class Recommender:
             Each rank's two losses as `loss` tells them, and its word, ``[world_size, 3]`` float64.
         """
         extraction = self.extract(batch, learning=True)
-        losses = torch.stack(self.loss(batch, extraction))
+        with Phase("loss"):
+            losses = torch.stack(self.loss(batch, extraction))
         # What a base model asks for itself is trained on, and not told: the losses compare between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; nobody does for the users' own queries.
@@ -275,9 +280,11 @@ class Recommender:
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
             self.store.learn(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
-        told = losses.detach().double()
-        return self.topology.gather(torch.cat([told, told.new_tensor([word])]))
+        with Phase("losses"):
+            told = losses.detach().double()
+            return self.topology.gather(torch.cat([told, told.new_tensor([word])]))
 
+    @Phase("trimmer")
     def trim(self, span: int) -> Growth:
         """PIT's last step: removes the new interests that are too short (Eq. 17), once they are written back.
 
@@ -306,6 +313,7 @@ class Recommender:
             norm_trimmed=trimmed.sum().item(),
         )
 
+    @Phase("snapshot")
     def snapshot(self) -> Snapshot:
         """Copies everything that training changes but the interests' vectors, which move only when a span ends.
 
@@ -314,6 +322,7 @@ class Recommender:
         """
         return Snapshot({name: rows.copied() for name, rows in self.tensors().items()}, self.store.snapshot())
 
+    @Phase("snapshot")
     def restore(self, snapshot: Snapshot) -> None:
         """Puts a snapshot back.
 

@@ -20,6 +20,7 @@ from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
 from dist_imsr.training.identity import identity
+from dist_imsr.training.profile import keep_before
 from dist_imsr.training.resume import Candidates, as_started
 from dist_imsr.training.storage import Stored
 from dist_imsr.training.trainer import Trainer
@@ -61,6 +62,7 @@ def train(config: TrainConfig) -> int:
                     os.close(claim)
         title = f"{config.run_dir}: {config.strategy.name}"
         trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
+        trainer.profile.show()
         if trainer.checkpoints is not None and trainer.checkpoints.refusal:
             raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
@@ -120,6 +122,7 @@ def begin(
     if topology.rank == 0:
         lines = (json.dumps(line) + "\n" for line in trainer.progress.lines)
         write_whole(config.run_dir / "metrics.jsonl", "".join(lines))
+        keep_before(config.run_dir, trainer.progress.span)
     return trainer
 
 

@@ -92,6 +92,11 @@ class Progress:
         """The name of a checkpoint that is written here."""
         return name_of(self.span, self.epoch, self.step)
 
+    @property
+    def begun(self) -> bool:
+        """Whether some of the span is trained."""
+        return (self.epoch, self.step) != (0, 0)
+
     def at(self, span: int) -> "Progress":
         """Where the run stands when it turns to a span.
 

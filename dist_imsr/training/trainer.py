@@ -20,11 +20,13 @@ from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import Evaluator
 from dist_imsr.evaluation.metrics import discount
+from dist_imsr.phases import Phase
 from dist_imsr.strategies import build_strategy
 from dist_imsr.training.checkpoint import Checkpoints, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
 from dist_imsr.training.growth import Growth, census
+from dist_imsr.training.profile import Profile
 from dist_imsr.training.progress import Reporter
 from dist_imsr.training.recommender import Detection, Recommender
 from dist_imsr.training.state import Best, Progress, packed, unpack
@@ -62,6 +64,7 @@ class Trainer:
         self.buckets = topology.buckets(dataset.buckets)
         self.strategy = build_strategy(config.strategy)
         self.reporter = Reporter(topology.rank == 0)
+        self.profile = Profile(config.run_dir, topology, config.profile)
         known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
         passed = [items for items in dataset.items_by_span if items <= known]
         self._build([known] if self.strategy.retrains else passed)
@@ -91,10 +94,11 @@ class Trainer:
         if self._origin is not None:
             self._save()  # what another run left is this one's first checkpoint
         while (span := self.progress.span) <= last:
-            told = self.learn(span)
-            if span:
-                self._record(span, told | self.test(span + 1))
-            self._save()
+            with self.profile.of(span, resumed=self.progress.begun):
+                told = self.learn(span)
+                if span:
+                    self._record(span, told | self.test(span + 1))
+                self._save()
         if self.checkpoints is not None:
             self.checkpoints.close()
         return self.progress.lines
@@ -110,7 +114,7 @@ class Trainer:
         """
         logs.at(span, self.progress.steps)
         data = self._open(span)
-        if self.strategy.retrains and span and (self.progress.epoch, self.progress.step) == (0, 0):
+        if self.strategy.retrains and span and not self.progress.begun:
             self._discard()
             self._build([self.dataset.items_by_span[span]])
             self.model.engine.forget(self.progress.steps + 1)  # what a process that was killed told of this span
@@ -144,9 +148,10 @@ class Trainer:
         self.model.set_learning_rates(pretraining=anew)
         companion = self.model.companion
         if span and self.strategy.trains(span):
-            if not companion.awake:
-                companion.wake()
-            companion.begin(data, self.model, self._follow, (now.epoch, now.step) == (0, 0))
+            with Phase("strategy"):
+                if not companion.awake:
+                    companion.wake()
+                companion.begin(data, self.model, self._follow, not now.begun)
         detector, patience = self.strategy.interests.detector, training.patience
         epochs = training.epochs if anew else training.incremental_epochs * self.strategy.trains(span)
         while now.epoch < epochs and not 0 < patience < now.epoch - now.best.epoch:
@@ -173,7 +178,8 @@ class Trainer:
         if best.snapshot:
             self.model.restore(best.snapshot)
         if companion.awake:
-            companion.settle()
+            with Phase("strategy"):
+                companion.settle()
         growth = (best.growth + self._write_back(data) + self.model.trim(span)).summed(self.topology)
         self.good = f"span {span}, trained"
         self.detections = now.detections[: best.detections]
@@ -198,12 +204,14 @@ class Trainer:
             users.mkdir(parents=True, exist_ok=True)
         return self.evaluator.test(span, self._follow, users and users / f"span={span}.parquet")
 
+    @Phase("checkpoint")
     def _forget_best(self) -> None:
         """Frees the best epoch's copy before a better one is made: each is as large as what is trained."""
         if self.checkpoints is not None:
             self.checkpoints.close()  # which may still write from it
         self.progress.best = replace(self.progress.best, snapshot=None)
 
+    @Phase("detector", shown=True)
     def _detect(self, data: SpanData | JoinedSpans, epoch: int) -> tuple[Detection, Growth]:
         """Gives new interests to the users whom the detector singles out."""
         self.model.engine.train(False)
@@ -211,18 +219,20 @@ class Trainer:
             batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
             return self.model.detect(batches, data.span, self.dataset.items_by_span[data.span - (epoch == 0)])
 
+    @Phase("training", shown=True)
     def _train(self, data: SpanData | JoinedSpans) -> tuple[float, float]:
         """The rest of an epoch; returns its mean loss per target over the world, and the retainer's part beside it."""
         now, often = self.progress, self.config.checkpoint.every_steps
         batches = data.training(now.epoch)
         self.model.engine.train(True)
-        phase, users = f"span {now.span}, epoch {now.epoch}", self.config.batch.size
-        for batch in self.reporter.moved(batches.after(now.step), self.topology.device, phase, users):
+        place, left = f"span {now.span}, epoch {now.epoch}", batches.after(now.step)
+        given = self.reporter.moved(left, self.topology.device, f"training in {place}", self.config.batch.size)
+        for batch in self.profile.traced(given, now.span, len(left)):
             told = self.model.update(batch, self.signals.status if self.signals else 0)
             if not told.isfinite().all():
                 ranks = (~told.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(
-                    f"the loss of rank(s) {ranks} is not finite in {phase}, step {now.step} of {len(batches)}; the "
+                    f"the loss of rank(s) {ranks} is not finite in {place}, step {now.step} of {len(batches)}; the "
                     f"last good state is {self.good}: lower the learning rates or look at the data"
                 )
             loss, retention = told[:, :2].sum(0).tolist()
@@ -237,6 +247,7 @@ class Trainer:
         loss, retention = now.losses
         return (loss / now.targets, retention / now.targets) if now.targets else (math.nan, math.nan)
 
+    @Phase("validation", shown=True)
     def _validate(self, data: SpanData | JoinedSpans) -> float:
         """The mean over all ranks' validation targets of the metric that stops training early."""
         sums = torch.zeros(2, dtype=torch.float64)
@@ -244,7 +255,7 @@ class Trainer:
         self.model.companion.preview()
         with torch.no_grad():
             batches = data.validation(self.config.training.validation_users)
-            phase = f"validation of span {data.span}"
+            phase = f"validation in span {data.span}, epoch {self.progress.epoch}"
             keep = self.progress.step > 0  # a run that resumes before the first step asks the detector again
             for batch in self._follow(batches, phase, self.config.batch.eval_size, keep):
                 extraction = self.model.extract(batch)
@@ -258,6 +269,7 @@ class Trainer:
         total, users = self.topology.sum(sums).tolist()
         return total / users if users else math.nan
 
+    @Phase("write-back", shown=True)
     def _write_back(self, data: SpanData | JoinedSpans) -> Growth:
         """Stores H_u^t of the span's users, from all they did in it; tells how far existing interests turned.
 
@@ -267,7 +279,7 @@ class Trainer:
         batches = data.pieces() if keeps and isinstance(data, SpanData) else data.everything()
         self.model.engine.train(False)
         with torch.no_grad():
-            for batch in self._follow(batches, f"interests of span {data.span}", self.config.batch.eval_size):
+            for batch in self._follow(batches, f"write-back of span {data.span}", self.config.batch.eval_size):
                 interests, start, existing, *_ = self.model.extract(batch)
                 self.model.store.scatter(batch.users - self.model.store.first_user, interests)
                 cosine = torch.cosine_similarity(start.interests.vectors, interests.vectors, dim=-1)
@@ -275,6 +287,7 @@ class Trainer:
                 growth.cosine += cosine[existing].double().sum().item()
         return growth
 
+    @Phase("export")
     def _export(self, span: int) -> None:
         items = self.dataset.items_by_span[span]
         export_span(
@@ -287,6 +300,7 @@ class Trainer:
             self.detections,
         )
 
+    @Phase("building")
     def _build(self, items: list[int]) -> None:
         """Makes a model of new parameters, for so many items as spans know one after the other."""
         config, dataset = self.config, self.dataset
@@ -311,6 +325,7 @@ class Trainer:
         del self.model, self.evaluator
         gc.collect()
 
+    @Phase("opening")
     def _open(self, span: int) -> SpanData | JoinedSpans:
         given = self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum
         return self.strategy.data(*given)
@@ -339,15 +354,17 @@ class Trainer:
         command = "the same command, with --resume auto and without --overwrite," if anew else "the same command"
         raise Stopped(f"stopped; {command} goes on from {newest}", status)
 
+    @Phase("checkpoint")
     def _save(self) -> None:
         if self.checkpoints is not None and self.config.checkpoint.enabled and self.progress.name != self._resumed:
             self.checkpoints.wait()
             self.model.engine.flush()
-            if self.progress.epoch or self.progress.step:  # else the span has not begun
+            if self.progress.begun:
                 self.progress.seconds = time.perf_counter() - self._begin
             packs = packed(self.model, self.progress, self.dataset.bucket_offsets, self.buckets)
             self.checkpoints.save(self.progress.name, *packs)
 
+    @Phase("recording")
     def _record(self, span: int, measured: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         line = {

@@ -20,6 +20,9 @@ def _begun(config):
     (config.run_dir / "events" / "events.out.tfevents.1").write_text("x")
     (config.run_dir / "checkpoints" / ".partial-span=00").mkdir()
     (config.run_dir / "metrics.jsonl").touch()
+    (config.run_dir / "phases.jsonl").write_text("{}\n")
+    (config.run_dir / "profile").mkdir()
+    (config.run_dir / "profile" / "span=00-rank=0000.json.gz").touch()
     (config.run_dir / "logs").mkdir()
     (config.run_dir / "logs" / "rank=0000.log").write_text("out of memory\n")
 

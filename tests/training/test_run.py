@@ -80,6 +80,9 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert re.search(r"rank 1 span - step - DEBUG .*users [1-9]\d*:60, item rows [1-9]", logs[1])
     for rank, log in enumerate(logs):  # where the last epoch of span 1 ended
         assert re.search(rf"rank {rank} span 1 step [1-9]\d* INFO .*: span 1, epoch 1: loss", log)
+        for phase in ("training in span 1, epoch 1", "validation in span 1, epoch 1", "detector in span 1"):
+            assert re.search(rf"DEBUG .*: {phase}: \d+ steps", log)
+        assert re.search(r"DEBUG .*: trimmer: \d+\.\d+ s", log)
     other = _launch("--data.path", folder, "--run_dir", tmp_path / "other", *SMALL, launcher="torchrun")
     assert "2 rank(s), 2 a machine" in other.communicate(timeout=120)[1]
     again = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,124 @@
+import logging
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from dist_imsr.phases import OTHER, Clock, Phase, clock
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+@pytest.fixture
+def at():
+    """A clock that goes only where a test says so."""
+    now = [100.0]
+    with patch("time.perf_counter", lambda: now[0]):
+
+        def pass_(seconds):
+            now[0] += seconds
+
+        yield pass_
+
+
+def test_outermost_phases_and_the_rest_add_up(at):
+    clock.start(CPU)
+    at(1)
+    for _ in range(2):
+        with Phase("training"):
+            at(2)
+            with Phase("lookup"):
+                at(4)
+        at(8)
+    Phase("test")(at)(16)
+    assert clock.stop().seconds == {OTHER: 17, "training": 12, "training/lookup": 8, "test": 16}
+
+
+def test_a_phase_that_turns_into_others(at):
+    clock.start(CPU)
+    clock.turn("nothing")  # is at hand
+    with Phase("training"):
+        clock.turn("not this one")
+        with Phase("backward"):
+            at(1)
+            clock.turn("all-to-all")
+            at(2)
+            clock.turn("optimizer")
+            at(4)
+        with Phase("all-to-all"):
+            at(8)
+    seconds = clock.stop().seconds
+    parts = {f"training/{name}": value for name, value in (("backward", 1), ("all-to-all", 10), ("optimizer", 4))}
+    assert seconds == {OTHER: 0, "training": 15, **parts}
+
+
+def test_an_error_leaves_its_phases(at):
+    clock.start(CPU)
+
+    @Phase("training")
+    @Phase("lookup")
+    def fail():
+        at(1)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert clock.stop().seconds == {OTHER: 0, "training": 1, "training/lookup": 1}
+    clock.start(CPU)
+    assert clock.stop().seconds == {OTHER: 0}
+
+
+def test_the_end_of_a_long_silent_phase_is_told(at, caplog):
+    caplog.set_level(logging.DEBUG, "dist_imsr")
+    with Phase("before any account"):
+        at(60)
+    clock.start(CPU)
+    for name, shown, seconds in (("short", False, 1), ("long", False, 60), ("shown", True, 60)):
+        with Phase(name, shown), Phase("part"):
+            at(seconds)
+    clock.stop()
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [("DEBUG", "short: 1.000 s"), ("INFO", "long: 60.000 s"), ("DEBUG", "shown: 60.000 s")]
+
+
+def test_memory_of_each_phase():
+    clock.start(CPU)
+    with Phase("before"):
+        pass
+    with Phase("passing"):
+        block = np.ones(64 * MIB, np.uint8)
+        del block
+    with Phase("staying"):
+        block = np.ones(64 * MIB, np.uint8)
+    with Phase("after"):
+        pass
+    memory = clock.stop().memory
+    before, passing, staying, after = (memory[name] for name in ("before", "passing", "staying", "after"))
+    assert passing.peak > before.peak + 60 * MIB
+    assert abs(passing.own - before.own) < 8 * MIB
+    assert staying.own > passing.own + 60 * MIB
+    assert after.own > passing.own + 60 * MIB
+    assert before.files > MIB  # the libraries
+    assert before.device == 0
+    assert block.all()
+
+
+def test_a_peak_that_cannot_be_reset_is_none_of_the_phases_after(tmp_path):
+    def barred(name, *mode):
+        if name == "/proc/self/clear_refs":
+            raise PermissionError(name)
+        return open(name, *mode)
+
+    own = Clock()
+    with patch("dist_imsr.phases.open", barred, create=True):
+        own.start(CPU)
+        own.enter("passing")
+        block = np.ones(64 * MIB, np.uint8)
+        del block
+        own.leave()
+        own.enter("after")
+        own.leave()
+        memory = own.stop().memory
+    assert memory["after"].peak < memory["after"].own + memory["after"].files + 8 * MIB
