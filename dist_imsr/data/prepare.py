@@ -31,7 +31,8 @@ MANIFEST = "dataset.json"
 
 _MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
 _LEAST_MEMORY = 256 * 2**20
-_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for the bucket at hand, Arrow and Python
+_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Arrow, Python and what they run
+_REST = 200 * 2**20  # bytes of that rest which a bucket at hand leaves alone
 
 _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
 
@@ -197,6 +198,8 @@ class _Preparation:
             FROM events JOIN users ON events.user = users.raw JOIN items ON events.item = items.raw
             WHERE reason IS NULL ORDER BY users.id, moment
         """
+        held = int(sizes.max()) * BYTES_PER_ROW + _REST  # beside the database
+        self.database.limit(int(min(self.memory * _DATABASE_SHARE, max(self.memory - held, self.memory / 4))))
         with self.phases.phase("sort") as progress:
             batches = self.database.stream(query, progress)
         with self.phases.phase("write") as progress:

@@ -186,6 +186,14 @@ class Database:
         self.connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def limit(self, memory: int) -> None:
+        """Gives it more or less memory from here on.
+
+        Args:
+            memory: bytes that DuckDB may hold.
+        """
+        self.connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
+
     def run(self, sql: str, progress: Callable[[float], None] | None = None) -> list[tuple[Any, ...]]:
         """Executes a statement.
 

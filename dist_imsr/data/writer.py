@@ -1,8 +1,8 @@
 """The files of a prepared folder: sequences cut into spans, tables, checksums."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from dist_imsr.data.dataset import held_out
 from dist_imsr.files import digest_of
 
 SEQUENCE_BITS = 32  # of a moment: the lower ones tell rows of one second apart, in the input's order
-BYTES_PER_ROW = 80  # held for each interaction of a bucket while it is cut and written
+BYTES_PER_ROW = 112  # held for each interaction of a bucket while it is cut and written
+_BLOCK = 1 << 16  # rows
 _LONGEST_LIST = 2**31 - 1  # what the offsets of an Arrow list can tell
 
 
@@ -110,16 +111,16 @@ def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items:
         ``[n]`` bool.
     """
     met = np.zeros(len(users), bool)
-    if not len(users):
-        return met
-    spans = spans.astype(np.int64)
-    n_spans = int(spans.max()) + 1
-    pairs = (users.astype(np.int64) - int(users[0])) * n_items + items  # of user and item
-    order = np.argsort(pairs * n_spans + spans)
-    pairs, spans = pairs[order], spans[order]
-    new = np.diff(pairs, prepend=-1) != 0
-    first = spans[new][new.cumsum() - 1]
-    met[order] = spans > first
+    n_spans = int(spans.max(initial=0)) + 1
+    # A block of users at a time: what is sorted stays in the processor's cache, and is little beside the rows.
+    edges = np.searchsorted(users, users[np.arange(0, len(users), _BLOCK)], side="left")
+    for block in (slice(*ends) for ends in itertools.pairwise([*np.unique(edges), len(users)])):
+        pairs = (users[block].astype(np.int64) - int(users[block.start])) * n_items + items[block]  # of user and item
+        order = np.argsort(pairs * n_spans + spans[block])
+        pairs, sorted_spans = pairs[order], spans[block][order]
+        new = np.diff(pairs, prepend=-1) != 0
+        first = sorted_spans[new][new.cumsum() - 1]
+        met[block][order] = sorted_spans > first
     return met
 
 
@@ -138,8 +139,9 @@ def in_parts(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterato
     for size in sizes:
         while held.num_rows < size:
             held = pa.concat_tables([held, pa.Table.from_batches([next(rest)])])
-        part, held = held.slice(0, size), held.slice(size)
-        yield Interactions(part["user"].to_numpy(), part["item"].to_numpy(), part["moment"].to_numpy())
+        rows = Interactions(*(held[name].slice(0, size).to_numpy() for name in ("user", "item", "moment")))
+        held = held.slice(size)
+        yield rows
 
 
 def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
@@ -156,7 +158,7 @@ def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     first = next(rest)
     rows = 0
     with pq.ParquetWriter(path, first.schema, use_dictionary=False) as writer:  # ids do not repeat
-        for batch in chain([first], rest):
+        for batch in itertools.chain([first], rest):
             writer.write_batch(batch)
             rows += batch.num_rows
     return rows
