@@ -312,6 +312,9 @@ class SpanData:
     @Phase("data")
     def _sweep(self, chosen: np.ndarray, cut: np.ndarray, targets: int, begin: int = 0) -> Steps[Batch]:
         rows, schedule = self._select(chosen, self.config.eval_size)
+        # Users of about equally long histories share a batch: most of it would be padding else.
+        lengths = np.minimum(cut[rows] - begin, self.config.max_history)
+        rows = rows[np.lexsort((lengths, self._bucket[rows]))]
         cuts = cut[rows]
 
         def read(step: int) -> Batch:
