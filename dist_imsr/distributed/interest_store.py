@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
+from dist_imsr.distributed.memory import give_back, untouched
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
-DRAWN = 1 << 16  # interests drawn at a time: a draw takes some seven times the memory of what it leaves
+DRAWN = 1 << 12  # interests drawn or moved at a time, which a processor's cache holds with all that a draw leaves
 
 
 @dataclass
@@ -201,6 +203,30 @@ class InterestStore:
         """
         return self._view(self.slots.states, rows, device)
 
+    def created(self, span: int) -> torch.Tensor:
+        """The interests that users with older ones gained in a span.
+
+        Args:
+            span: of their birth.
+
+        Returns:
+            ``[n]`` int64, their places in the slots, ascending.
+        """
+        known = self.counts > 0
+        known[known.clone()] = self.born[self.offsets[:-1][known]] < span  # a user's first interest is the oldest
+        return (known.repeat_interleave(self.counts).logical_and_(self.born == span)).nonzero().squeeze(1)
+
+    def norms(self, places: torch.Tensor) -> torch.Tensor:
+        """How long some interests are.
+
+        Args:
+            places: ``[n]`` int64, in the slots.
+
+        Returns:
+            ``[n]``.
+        """
+        return torch.cat([self.values.index_select(0, part).norm(dim=1) for part in places.split(DRAWN)])
+
     def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
 
@@ -249,42 +275,51 @@ class InterestStore:
 
         Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
         them.
-        Costs one pass over the store, once per span.
+        Costs one pass over the store, once per span: a column after the other is made anew, as a snapshot may share
+        the old one.
 
         Args:
             rows: ``[B]`` int64, distinct.
             count: how many more each of them gets; one number, or ``[B]`` int64.
             span: the span of birth.
         """
-        device, old = self.values.device, self.slots
-        more = torch.zeros_like(self.counts)
+        device, counts = self.values.device, self.counts
+        more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
-        shift = more.cumsum(0) - more  # how far each user's old slots move
-        kept = torch.arange(len(old.values), device=device) + shift[self.owners]
-        self.offsets = torch.cat([self.offsets[:1], (self.counts + more).cumsum(0)])
-        self.slots = Slots(*(column.new_zeros(int(self.offsets[-1]), *column.shape[1:]) for column in old))
-        for column, before in zip(self.slots, old, strict=True):
-            column[kept] = before
-
-        fresh = torch.ones(len(self.values), dtype=torch.bool, device=device)
-        fresh[kept] = False
-        owners = torch.arange(len(more), device=device).repeat_interleave(more)
-        place = fresh.nonzero().squeeze(1)
-        slot = place - self.offsets[owners]
-        for at, owner, number in zip(*(column.split(DRAWN) for column in (place, owners, slot)), strict=True):
-            self._draw(at, owner + self.first_user, span, number)
-        self.born[fresh] = span
+        growing = more.nonzero().squeeze(1)
+        if not len(growing):
+            return
+        shift = more.cumsum(0) - more  # how far a user's old slots move: the new ones of all users before
+        kept = shift.repeat_interleave(counts, output_size=len(self.values))
+        kept += torch.arange(len(kept), device=device)
+        owners = growing.repeat_interleave(more[growing])
+        slot = counts[owners] + torch.arange(len(owners), device=device) - shift[owners]
+        self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
+        place = self.offsets[owners] + slot
+        fresh = {"born": span, "moments": 0, "states": 0}
+        for name in Slots._fields:
+            old = getattr(self.slots, name)
+            column = untouched(old, len(kept) + len(place)).index_copy_(0, kept, old)
+            if name in fresh:
+                column.index_fill_(0, place, fresh[name])
+            self.slots = self.slots._replace(**{name: column})
+        self._draw(place, owners + self.first_user, span, slot)
 
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; what stays keeps its order and its bytes, and costs one pass over the store.
+
+        Columns move inside their memory, which snapshots share: those taken before are lost. What becomes free goes
+        back to the system at once on the host, and on a GPU when interests come again.
 
         Args:
             keep: ``[S]`` bool.
         """
         keep = keep.to(self.values.device)
-        counts = torch.zeros_like(self.counts).index_add_(0, self.owners, keep.to(torch.int64))
-        self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
-        self.slots = Slots(*(column[keep] for column in self.slots))
+        kept = keep.nonzero().squeeze(1)
+        self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
+        moved = {name: _compacted(column, kept) for name, column in self.slots._asdict().items() if name != "born"}
+        # A checkpoint that is being written reads births where they are.
+        self.slots = Slots(born=self.born[kept], **moved)
 
     def snapshot(self) -> StoreSnapshot:
         """What training may change between two spans' ends: which interests there are, and their queries.
@@ -308,9 +343,11 @@ class InterestStore:
     def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
         """First vectors and queries of new interests."""
         dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
-        self.values[place] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
-        drawn = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slot)
-        self.slots.queries[place] = drawn / math.sqrt(max(query_dim, 1))
+        slots = torch.arange(int(slot.max()) + 1, device=slot.device)
+        queries = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slots) / math.sqrt(max(query_dim, 1))
+        for at, user, number in zip(*(column.split(DRAWN) for column in (place, users, slot)), strict=True):
+            self.values.index_copy_(0, at, keyed_random.normal(dim, _STREAM, self.seed, user, span, number))
+            self.slots.queries.index_copy_(0, at, queries.index_select(0, number))
 
     def _view(self, column: torch.Tensor, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         """Some users' part of a column, ``[B, K, ...]`` where it is wanted; zero for padding."""
@@ -329,3 +366,13 @@ def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> to
     padded = column.new_zeros(*slots.shape, *column.shape[1:])
     padded[mask] = column[slots[mask]]
     return padded
+
+
+def _compacted(column: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The rows of a column ``[S, ...]`` that are kept, ascending, at its beginning; what lay there is overwritten."""
+    if column.numel():
+        for at in range(0, len(kept), DRAWN):
+            rows = kept[at : at + DRAWN]  # all of them at or behind where they go
+            column[at : at + len(rows)] = column.index_select(0, rows)
+        give_back(column, len(kept))
+    return column[: len(kept)]
