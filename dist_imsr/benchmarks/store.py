@@ -1,6 +1,6 @@
 """The interest store: what a step costs beside many users, and how fast interests come and go."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,21 +9,24 @@ import torch
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.train import Side, TrainBench, recommender, sharded, take_turns
+from dist_imsr.benchmarks.train import Base, Side, TrainBench, recommender, sharded, take_turns
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.interest_store import DRAWN
-from dist_imsr.distributed.memory import peak_bytes, untouched
+from dist_imsr.distributed.memory import peak_bytes, roomy
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies.interests import InterestPolicy
 
-_SIDES = {"": "comirec_dr", "_comirec_sa": "comirec_sa"}  # what a figure's name ends with, and its base model
+_SIDES: dict[str, Base] = {
+    "": "comirec_dr",
+    "_comirec_sa": "comirec_sa",
+}  # what a figure's name ends with, and its base model
 _SHORT = 0.01  # what is left of an interest that is to be trimmed, whose norm is that of d standard normal numbers
 
 
 @dataclass(frozen=True)
 class StoreBench:
-    """Times steps of ComiRec beside many users and beside few, and the growth and trimming of all users' interests.
+    """Times steps of ComiRec beside many users and beside few, and the growth and trimming of interests.
 
     Args:
         users: in the interest store, over all ranks.
@@ -33,8 +36,9 @@ class StoreBench:
         ranks: processes.
         threads: of each process.
         dim: d.
-        interests: K of every user before it grows, and in the steps.
-        new: interests that every user gains.
+        interests: K of every user, in the steps and before growth.
+        growing: the share of users who gain interests; 0.1 and ``new`` make 0.3 a user, as the planner takes it.
+        new: interests that each of them gains.
         short: of these, how many are too short to stay.
         steps: timed together, in one run.
         warmup: steps before the first run.
@@ -50,7 +54,8 @@ class StoreBench:
     ranks: int = 2
     threads: int = 1
     dim: int = 64
-    interests: int = 6
+    interests: int = 9
+    growing: float = 0.1
     new: int = 3
     short: int = 2
     steps: int = 10
@@ -62,7 +67,9 @@ class StoreBench:
     def __post_init__(self) -> None:
         _ = self.training  # which checks the keys that they share
         require(self.batch <= self.few <= self.users, "few", self.few, "the batch at least, and users at most")
-        require(self.new >= 1, "new", self.new, "at least 1")
+        fits = 0 < self.growing <= 1 and self.growing * (self.users // self.ranks) >= 1
+        require(fits, "growing", self.growing, "at most 1, and one user of each rank at least")
+        require(1 <= self.new < self.interests, "new", self.new, "at least 1, and less than interests")
         require(1 <= self.short <= self.new, "short", self.short, "at least 1, and new at most")
         require_file(self.json, "json")
 
@@ -83,13 +90,16 @@ def bench_store(options: StoreBench) -> list[Figure]:
     ``expand_and_trim_rate_over_memcpy`` is the rate of growth (`InterestStore.expand`, as the detector asks for it)
     and of trimming (`Recommender.trim`, which finds what is too short) over that of a plain copy of the same bytes
     between two blocks of memory that have been touched. The bytes are those of the vectors that each of the two
-    leaves, counted once; births, offsets and what is removed count as none. All that the two do counts as their time:
-    the first touch of new memory, the norms of the new interests, and the drawing of these from N(0, I), which has no
-    part in a copy. ``expand_and_trim_rate_over_memcpy_and_drawing`` adds the time of the same draws alone, of which
-    nothing is kept, to that of the copy.
+    leaves, counted once; births, offsets and what is removed count as none. All that the two do counts as their time,
+    the norms of the new interests and their drawing from N(0, I) too, which have no part in a copy. The first growth is
+    not timed: later ones find the memory that it took. ``..._and_drawing`` adds the time of the same draws alone, of
+    which nothing is kept, to that of the copy.
 
-    The peaks are the most that ranks hold while the store grows or is trimmed, what is not the store left out, over
-    what the store holds afterwards.
+    Figures that end with ``_all_grow`` are of a span in which every user gains ``new`` interests, and has ``interests``
+    by then.
+
+    The peaks are the most that ranks hold while the store grows for the first time, or is trimmed, what is not the
+    store left out, over what the store holds afterwards.
 
     Args:
         options: the subcommand's.
@@ -107,29 +117,35 @@ def bench_store(options: StoreBench) -> list[Figure]:
         name = f"step_time_{options.users}_over_{options.few}_users{suffix}"
         figures.append(Figure(name, "ratio", runs, many.settings | {"base": base}))
 
-    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    figures += _moving(options, "")
+    fewer_before = replace(options, interests=options.interests - options.new, growing=1.0)
+    return figures + _moving(fewer_before, "_all_grow")
+
+
+def _moving(options: StoreBench, suffix: str) -> list[Figure]:
+    """The figures of growth and trimming."""
     with LocalRanks(options.ranks, options.threads) as ranks:
         ranks.call(_set_up, options)
-        # Memory that the machine has never given out before is slow at its first touch; no run counts in which it is.
         peaks = [sum(column) for column in zip(*ranks.call(_peaks), strict=True)]
         rounds = [ranks.call(_round) for _ in range(options.repeats)]
     told = ([max(column) for column in zip(*each, strict=True)] for each in rounds)
     expand, grown_copy, draw, trim, trimmed_copy = (list(column) for column in zip(*told, strict=True))
     both, copies = _sums(expand, trim), _sums(grown_copy, trimmed_copy)
-    of_both = "expand_and_trim_rate_over_memcpy"
-    return [
-        *figures,
-        Figure(of_both, "ratio", ratios(copies, both), settings),
-        Figure(f"{of_both}_and_drawing", "ratio", ratios(_sums(copies, draw), both), settings),
-        Figure("expand_rate_over_memcpy", "ratio", ratios(grown_copy, expand), settings),
-        Figure("trim_rate_over_memcpy", "ratio", ratios(trimmed_copy, trim), settings),
-        Figure("seconds_an_expand", "s", expand, settings),
-        Figure("seconds_of_its_draws", "s", draw, settings),
-        Figure("seconds_a_trim", "s", trim, settings),
-        Figure("seconds_of_both_copies", "s", copies, settings),
-        Figure("expand_peak_bytes_over_held", "ratio", [peaks[0] / peaks[1]], settings),
-        Figure("trim_peak_bytes_over_held", "ratio", [peaks[2] / peaks[3]], settings),
-    ]
+    rate = "expand_and_trim_rate_over_memcpy"
+    figures: dict[str, tuple[str, list[float]]] = {
+        rate: ("ratio", ratios(copies, both)),
+        f"{rate}_and_drawing": ("ratio", ratios(_sums(copies, draw), both)),
+        "expand_rate_over_memcpy": ("ratio", ratios(grown_copy, expand)),
+        "trim_rate_over_memcpy": ("ratio", ratios(trimmed_copy, trim)),
+        "seconds_an_expand": ("s", expand),
+        "seconds_of_its_draws": ("s", draw),
+        "seconds_a_trim": ("s", trim),
+        "seconds_of_both_copies": ("s", copies),
+        "expand_peak_bytes_over_held": ("ratio", [peaks[0] / peaks[1]]),
+        "trim_peak_bytes_over_held": ("ratio", [peaks[2] / peaks[3]]),
+    }
+    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    return [Figure(f"{name}{suffix}", unit, runs, settings) for name, (unit, runs) in figures.items()]
 
 
 def _sums(one: list[float], other: list[float]) -> list[float]:
@@ -144,12 +160,13 @@ class _Held:
         self.model = recommender(topology, options.training, policy=InterestPolicy())
         self.store = self.model.store
         users = len(self.store.counts)
-        draw = torch.Generator().manual_seed(options.seed)
-        self.rows = torch.randperm(users, generator=draw).to(topology.device)  # the detector follows no order
-        self.room = untouched(self.store.values, users * (options.interests + options.new)).zero_()
+        order = torch.randperm(users, generator=torch.Generator().manual_seed(options.seed))  # the detector has none
+        self.rows = order[: int(options.growing * users)].to(topology.device)
+        most = len(self.store.values) + len(self.rows) * options.new
+        self.room = roomy(self.store.values.new_empty(0, options.dim), most).zero_()
 
     def expand(self) -> None:
-        """Gives every user new interests, as `Recommender.detect` does."""
+        """Gives users new interests, as `Recommender.detect` does."""
         self.store.expand(self.rows, torch.full_like(self.rows, self.options.new), span=1)
 
     def draw(self) -> None:
@@ -167,7 +184,7 @@ class _Held:
         self.room[: len(self.store.values)].copy_(self.store.values)
 
     def shorten(self) -> None:
-        """Makes the last of every user's new interests too short to stay."""
+        """Makes the last of each user's new interests too short to stay."""
         created = self.store.created(span=1).view(-1, self.options.new)
         for part in created[:, -self.options.short :].flatten().split(DRAWN):
             self.store.values[part] *= _SHORT

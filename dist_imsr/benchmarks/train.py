@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from dist_imsr.training.recommender import Recommender, scores_of
 _BATCHES = 8  # made before the clock starts, and taken in turn
 _FEW_ITEMS = 60_000
 
+Base = Literal["comirec_dr", "comirec_sa"]
 Build = Callable[[Topology, "TrainBench"], Callable[[Batch], Any]]
 
 
@@ -230,7 +231,7 @@ def run(topology: Topology, steps: int) -> tuple[float, int]:
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def sharded(topology: Topology, options: TrainBench, base: str = "comirec_dr") -> Callable[[Batch], Any]:
+def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") -> Callable[[Batch], Any]:
     """This project's step, as the trainer takes it.
 
     Args:
@@ -245,7 +246,7 @@ def sharded(topology: Topology, options: TrainBench, base: str = "comirec_dr") -
 
 
 def recommender(
-    topology: Topology, options: TrainBench, base: str = "comirec_dr", policy: InterestPolicy | None = None
+    topology: Topology, options: TrainBench, base: Base = "comirec_dr", policy: InterestPolicy | None = None
 ) -> Recommender:
     """A model in training, whose users all have their interests.
 

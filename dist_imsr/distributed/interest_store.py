@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
-from dist_imsr.distributed.memory import give_back, untouched
+from dist_imsr.distributed.memory import roomy
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 
@@ -54,10 +54,17 @@ class Slots(NamedTuple):
 
 
 class StoreSnapshot(NamedTuple):
-    """What `InterestStore.restore` takes."""
+    """What `InterestStore.restore` takes: which interests there were, and what their queries had learnt.
 
-    slots: Slots
+    Args:
+        offsets: where each user's began.
+        queries: of `Slots`.
+        moments: of `Slots`.
+    """
+
     offsets: torch.Tensor
+    queries: torch.Tensor
+    moments: torch.Tensor
 
 
 class InterestStore:
@@ -275,8 +282,7 @@ class InterestStore:
 
         Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
         them.
-        Costs one pass over the store, once per span: a column after the other is made anew, as a snapshot may share
-        the old one.
+        Costs one pass over the store, once per span. Interests move inside their memory while it has room.
 
         Args:
             rows: ``[B]`` int64, distinct.
@@ -297,9 +303,8 @@ class InterestStore:
         self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         place = self.offsets[owners] + slot
         fresh = {"born": span, "moments": 0, "states": 0}
-        for name in Slots._fields:
-            old = getattr(self.slots, name)
-            column = untouched(old, len(kept) + len(place)).index_copy_(0, kept, old)
+        for name in Slots._fields:  # one after the other, as a block may have to be made anew
+            column = _spread(getattr(self.slots, name), kept, len(kept) + len(place))
             if name in fresh:
                 column.index_fill_(0, place, fresh[name])
             self.slots = self.slots._replace(**{name: column})
@@ -308,8 +313,7 @@ class InterestStore:
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; what stays keeps its order and its bytes, and costs one pass over the store.
 
-        Columns move inside their memory, which snapshots share: those taken before are lost. What becomes free goes
-        back to the system at once on the host, and on a GPU when interests come again.
+        Interests move inside their memory, which is kept for those to come.
 
         Args:
             keep: ``[S]`` bool.
@@ -317,28 +321,49 @@ class InterestStore:
         keep = keep.to(self.values.device)
         kept = keep.nonzero().squeeze(1)
         self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
-        moved = {name: _compacted(column, kept) for name, column in self.slots._asdict().items() if name != "born"}
-        # A checkpoint that is being written reads births where they are.
-        self.slots = Slots(born=self.born[kept], **moved)
+        self.slots = Slots(*(_compacted(column, kept) for column in self.slots))
 
     def snapshot(self) -> StoreSnapshot:
         """What training may change between two spans' ends: which interests there are, and their queries.
 
         Returns:
-            What `restore` takes. Vectors, births and states are shared with the store, not copied: `scatter` writes
-            them only once a span is trained, and `expand` makes new ones.
+            What `restore` takes. Vectors, births and states are not in it: `scatter` writes them only once a span is
+            trained, and until then interests come and none goes.
         """
-        queries, moments = self.slots.queries.clone(), self.slots.moments.clone()
-        return StoreSnapshot(self.slots._replace(queries=queries, moments=moments), self.offsets)
+        return StoreSnapshot(self.offsets, self.slots.queries.clone(), self.slots.moments.clone())
 
     def restore(self, snapshot: StoreSnapshot) -> None:
-        """Puts a snapshot back.
+        """Puts a snapshot back: what came since goes.
 
         Args:
-            snapshot: taken since the last `scatter`.
+            snapshot: taken since the last `scatter` or `trim`.
         """
-        queries, moments = snapshot.slots.queries.clone(), snapshot.slots.moments.clone()
-        self.slots, self.offsets = snapshot.slots._replace(queries=queries, moments=moments), snapshot.offsets
+        if self.offsets is not snapshot.offsets:
+            self.trim(self._older(snapshot))
+        self.offsets = snapshot.offsets
+        self.slots.queries.copy_(snapshot.queries)
+        self.slots.moments.copy_(snapshot.moments)
+
+    def slots_of(self, snapshot: StoreSnapshot) -> Slots:
+        """The interests of a snapshot.
+
+        Args:
+            snapshot: taken since the last `scatter` or `trim`.
+
+        Returns:
+            Its own queries and moments; the other columns are the store's where no interests came since, else copies.
+        """
+        columns = self.slots
+        if self.offsets is not snapshot.offsets:
+            older = self._older(snapshot)
+            shared = {name: getattr(columns, name)[older] for name in ("values", "born", "states")}
+            columns = columns._replace(**shared)
+        return columns._replace(queries=snapshot.queries, moments=snapshot.moments)
+
+    def _older(self, snapshot: StoreSnapshot) -> torch.Tensor:
+        """Which interests are in a snapshot, ``[S]`` bool: each user's first."""
+        end = (self.offsets[:-1] + snapshot.offsets.diff()).repeat_interleave(self.counts)
+        return torch.arange(len(end), device=end.device) < end
 
     def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
         """First vectors and queries of new interests."""
@@ -368,11 +393,19 @@ def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> to
     return padded
 
 
+def _spread(column: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
+    """A column ``[S, ...]`` stretched: its rows go to some places, ascending, among so many of any values."""
+    made = roomy(column, rows)
+    for end in range(len(column) if column.numel() else 0, 0, -DRAWN):  # the last ones first: they are in the way
+        part = slice(max(end - DRAWN, 0), end)  # all of them at or before where they go
+        made.index_copy_(0, places[part], column[part].clone())
+    return made
+
+
 def _compacted(column: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """The rows of a column ``[S, ...]`` that are kept, ascending, at its beginning; what lay there is overwritten."""
     if column.numel():
         for at in range(0, len(kept), DRAWN):
             rows = kept[at : at + DRAWN]  # all of them at or behind where they go
             column[at : at + len(rows)] = column.index_select(0, rows)
-        give_back(column, len(kept))
     return column[: len(kept)]

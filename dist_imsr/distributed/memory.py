@@ -1,6 +1,7 @@
 """Large blocks of memory: what they cost to touch, and what a process holds at most."""
 
 import ctypes
+import math
 import mmap
 from pathlib import Path
 
@@ -10,42 +11,32 @@ _LIBC = ctypes.CDLL(None)
 _OWN_MAPPING = 32 << 20  # bytes from which glibc never takes a block from its heap
 
 
-def untouched(like: torch.Tensor, rows: int) -> torch.Tensor:
-    """Memory that nobody has written yet, for the rows of a tensor.
+def roomy(like: torch.Tensor, rows: int) -> torch.Tensor:
+    """Memory for more or fewer rows than a tensor has: its own where there is room, else a new block.
 
-    A large block of the host's comes in huge pages where the kernel has them: the first touch of ordinary ones takes
-    several times as long as the writing.
+    A large block of the host's has room for a quarter more rows, which take no memory until they are written, and
+    comes in huge pages where the kernel has them: the first touch of ordinary ones takes several times as long as the
+    writing.
 
     Args:
-        like: ``[n, ...]``.
+        like: ``[n, ...]``, contiguous, from the beginning of its block on.
         rows: how many.
 
     Returns:
-        ``[rows, ...]`` of any values, of the same kind and on the same device.
+        ``[rows, ...]`` of any values but those of ``like`` that lie there; of the same kind, on the same device.
     """
-    made = like.new_empty(rows, *like.shape[1:])
-    _advise(made, mmap.MADV_HUGEPAGE)
-    return made
-
-
-def give_back(tensor: torch.Tensor, rows: int) -> None:
-    """Returns the pages of a large block of the host's, where nothing is needed any more, to the system.
-
-    Args:
-        tensor: ``[n, ...]``, contiguous.
-        rows: how many are needed; the others have any values from here on.
-    """
-    _advise(tensor[rows:], mmap.MADV_DONTNEED)
-
-
-def _advise(tensor: torch.Tensor, advice: int) -> None:
-    """Tells the kernel about the whole pages of a large tensor; no harm is done where it does not listen."""
-    begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    if tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() >= _OWN_MAPPING:
-        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < end:
-            _LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(advice))
+    size = rows * math.prod(like.shape[1:]) * like.element_size()
+    if like.untyped_storage().nbytes() >= size:
+        return like.as_strided((rows, *like.shape[1:]), like.stride())
+    if like.device.type != "cpu" or size < _OWN_MAPPING:
+        return like.new_empty(rows, *like.shape[1:])
+    made = like.new_empty(rows + rows // 4, *like.shape[1:])
+    block = made.untyped_storage()
+    first = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = block.data_ptr() + block.nbytes() - first
+    # Advice that a kernel may refuse, and no harm is done.
+    _LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_HUGEPAGE))
+    return made[:rows]
 
 
 def peak_bytes(device: torch.device, reset: bool = False) -> int:

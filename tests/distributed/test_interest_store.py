@@ -121,7 +121,7 @@ def test_expand_gives_each_user_its_own_number(more):
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
     store.slots.states.fill_(6)
-    before = store.slots
+    before = [column.clone() for column in store.slots]
     store.expand(torch.tensor(list(more), dtype=torch.int64), torch.tensor(list(more.values()), dtype=torch.int64), 1)
     assert store.counts.tolist() == [2 + more.get(user, 0) for user in range(7)]
     old = store.born == 0
@@ -164,7 +164,7 @@ def test_states_move_with_the_interests_of_their_users_alone():
     assert not store.states(torch.tensor([1])).any()
     store.scatter(rows, found)  # without states, they stay
     assert torch.equal(store.states(rows), states)
-    assert snapshot.slots.states is store.slots.states  # a copy would double what they take
+    assert store.slots_of(snapshot).states is store.slots.states  # a copy would double what they take
     store.expand(torch.tensor([3]), 2, span=1)
     assert torch.equal(store.states(rows), states)
     assert not store.states(torch.tensor([3])).any()
