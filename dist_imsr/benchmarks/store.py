@@ -117,15 +117,14 @@ def bench_store(options: StoreBench) -> list[Figure]:
         name = f"step_time_{options.users}_over_{options.few}_users{suffix}"
         figures.append(Figure(name, "ratio", runs, many.settings | {"base": base}))
 
-    figures += _moving(options, "")
-    fewer_before = replace(options, interests=options.interests - options.new, growing=1.0)
-    return figures + _moving(fewer_before, "_all_grow")
+    figures += _moving(options, options.interests, options.growing, "")
+    return figures + _moving(options, options.interests - options.new, 1.0, "_all_grow")
 
 
-def _moving(options: StoreBench, suffix: str) -> list[Figure]:
-    """The figures of growth and trimming."""
+def _moving(options: StoreBench, interests: int, growing: float, suffix: str) -> list[Figure]:
+    """The figures of growth and trimming, for so many interests before and a share of users who gain more."""
     with LocalRanks(options.ranks, options.threads) as ranks:
-        ranks.call(_set_up, options)
+        ranks.call(_set_up, options, interests, growing)
         peaks = [sum(column) for column in zip(*ranks.call(_peaks), strict=True)]
         rounds = [ranks.call(_round) for _ in range(options.repeats)]
     told = ([max(column) for column in zip(*each, strict=True)] for each in rounds)
@@ -145,6 +144,7 @@ def _moving(options: StoreBench, suffix: str) -> list[Figure]:
         "trim_peak_bytes_over_held": ("ratio", [peaks[2] / peaks[3]]),
     }
     settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    settings |= {"interests": interests, "growing": growing}
     return [Figure(f"{name}{suffix}", unit, runs, settings) for name, (unit, runs) in figures.items()]
 
 
@@ -155,13 +155,13 @@ def _sums(one: list[float], other: list[float]) -> list[float]:
 class _Held:
     """One rank's part of the model, and room for a copy of its vectors when they are the most."""
 
-    def __init__(self, topology: Topology, options: StoreBench) -> None:
+    def __init__(self, topology: Topology, options: StoreBench, interests: int, growing: float) -> None:
         self.options, self.topology = options, topology
-        self.model = recommender(topology, options.training, policy=InterestPolicy())
+        self.model = recommender(topology, replace(options.training, interests=interests), policy=InterestPolicy())
         self.store = self.model.store
         users = len(self.store.counts)
         order = torch.randperm(users, generator=torch.Generator().manual_seed(options.seed))  # the detector has none
-        self.rows = order[: int(options.growing * users)].to(topology.device)
+        self.rows = order[: int(growing * users)].to(topology.device)
         most = len(self.store.values) + len(self.rows) * options.new
         self.room = roomy(self.store.values.new_empty(0, options.dim), most).zero_()
 
@@ -197,9 +197,9 @@ class _Held:
 _held: _Held  # of this rank's process
 
 
-def _set_up(topology: Topology, options: StoreBench) -> None:
+def _set_up(topology: Topology, options: StoreBench, interests: int, growing: float) -> None:
     global _held
-    _held = _Held(topology, options)
+    _held = _Held(topology, options, interests, growing)
 
 
 def _peaks(topology: Topology) -> tuple[int, ...]:

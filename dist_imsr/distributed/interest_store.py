@@ -15,7 +15,8 @@ from dist_imsr.model.interests import Interests
 
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
-DRAWN = 1 << 12  # interests drawn or moved at a time, which a processor's cache holds with all that a draw leaves
+PART = 1 << 20  # bytes that are moved at a time
+DRAWN = 1 << 12  # interests drawn at a time, which a processor's cache holds with all that a draw leaves
 
 
 @dataclass
@@ -295,16 +296,16 @@ class InterestStore:
         growing = more.nonzero().squeeze(1)
         if not len(growing):
             return
-        shift = more.cumsum(0) - more  # how far a user's old slots move: the new ones of all users before
-        kept = shift.repeat_interleave(counts, output_size=len(self.values))
-        kept += torch.arange(len(kept), device=device)
+        before = more.cumsum(0) - more  # new interests of all users before
         owners = growing.repeat_interleave(more[growing])
-        slot = counts[owners] + torch.arange(len(owners), device=device) - shift[owners]
+        slot = counts[owners] + torch.arange(len(owners), device=device) - before[owners]
         self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         place = self.offsets[owners] + slot
+        old = torch.ones(len(self.values) + len(place), dtype=torch.bool, device=device).index_fill_(0, place, False)
+        source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now
         fresh = {"born": span, "moments": 0, "states": 0}
         for name in Slots._fields:  # one after the other, as a block may have to be made anew
-            column = _spread(getattr(self.slots, name), kept, len(kept) + len(place))
+            column = _moved(getattr(self.slots, name), source)
             if name in fresh:
                 column.index_fill_(0, place, fresh[name])
             self.slots = self.slots._replace(**{name: column})
@@ -321,7 +322,7 @@ class InterestStore:
         keep = keep.to(self.values.device)
         kept = keep.nonzero().squeeze(1)
         self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
-        self.slots = Slots(*(_compacted(column, kept) for column in self.slots))
+        self.slots = Slots(*(_moved(column, kept) for column in self.slots))
 
     def snapshot(self) -> StoreSnapshot:
         """What training may change between two spans' ends: which interests there are, and their queries.
@@ -393,19 +394,17 @@ def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> to
     return padded
 
 
-def _spread(column: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
-    """A column ``[S, ...]`` stretched: its rows go to some places, ascending, among so many of any values."""
-    made = roomy(column, rows)
-    for end in range(len(column) if column.numel() else 0, 0, -DRAWN):  # the last ones first: they are in the way
-        part = slice(max(end - DRAWN, 0), end)  # all of them at or before where they go
-        made.index_copy_(0, places[part], column[part].clone())
+def _moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """``column[source]`` for ascending rows, in the same memory where it has room; the column itself is lost."""
+    made, parts = roomy(column, len(source)), _parts(column, len(source))
+    # Rows that move back are in the way of those before them, and rows that move forward of those behind.
+    for part in parts if len(source) <= len(column) else reversed(parts):
+        made[part] = column.index_select(0, source[part])
     return made
 
 
-def _compacted(column: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The rows of a column ``[S, ...]`` that are kept, ascending, at its beginning; what lay there is overwritten."""
-    if column.numel():
-        for at in range(0, len(kept), DRAWN):
-            rows = kept[at : at + DRAWN]  # all of them at or behind where they go
-            column[at : at + len(rows)] = column.index_select(0, rows)
-    return column[: len(kept)]
+def _parts(column: torch.Tensor, rows: int) -> list[slice]:
+    """So many rows of a column cut into parts that a processor's cache holds; none where there is nothing to move."""
+    width = math.prod(column.shape[1:]) * column.element_size()
+    step = max(PART // max(width, 1), 1)
+    return [slice(at, min(at + step, rows)) for at in range(0, rows if column.numel() else 0, step)]

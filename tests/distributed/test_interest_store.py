@@ -81,6 +81,7 @@ def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch
 
     whole = drawn()
     monkeypatch.setattr(interest_store, "DRAWN", 4)
+    monkeypatch.setattr(interest_store, "PART", 50)
     assert all(map(torch.equal, whole, drawn()))
 
 
@@ -151,6 +152,53 @@ def test_snapshot_brings_back_interests_and_queries():
         store.restore(snapshot)
         assert all(torch.equal(a, b) for a, b in zip(store.slots, before, strict=True))
         assert store.counts.tolist() == [2, 2, 2]
+
+
+def test_a_snapshot_tells_its_interests_whatever_came_since():
+    store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2)
+    store.expand(torch.tensor([0, 2]), 2, span=0)
+    snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
+    assert store.slots_of(snapshot).values is store.values
+    store.expand(torch.tensor([1, 2]), 3, span=1)
+    store.learn(torch.arange(4), torch.ones(4, 5, 8))
+    assert all(map(torch.equal, store.slots_of(snapshot), before))
+    store.restore(snapshot)
+    assert store.offsets is snapshot.offsets
+    assert all(map(torch.equal, store.slots, before))
+
+
+@pytest.mark.parametrize("part", [1, 100, 1 << 20])
+def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part):
+    monkeypatch.setattr(interest_store, "PART", part)
+    store = _store(50, 0, 4, seed=3)
+    store.expand(torch.arange(0, 50, 2), 3, span=0)
+    before, block = _as_lists(store), store.values.data_ptr()
+    store.trim(store.born < 0)
+    assert not len(store.values)
+    store.expand(torch.arange(0, 50, 3), 2, span=0)
+    few = _as_lists(store)
+    store.expand(torch.tensor([49, 0, 17]), torch.tensor([1, 3, 2]), span=1)
+    assert [vectors[: len(old)] for (vectors, _), (old, _) in zip(_as_lists(store), few, strict=True)] == [
+        old for old, _ in few
+    ]
+    store.trim(store.born == 0)
+    assert _as_lists(store) == few
+    store.trim(store.born < 0)
+    store.expand(torch.arange(0, 50, 2), 3, span=0)
+    assert _as_lists(store) == before
+    assert store.values.data_ptr() == block
+
+
+def test_created_interests_are_those_of_users_with_older_ones():
+    store = _store(5, 0, 4, seed=3)
+    store.expand(torch.tensor([1, 3]), 2, span=0)
+    store.expand(torch.tensor([3, 4]), 2, span=1)
+    places = store.created(1)
+    assert store.owners[places].tolist() == [3, 3]
+    assert store.born[places].tolist() == [1, 1]
+    assert torch.equal(store.norms(places), store.values[places].norm(dim=1))
+    assert not len(store.created(0))
+    assert not len(store.norms(store.created(2)))
 
 
 def test_states_move_with_the_interests_of_their_users_alone():

@@ -121,7 +121,7 @@ def test_interests_grow_and_go_in_the_memory_that_is_told():
     ):
         with watched() as held, record_function(MEASURED):
             change()
-        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "trimmed store"))
+        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "interests that move"))
         assert 0.9 * held() <= told <= 1.4 * held()
 
 
