@@ -267,7 +267,7 @@ class InterestStore:
 
         Args:
             rows: ``[S]`` int64, ascending, each interest's user.
-            columns: of `Slots`, by name; zero where they are not given.
+            columns: of `Slots`, by name, whose memory is the store's from here on; zero where they are not given.
         """
         counts = torch.bincount(rows.to(self.offsets), minlength=len(self.counts))
         self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
@@ -293,13 +293,14 @@ class InterestStore:
         device, counts = self.values.device, self.counts
         more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
+        # New on every rank, where nobody gains any too: by it all tell alike whether a snapshot is of the same interests.
+        self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         growing = more.nonzero().squeeze(1)
         if not len(growing):
             return
         before = more.cumsum(0) - more  # new interests of all users before
         owners = growing.repeat_interleave(more[growing])
         slot = counts[owners] + torch.arange(len(owners), device=device) - before[owners]
-        self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         place = self.offsets[owners] + slot
         old = torch.ones(len(self.values) + len(place), dtype=torch.bool, device=device).index_fill_(0, place, False)
         source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now

@@ -14,23 +14,24 @@ _OWN_MAPPING = 32 << 20  # bytes from which glibc never takes a block from its h
 def roomy(like: torch.Tensor, rows: int) -> torch.Tensor:
     """Memory for more or fewer rows than a tensor has: its own where there is room, else a new block.
 
-    A large block of the host's has room for a quarter more rows, which take no memory until they are written, and
+    A large block of the host's has room for half as many more rows, which take no memory until they are written, and
     comes in huge pages where the kernel has them: the first touch of ordinary ones takes several times as long as the
     writing.
 
     Args:
-        like: ``[n, ...]``, contiguous, from the beginning of its block on.
+        like: ``[n, ...]``; its block is taken for its own where it is contiguous and begins it.
         rows: how many.
 
     Returns:
         ``[rows, ...]`` of any values but those of ``like`` that lie there; of the same kind, on the same device.
     """
     size = rows * math.prod(like.shape[1:]) * like.element_size()
-    if like.untyped_storage().nbytes() >= size:
+    whole = like.is_contiguous() and like.storage_offset() == 0
+    if whole and like.untyped_storage().nbytes() >= size:
         return like.as_strided((rows, *like.shape[1:]), like.stride())
     if like.device.type != "cpu" or size < _OWN_MAPPING:
         return like.new_empty(rows, *like.shape[1:])
-    made = like.new_empty(rows + rows // 4, *like.shape[1:])
+    made = like.new_empty(rows + rows // 2, *like.shape[1:])
     block = made.untyped_storage()
     first = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = block.data_ptr() + block.nbytes() - first

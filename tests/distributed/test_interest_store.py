@@ -167,6 +167,18 @@ def test_a_snapshot_tells_its_interests_whatever_came_since():
     assert all(map(torch.equal, store.slots, before))
 
 
+def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
+    store = _store(4, 0, 4, seed=3, query_dim=8)
+    store.expand(torch.tensor([0, 2]), 2, span=0)
+    snapshot, values = store.snapshot(), store.values
+    store.expand(torch.tensor([], dtype=torch.int64), 2, span=1)
+    assert store.values is values
+    assert store.counts.tolist() == [2, 0, 2, 0]
+    assert store.offsets is not snapshot.offsets  # as on a rank whose users gain some
+    store.restore(snapshot)
+    assert torch.equal(store.values, values)
+
+
 @pytest.mark.parametrize("part", [1, 100, 1 << 20])
 def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part):
     monkeypatch.setattr(interest_store, "PART", part)

@@ -17,7 +17,8 @@ def test_a_block_is_kept_while_it_has_room(monkeypatch):
         again = roomy(roomy(many, 2), 100)
         assert again.data_ptr() == many.data_ptr()
         assert torch.equal(again, many)
-    assert roomy(many, 125).data_ptr() == many.data_ptr()
+    assert roomy(many, 150).data_ptr() == many.data_ptr()
+    assert roomy(many[1:], 2).data_ptr() not in (many.data_ptr(), many[1:].data_ptr())  # another's block
     assert roomy(torch.zeros(0, 0), 5).shape == (5, 0)
 
 
