@@ -293,7 +293,7 @@ class InterestStore:
         device, counts = self.values.device, self.counts
         more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
-        # New on every rank, where nobody gains any too: by it all tell alike whether a snapshot is of the same interests.
+        # New where nobody gains any too: by it all ranks tell alike whether a snapshot is of the same interests.
         self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         growing = more.nonzero().squeeze(1)
         if not len(growing):
