@@ -11,6 +11,7 @@ from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
 from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
+from dist_imsr.benchmarks.store import StoreBench, bench_store
 from dist_imsr.benchmarks.strategies import StrategiesBench, bench_strategies
 from dist_imsr.benchmarks.train import TrainBench, bench_train
 
@@ -34,4 +35,5 @@ BENCHMARKS = {
     "rank": Benchmark(RankBench, bench_rank),
     "strategies": Benchmark(StrategiesBench, bench_strategies),
     "checkpoint": Benchmark(CheckpointBench, bench_checkpoint),
+    "store": Benchmark(StoreBench, bench_store),
 }

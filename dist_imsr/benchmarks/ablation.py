@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.config import parse, require, require_file
@@ -124,6 +126,8 @@ class _Pretrained(NamedTuple):
 
     key: tuple[str, int]
     model: Snapshot
+    owners: torch.Tensor
+    slots: Slots
 
 
 _pretrained: _Pretrained | None = None  # of this rank's process
@@ -133,17 +137,16 @@ def _variant(topology: Topology, config: TrainConfig) -> list[dict[str, Any]]:
     """Trains one variant; returns its lines."""
     global _pretrained
     trainer = Trainer(config, Dataset(config.data), topology)
-    key = (config.model.base, config.seed)
+    store, key = trainer.model.store, (config.model.base, config.seed)
     if _pretrained is None or _pretrained.key != key:
         trainer.learn(0)
-        _pretrained = _Pretrained(key, _copied(trainer.model.snapshot()))
+        _pretrained = _Pretrained(key, trainer.model.snapshot(), store.owners, _copied(store.slots))
     else:
-        trainer.model.restore(_copied(_pretrained.model))
+        store.load(_pretrained.owners, **_copied(_pretrained.slots)._asdict())
+        trainer.model.restore(_pretrained.model)
         trainer.progress = Progress(span=1)
     return trainer.run()
 
 
-def _copied(snapshot: Snapshot) -> Snapshot:
-    """A snapshot of its own vectors, which live on from span to span."""
-    slots = Slots(*(column.clone() for column in snapshot.store.slots))
-    return snapshot._replace(store=snapshot.store._replace(slots=slots))
+def _copied(slots: Slots) -> Slots:
+    return Slots(*(column.clone() for column in slots))

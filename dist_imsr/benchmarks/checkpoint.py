@@ -9,16 +9,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from dist_imsr.benchmarks import train
+from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.train import TrainBench
@@ -26,7 +24,6 @@ from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.checkpoint import CheckpointConfig, Checkpoints, newest_first
-from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.state import Progress, packed, unpack
 from dist_imsr.training.storage import Stored
 
@@ -81,8 +78,7 @@ class CheckpointBench:
     @property
     def training(self) -> TrainBench:
         """The model, its users and the batches."""
-        shared = {field.name for field in fields(TrainBench)} - {"json"}
-        return TrainBench(**{name: value for name, value in asdict(self).items() if name in shared})
+        return TrainBench.shared(self)
 
 
 def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
@@ -184,11 +180,10 @@ class _Held:
         self.topology, self.folder, self.saves, self.writes = topology, folder, 0, 0
 
         def build(topology: Topology, training: TrainBench) -> Callable[[Batch], Any]:
-            update = train._sharded(topology, training)
-            self.model = cast(Recommender, cast(MethodType, update).__self__)
-            return update
+            self.model = train.recommender(topology, training)
+            return self.model.update
 
-        train._set_up(topology, build, options.training)
+        train.set_up(topology, build, options.training)
         self.offsets = [bucket * options.users // options.buckets for bucket in range(options.buckets + 1)]
         self.buckets = topology.buckets(options.buckets)
         config = CheckpointConfig(keep_last=1, keep_spans=0)
@@ -238,7 +233,7 @@ class _Held:
         if saving:
             self._begin_to_save()
         blocked = time.perf_counter() - begin
-        train._run(self.topology, steps)
+        train.run(self.topology, steps)
         begin = time.perf_counter()
         self._wait()
         return blocked, time.perf_counter() - begin
@@ -270,10 +265,5 @@ def _fill(topology: Topology, size: int) -> None:
 
 def _measure(topology: Topology, act: Callable[..., tuple[float, ...]], *args: int) -> tuple[float, ...]:
     """Seconds until the slowest rank has done something, and those that it tells of."""
-    dist.barrier()
-    begin = time.perf_counter()
-    told = act(_held, *args)
-    if topology.device.type == "cuda":
-        torch.cuda.synchronize()
-    dist.barrier()
-    return time.perf_counter() - begin, *told
+    seconds, told = timed(topology, act, _held, *args)
+    return seconds, *told

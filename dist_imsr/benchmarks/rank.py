@@ -7,23 +7,22 @@ largest one exceeds a target's score two to three times as often as its score do
 have ranks that are log-uniform over the catalogue: a trained model finds many early, some late.
 """
 
-import ctypes
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch.nn.functional import normalize
 from torchrec import JaggedTensor
 
+from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
+from dist_imsr.distributed.memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.evaluation.tiles import Precision, Shard
@@ -226,39 +225,15 @@ def _set_up(topology: Topology, options: RankBench) -> None:
 
 def _seconds(topology: Topology, *side: str) -> float:
     """Seconds until the slowest rank has run a side."""
-    dist.barrier()
-    begin = time.perf_counter()
-    _held.run(*side)  # type: ignore[arg-type]
-    if topology.device.type == "cuda":
-        torch.cuda.synchronize()
-    dist.barrier()
-    return time.perf_counter() - begin
+    return timed(topology, _held.run, *side)[0]
 
 
 def _peak_bytes(topology: Topology, precision: Precision) -> int:
     """How far memory grows above what is held before, while all is asked."""
-    usage = _device_bytes if topology.device.type == "cuda" else _resident_bytes
-    before = usage(reset=True)
+    before = peak_bytes(topology.device, reset=True)
     for asked in _ASKED:
         _held.run(precision, asked)
-    return usage(reset=False) - before
-
-
-def _device_bytes(reset: bool) -> int:
-    """The CUDA allocator's peak since the last reset."""
-    if reset:
-        torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.max_memory_allocated()
-
-
-def _resident_bytes(reset: bool) -> int:
-    """The process's peak resident memory since the last reset."""
-    if reset:
-        # Freed memory that malloc keeps would be taken again without a trace.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    return peak_bytes(topology.device) - before
 
 
 def _check(topology: Topology) -> None:

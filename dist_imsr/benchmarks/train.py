@@ -1,19 +1,18 @@
 """Steps of training over synthetic items and users: speed, and ratios whose sides take turns."""
 
 import resource
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec import JaggedTensor
 
+from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.config import require, require_file
@@ -33,6 +32,9 @@ from dist_imsr.training.recommender import Recommender, scores_of
 
 _BATCHES = 8  # made before the clock starts, and taken in turn
 _FEW_ITEMS = 60_000
+
+Base = Literal["comirec_dr", "comirec_sa"]
+Build = Callable[[Topology, "TrainBench"], Callable[[Batch], Any]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,20 @@ class TrainBench:
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
         require_file(self.json, "json")
 
+    @classmethod
+    def shared(cls, options: Any, **others: int) -> "TrainBench":
+        """What another benchmark's options say of the model, its users and the batches; checks them.
+
+        Args:
+            options: a dataclass.
+            others: values that differ from its own.
+
+        Returns:
+            Its values where the keys are the same, and the defaults elsewhere.
+        """
+        names = {field.name for field in fields(cls)} - {"json"}
+        return cls(**{name: value for name, value in asdict(options).items() if name in names} | others)
+
 
 def bench_train(options: TrainBench) -> list[Figure]:
     """Measures steps/s and users/s as asked, and three ratios that a trainer for large catalogues is judged by.
@@ -101,8 +117,8 @@ def bench_train(options: TrainBench) -> list[Figure]:
     two_threads = replace(alone, threads=2)
     figures = []
 
-    with _Side(options, _sharded) as asked, _Side(half, _sharded) as one, _Side(alone, _sharded) as whole:
-        seconds, one_seconds, whole_seconds = _take_turns(asked, one, whole)
+    with Side(options, sharded) as asked, Side(half, sharded) as one, Side(alone, sharded) as whole:
+        seconds, one_seconds, whole_seconds = take_turns(asked, one, whole)
     settings, ranks = asked.settings, options.ranks
     figures += [
         Figure("steps_per_second", "steps/s", [options.steps / s for s in seconds], settings),
@@ -115,12 +131,12 @@ def bench_train(options: TrainBench) -> list[Figure]:
         scaled = [ranks * ratio for ratio in ratios(one_seconds, seconds)]
         figures.append(Figure(f"{name}_same_batch_per_rank", "ratio", scaled, settings | {"batch_of_1": half.batch}))
 
-    with _Side(alone, _sharded) as many, _Side(few, _sharded) as fewer:
-        runs = ratios(*_take_turns(many, fewer))
+    with Side(alone, sharded) as many, Side(few, sharded) as fewer:
+        runs = ratios(*take_turns(many, fewer))
     figures.append(Figure(f"step_time_{alone.items}_over_{few.items}_items", "ratio", runs, many.settings))
 
-    with _Side(two_threads, _sharded) as ours, _Side(two_threads, _plain) as plain:
-        ours_seconds, plain_seconds = _take_turns(ours, plain)
+    with Side(two_threads, sharded) as ours, Side(two_threads, _plain) as plain:
+        ours_seconds, plain_seconds = take_turns(ours, plain)
     runs = ratios(plain_seconds, ours_seconds)
     figures.append(Figure("users_per_second_over_plain_torch", "ratio", runs, ours.settings))
     memory = [ours.peak_bytes / plain.peak_bytes]
@@ -128,23 +144,36 @@ def bench_train(options: TrainBench) -> list[Figure]:
     return figures
 
 
-class _Side:
-    """A world that builds one kind of trainer, runs steps when asked and waits idly else."""
+class Side:
+    """A world that builds one kind of trainer, runs steps when asked and waits idly else; a context manager.
 
-    def __init__(self, options: TrainBench, build: Callable[[Topology, TrainBench], Callable[[Batch], Any]]) -> None:
+    Args:
+        options: of the steps.
+        build: makes what takes a step with a batch.
+        batches: made before the clock starts, and taken in turn.
+    """
+
+    def __init__(self, options: TrainBench, build: Build, batches: int = _BATCHES) -> None:
         self.settings = {name: value for name, value in asdict(options).items() if name != "json"}
-        self.options, self._build = options, build
+        self.options, self._build, self._batches = options, build, batches
         self.peak_bytes = 0
 
     def run(self, steps: int) -> float:
-        """Seconds that the slowest rank takes for some steps."""
-        seconds, peaks = zip(*self._ranks.call(_run, steps), strict=True)
+        """Takes some steps.
+
+        Args:
+            steps: how many.
+
+        Returns:
+            Seconds that the slowest rank takes.
+        """
+        seconds, peaks = zip(*self._ranks.call(run, steps), strict=True)
         self.peak_bytes = sum(peaks)
         return max(seconds)
 
-    def __enter__(self) -> "_Side":
+    def __enter__(self) -> "Side":
         self._ranks = LocalRanks(self.options.ranks, self.options.threads).__enter__()
-        self._ranks.call(_set_up, self._build, self.options)
+        self._ranks.call(set_up, self._build, self.options, self._batches)
         self.run(self.options.warmup)
         return self
 
@@ -152,8 +181,15 @@ class _Side:
         self._ranks.__exit__(*error)
 
 
-def _take_turns(*sides: _Side) -> list[list[float]]:
-    """Runs every side once a repeat; returns each side's seconds."""
+def take_turns(*sides: Side) -> list[list[float]]:
+    """Runs every side once a repeat.
+
+    Args:
+        sides: of one comparison.
+
+    Returns:
+        Each side's seconds.
+    """
     rounds = [[side.run(side.options.steps) for side in sides] for _ in range(sides[0].options.repeats)]
     return [list(seconds) for seconds in zip(*rounds, strict=True)]
 
@@ -161,33 +197,73 @@ def _take_turns(*sides: _Side) -> list[list[float]]:
 _step: Callable[[], Any]  # of this rank's process
 
 
-def _set_up(
-    topology: Topology, build: Callable[[Topology, TrainBench], Callable[[Batch], Any]], options: TrainBench
-) -> None:
+def set_up(topology: Topology, build: Build, options: TrainBench, batches: int = _BATCHES) -> None:
+    """Makes what takes this rank's steps, and the batches.
+
+    Args:
+        topology: this rank's place.
+        build: makes what takes a step with a batch.
+        options: of the steps.
+        batches: how many are made, and taken in turn.
+    """
     global _step
     take = build(topology, options)
-    batches = cycle([_batch(options, topology, number).to(topology.device) for number in range(_BATCHES)])
-    _step = lambda: take(next(batches))  # noqa: E731
+    turns = cycle([_batch(options, topology, number).to(topology.device) for number in range(batches)])
+    _step = lambda: take(next(turns))  # noqa: E731
 
 
-def _run(topology: Topology, steps: int) -> tuple[float, int]:
-    dist.barrier()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        _step()
-    if topology.device.type == "cuda":
-        torch.cuda.synchronize()
-    dist.barrier()
-    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def run(topology: Topology, steps: int) -> tuple[float, int]:
+    """Takes some steps; collective.
+
+    Args:
+        topology: this rank's place.
+        steps: how many.
+
+    Returns:
+        Seconds until the slowest rank is done, and the most bytes that this rank has ever held.
+    """
+
+    def take() -> None:
+        for _ in range(steps):
+            _step()
+
+    seconds, _ = timed(topology, take)
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
-    """This project's step, as the trainer takes it."""
+def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") -> Callable[[Batch], Any]:
+    """This project's step, as the trainer takes it.
+
+    Args:
+        topology: this rank's place.
+        options: of the step.
+        base: the base model.
+
+    Returns:
+        Takes a step with a batch.
+    """
+    return recommender(topology, options, base).update
+
+
+def recommender(
+    topology: Topology, options: TrainBench, base: Base = "comirec_dr", policy: InterestPolicy | None = None
+) -> Recommender:
+    """A model in training, whose users all have their interests.
+
+    Args:
+        topology: this rank's place.
+        options: of the model.
+        base: the base model.
+        policy: what becomes of interests; nothing without it.
+
+    Returns:
+        This rank's part.
+    """
     edges = _edges(options)
     model = Recommender(
-        InterestPolicy.plain(),
+        policy or InterestPolicy.plain(),
         Companion(),
-        ModelConfig(dim=options.dim, interests=options.interests),
+        ModelConfig(base, dim=options.dim, interests=options.interests),
         *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
         items=[options.items],
         bucket_offsets=edges,
@@ -197,7 +273,7 @@ def _sharded(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
     rows = torch.arange(edges[topology.rank + 1] - edges[topology.rank])
     model.store.expand(rows, options.interests, span=0)
     model.engine.train(True)
-    return model.update
+    return model
 
 
 def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
+from dist_imsr.distributed.memory import roomy
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 from dist_imsr.phases import Phase
 
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
-DRAWN = 1 << 16  # interests drawn at a time: a draw takes some seven times the memory of what it leaves
+PART = 1 << 20  # bytes that are moved at a time
+DRAWN = 1 << 12  # interests drawn at a time, which a processor's cache holds with all that a draw leaves
 
 
 @dataclass
@@ -53,10 +56,17 @@ class Slots(NamedTuple):
 
 
 class StoreSnapshot(NamedTuple):
-    """What `InterestStore.restore` takes."""
+    """What `InterestStore.restore` takes: which interests there were, and what their queries had learnt.
 
-    slots: Slots
+    Args:
+        offsets: where each user's began.
+        queries: of `Slots`.
+        moments: of `Slots`.
+    """
+
     offsets: torch.Tensor
+    queries: torch.Tensor
+    moments: torch.Tensor
 
 
 class InterestStore:
@@ -206,6 +216,30 @@ class InterestStore:
         """
         return self._view(self.slots.states, rows, device)
 
+    def created(self, span: int) -> torch.Tensor:
+        """The interests that users with older ones gained in a span.
+
+        Args:
+            span: of their birth.
+
+        Returns:
+            ``[n]`` int64, their places in the slots, ascending.
+        """
+        known = self.counts > 0
+        known[known.clone()] = self.born[self.offsets[:-1][known]] < span  # a user's first interest is the oldest
+        return (known.repeat_interleave(self.counts).logical_and_(self.born == span)).nonzero().squeeze(1)
+
+    def norms(self, places: torch.Tensor) -> torch.Tensor:
+        """How long some interests are.
+
+        Args:
+            places: ``[n]`` int64, in the slots.
+
+        Returns:
+            ``[n]``.
+        """
+        return torch.cat([self.values.index_select(0, part).norm(dim=1) for part in places.split(DRAWN)])
+
     @Phase("interests")
     def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
@@ -240,7 +274,7 @@ class InterestStore:
 
         Args:
             rows: ``[S]`` int64, ascending, each interest's user.
-            columns: of `Slots`, by name; zero where they are not given.
+            columns: of `Slots`, by name, whose memory is the store's from here on; zero where they are not given.
         """
         counts = torch.bincount(rows.to(self.offsets), minlength=len(self.counts))
         self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
@@ -257,68 +291,98 @@ class InterestStore:
 
         Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
         them.
-        Costs one pass over the store, once per span.
+        Costs one pass over the store, once per span. Interests move inside their memory while it has room.
 
         Args:
             rows: ``[B]`` int64, distinct.
             count: how many more each of them gets; one number, or ``[B]`` int64.
             span: the span of birth.
         """
-        device, old = self.values.device, self.slots
-        more = torch.zeros_like(self.counts)
+        device, counts = self.values.device, self.counts
+        more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
-        shift = more.cumsum(0) - more  # how far each user's old slots move
-        kept = torch.arange(len(old.values), device=device) + shift[self.owners]
-        self.offsets = torch.cat([self.offsets[:1], (self.counts + more).cumsum(0)])
-        self.slots = Slots(*(column.new_zeros(int(self.offsets[-1]), *column.shape[1:]) for column in old))
-        for column, before in zip(self.slots, old, strict=True):
-            column[kept] = before
-
-        fresh = torch.ones(len(self.values), dtype=torch.bool, device=device)
-        fresh[kept] = False
-        owners = torch.arange(len(more), device=device).repeat_interleave(more)
-        place = fresh.nonzero().squeeze(1)
-        slot = place - self.offsets[owners]
-        for at, owner, number in zip(*(column.split(DRAWN) for column in (place, owners, slot)), strict=True):
-            self._draw(at, owner + self.first_user, span, number)
-        self.born[fresh] = span
+        # New where nobody gains any too: by it all ranks tell alike whether a snapshot is of the same interests.
+        self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
+        growing = more.nonzero().squeeze(1)
+        if not len(growing):
+            return
+        before = more.cumsum(0) - more  # new interests of all users before
+        owners = growing.repeat_interleave(more[growing])
+        slot = counts[owners] + torch.arange(len(owners), device=device) - before[owners]
+        place = self.offsets[owners] + slot
+        old = torch.ones(len(self.values) + len(place), dtype=torch.bool, device=device).index_fill_(0, place, False)
+        source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now
+        fresh = {"born": span, "moments": 0, "states": 0}
+        for name in Slots._fields:  # one after the other, as a block may have to be made anew
+            column = _moved(getattr(self.slots, name), source)
+            if name in fresh:
+                column.index_fill_(0, place, fresh[name])
+            self.slots = self.slots._replace(**{name: column})
+        self._draw(place, owners + self.first_user, span, slot)
 
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; what stays keeps its order and its bytes, and costs one pass over the store.
+
+        Interests move inside their memory, which is kept for those to come.
 
         Args:
             keep: ``[S]`` bool.
         """
         keep = keep.to(self.values.device)
-        counts = torch.zeros_like(self.counts).index_add_(0, self.owners, keep.to(torch.int64))
-        self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
-        self.slots = Slots(*(column[keep] for column in self.slots))
+        kept = keep.nonzero().squeeze(1)
+        self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
+        self.slots = Slots(*(_moved(column, kept) for column in self.slots))
 
     def snapshot(self) -> StoreSnapshot:
         """What training may change between two spans' ends: which interests there are, and their queries.
 
         Returns:
-            What `restore` takes. Vectors, births and states are shared with the store, not copied: `scatter` writes
-            them only once a span is trained, and `expand` makes new ones.
+            What `restore` takes. Vectors, births and states are not in it: `scatter` writes them only once a span is
+            trained, and until then interests come and none goes.
         """
-        queries, moments = self.slots.queries.clone(), self.slots.moments.clone()
-        return StoreSnapshot(self.slots._replace(queries=queries, moments=moments), self.offsets)
+        return StoreSnapshot(self.offsets, self.slots.queries.clone(), self.slots.moments.clone())
 
     def restore(self, snapshot: StoreSnapshot) -> None:
-        """Puts a snapshot back.
+        """Puts a snapshot back: what came since goes.
 
         Args:
-            snapshot: taken since the last `scatter`.
+            snapshot: taken since the last `scatter` or `trim`.
         """
-        queries, moments = snapshot.slots.queries.clone(), snapshot.slots.moments.clone()
-        self.slots, self.offsets = snapshot.slots._replace(queries=queries, moments=moments), snapshot.offsets
+        if self.offsets is not snapshot.offsets:
+            self.trim(self._older(snapshot))
+        self.offsets = snapshot.offsets
+        self.slots.queries.copy_(snapshot.queries)
+        self.slots.moments.copy_(snapshot.moments)
+
+    def slots_of(self, snapshot: StoreSnapshot) -> Slots:
+        """The interests of a snapshot.
+
+        Args:
+            snapshot: taken since the last `scatter` or `trim`.
+
+        Returns:
+            Its own queries and moments; the other columns are the store's where no interests came since, else copies.
+        """
+        columns = self.slots
+        if self.offsets is not snapshot.offsets:
+            older = self._older(snapshot)
+            shared = {name: getattr(columns, name)[older] for name in ("values", "born", "states")}
+            columns = columns._replace(**shared)
+        return columns._replace(queries=snapshot.queries, moments=snapshot.moments)
+
+    def _older(self, snapshot: StoreSnapshot) -> torch.Tensor:
+        """Which interests are in a snapshot, ``[S]`` bool: each user's first."""
+        end = (self.offsets[:-1] + snapshot.offsets.diff()).repeat_interleave(self.counts)
+        return torch.arange(len(end), device=end.device) < end
 
     def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
         """First vectors and queries of new interests."""
         dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
-        self.values[place] = keyed_random.normal(dim, _STREAM, self.seed, users, span, slot)
-        drawn = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slot)
-        self.slots.queries[place] = drawn / math.sqrt(max(query_dim, 1))
+        slots = torch.arange(int(slot.max()) + 1, device=slot.device)
+        queries = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slots) / math.sqrt(max(query_dim, 1))
+        for at, user, number in zip(*(column.split(DRAWN) for column in (place, users, slot)), strict=True):
+            self.values.index_copy_(0, at, keyed_random.normal(dim, _STREAM, self.seed, user, span, number))
+            self.slots.queries.index_copy_(0, at, queries.index_select(0, number))
 
     def _view(self, column: torch.Tensor, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         """Some users' part of a column, ``[B, K, ...]`` where it is wanted; zero for padding."""
@@ -337,3 +401,19 @@ def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> to
     padded = column.new_zeros(*slots.shape, *column.shape[1:])
     padded[mask] = column[slots[mask]]
     return padded
+
+
+def _moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """``column[source]`` for ascending rows, in the same memory where it has room; the column itself is lost."""
+    made, parts = roomy(column, len(source)), _parts(column, len(source))
+    # Rows that move back are in the way of those before them, and rows that move forward of those behind.
+    for part in parts if len(source) <= len(column) else reversed(parts):
+        made[part] = column.index_select(0, source[part])
+    return made
+
+
+def _parts(column: torch.Tensor, rows: int) -> list[slice]:
+    """So many rows of a column cut into parts that a processor's cache holds; none where there is nothing to move."""
+    width = math.prod(column.shape[1:]) * column.element_size()
+    step = max(PART // max(width, 1), 1)
+    return [slice(at, min(at + step, rows)) for at in range(0, rows if column.numel() else 0, step)]

@@ -11,6 +11,7 @@ import torch
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
+_LOW = (1 << 32) - 1
 
 
 def uniform(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
@@ -37,9 +38,9 @@ def normal(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
         ``[..., dim]`` float32 on the device of the keys.
     """
     bits = _hash((dim + 1) // 2, *keys)
-    radius = (-2 * torch.log1p(-_fraction(bits, 32))).sqrt()
-    angle = 2 * math.pi * _fraction(bits << 32, 32)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :dim].float()
+    radius = _fraction(bits, 32).neg_().log1p_().mul_(-2).sqrt_()
+    angle = (bits & _LOW).double().mul_(2 * math.pi / (1 << 32))  # a power of two rounds nothing
+    return torch.cat([radius * angle.cos(), radius.mul_(angle.sin_())], -1)[..., :dim].float()
 
 
 def _hash(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
@@ -52,15 +53,16 @@ def _hash(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
 
 
 def _mix(bits: torch.Tensor) -> torch.Tensor:
-    bits = (bits + 1) * _signed(_GOLDEN)
-    bits = (bits ^ _shift(bits, 30)) * _signed(_FIRST)
-    bits = (bits ^ _shift(bits, 27)) * _signed(_SECOND)
-    return bits ^ _shift(bits, 31)
+    # In place where it can be: what is written anew leaves the cache.
+    bits = (bits + 1).mul_(_signed(_GOLDEN))
+    bits.bitwise_xor_(_shift(bits, 30)).mul_(_signed(_FIRST))
+    bits.bitwise_xor_(_shift(bits, 27)).mul_(_signed(_SECOND))
+    return bits.bitwise_xor_(_shift(bits, 31))
 
 
 def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
     """A logical shift to the right; that of int64 tensors drags the sign along."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(constant: int) -> int:
@@ -69,4 +71,4 @@ def _signed(constant: int) -> int:
 
 def _fraction(bits: torch.Tensor, keep: int) -> torch.Tensor:
     """The ``keep`` highest bits as a fraction in [0, 1)."""
-    return _shift(bits, 64 - keep).double() / (1 << keep)
+    return _shift(bits, 64 - keep).double().mul_(1 / (1 << keep))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dist_imsr.distributed.engine import read_settings
-from dist_imsr.distributed.interest_store import DRAWN
+from dist_imsr.distributed.interest_store import DRAWN, PART
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Span, Step, epochs_of, widest_block, widest_step, widths
 from dist_imsr.strategies import build_strategy
@@ -16,7 +16,7 @@ Shard = Callable[[int], int]  # rows of a table -> those of the fullest rank
 _FLOAT, _LONG, _SHORT = 4, 8, 2
 TABLES = {"ader": 1, "sml": 2}  # that a strategy keeps beside the model's own, without optimizer state
 _DRAW = 30  # bytes for each float32 of new interests while they are drawn: float64 and 64 random bits, several times
-_MOVED = 24  # bytes for each interest while the store is made anew: places and owners, in int64
+_MOVED = 24  # bytes for each interest while interests move: where they lie, in int64
 _INDEXED = 112  # bytes for each user of a span, for where their interactions lie and the order of an epoch
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 
@@ -242,7 +242,7 @@ class Accounts:
         return Phase(span.number, "growing the table", device, host)
 
     def _admitting(self, before: Span, span: Span) -> Phase:
-        """The store is made anew beside the old one, and new interests are drawn."""
+        """The store is made anew beside the old one, as it is where there is no room, and new interests are drawn."""
         device, host = self._held(span, before)
         drawn = math.ceil((span.interests - (before.interests if span.number else 0)) / self.config.ranks)
         own = device if self.config.store.memory == "device" else host
@@ -263,10 +263,10 @@ class Accounts:
         return Phase(span.number, "training", device, host)
 
     def _trimming(self, span: Span) -> Phase:
-        """What stays of the interests is copied beside all of them."""
+        """What stays of the interests moves inside the store."""
         device, host = self._held(span, span)
         own = device if self.config.store.memory == "device" else host
-        own["trimmed store"] = self._slots(span) * (self._slot + _MOVED)
+        own["interests that move"] = self._slots(span) * _MOVED + PART
         if self.config.training.patience:
             device["copy for early stopping"] = self.snapshot(span)
         return Phase(span.number, "trimming", device, host)

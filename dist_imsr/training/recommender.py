@@ -297,15 +297,12 @@ class Recommender:
             What was kept and what went.
         """
         store, trimmer = self.store, self.policy.trimmer
-        old = store.born < span
-        grown = torch.zeros(len(store.counts), dtype=torch.bool, device=old.device)
-        grown[store.owners[old]] = True  # users with existing interests
-        created = grown[store.owners] & (store.born == span)
-        norms = store.values.norm(dim=1)
-        stays = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(created)
-        kept, trimmed = norms[created & stays].double(), norms[created & ~stays].double()
+        created = store.created(span)
+        norms = store.norms(created)
+        stays = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(norms, dtype=torch.bool)
+        kept, trimmed = norms[stays].double(), norms[~stays].double()
         if len(trimmed):
-            store.trim(~created | stays)
+            store.trim(torch.ones_like(store.born, dtype=torch.bool).index_fill_(0, created[~stays], False))
         return Growth(
             kept=len(kept),
             trimmed=len(trimmed),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from dist_imsr.distributed.interest_store import Slots, StoreSnapshot
+from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnapshot
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.training.checkpoint import name_of
 from dist_imsr.training.export import column
@@ -132,13 +132,13 @@ def packed(
         kept, interests = "none", store.snapshot()
         now = {name: rows.copied(_HOST) for name, rows in model.tensors().items()}
     tensors = {f"now.{name}": rows for name, rows in now.items()}
-    tables = cut.interests("interests", interests)
+    tables = cut.interests("interests", store, interests)
     if snapshot is not None and kept != "this":
         kept = "apart"
         tensors |= {f"best.{name}": rows for name, rows in snapshot.tensors.items()}
         if snapshot.store.offsets is not store.offsets or store.slots.queries.numel():
             kept = "interests apart"
-            tables |= cut.interests("best_interests", snapshot.store)
+            tables |= cut.interests("best_interests", store, snapshot.store)
     tables |= cut.detections("detections", progress.detections)
     tensors |= {f"companion.{name}": rows.copied(_HOST) for name, rows in model.companion.state().items()}
     accounts = {"growth": progress.growth, "best_growth": best.growth}
@@ -204,19 +204,21 @@ class _Cut:
         ]
         self.first = self.users[0][1]
 
-    def interests(self, folder: str, snapshot: StoreSnapshot) -> Tables:
-        slots, offsets = Slots(*(part.cpu() for part in snapshot.slots)), snapshot.offsets.cpu()
-        # Vectors and states are shared with the store, which writes over them when the span ends.
-        values, states = (
-            mine.clone() if mine is held else mine
-            for mine, held in ((slots.values, snapshot.slots.values), (slots.states, snapshot.slots.states))
+    def interests(self, folder: str, store: InterestStore, snapshot: StoreSnapshot) -> Tables:
+        # What is the store's own is written over when interests come or go and when the span ends.
+        slots = Slots(
+            *(
+                column.to(_HOST, copy=column is held)
+                for column, held in zip(store.slots_of(snapshot), store.slots, strict=True)
+            )
         )
+        offsets = snapshot.offsets.cpu()
         owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()) + self.first
-        columns = {"user": owners, "born": slots.born, "vector": values}
+        columns = {"user": owners, "born": slots.born, "vector": slots.values}
         if slots.queries.shape[1]:
             columns |= {"query": slots.queries, "moment": slots.moments}
-        if states.shape[1]:
-            columns["state"] = states
+        if slots.states.shape[1]:
+            columns["state"] = slots.states
         tables = {}
         for name, first, end in self.users:
             place = slice(*offsets[[first - self.first, end - self.first]].tolist())

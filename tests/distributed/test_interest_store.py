@@ -81,6 +81,7 @@ def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch
 
     whole = drawn()
     monkeypatch.setattr(interest_store, "DRAWN", 4)
+    monkeypatch.setattr(interest_store, "PART", 50)
     assert all(map(torch.equal, whole, drawn()))
 
 
@@ -121,7 +122,7 @@ def test_expand_gives_each_user_its_own_number(more):
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
     store.slots.states.fill_(6)
-    before = store.slots
+    before = [column.clone() for column in store.slots]
     store.expand(torch.tensor(list(more), dtype=torch.int64), torch.tensor(list(more.values()), dtype=torch.int64), 1)
     assert store.counts.tolist() == [2 + more.get(user, 0) for user in range(7)]
     old = store.born == 0
@@ -153,6 +154,65 @@ def test_snapshot_brings_back_interests_and_queries():
         assert store.counts.tolist() == [2, 2, 2]
 
 
+def test_a_snapshot_tells_its_interests_whatever_came_since():
+    store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2)
+    store.expand(torch.tensor([0, 2]), 2, span=0)
+    snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
+    assert store.slots_of(snapshot).values is store.values
+    store.expand(torch.tensor([1, 2]), 3, span=1)
+    store.learn(torch.arange(4), torch.ones(4, 5, 8))
+    assert all(map(torch.equal, store.slots_of(snapshot), before))
+    store.restore(snapshot)
+    assert store.offsets is snapshot.offsets
+    assert all(map(torch.equal, store.slots, before))
+
+
+def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
+    store = _store(4, 0, 4, seed=3, query_dim=8)
+    store.expand(torch.tensor([0, 2]), 2, span=0)
+    snapshot, values = store.snapshot(), store.values
+    store.expand(torch.tensor([], dtype=torch.int64), 2, span=1)
+    assert store.values is values
+    assert store.counts.tolist() == [2, 0, 2, 0]
+    assert store.offsets is not snapshot.offsets  # as on a rank whose users gain some
+    store.restore(snapshot)
+    assert torch.equal(store.values, values)
+
+
+@pytest.mark.parametrize("part", [1, 100, 1 << 20])
+def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part):
+    monkeypatch.setattr(interest_store, "PART", part)
+    store = _store(50, 0, 4, seed=3)
+    store.expand(torch.arange(0, 50, 2), 3, span=0)
+    before, block = _as_lists(store), store.values.data_ptr()
+    store.trim(store.born < 0)
+    assert not len(store.values)
+    store.expand(torch.arange(0, 50, 3), 2, span=0)
+    few = _as_lists(store)
+    store.expand(torch.tensor([49, 0, 17]), torch.tensor([1, 3, 2]), span=1)
+    assert [vectors[: len(old)] for (vectors, _), (old, _) in zip(_as_lists(store), few, strict=True)] == [
+        old for old, _ in few
+    ]
+    store.trim(store.born == 0)
+    assert _as_lists(store) == few
+    store.trim(store.born < 0)
+    store.expand(torch.arange(0, 50, 2), 3, span=0)
+    assert _as_lists(store) == before
+    assert store.values.data_ptr() == block
+
+
+def test_created_interests_are_those_of_users_with_older_ones():
+    store = _store(5, 0, 4, seed=3)
+    store.expand(torch.tensor([1, 3]), 2, span=0)
+    store.expand(torch.tensor([3, 4]), 2, span=1)
+    places = store.created(1)
+    assert store.owners[places].tolist() == [3, 3]
+    assert store.born[places].tolist() == [1, 1]
+    assert torch.equal(store.norms(places), store.values[places].norm(dim=1))
+    assert not len(store.created(0))
+    assert not len(store.norms(store.created(2)))
+
+
 def test_states_move_with_the_interests_of_their_users_alone():
     store = _store(4, 0, 4, seed=3, state_dim=5)
     store.expand(torch.arange(3), 2, span=0)
@@ -164,7 +224,7 @@ def test_states_move_with_the_interests_of_their_users_alone():
     assert not store.states(torch.tensor([1])).any()
     store.scatter(rows, found)  # without states, they stay
     assert torch.equal(store.states(rows), states)
-    assert snapshot.slots.states is store.slots.states  # a copy would double what they take
+    assert store.slots_of(snapshot).states is store.slots.states  # a copy would double what they take
     store.expand(torch.tensor([3]), 2, span=1)
     assert torch.equal(store.states(rows), states)
     assert not store.states(torch.tensor([3])).any()

@@ -38,9 +38,9 @@ def _allocated(topology, config):
     catalogue, store = trainer.model.catalogue, trainer.model.store
     held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.state.items()}
     weight = held.pop("weight")
-    slots = sum(tensor.untyped_storage().nbytes() for tensor in (*store.slots, store.offsets))
+    slots = sum(tensor.numel() * tensor.element_size() for tensor in (*store.slots, store.offsets))
     snapshot = trainer.model.snapshot()
-    copied = [rows.values for rows in snapshot.tensors.values()] + [snapshot.store.slots.queries]
+    copied = [rows.values for rows in snapshot.tensors.values()] + [snapshot.store.queries]
     copies = sum(tensor.untyped_storage().nbytes() for tensor in copied)
     held = {"weight": weight, "optimizer": sum(held.values()), "store": slots, "copy": copies}
     return held, lines[-1]["interests_mean"]
@@ -121,7 +121,7 @@ def test_interests_grow_and_go_in_the_memory_that_is_told():
     ):
         with watched() as held, record_function(MEASURED):
             change()
-        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "trimmed store"))
+        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "interests that move"))
         assert 0.9 * held() <= told <= 1.4 * held()
 
 

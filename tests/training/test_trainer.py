@@ -8,6 +8,7 @@ import torch
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.interest_store import Slots
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
@@ -116,17 +117,24 @@ def _restart(topology, config):
     trainer = Trainer(config, Dataset(config.data), topology)
     trainer.fit(trainer._open(0))
     trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
-    before, left = trainer.model.snapshot(), []
-    vectors = trainer.model.store.values.clone()  # a snapshot shares them until the span ends
+    store, before, left = trainer.model.store, trainer.model.snapshot(), []
+    owners, vectors = store.owners, [column.clone() for column in store.slots]  # a snapshot lasts until the span ends
     for _ in range(2):
         told = trainer.fit(trainer._open(1))
         told.pop("train_seconds")
         after = trainer.model.snapshot()
         left.append(
-            (told, [*(rows.values for rows in after.tensors.values()), after.store.offsets, *after.store.slots])
+            (
+                told,
+                [
+                    *(rows.values for rows in after.tensors.values()),
+                    after.store.offsets,
+                    *map(torch.clone, store.slots),
+                ],
+            )
         )
-        slots = before.store.slots._replace(values=vectors.clone())
-        trainer.model.restore(before._replace(store=before.store._replace(slots=slots)))
+        store.load(owners, **Slots(*map(torch.clone, vectors))._asdict())
+        trainer.model.restore(before)
     return left
 
 
