@@ -1,6 +1,7 @@
 """What each span brings to the world, and what of it a rank sees in a step."""
 
 import math
+from dataclasses import replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -141,16 +142,17 @@ def widest_step(config: PlanConfig, spans: list[Span]) -> Step:
     return reduce(lambda one, other: Step(*map(max, zip(one, other, strict=True))), steps)
 
 
-def widest_block(config: PlanConfig, step: Step) -> Step:
+def widest_block(config: PlanConfig, spans: list[Span]) -> Step:
     """What a rank must be ready for in validation and in writing back: more users at a time, one target each.
 
     Args:
         config: the command's.
-        step: the widest of training.
+        spans: all.
 
     Returns:
         A block as a step without negatives.
     """
+    step = widest_step(replace(config, batch=replace(config.batch, size=config.batch.eval_size)), spans)
     users = math.ceil(min(config.batch.eval_size, config.users) / config.ranks)
     history = math.ceil(step.history * users / step.users)
     return step._replace(users=users, history=history, targets=users, longest_targets=1, negatives=0)

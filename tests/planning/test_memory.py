@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.profiler import record_function
 
@@ -140,6 +140,7 @@ def _peak(config):
     low=st.integers(1, 10**9),
     more=st.integers(0, 10**9),
 )
+@example(key="size", low=1, more=4)
 def test_more_never_takes_less_and_more_ranks_never_more_each(key, low, more):
     high = low + more
     if key in ("items", "users"):
