@@ -28,8 +28,8 @@ def prepare(config: PrepareConfig) -> None:
     types = dict.fromkeys(("user", "item", "category", "behaviour", "time"), pl.Int64) | {"behaviour": pl.String}
     rows = pl.read_csv(config.input, has_header=False, schema=types, row_index_name="row")
     rows = rows.filter(pl.col("behaviour").is_in(config.behaviours) & pl.col("time").is_between(*TAOBAO_WINDOW))
-    moment = pl.struct("time", "row")
-    account = pl.len().alias("interactions"), moment.min().alias("first")
+    rows = rows.select("user", "item", "time", moment=pl.col("time") * 2**32 + pl.col("row"))  # the input's order
+    account = pl.len().alias("interactions"), pl.col("moment").min().alias("first")
 
     users = rows.group_by("user").agg(*account).filter(pl.col("interactions") >= config.min_interactions)
     digests = (hashlib.md5(str(user).encode()).hexdigest() for user in users["user"])
@@ -37,7 +37,7 @@ def prepare(config: PrepareConfig) -> None:
     users = users.with_columns(buckets).sort("bucket", "first").with_row_index("user_id")
     rows = rows.join(users.select("user", "user_id", "bucket"), on="user")
     items = rows.group_by("item").agg(*account).sort("first").with_row_index("item_id")
-    rows = rows.join(items.select("item", "item_id"), on="item").sort("user_id", "time", "row")
+    rows = rows.join(items.select("item", "item_id"), on="item").sort("user_id", "moment")
 
     first, last = rows.select(pl.col("time").min().alias("first"), pl.col("time").max().alias("last")).row(0)
     edges = span_edges((first, last), config.alpha, config.spans)
@@ -53,7 +53,9 @@ def prepare(config: PrepareConfig) -> None:
         path = config.output / f"span={span}" / f"bucket={bucket:03d}.arrow"
         path.parent.mkdir(exist_ok=True)
         part.group_by(pl.col("user_id").alias("user"), maintain_order=True).agg(*lists).write_ipc(path)
-    files = {path.name: digest_of(path) for path in config.output.rglob("*.*") if path.is_file()}
+    files = {
+        str(path.relative_to(config.output)): digest_of(path) for path in config.output.rglob("*.*") if path.is_file()
+    }
     (config.output / "dataset.json").write_text(json.dumps(files))
 
 
