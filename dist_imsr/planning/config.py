@@ -12,6 +12,7 @@ from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.hardware import Hardware, HardwareConfig
@@ -78,6 +79,7 @@ class PlanConfig:
         store: the interest store.
         engine: the dense weights.
         ranking: how the catalogue is ranked.
+        eval: what a test measures; eval.max_users counts.
         checkpoint: when the state is kept.
     """
 
@@ -102,6 +104,7 @@ class PlanConfig:
     store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     ranking: RankingConfig = field(default_factory=RankingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:

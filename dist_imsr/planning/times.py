@@ -79,7 +79,8 @@ class Clock:
         steps = sum(math.ceil(one.users / config.batch.size) * sum(self.step(one).values()) for one in learnt)
         validated = min(config.training.validation_users, span.users)
         looks = strategy.updates(span.number) + (strategy.interests.detector.enabled and span.number > 0)
-        tested = self.ranking(following, following.users) if following else 0.0
+        most = config.eval.max_users or config.users
+        tested = self.ranking(following, min(most, following.users)) if following else 0.0
         return {
             "training": epochs * steps,
             "validation": epochs * (self.ranking(span, validated) + self._pass(span, validated)),

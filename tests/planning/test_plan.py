@@ -51,6 +51,14 @@ def test_two_billion_items_on_512_gpus(tmp_path, capsys):
     assert "--buckets 512" in capsys.readouterr().out
 
 
+def test_a_sample_of_users_is_tested_in_its_part_of_the_time(tmp_path):
+    config = f"--config={SHIPPED}/configs/plan_taobao.yaml"
+    whole, sampled = (_planned(tmp_path, config, *more) for more in ((), ("--eval.max_users=1000",)))
+    for one, other in zip(whole["span_seconds"][1:], sampled["span_seconds"][1:], strict=True):
+        assert other["testing"] < 0.1 * one["testing"]
+        assert other["training"] == one["training"]
+
+
 def test_the_command_of_the_documentation_dry_run_included():
     line = "--items 2000000000 --users 500000000 --dim 64 --nodes 64 --gpus_per_node 8"
     ran = subprocess.run(
