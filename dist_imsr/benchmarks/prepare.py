@@ -36,7 +36,7 @@ class PrepareBench:
         buckets: of users.
         threads: of DuckDB and of Polars; all that this process may use by default.
         repeats: runs of each side and size.
-        folder: where logs and prepared data are written, about 60 bytes a row, and removed at the end; the current
+        folder: where logs and prepared data are written, about 90 bytes a row, and removed at the end; the current
             directory by default.
         seed: of the logs.
         json: where the figures are written as a list of objects.

@@ -34,6 +34,8 @@ class GenerateConfig(SourceConfig):
         super().__post_init__()
         require(self.source == "drift", "source", self.source, "drift, the only one that makes anything up")
         require_file(self.output, "output")
+        plain = self.output.is_file() or not self.output.exists()
+        require(plain, "output", str(self.output), "a file, which is replaced whole")
         if self.output.exists() and not self.overwrite:
             raise ValueError(f"output: {self.output} exists; choose another or replace it with --overwrite true")
 
@@ -55,7 +57,8 @@ def generate(config: GenerateConfig, console: Console) -> int:
         OSError: if the disk is full.
     """
     drift = PlantedDrift(config.drift, config.alpha, config.spans)
-    partial = config.output.with_name(f".{os.getpid()}.{config.output.name}")  # the ending still tells whether it packs
+    output = config.output.resolve()
+    partial = output.with_name(f".{os.getpid()}.{output.name}")  # the ending still tells whether it packs
     written = 0
     try:
         with Phases(console) as phases, phases.phase("generate") as progress, contextlib.ExitStack() as files:
@@ -70,7 +73,7 @@ def generate(config: GenerateConfig, console: Console) -> int:
                 log.write(pa.record_batch([users, items, drift.clusters[items], clicks, times], schema=schema))
                 written += len(users)
                 progress(chunk / drift.chunks)
-        partial.replace(config.output)
+        partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
     return written

@@ -45,7 +45,8 @@ class PrepareConfig(SourceConfig):
         output: the folder to write; it appears only when complete.
         overwrite: replace what an earlier run wrote there.
         buckets: virtual shards of users; a rank owns whole buckets.
-        memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk.
+        memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk. Below 1GiB, Python and the bucket
+            at hand may take more.
         threads: for DuckDB; all that this process may use by default.
         max_bad_fraction: more rejected rows than this, of all rows read, are an error.
         temp_dir: where to spill; beside the output by default.

@@ -291,7 +291,7 @@ class InterestStore:
 
         Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
         them.
-        Costs one pass over the store, once per span. Interests move inside their memory while it has room.
+        Costs one pass over the store. Interests move inside their memory while it has room.
 
         Args:
             rows: ``[B]`` int64, distinct.

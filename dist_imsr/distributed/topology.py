@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import torch
@@ -141,7 +143,6 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     quiet()
     topology = locate()
     cuda = topology.device.type == "cuda"
-    share_cores(place().local_world_size)
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
     if cuda:
         torch.cuda.set_device(topology.device)
@@ -153,20 +154,28 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
         device_id=topology.device if cuda else None,
     )
     join_deepspeed("nccl" if cuda else "gloo")
+    cores: list[Any] = [None] * topology.world_size
+    dist.all_gather_object(cores, (socket.gethostname(), os.sched_getaffinity(0)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of(topology.rank, cores))
     return topology
 
 
-def share_cores(ranks: int) -> None:
-    """Gives this process its share of the cores, unless OMP_NUM_THREADS tells how many threads it may have.
+def threads_of(rank: int, cores: Sequence[tuple[str, set[int]]]) -> int:
+    """A rank's share of the cores that it may run on.
 
-    Ranks of one machine whose threads share cores wait for each other inside every operator; DeepSpeed's launcher
-    leaves each rank all of them.
+    Ranks of one machine whose threads share cores wait for each other inside every operator. DeepSpeed's launcher
+    leaves each rank all of them; Slurm may have bound each to its own.
 
     Args:
-        ranks: of this machine.
+        rank: whose share.
+        cores: the machine of every rank, and the cores that it may run on.
+
+    Returns:
+        How many threads, at least 1.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+    machine, own = cores[rank]
+    return max(1, len(own) // sum(one == machine and bool(own & theirs) for one, theirs in cores))
 
 
 def join_deepspeed(backend: str) -> None:

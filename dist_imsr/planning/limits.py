@@ -78,7 +78,7 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     if device.device != "cpu" and table > share:
         found.append(Shortfall("TorchRec's planner", table, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)
-    users = max(step.users, widest_block(config, spans).users)
+    users = max(step.users, widest_block(config, step).users)
     padded = users * max(step.longest_history, step.longest_targets) * config.model.dim
     for resource, needed, had in (
         ("rows of the table on a rank", rows, _RANKED),

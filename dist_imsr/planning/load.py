@@ -1,7 +1,6 @@
 """What each span brings to the world, and what of it a rank sees in a step."""
 
 import math
-from dataclasses import replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -142,20 +141,22 @@ def widest_step(config: PlanConfig, spans: list[Span]) -> Step:
     return reduce(lambda one, other: Step(*map(max, zip(one, other, strict=True))), steps)
 
 
-def widest_block(config: PlanConfig, spans: list[Span]) -> Step:
+def widest_block(config: PlanConfig, step: Step) -> Step:
     """What a rank must be ready for in validation and in writing back: more users at a time, one target each.
+
+    Users of equally long histories share a block, so that one block has the longest.
 
     Args:
         config: the command's.
-        spans: all.
+        step: the widest of training.
 
     Returns:
         A block as a step without negatives.
     """
-    step = widest_step(replace(config, batch=replace(config.batch, size=config.batch.eval_size)), spans)
     users = math.ceil(min(config.batch.eval_size, config.users) / config.ranks)
-    history = math.ceil(step.history * users / step.users)
-    return step._replace(users=users, history=history, targets=users, longest_targets=1, negatives=0)
+    return step._replace(
+        users=users, history=users * step.longest_history, targets=users, longest_targets=1, negatives=0
+    )
 
 
 def epochs_of(config: PlanConfig, span: int) -> int:

@@ -127,7 +127,7 @@ class Accounts:
         self.config, self.spans, self.shard, self.dim = config, spans, shard, config.model.dim
         self.queries, self.states, self.weights = widths(config)
         step = widest_step(config, spans)
-        both = step, widest_block(config, spans)
+        both = step, widest_block(config, step)
         self.activations = math.ceil(max(activation_bytes(config, one) for one in both) * measured)
         policy = build_strategy(config.strategy).interests
         self._trims = policy.detector.enabled and policy.trimmer.trim

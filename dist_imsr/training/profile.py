@@ -63,11 +63,8 @@ class Profile:
         ranks = self._topology.gather_jagged([packed.to(self._topology.device)])
         if self._topology.rank == 0:
             accounts = [json.loads(bytes(part.tolist())) for (part,) in ranks]
-            try:
-                with (self._run_dir / FILE).open("a") as file:
-                    file.write(json.dumps(_line(span, resumed, accounts)) + "\n")
-            except OSError as error:  # no reason to end a run
-                logger.warning("%s: the phases of span %d are not kept: %s", self._run_dir / FILE, span, error)
+            with _optional(f"{self._run_dir / FILE}, the phases of span {span}"):
+                _write(self._run_dir, [*read(self._run_dir), _line(span, resumed, accounts)])
 
     def traced(self, batches: Iterable[AnyBatch], span: int, steps: int) -> Iterator[AnyBatch]:
         """Passes the batches of an epoch through; writes a trace of a few steps of each span, where it is wanted.
@@ -89,7 +86,7 @@ class Profile:
         with profile(
             activities=[ProfilerActivity.CPU, *cuda],
             schedule=schedule(wait=max(0, min(_SKIPPED, steps - _TRACED - 1)), warmup=1, active=_TRACED, repeat=1),
-            on_trace_ready=lambda trace: trace.export_chrome_trace(str(path)),
+            on_trace_ready=lambda trace: _export(trace, path),
         ) as steps_traced:
             clock.mark = record_function
             try:
@@ -127,8 +124,7 @@ def keep_before(run_dir: Path, span: int) -> None:
         run_dir: the run's folder.
         span: the first of them.
     """
-    lines = [json.dumps(line) + "\n" for line in read(run_dir) if line["span"] < span]
-    write_whole(run_dir / FILE, "".join(lines))
+    _write(run_dir, [line for line in read(run_dir) if line["span"] < span])
 
 
 def table(lines: Sequence[dict[str, Any]], title: str) -> Sheet:
@@ -158,6 +154,24 @@ def table(lines: Sequence[dict[str, Any]], title: str) -> Sheet:
     peaks = ["peak memory, MiB, all ranks", *(f"{line['peak_bytes'] / 2**20:,.0f}" for line in lines)]
     columns = ["phase", *(f"span {line['span']}{' (resumed)' * line['resumed']}" for line in lines)]
     return Sheet(title, _CAPTION, columns, [*map(row, sorted(longest, key=place)), total, peaks], labels=1)
+
+
+def _write(run_dir: Path, lines: Sequence[dict[str, Any]]) -> None:
+    write_whole(run_dir / FILE, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _export(trace: profile, path: Path) -> None:
+    with _optional(f"the trace {path}"):
+        trace.export_chrome_trace(str(path))
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """A disk that is full is no reason to end a run: what is to be written there is only told of."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s: not written: %s", what, error)
 
 
 def _line(span: int, resumed: bool, accounts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -102,6 +102,17 @@ def test_validation_and_everything(dataset):
     assert sorted(rows) == sorted((user, items[1][-3:], []) for user, items in HISTORY.items() if items[1])
 
 
+def test_users_of_equally_long_histories_share_a_batch(dataset):
+    (steps,) = _worlds(dataset, [0, 8], lambda data: data.everything())
+    of_bucket = np.searchsorted(dataset.bucket_offsets, range(dataset.users), side="right")
+    seen = {bucket: [] for bucket in set(of_bucket)}
+    for batch in steps:
+        for user, length in zip(batch.users.tolist(), batch.history.lengths().tolist(), strict=True):
+            seen[of_bucket[user]].append(length)
+    assert all(lengths == sorted(lengths) for lengths in seen.values())
+    assert len({tuple(lengths) for lengths in seen.values()}) > 1
+
+
 @pytest.mark.parametrize("edges", [[0, 8], [0, 1, 7, 8]])
 def test_pieces_hold_each_interaction_once_and_in_order(dataset, edges):
     longest = max(len(items[1]) for items in HISTORY.values())

@@ -111,6 +111,7 @@ def test_what_is_stopped_leaves_the_older_file(log, tmp_path, monkeypatch):
     [
         (["--source", "taobao", "--output", "log.csv"], "source: 'taobao'"),
         (["--source", "drift", "--output", "nowhere/log.csv"], "output: 'nowhere/log.csv'"),
+        (["--source", "drift", "--output", "/dev/null", "--overwrite", "true"], "output: '/dev/null'"),
         (["--source", "drift", "--output", "log.csv", "--drift.clusters", "3"], "drift.clusters"),
     ],
 )

@@ -1,9 +1,7 @@
-import os
-
 import pytest
 import torch
 
-from dist_imsr.distributed.topology import Topology, locate, share_cores
+from dist_imsr.distributed.topology import Topology, locate, threads_of
 from tests.ranks import run_ranks
 
 
@@ -28,19 +26,19 @@ def test_collectives():
     assert run_ranks(3, _collect) == [([3, 3], [[[0]], [[1]], [[2]]])] * 3
 
 
-def test_ranks_share_the_cores_of_their_machine(monkeypatch):
-    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    try:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        for ranks, threads in ((1, cores), (cores, 1), (cores + 1, 1)):
-            share_cores(ranks)
-            assert torch.get_num_threads() == threads
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        torch.set_num_threads(3)  # as torch reads it when it starts
-        share_cores(1)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(
+    ("cores", "threads"),
+    [
+        ([("one", {0, 1, 2, 3})], [4]),
+        ([("one", {0, 1, 2, 3})] * 2, [2, 2]),
+        ([("one", {0, 1, 2})] * 4, [1, 1, 1, 1]),
+        ([("one", {0, 1}), ("other", {0, 1})], [2, 2]),
+        ([("one", {0, 1}), ("one", {2, 3})], [2, 2]),  # bound by who started them
+        ([("one", {0, 1, 2, 3}), ("one", {0, 1})], [2, 1]),
+    ],
+)
+def test_ranks_that_may_run_on_the_same_cores_share_them(cores, threads):
+    assert [threads_of(rank, cores) for rank in range(len(cores))] == threads
 
 
 _FOUR = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}

@@ -53,6 +53,25 @@ def _outer(phases):
     return {path: value for path, value in phases.items() if "/" not in path}
 
 
+def test_a_full_disk_takes_the_phases_and_no_more(config, tmp_path, monkeypatch, caplog):
+    profiled = Profile(tmp_path, Topology(0, 1, 1, torch.device("cpu")), asked=False)
+    monkeypatch.setattr(Topology, "gather_jagged", lambda self, columns: [columns])
+
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    with profiled.of(0, resumed=False):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr("dist_imsr.training.profile.write_whole", full)
+        with profiled.of(1, resumed=False):
+            pass
+    assert "the phases of span 1: not written: [Errno 28]" in caplog.text
+    with profiled.of(2, resumed=False):
+        pass
+    assert [line["span"] for line in read(tmp_path)] == [0, 2]
+
+
 def test_every_span_has_a_line_whose_phases_add_up(config, plain):
     lines = read(config.run_dir)
     assert [(line["span"], line["resumed"]) for line in lines] == [(0, False), (1, False), (2, False)]
