@@ -150,11 +150,11 @@ class Catalogue:
             For each argument ``[sum of its lengths, d]`` float32. Backward updates the rows, once.
         """
         values = torch.cat([sequence.values() for sequence in sequences])
-        lengths = torch.cat([sequence.lengths() for sequence in sequences])
-        if not len(lengths):  # TorchRec cannot exchange batches of no sequence at all
-            lengths = lengths.new_zeros(1)
-        jagged = KeyedJaggedTensor(keys=[FEATURE], values=values, lengths=lengths)
-        embeddings = self._exchange(jagged)
+        if torch.is_grad_enabled():
+            embeddings = self._exchange(values)
+        else:  # an item of many users travels once; a gradient would have to be summed for it first
+            distinct, place = values.unique(return_inverse=True)
+            embeddings = self._exchange(distinct).index_select(0, place)
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -206,9 +206,10 @@ class Catalogue:
         twin.weight.copy_(self.weight)
         return twin
 
-    def _exchange(self, wanted: KeyedJaggedTensor) -> torch.Tensor:
+    def _exchange(self, items: torch.Tensor) -> torch.Tensor:
         """What the table's own forward pass does, its steps apart: they are phases, forward and backward."""
-        table = self.table
+        table, lengths = self.table, torch.full((1,), len(items), device=items.device)
+        wanted = KeyedJaggedTensor(keys=[FEATURE], values=items, lengths=lengths)
         context = table.create_context()
         with Phase("all-to-all"):
             asked = table.input_dist(context, wanted).wait().wait()
