@@ -48,7 +48,17 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     cells = place.output / "cells" / "drawn" / "comirec_dr"
     for seed in (0, 1):
         assert {path.name for path in (cells / "imsr" / f"seed={seed}").iterdir()} == {
-            *(".lock", "cell.json", "config.yaml", "events", "log.txt", "logs", "metrics.jsonl", "users")
+            *(
+                ".lock",
+                "cell.json",
+                "config.yaml",
+                "events",
+                "log.txt",
+                "logs",
+                "metrics.jsonl",
+                "phases.jsonl",
+                "users",
+            )
         }
     record = _records(place.output)[Path("cells/drawn/comirec_dr/imsr/seed=1")]
     assert (record["status"], record["reason"]) == ("done", "")
