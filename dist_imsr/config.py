@@ -93,7 +93,8 @@ def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
 
 
 def _parser(tree: type, description: str | None = None) -> ArgumentParser:
-    parser = ArgumentParser(description=description or _first_paragraph(tree), exit_on_error=False)
+    about = description or _first_paragraph(tree)
+    parser = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file of these keys; later arguments override it.")
     parser.add_class_arguments(tree, as_group=False)
     return parser

@@ -57,6 +57,7 @@ def write(path: Path, text: str) -> str:
     ("argv", "key"),
     [
         (["--run_dir", "r", "--model.dmi", "3"], "model.dmi"),
+        (["--run_dir", "r", "--model.di", "3"], "model.di"),  # no key is guessed from its beginning
         (["--run_dir", "r", "--epochs", "3"], "epochs"),
         (["--run_dir", "r", "--epochs=3"], "epochs"),
         (["--run_dir", "r", "--model.dim", "wide"], "model.dim"),
