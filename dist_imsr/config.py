@@ -43,11 +43,26 @@ def require_file(path: Path | None, key: str) -> None:
         key: as a user writes it.
 
     Raises:
-        ValueError: naming the key, if there is no such folder to write it into, or a folder stands in its place.
+        ValueError: naming the key, if there is no such folder to write it into, or what stands in its place is no file.
     """
     if path is not None:
-        able = path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()
+        replaced = path.is_file() or not path.exists()  # whole: a device or a pipe would be gone
+        able = replaced and path.parent.is_dir() and os.access(path.parent, os.W_OK)
         require(able, key, str(path), "a file in a folder that exists and can be written")
+
+
+def require_folder(path: Path, key: str) -> None:
+    """Refuses a folder in which nothing could be written.
+
+    Args:
+        path: the folder.
+        key: as a user writes it.
+
+    Raises:
+        ValueError: naming the key, if it is no folder, or cannot be written.
+    """
+    able = path.is_dir() and os.access(path, os.W_OK)
+    require(able, key, str(path), "a folder that exists and can be written")
 
 
 def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description: str | None = None) -> Section:

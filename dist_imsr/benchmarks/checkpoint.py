@@ -20,7 +20,7 @@ from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.train import TrainBench
-from dist_imsr.config import require, require_file
+from dist_imsr.config import require, require_file, require_folder
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.checkpoint import CheckpointConfig, Checkpoints, newest_first
@@ -70,9 +70,7 @@ class CheckpointBench:
         _ = self.training  # which checks the keys that they share
         fits = self.buckets > 0 and self.buckets % self.ranks == 0
         require(fits, "buckets", self.buckets, f"a multiple of ranks, {self.ranks}")
-        scratch = self.folder or Path()
-        able = scratch.is_dir() and os.access(scratch, os.W_OK)
-        require(able, "folder", str(scratch), "a folder that exists and can be written")
+        require_folder(self.folder or Path(), "folder")
         require_file(self.json, "json")
 
     @property

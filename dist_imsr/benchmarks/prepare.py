@@ -1,6 +1,5 @@
 """Preparing raw logs of several sizes with launch/prepare.py, and with the same steps in Polars."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.config import require, require_file
+from dist_imsr.config import require, require_file, require_folder
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig
@@ -59,9 +58,7 @@ class PrepareBench:
         require(self.repeats >= 1, "repeats", self.repeats, "at least 1")
         # What prepare.py itself would refuse.
         PrepareConfig(source="taobao", output=Path(), **{key: getattr(self, key) for key in _SHARED})
-        scratch = self.folder or Path()
-        able = scratch.is_dir() and os.access(scratch, os.W_OK)
-        require(able, "folder", str(scratch), "a folder that exists and can be written")
+        require_folder(self.folder or Path(), "folder")
         require_file(self.json, "json")
 
 

@@ -34,8 +34,6 @@ class GenerateConfig(SourceConfig):
         super().__post_init__()
         require(self.source == "drift", "source", self.source, "drift, the only one that makes anything up")
         require_file(self.output, "output")
-        plain = self.output.is_file() or not self.output.exists()
-        require(plain, "output", str(self.output), "a file, which is replaced whole")
         if self.output.exists() and not self.overwrite:
             raise ValueError(f"output: {self.output} exists; choose another or replace it with --overwrite true")
 
