@@ -1,6 +1,5 @@
 """Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core."""
 
-import signal
 import sys
 from typing import Any
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_imsr.config import parse
+from dist_imsr.console import output_console, run_writer
 from dist_imsr.data.prepare import PrepareConfig, prepare
 
 
@@ -18,19 +18,13 @@ def main() -> int:
         0; 2 where arguments or input are refused, 1 where the machine fails, 130 after Ctrl-C.
     """
     config = parse(PrepareConfig, description=__doc__)
-    console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
-    try:
+
+    def work(console: Console) -> None:
         manifest = prepare(config, console)
-    except KeyboardInterrupt:
-        return _failed("stopped; nothing was written", 130)
-    except ValueError as error:
-        return _failed(str(error), 2)
-    except OSError as error:
-        return _failed(str(error), 1)
-    _report(manifest, Console(width=None if sys.stdout.isatty() else 160))  # a file has no width to fit
-    console.print(f"written to {config.output}", highlight=False, soft_wrap=True)
-    return 0
+        _report(manifest, output_console())
+        console.print(f"written to {config.output}", highlight=False, soft_wrap=True)
+
+    return run_writer("prepare.py", work)
 
 
 def _report(manifest: dict[str, Any], console: Console) -> None:
@@ -47,11 +41,6 @@ def _report(manifest: dict[str, Any], console: Console) -> None:
     console.print(table)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected"].items()) or "none"
     console.print(f"{manifest['rows_read']:,} rows read; rejected: {reasons}", highlight=False, soft_wrap=True)
-
-
-def _failed(reason: str, status: int) -> int:
-    print(f"prepare.py: {reason}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":
