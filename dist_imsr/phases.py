@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -171,6 +172,20 @@ class Phase(ContextDecorator):
             logger.log(logging.INFO if long else logging.DEBUG, "%s: %.3f s", self.name, seconds)
 
 
+def memory_of(process: int | str = "self") -> dict[str, int]:
+    """What the kernel tells of a process's memory.
+
+    Args:
+        process: its number; this one by default.
+
+    Returns:
+        Bytes by the kernel's names, e.g. ``VmHWM``, the most that was ever resident; none of one that has ended.
+    """
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    sizes = (line.removesuffix(" kB").split(":") for line in lines if line.endswith(" kB"))
+    return {name: int(size) << 10 for name, size in sizes}
+
+
 class _Meter:
     """Reads the memory that the process was seen with since the last reading.
 
@@ -187,10 +202,9 @@ class _Meter:
 
     def read(self, into: Memory) -> None:
         """Raises what was seen before, and begins anew."""
-        with open("/proc/self/status") as status:
-            told = dict(line.split(":", 1) for line in status)
+        told = memory_of()
         resident, anonymous, files, shared, peak = (
-            int(told[name].split()[0]) << 10 for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM")
+            told[name] for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM")
         )
         # Where the mark cannot be reset it would be that of phases before.
         into.peak = max(into.peak, peak if self._resets else resident)

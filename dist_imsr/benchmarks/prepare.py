@@ -15,6 +15,7 @@ from dist_imsr.config import require, require_file, require_folder
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig
+from dist_imsr.phases import memory_of
 
 _OURS = Path(__file__).parents[2] / "launch" / "prepare.py"
 _POLARS = Path(__file__).with_name("polars_prepare.py")
@@ -139,8 +140,7 @@ def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             # The kernel keeps the peak; getrusage would count what this process held when it started the other.
-            told = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
-            peak = max(peak, int(told.split()[0]) * 1024) if told else peak
+            peak = max(peak, memory_of(process.pid).get("VmHWM", 0))
             time.sleep(_POLL_SECONDS)
         seconds, said = time.perf_counter() - begin, process.communicate()[1].splitlines()
     shutil.rmtree(output, ignore_errors=True)

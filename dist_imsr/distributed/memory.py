@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dist_imsr.phases import memory_of
+
 _LIBC = ctypes.CDLL(None)
 _OWN_MAPPING = 32 << 20  # bytes from which glibc never takes a block from its heap
 
@@ -58,5 +60,4 @@ def peak_bytes(device: torch.device, reset: bool = False) -> int:
         # Freed memory that malloc keeps would be taken again without a trace.
         _LIBC.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    return memory_of()["VmHWM"]
