@@ -4,6 +4,7 @@ Any module marks its part of the work with a `Phase`. What is marked is always c
 span.
 """
 
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from dist_imsr import devices
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +81,8 @@ class Clock:
             exact: wait for a CUDA device wherever a phase begins or ends, so that each gets its own seconds. Else
                 those of the device count where the host waits for it, and nothing is slowed down.
         """
-        cuda = device.type == "cuda"
-        self._account, self._meter = Account(), _Meter(cuda)
-        self._wait = torch.cuda.synchronize if cuda and exact else None
+        self._account, self._meter = Account(), _Meter(device)
+        self._wait = functools.partial(devices.wait, device) if exact else None
         self._turned = self._now()
 
     def stop(self) -> Account:
@@ -193,11 +195,11 @@ class _Meter:
     of all resident pages alone; therefore those of files are told beside it.
 
     Args:
-        cuda: whether there is a device to ask.
+        device: where the work is done.
     """
 
-    def __init__(self, cuda: bool) -> None:
-        self._cuda, self._resets = cuda, True
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._resets = device, True
         self.read(Memory())
 
     def read(self, into: Memory) -> None:
@@ -214,6 +216,5 @@ class _Meter:
                 mark.write("5")
         except OSError:
             self._resets = False
-        if self._cuda:
-            into.device = max(into.device, torch.cuda.max_memory_allocated())
-            torch.cuda.reset_peak_memory_stats()
+        into.device = max(into.device, devices.peak_bytes(self._device))
+        devices.forget_peak(self._device)

@@ -1,4 +1,8 @@
-"""Skips what this machine cannot run; pyproject.toml declares the marks."""
+"""Skips what this machine cannot run; pyproject.toml declares the marks.
+
+Tests see no CUDA device, nor do the processes that they start, unless pytest is asked for those that need one: ``-m
+cuda``. Ranks of several tests would share a device otherwise, which NCCL refuses.
+"""
 
 import os
 import shutil
@@ -13,7 +17,7 @@ from tests.slurm import DAEMONS
 def _no_cuda() -> str:
     import torch
 
-    return "" if torch.cuda.is_available() else "no CUDA device"
+    return "" if torch.cuda.is_available() else "no CUDA device; where there is one: -m cuda"
 
 
 def _no_slurm() -> str:
@@ -27,6 +31,17 @@ def _no_big_data() -> str:
 
 
 _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, "bigdata": _no_big_data}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Of each kind that work is done on."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
+from dist_imsr import devices
 from dist_imsr.distributed.topology import Topology
 
 
@@ -21,10 +21,10 @@ def timed(topology: Topology, act: Callable[..., Any], *args: Any) -> tuple[floa
     Returns:
         The seconds, and what ``act`` returned on this rank.
     """
+    devices.wait(topology.device)
     dist.barrier()
     begin = time.perf_counter()
     told = act(*args)
-    if topology.device.type == "cuda":
-        torch.cuda.synchronize()
+    devices.wait(topology.device)
     dist.barrier()
     return time.perf_counter() - begin, told

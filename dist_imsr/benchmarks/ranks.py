@@ -5,14 +5,18 @@ import os
 import pickle
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-# Ranks are forked from one process that has imported the stack once.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dist_imsr.training.trainer"])
+DeviceType = Literal["cpu", "cuda"]
+
+# Ranks are forked from one process that has imported the stack once. A process that has looked for CUDA devices cannot
+# be forked into one that works on them.
+_FORKED, _SPAWNED = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
+_FORKED.set_forkserver_preload(["dist_imsr.training.trainer"])
 
 
 class LocalRanks:
@@ -22,19 +26,22 @@ class LocalRanks:
         world_size: how many.
         threads: torch's threads in each of them.
         seconds: how long one call may take.
+        device: what they work on; on CUDA a device each.
     """
 
-    def __init__(self, world_size: int, threads: int = 1, seconds: float = 600.0) -> None:
+    def __init__(self, world_size: int, threads: int = 1, seconds: float = 600.0, device: DeviceType = "cpu") -> None:
         self.world_size, self._seconds = world_size, seconds
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._pipes: list[Connection] = []
         self._processes = []
+        make = _SPAWNED.Process if device == "cuda" else _FORKED.Process
         for rank in range(world_size):
-            here, there = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_serve, args=(rank, world_size, threads, port, there), daemon=True)
-            process.start()
+            here, there = multiprocessing.Pipe()
+            process = make(target=_serve, args=(rank, world_size, threads, port, there), daemon=True)
+            with nullcontext() if device == "cuda" else _no_cuda():
+                process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
@@ -79,6 +86,19 @@ class LocalRanks:
         for process in self._processes:
             process.kill()
             process.join()
+
+
+@contextmanager
+def _no_cuda() -> Iterator[None]:
+    """Processes that are started inside see no CUDA devices."""
+    name = "CUDA_VISIBLE_DEVICES"
+    seen = os.environ.get(name)
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        os.environ.update({} if seen is None else {name: seen})
 
 
 def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection) -> None:

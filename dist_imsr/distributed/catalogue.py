@@ -16,6 +16,7 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.planner import Topology as PlannerTopology
 from torchrec.distributed.types import ShardingEnv
 
+from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import Rows
@@ -228,9 +229,7 @@ class Catalogue:
         return room(self.config.headroom, capacity, items, self.topology.world_size)
 
     def _shard(self, capacity: int) -> ShardedEmbeddingCollection:
-        topology = self.topology
-        cuda = topology.device.type == "cuda"
-        memory = torch.cuda.mem_get_info()[1] if cuda else None
+        topology, memory = self.topology, devices.memory_bytes(self.topology.device)
         authored = Authored.of(
             *(self.config.sharding, self.optimizer, self.learning_rate, capacity, self.dim),
             PlannerTopology(

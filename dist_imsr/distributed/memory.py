@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dist_imsr import devices
 from dist_imsr.phases import memory_of
 
 _LIBC = ctypes.CDLL(None)
@@ -52,10 +53,10 @@ def peak_bytes(device: torch.device, reset: bool = False) -> int:
     Returns:
         Bytes.
     """
-    if device.type == "cuda":
+    if devices.is_cuda(device):
         if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
+            devices.forget_peak(device)
+        return devices.peak_bytes(device)
     if reset:
         # Freed memory that malloc keeps would be taken again without a trace.
         _LIBC.malloc_trim(0)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
+from dist_imsr.devices import is_cuda
 from dist_imsr.launcher import Place, place
 
 
@@ -142,18 +143,14 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     """
     quiet()
     topology = locate()
-    cuda = topology.device.type == "cuda"
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
-    if cuda:
+    own: dict[str, Any] = {"backend": "gloo"}
+    if is_cuda(topology.device):
         torch.cuda.set_device(topology.device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        rank=topology.rank,
-        world_size=topology.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=topology.device if cuda else None,
-    )
-    join_deepspeed("nccl" if cuda else "gloo")
+        own = {"backend": "cpu:gloo,cuda:nccl", "device_id": topology.device}
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group(rank=topology.rank, world_size=topology.world_size, timeout=timeout, **own)
+    join_deepspeed("nccl" if is_cuda(topology.device) else "gloo")
     cores: list[Any] = [None] * topology.world_size
     dist.all_gather_object(cores, (socket.gethostname(), os.sched_getaffinity(0)))
     if "OMP_NUM_THREADS" not in os.environ:

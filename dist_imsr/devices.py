@@ -1,0 +1,157 @@
+"""What a CUDA device is asked for and the host alone does without, by the `torch.device` that a rank works on.
+
+Which one that is, `dist_imsr.distributed.topology` decides. On the host all calls here cost nothing and change nothing.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+
+def is_cuda(device: torch.device) -> bool:
+    """Whether work on a device goes on beside the host's.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        True for CUDA, false for the host.
+    """
+    return device.type == "cuda"
+
+
+def wait(device: torch.device) -> None:
+    """Returns once a device has done all that it was asked for.
+
+    Args:
+        device: a rank's.
+    """
+    if is_cuda(device):
+        torch.cuda.synchronize(device)
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    """What a trace of a rank's work must follow.
+
+    Args:
+        device: the rank's.
+
+    Returns:
+        For ``torch.profiler.profile``.
+    """
+    return [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda(device)]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory of a device that this process's tensors have held since `forget_peak`.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        Bytes; 0 on the host.
+    """
+    return torch.cuda.max_memory_allocated(device) if is_cuda(device) else 0
+
+
+def forget_peak(device: torch.device) -> None:
+    """From here on `peak_bytes` begins with what is held now.
+
+    Args:
+        device: a rank's.
+    """
+    if is_cuda(device):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """How much memory a device has.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        Bytes; None for the host, whose memory is not a rank's own.
+    """
+    return torch.cuda.mem_get_info(device)[1] if is_cuda(device) else None
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """How much of a device's memory this process may still take.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        Bytes, with those that torch's allocator keeps for later; None for the host.
+    """
+    if not is_cuda(device):
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Brings a tensor of the host's to where a device copies from while both go on working.
+
+    Args:
+        tensor: on the host.
+        device: a rank's.
+
+    Returns:
+        A copy in pinned memory; on the host the tensor itself.
+    """
+    return tensor.pin_memory() if is_cuda(device) else tensor
+
+
+def aside(device: torch.device) -> AbstractContextManager[Any]:
+    """Work that is begun inside goes on beside what is begun outside, after what was begun inside before.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        A context, in which the device's current stream is one of its own.
+    """
+    return torch.cuda.stream(_side(device)) if is_cuda(device) else nullcontext()
+
+
+def join(device: torch.device, *made: Any) -> None:
+    """Work that is begun from here on comes after all that was begun `aside`.
+
+    Args:
+        device: a rank's.
+        made: aside, and to be used from here on: tensors, and what has a ``record_stream`` as they do.
+    """
+    if is_cuda(device):
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(_side(device))
+        for one in made:
+            one.record_stream(here)  # or their memory would be taken again while this stream still reads it
+
+
+@contextmanager
+def products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """How float32 matrices are multiplied inside, forward and backward.
+
+    Args:
+        device: a rank's.
+        tf32: with factors rounded to TF32, of 11 bits, on devices that have it; else with all 24.
+    """
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if is_cuda(device):
+        settings.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+@functools.cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
