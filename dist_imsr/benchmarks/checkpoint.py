@@ -177,7 +177,7 @@ class _Held:
     def __init__(self, topology: Topology, options: CheckpointBench, folder: Path) -> None:
         self.topology, self.folder, self.saves, self.writes = topology, folder, 0, 0
 
-        def build(topology: Topology, training: TrainBench) -> Callable[[Batch], Any]:
+        def build(topology: Topology, training: TrainBench) -> Callable[[Batch, Batch], Any]:
             self.model = train.recommender(topology, training)
             return self.model.update
 

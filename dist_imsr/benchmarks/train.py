@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ _BATCHES = 8  # made before the clock starts, and taken in turn
 _FEW_ITEMS = 60_000
 
 Base = Literal["comirec_dr", "comirec_sa"]
-Build = Callable[[Topology, "TrainBench"], Callable[[Batch], Any]]
+Build = Callable[[Topology, "TrainBench"], Callable[[Batch, Batch], Any]]
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def set_up(topology: Topology, build: Build, options: TrainBench, batches: int =
     """
     global _step
     take = build(topology, options)
-    turns = cycle([_batch(options, topology, number).to(topology.device) for number in range(batches)])
-    _step = lambda: take(next(turns))  # noqa: E731
+    turns = pairwise(cycle([_batch(options, topology, number).to(topology.device) for number in range(batches)]))
+    _step = lambda: take(*next(turns))  # noqa: E731
 
 
 def run(topology: Topology, steps: int) -> tuple[float, int]:
@@ -231,7 +231,7 @@ def run(topology: Topology, steps: int) -> tuple[float, int]:
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") -> Callable[[Batch], Any]:
+def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") -> Callable[[Batch, Batch], Any]:
     """This project's step, as the trainer takes it.
 
     Args:
@@ -240,7 +240,7 @@ def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") 
         base: the base model.
 
     Returns:
-        Takes a step with a batch.
+        Takes a step with a batch, given the next one.
     """
     return recommender(topology, options, base).update
 
@@ -276,14 +276,14 @@ def recommender(
     return model
 
 
-def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch], Any]:
+def _plain(topology: Topology, options: TrainBench) -> Callable[[Batch, Batch], Any]:
     """The yardstick: nn.Embedding with a dense gradient, and dense Adam over everything."""
     table = nn.Embedding(options.items, options.dim, device=topology.device)
     extractor = build_extractor(ModelConfig(dim=options.dim, interests=options.interests)).to(topology.device)
     stored = torch.randn(options.users, options.interests, options.dim, device=topology.device)
     optimizer = torch.optim.Adam([*table.parameters(), *extractor.parameters()])
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch, following: Batch) -> float:
         history, targets, negatives = (
             table(sequence.values()) for sequence in (batch.history, batch.targets, batch.negatives)
         )

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torchrec import JaggedTensor
 
+from dist_imsr import devices
+from dist_imsr.phases import Phase
+
 AnyBatch = TypeVar("AnyBatch", bound="Movable")
 Follow = Callable[[Iterable[Any], str, int], Iterator[Any]]
 """Goes through batches on their way to the device, given a name of the phase and the users of a global one."""
@@ -19,7 +22,7 @@ class Movable:
     """A dataclass of tensors that goes to a device as a whole."""
 
     def to(self: AnyBatch, device: torch.device) -> AnyBatch:
-        """Copies every tensor to a device.
+        """Copies every tensor to a device; of pinned ones the copies may be under way yet.
 
         Args:
             device: where it is wanted.
@@ -27,12 +30,39 @@ class Movable:
         Returns:
             A batch of the same kind; what is there already is shared with this one.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, (torch.Tensor, JaggedTensor)) else value
-            for name, value in values.items()
-        }
-        return type(self)(**moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """Brings every tensor to where a device copies from beside its other work.
+
+        Args:
+            device: that will want it.
+
+        Returns:
+            A batch of the same kind.
+        """
+        return self._each(lambda tensor: devices.pinned(tensor, device))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of every tensor until a stream of a CUDA device is done with it.
+
+        Args:
+            stream: which uses them.
+        """
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._each(keep)
+
+    def _each(self: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
+        def changed(value: Any) -> Any:
+            if isinstance(value, JaggedTensor):
+                return JaggedTensor(change(value.values()), lengths=change(value.lengths()))
+            return change(value) if isinstance(value, torch.Tensor) else value
+
+        return type(self)(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
 
 
 class Steps(Iterable[AnyBatch]):
@@ -71,6 +101,29 @@ class Steps(Iterable[AnyBatch]):
             The rest.
         """
         return Steps(lambda step: self._read(done + step), self._steps - done, self._prefetch)
+
+    def on(self, device: torch.device) -> "Iterator[tuple[AnyBatch, AnyBatch | None]]":
+        """The batches on a device, each one copied there while the device is at work on the one before it.
+
+        Args:
+            device: where they are wanted.
+
+        Yields:
+            A batch, and the one after it, whose copies may be under way yet; None after the last.
+        """
+        pinned = iter(Steps(lambda step: self._read(step).pinned(device), self._steps, self._prefetch))
+
+        @Phase("data")
+        def sent() -> AnyBatch | None:
+            batch = next(pinned, None)
+            with devices.aside(device):
+                return batch and batch.to(device)
+
+        following = sent()
+        while following is not None:
+            batch, following = following, sent()
+            devices.join(device, batch)
+            yield batch, following
 
     def __iter__(self) -> Iterator[AnyBatch]:
         ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)

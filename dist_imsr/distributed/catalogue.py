@@ -5,16 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import JaggedTensor, KeyedJaggedTensor
-from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embedding import EmbeddingCollectionContext, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.planner import Topology as PlannerTopology
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
 
 from dist_imsr import devices
 from dist_imsr.config import require
@@ -76,6 +77,13 @@ class CatalogueConfig:
         return self.optimizer
 
 
+class _Request(NamedTuple):
+    """Ids on their way to their owners, who send back their rows."""
+
+    context: EmbeddingCollectionContext
+    items: Awaitable[KJTList]
+
+
 class Catalogue:
     """The sharded table; every method but the properties is collective.
 
@@ -96,6 +104,7 @@ class Catalogue:
         self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
         self.items = items[-1]
         self.table = self._shard(reduce(self._room, items, 0))
+        self._ahead: tuple[tuple[JaggedTensor, ...], _Request] | None = None
         self._draw(0)
 
     @property
@@ -141,6 +150,15 @@ class Catalogue:
         for kernel in _kernels(self.table):
             kernel.set_optimizer_step(steps)
 
+    def ask(self, *sequences: JaggedTensor) -> None:
+        """Begins a later `lookup` with a gradient: its ids travel to their owners beside what is done meanwhile.
+
+        Args:
+            sequences: that it will be of, the very same objects, as they came from `Steps.on`.
+        """
+        with devices.aside(self.topology.device):
+            self._ahead = sequences, self._ask(torch.cat([sequence.values() for sequence in sequences]))
+
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Fetches embeddings from their owners, in one exchange for all sequences.
 
@@ -152,10 +170,10 @@ class Catalogue:
         """
         values = torch.cat([sequence.values() for sequence in sequences])
         if torch.is_grad_enabled():
-            embeddings = self._exchange(values)
+            embeddings = self._fetch(self._asked(sequences) or self._ask(values))
         else:  # an item of many users travels once; a gradient would have to be summed for it first
             distinct, place = values.unique(return_inverse=True)
-            embeddings = self._exchange(distinct).index_select(0, place)
+            embeddings = self._fetch(self._ask(distinct)).index_select(0, place)
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -207,13 +225,29 @@ class Catalogue:
         twin.weight.copy_(self.weight)
         return twin
 
-    def _exchange(self, items: torch.Tensor) -> torch.Tensor:
-        """What the table's own forward pass does, its steps apart: they are phases, forward and backward."""
-        table, lengths = self.table, torch.full((1,), len(items), device=items.device)
+    def _asked(self, sequences: tuple[JaggedTensor, ...]) -> _Request | None:
+        """What `ask` began, where it was for these sequences."""
+        if self._ahead is None or [*map(id, self._ahead[0])] != [*map(id, sequences)]:
+            return None
+        ((_, (context, coming)), self._ahead), device = (self._ahead, None), self.topology.device
+        with devices.aside(device), Phase("all-to-all"):
+            items = coming.wait()
+        devices.join(device, context, items)
+        return _Request(context, NoWait(items))
+
+    def _ask(self, items: torch.Tensor) -> _Request:
+        """The first step of the table's own forward pass."""
+        lengths = torch.full((1,), len(items), device=items.device)
         wanted = KeyedJaggedTensor(keys=[FEATURE], values=items, lengths=lengths)
-        context = table.create_context()
+        context = self.table.create_context()
         with Phase("all-to-all"):
-            asked = table.input_dist(context, wanted).wait().wait()
+            return _Request(context, self.table.input_dist(context, wanted).wait())
+
+    def _fetch(self, request: _Request) -> torch.Tensor:
+        """The other steps of the table's own forward pass; apart they are phases, forward and backward."""
+        table, (context, coming) = self.table, request
+        with Phase("all-to-all"):
+            asked = coming.wait()
         with Phase("lookup"):
             found = table.compute(context, asked)
         with Phase("all-to-all"):

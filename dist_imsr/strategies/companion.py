@@ -103,6 +103,14 @@ class Companion:
         """
         return self.parts.catalogue.lookup(*sequences)
 
+    def ask(self, *sequences: JaggedTensor) -> None:
+        """Begins what `lookup` of the same sequences will do, as far as no parameter has a part in it; collective.
+
+        Args:
+            sequences: as `Catalogue.lookup` takes them.
+        """
+        self.parts.catalogue.ask(*sequences)
+
     def dense(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         """The extractor's forward pass; shapes as in `Extractor`."""
         interests: Interests = self.parts.engine(items, mask, start)

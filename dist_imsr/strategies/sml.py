@@ -129,6 +129,11 @@ class MetaLearner(Companion):
         self._training = True
         self._look(True)
 
+    def ask(self, *sequences: JaggedTensor) -> None:
+        """As for a table that is not seen through the transfer; else `lookup` asks for other sequences."""
+        if not self._through:
+            super().ask(*sequences)
+
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Embeddings; each distinct item goes through the transfer once."""
         if not self._through:

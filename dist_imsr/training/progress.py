@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dist_imsr.console import output_console
-from dist_imsr.phases import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +39,9 @@ class Reporter:
             users_a_step: the users of a global step, on average.
 
         Returns:
-            The batches.
+            Each batch, and the one after it.
         """
-        return self.follow(_fetched(steps, device), len(steps), phase, users_a_step)
+        return self.follow(steps.on(device), len(steps), phase, users_a_step)
 
     def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         """Passes batches through and tells how fast they go.
@@ -108,18 +107,6 @@ class Reporter:
                     "%s: step %d of %d, %.1f steps/s, %.0f users/s, %.0f s left",
                     *(phase, done, steps, speed, speed * users_a_step, left),
                 )
-
-
-def _fetched(steps: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Batches on a device; waiting for each, and its way there, is a phase."""
-    waiting = iter(steps)
-    while True:
-        with Phase("data"):
-            batch = next(waiting, None)
-            if batch is None:
-                return
-            moved = batch.to(device)
-        yield moved
 
 
 def _shown(value: Any) -> str:

@@ -260,17 +260,21 @@ class Recommender:
         targets, asked = pad(targets, batch.targets.lengths())
         return scores_of(batch, interests, targets, interests.vectors @ targets.mT, asked, negatives)
 
-    def update(self, batch: Batch, word: int = 0) -> torch.Tensor:
+    def update(self, batch: Batch, following: Batch | None = None, word: int = 0) -> torch.Tensor:
         """One step of training: every parameter moves once.
 
         Args:
             batch: on this rank's device.
+            following: the batch of the next step; what can be fetched for it before this step has moved anything is on
+                its way meanwhile.
             word: a number that this rank tells the others in passing.
 
         Returns:
             Each rank's two losses as `loss` tells them, and its word, ``[world_size, 3]`` float64.
         """
         extraction = self.extract(batch, learning=True)
+        if following is not None:
+            self.companion.ask(following.history, following.targets, following.negatives)
         with Phase("loss"):
             losses = torch.stack(self.loss(batch, extraction))
         # What a base model asks for itself is trained on, and not told: the losses compare between base models.
