@@ -1,5 +1,6 @@
 """Every user's interests, held by the rank that owns the user's bucket."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -7,16 +8,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch.nn.functional import pad
 
+from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
-from dist_imsr.distributed.memory import roomy
+from dist_imsr.distributed.columns import moved, padded, sent
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 from dist_imsr.phases import Phase
 
+logger = logging.getLogger(__name__)
+
 _STREAM, _QUERIES = 0x1D7E, 0x90E7
 _EPSILON = 1e-8
-PART = 1 << 20  # bytes that are moved at a time
 DRAWN = 1 << 12  # interests drawn at a time, which a processor's cache holds with all that a draw leaves
 
 
@@ -25,15 +28,28 @@ class InterestStoreConfig:
     """Where interests live, and how the queries beside them learn.
 
     Args:
-        memory: of which kind of memory; ``host`` leaves a GPU's memory to the catalogue.
+        memory: of which kind of memory; ``auto`` is the device's as long as interests leave as much again of what the
+            catalogue leaves free, and from then on the host's, from which a step's interests are fetched ahead.
         query_learning_rate: of ComiRec-SA's queries, under row-wise Adagrad.
     """
 
-    memory: Literal["device", "host"] = "device"
+    memory: Literal["auto", "device", "host"] = "auto"
     query_learning_rate: float = 0.03
 
     def __post_init__(self) -> None:
         require(self.query_learning_rate > 0, "store.query_learning_rate", self.query_learning_rate, "above 0")
+
+    def fits(self, needed: int, free: int) -> bool:
+        """Whether interests stay on the device.
+
+        Args:
+            needed: bytes that they take.
+            free: bytes of the device that nothing else takes.
+
+        Returns:
+            Whether ``memory`` says so.
+        """
+        return self.memory == "device" or (self.memory == "auto" and 2 * needed <= free)
 
 
 class Slots(NamedTuple):
@@ -52,6 +68,20 @@ class Slots(NamedTuple):
     born: torch.Tensor
     queries: torch.Tensor
     moments: torch.Tensor
+    states: torch.Tensor
+
+
+class View(NamedTuple):
+    """What training does not change of some users' interests, padded to the largest K_u among them.
+
+    Args:
+        interests: a copy, ``[B, K, d]``.
+        existing: ``[B, K]`` bool, those that are older than the span at hand.
+        states: a copy, ``[B, K, m]``; zero for padding.
+    """
+
+    interests: Interests
+    existing: torch.Tensor
     states: torch.Tensor
 
 
@@ -133,7 +163,7 @@ class InterestStore:
         """
         buckets = topology.buckets(len(bucket_offsets) - 1)
         first, end = bucket_offsets[buckets.start], bucket_offsets[buckets.stop]
-        device = topology.device if config.memory == "device" else torch.device("cpu")
+        device = torch.device("cpu") if config.memory == "host" else topology.device
         return cls(config, end - first, first, dim, query_dim, seed, device, state_dim)
 
     @property
@@ -172,23 +202,25 @@ class InterestStore:
         Returns:
             A copy, ``[B, K, d]`` with K the largest K_u among ``rows``.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
-        return Interests(_padded(self.values, slots, mask).to(device or mask.device), mask.to(device or mask.device))
+        slots, mask = self._slots(rows)
+        return Interests(*(sent(one, device) for one in (padded(self.values, slots, mask), mask)))
 
     @Phase("interests")
-    def existing(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> torch.Tensor:
-        """Which of some users' interests are older than a span.
+    def view(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> View:
+        """The padded view of some users' interests, with all that training does not change.
 
         Args:
             rows: ``[B]`` int64.
             span: the span at hand.
-            device: where the answer is wanted; the store's own by default.
+            device: where the view is wanted; the store's own by default.
 
         Returns:
-            ``[B, K]`` bool in the slots of `gather`; false for padding.
+            Copies.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
-        return (_padded(self.born, slots, mask) < span).logical_and_(mask).to(device or mask.device)
+        slots, mask = self._slots(rows)
+        values, born, states = (padded(one, slots, mask) for one in (self.values, self.born, self.slots.states))
+        values, mask, existing, states = (sent(one, device) for one in (values, mask, (born < span) & mask, states))
+        return View(Interests(values, mask), existing, states)
 
     @Phase("interests")
     def queries(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
@@ -201,20 +233,7 @@ class InterestStore:
         Returns:
             A copy, ``[B, K, d_a]`` in the slots of `gather`; zero for padding.
         """
-        return self._view(self.slots.queries, rows, device)
-
-    @Phase("interests")
-    def states(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """What is kept of some users' lives.
-
-        Args:
-            rows: ``[B]`` int64.
-            device: where it is wanted; the store's own by default.
-
-        Returns:
-            A copy, ``[B, K, m]`` in the slots of `gather`; zero for padding.
-        """
-        return self._view(self.slots.states, rows, device)
+        return sent(padded(self.slots.queries, *self._slots(rows)), device)
 
     def created(self, span: int) -> torch.Tensor:
         """The interests that users with older ones gained in a span.
@@ -248,7 +267,7 @@ class InterestStore:
             rows: ``[B]`` int64; the gradients of a user who is there several times are summed.
             gradient: ``[B, K, d_a]`` in the slots of `gather`.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
+        slots, mask = self._slots(rows)
         place, owner = slots[mask].unique(return_inverse=True)
         each = gradient.to(self.slots.queries)[mask]
         step = each.new_zeros(len(place), each.shape[1]).index_add_(0, owner, each)
@@ -264,7 +283,7 @@ class InterestStore:
             rows: ``[B]`` int64, distinct.
             interests: with the counts that the store holds, ``[B, K, d]``; without states, those here stay.
         """
-        slots, mask = self._slots(rows.to(self.values.device))
+        slots, mask = self._slots(rows)
         for column, new in ((self.values, interests.vectors), (self.slots.states, interests.states)):
             if new is not None:
                 column[slots[mask]] = new.detach().to(column)[:, : slots.shape[1]][mask]
@@ -276,6 +295,7 @@ class InterestStore:
             rows: ``[S]`` int64, ascending, each interest's user.
             columns: of `Slots`, by name, whose memory is the store's from here on; zero where they are not given.
         """
+        self._settle(len(rows))
         counts = torch.bincount(rows.to(self.offsets), minlength=len(self.counts))
         self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
         self.slots = Slots(
@@ -298,6 +318,8 @@ class InterestStore:
             count: how many more each of them gets; one number, or ``[B]`` int64.
             span: the span of birth.
         """
+        each = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
+        self._settle(len(self.values) + int(each))
         device, counts = self.values.device, self.counts
         more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
@@ -314,7 +336,7 @@ class InterestStore:
         source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now
         fresh = {"born": span, "moments": 0, "states": 0}
         for name in Slots._fields:  # one after the other, as a block may have to be made anew
-            column = _moved(getattr(self.slots, name), source)
+            column = moved(getattr(self.slots, name), source)
             if name in fresh:
                 column.index_fill_(0, place, fresh[name])
             self.slots = self.slots._replace(**{name: column})
@@ -331,7 +353,7 @@ class InterestStore:
         keep = keep.to(self.values.device)
         kept = keep.nonzero().squeeze(1)
         self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
-        self.slots = Slots(*(_moved(column, kept) for column in self.slots))
+        self.slots = Slots(*(moved(column, kept) for column in self.slots))
 
     def snapshot(self) -> StoreSnapshot:
         """What training may change between two spans' ends: which interests there are, and their queries.
@@ -350,7 +372,7 @@ class InterestStore:
         """
         if self.offsets is not snapshot.offsets:
             self.trim(self._older(snapshot))
-        self.offsets = snapshot.offsets
+        self.offsets = snapshot.offsets.to(self.offsets.device)
         self.slots.queries.copy_(snapshot.queries)
         self.slots.moments.copy_(snapshot.moments)
 
@@ -372,7 +394,7 @@ class InterestStore:
 
     def _older(self, snapshot: StoreSnapshot) -> torch.Tensor:
         """Which interests are in a snapshot, ``[S]`` bool: each user's first."""
-        end = (self.offsets[:-1] + snapshot.offsets.diff()).repeat_interleave(self.counts)
+        end = (self.offsets[:-1] + snapshot.offsets.diff().to(self.offsets)).repeat_interleave(self.counts)
         return torch.arange(len(end), device=end.device) < end
 
     def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
@@ -384,36 +406,21 @@ class InterestStore:
             self.values.index_copy_(0, at, keyed_random.normal(dim, _STREAM, self.seed, user, span, number))
             self.slots.queries.index_copy_(0, at, queries.index_select(0, number))
 
-    def _view(self, column: torch.Tensor, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
-        """Some users' part of a column, ``[B, K, ...]`` where it is wanted; zero for padding."""
-        slots, mask = self._slots(rows.to(column.device))
-        return _padded(column, slots, mask).to(device or mask.device)
-
     def _slots(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Places of each user's interests, ``[B, K]``, and which of them exist."""
+        rows = rows.to(self.offsets.device)
         first, counts = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         slot = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device)
         return first.unsqueeze(1) + slot, slot < counts.unsqueeze(1)
 
-
-def _padded(column: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``[B, K, ...]`` of a column ``[S, ...]``; zero for padding."""
-    padded = column.new_zeros(*slots.shape, *column.shape[1:])
-    padded[mask] = column[slots[mask]]
-    return padded
-
-
-def _moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """``column[source]`` for ascending rows, in the same memory where it has room; the column itself is lost."""
-    made, parts = roomy(column, len(source)), _parts(column, len(source))
-    # Rows that move back are in the way of those before them, and rows that move forward of those behind.
-    for part in parts if len(source) <= len(column) else reversed(parts):
-        made[part] = column.index_select(0, source[part])
-    return made
-
-
-def _parts(column: torch.Tensor, rows: int) -> list[slice]:
-    """So many rows of a column cut into parts that a processor's cache holds; none where there is nothing to move."""
-    width = math.prod(column.shape[1:]) * column.element_size()
-    step = max(PART // max(width, 1), 1)
-    return [slice(at, min(at + step, rows)) for at in range(0, rows if column.numel() else 0, step)]
+    def _settle(self, interests: int) -> None:
+        """Leaves the device for good where it has no room for so many interests."""
+        free = devices.free_bytes(self.offsets.device)
+        width = sum(math.prod(column.shape[1:]) * column.element_size() for column in self.slots)
+        if free is None or self.config.fits(interests * width, free + self.bytes):
+            return
+        logger.info(
+            "%d interests take %d MiB; %d MiB of the device are free beside them: they move to the host's memory",
+            *(interests, interests * width >> 20, free + self.bytes >> 20),
+        )
+        self.slots, self.offsets = Slots(*(column.cpu() for column in self.slots)), self.offsets.cpu()

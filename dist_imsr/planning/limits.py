@@ -146,10 +146,9 @@ def remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
     Yields:
         Arguments, and the plan with them.
     """
-    if config.store.memory == "device" and config.device.device != "cpu":
-        yield "--store.memory host", replace(config, store=replace(config.store, memory="host"))
-    if config.store.memory == "host":
-        yield "--store.memory device", replace(config, store=replace(config.store, memory="device"))
+    for memory in ("host", "device"):
+        if config.store.memory != memory and config.device.device != "cpu":
+            yield f"--store.memory {memory}", replace(config, store=replace(config.store, memory=memory))
     if config.optimizer in ("adam", "adagrad"):
         catalogue = replace(config.catalogue, optimizer="rowwise_adagrad")
         yield "--catalogue.optimizer rowwise_adagrad", replace(config, catalogue=catalogue)

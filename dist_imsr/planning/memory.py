@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dist_imsr.distributed.columns import PART
 from dist_imsr.distributed.engine import read_settings
-from dist_imsr.distributed.interest_store import DRAWN, PART
+from dist_imsr.distributed.interest_store import DRAWN
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Span, Step, epochs_of, widest_block, widest_step, widths
 from dist_imsr.strategies import build_strategy
@@ -175,6 +176,22 @@ class Accounts:
         """
         return self._slots(span) * self._slot + (self._users + 1) * _LONG
 
+    def on_device(self, tables: Span, interests: Span) -> bool:
+        """Where the interest store is, as the store itself chooses.
+
+        Args:
+            tables: the span whose item table stands beside it.
+            interests: the span whose interests are in it when it ends.
+
+        Returns:
+            True for the device's memory, false for the host's.
+        """
+        device = self.config.device
+        if device.device == "cpu":
+            return True
+        free = round(device.memory * (1 - self.config.reserve)) - sum(self.table(tables)) - self.dense()
+        return self.config.store.fits(self.store(interests), free)
+
     def dense(self) -> int:
         """Dense weights, gradients and Adam's moments; under ZeRO a rank's part of these and of a copy of the weights.
 
@@ -219,7 +236,7 @@ class Accounts:
             device["strategy's tables"] = copies * weights
         opened = tables.number + 1 if self._looks_back else 1
         host = {"process": self.config.process, "spans' index": opened * self._users * _INDEXED}
-        (device if self.config.store.memory == "device" else host)["interest store"] = self.store(interests)
+        (device if self.on_device(tables, interests) else host)["interest store"] = self.store(interests)
         if self.config.checkpoint.enabled:
             host["checkpoint's copy"] = self._checkpoint(tables, interests) + copies * weights
         return device, host
@@ -245,7 +262,7 @@ class Accounts:
         """The store is made anew beside the old one, as it is where there is no room, and new interests are drawn."""
         device, host = self._held(span, before)
         drawn = math.ceil((span.interests - (before.interests if span.number else 0)) / self.config.ranks)
-        own = device if self.config.store.memory == "device" else host
+        own = device if self.on_device(span, span) else host
         own["interest store"] = self.store(before) if span.number else (self._users + 1) * _LONG
         own["grown store"] = self._slots(span) * (self._slot + _MOVED)
         own["interests that are drawn"] = min(drawn, DRAWN) * max(self.dim, self.queries) * _DRAW
@@ -265,8 +282,8 @@ class Accounts:
     def _trimming(self, span: Span) -> Phase:
         """What stays of the interests moves inside the store."""
         device, host = self._held(span, span)
-        own = device if self.config.store.memory == "device" else host
-        own["interests that move"] = self._slots(span) * _MOVED + PART
+        own, kind = (device, self.config.device.device) if self.on_device(span, span) else (host, "cpu")
+        own["interests that move"] = self._slots(span) * _MOVED + PART[kind]
         if self.config.training.patience:
             device["copy for early stopping"] = self.snapshot(span)
         return Phase(span.number, "trimming", device, host)

@@ -135,7 +135,7 @@ class Clock:
             "latency": sum(link.messages for link in links.values()) * self.device.latency if config.ranks > 1 else 0.0,
             "overhead": self.device.overhead,
         }
-        if config.store.memory == "host":
+        if not self.accounts.on_device(span, span):
             read = step.users * step.interests * (config.model.dim + self.accounts.queries + self.accounts.states)
             terms["host memory"] = 2 * read * _FLOAT / self.device.to_host
         return terms

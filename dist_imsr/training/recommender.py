@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dist_imsr import devices
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
-from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot
+from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot, View
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
@@ -108,6 +109,7 @@ class Recommender:
         self.store = InterestStore.build(store, bucket_offsets, *widths, seed, topology, self.extractor.state_dim)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
+        self._ahead: tuple[Batch, View] | None = None
         companion.join(Parts(self.catalogue, self.engine, self.store, topology, self.extractor))
 
     @Phase("growing")
@@ -174,8 +176,7 @@ class Recommender:
             if not detector.untrained:
                 known = (batch.history.values() < trained).float().unsqueeze(1)
                 mask &= pad(known, batch.history.lengths())[0].squeeze(-1) > 0
-            interests = self.store.gather(rows, items.device)
-            existing = self.store.existing(rows, span, items.device)
+            interests, existing, _ = self.store.view(rows, span, items.device)
             # Those who got interests in this span before are not asked again.
             old = existing.any(1) & (existing == interests.mask).all(1)
             fits = user_fit(item_fit(Interests(interests.vectors, existing), items, detector), mask, detector)[old]
@@ -210,14 +211,13 @@ class Recommender:
         history, targets, negatives = self.companion.lookup(batch.history, batch.targets, batch.negatives)
         rows = batch.users - self.store.first_user
         padded, mask = pad(history, batch.history.lengths())
-        interests = self.store.gather(rows, history.device)
-        existing = self.store.existing(rows, batch.span, history.device)
+        interests, existing, states = self._view(batch)
         start = Start(
             interests,
             carried=self.policy.rho * existing if self.policy.rho else None,
             logits=self._logits(batch.users, interests.mask.shape[1], padded.shape[1]),
             queries=self.store.queries(rows, history.device) if self.extractor.query_dim else None,
-            states=self.store.states(rows, history.device) if self.extractor.state_dim else None,
+            states=states if self.extractor.state_dim else None,
         )
         if learning and start.queries is not None:
             start.queries.requires_grad_()
@@ -274,7 +274,7 @@ class Recommender:
         """
         extraction = self.extract(batch, learning=True)
         if following is not None:
-            self.companion.ask(following.history, following.targets, following.negatives)
+            self._ask(following)
         with Phase("loss"):
             losses = torch.stack(self.loss(batch, extraction))
         # What a base model asks for itself is trained on, and not told: the losses compare between base models.
@@ -343,6 +343,24 @@ class Recommender:
         """
         parts = {"catalogue": self.catalogue.state, "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
+
+    def _ask(self, batch: Batch) -> None:
+        """Begins `extract` of a batch, as far as no step of training has a part in it."""
+        self.companion.ask(batch.history, batch.targets, batch.negatives)
+        if self.store.values.device.type == "cpu":  # else nothing is far away
+            with devices.aside(self.topology.device):
+                self._ahead = batch, self._seen(batch)
+
+    def _view(self, batch: Batch) -> View:
+        """Interests of a batch, which `_ask` may have sent on their way."""
+        if self._ahead is None or self._ahead[0] is not batch:
+            return self._seen(batch)
+        (_, view), self._ahead = self._ahead, None
+        devices.join(self.topology.device, *view.interests[:2], *view[1:])
+        return view
+
+    def _seen(self, batch: Batch) -> View:
+        return self.store.view(batch.users - self.store.first_user, batch.span, self.topology.device)
 
     def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
         """Random routing logits by (seed, user, slot, place), so that the same input gives the same interests."""

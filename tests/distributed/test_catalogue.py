@@ -1,3 +1,6 @@
+import itertools
+from unittest.mock import patch
+
 import pytest
 import torch
 from torchrec import JaggedTensor
@@ -35,6 +38,33 @@ def _train(topology, config, steps=3):
         (loss * topology.world_size).backward()
     state = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
     return first, state
+
+
+def _asking(topology, ahead):
+    """Steps of which each is asked for during the one before it, among other lookups."""
+    catalogue = Catalogue(CatalogueConfig(), [ITEMS], DIM, 7, topology)
+    steps = [(_jagged([topology.rank, 3, 3], [1, 2]), _jagged([20 + step])) for step in range(4)]
+    begun = []
+    with patch.object(catalogue, "_ask", wraps=catalogue._ask) as asked:
+        for step, following in itertools.zip_longest(steps, steps[1:]):
+            begun.append(asked.call_count)
+            looked, common = catalogue.lookup(*step)
+            if ahead and following:
+                catalogue.ask(*following)
+            with torch.no_grad():
+                catalogue.lookup(_jagged([1, 28]))
+            (looked.square().sum() + common.square().sum()).backward()
+    return catalogue.state["weight"].values.clone(), begun, asked.call_count
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_is_asked_ahead_is_what_is_looked_up(world_size):
+    for (ahead, begun, asked), (plain, *_) in zip(
+        *(run_ranks(world_size, _asking, ahead) for ahead in (True, False)), strict=True
+    ):
+        assert torch.equal(ahead, plain)
+        assert begun == [0, 3, 5, 7]  # each step but the first finds its own request
+        assert asked == 8
 
 
 def _reference(weight, optimizer, steps=3):

@@ -3,12 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_imsr.distributed import interest_store
+from dist_imsr import devices
+from dist_imsr.distributed import columns, interest_store
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def _store(users, first_user, dim, seed, query_dim=0, state_dim=0):
@@ -81,7 +82,7 @@ def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch
 
     whole = drawn()
     monkeypatch.setattr(interest_store, "DRAWN", 4)
-    monkeypatch.setattr(interest_store, "PART", 50)
+    monkeypatch.setitem(columns.PART, "cpu", 50)
     assert all(map(torch.equal, whole, drawn()))
 
 
@@ -131,7 +132,9 @@ def test_expand_gives_each_user_its_own_number(more):
     assert not store.slots.moments[~old].any()
     assert not store.slots.states[~old].any()
     rows = torch.arange(7)
-    assert torch.equal(store.existing(rows, 1), store.gather(rows).mask & (torch.arange(int(store.counts.max())) < 2))
+    assert torch.equal(
+        store.view(rows, 1).existing, store.gather(rows).mask & (torch.arange(int(store.counts.max())) < 2)
+    )
 
 
 def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
@@ -181,7 +184,7 @@ def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
 
 @pytest.mark.parametrize("part", [1, 100, 1 << 20])
 def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part):
-    monkeypatch.setattr(interest_store, "PART", part)
+    monkeypatch.setitem(columns.PART, "cpu", part)
     store = _store(50, 0, 4, seed=3)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
     before, block = _as_lists(store), store.values.data_ptr()
@@ -217,20 +220,57 @@ def test_states_move_with_the_interests_of_their_users_alone():
     store = _store(4, 0, 4, seed=3, state_dim=5)
     store.expand(torch.arange(3), 2, span=0)
     rows = torch.tensor([2, 0])
-    assert not store.states(rows).any()
+    assert not store.view(rows, 1).states.any()
     found, states, snapshot = store.gather(rows), torch.randn(2, 2, 5), store.snapshot()
     store.scatter(rows, Interests(found.vectors, found.mask, states))
-    assert torch.equal(store.states(rows), states)
-    assert not store.states(torch.tensor([1])).any()
+    assert torch.equal(store.view(rows, 1).states, states)
+    assert not store.view(torch.tensor([1]), 1).states.any()
     store.scatter(rows, found)  # without states, they stay
-    assert torch.equal(store.states(rows), states)
+    assert torch.equal(store.view(rows, 1).states, states)
     assert store.slots_of(snapshot).states is store.slots.states  # a copy would double what they take
     store.expand(torch.tensor([3]), 2, span=1)
-    assert torch.equal(store.states(rows), states)
-    assert not store.states(torch.tensor([3])).any()
+    assert torch.equal(store.view(rows, 1).states, states)
+    assert not store.view(torch.tensor([3]), 1).states.any()
     other = _store(4, 0, 4, seed=3, state_dim=5)
     other.load(store.owners, values=store.values, states=store.slots.states)
-    assert torch.equal(other.states(torch.arange(4)), store.states(torch.arange(4)))
+    assert torch.equal(other.view(torch.arange(4), 1).states, store.view(torch.arange(4), 1).states)
+
+
+@pytest.mark.parametrize("memory", ["auto", "device"])
+def test_interests_leave_a_device_that_they_would_fill(monkeypatch, caplog, memory):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 800)  # beside what the store holds
+    store = InterestStore(InterestStoreConfig(memory), 6, 0, 4, 0, 3, CPU)
+    with caplog.at_level("INFO"):
+        store.expand(torch.arange(6), 3, span=0)  # 18 of 18 bytes
+        assert "move to the host's memory" not in caplog.text
+        store.expand(torch.arange(6), torch.tensor([9, 9, 9, 9, 9, 9]), span=1)
+        assert ("72 interests take" in caplog.text and "move to the host's memory" in caplog.text) == (memory == "auto")
+        caplog.clear()
+        _store(6, 0, 4, seed=3).load(store.owners, values=store.values)
+        assert "move" in caplog.text
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("moved", [False, True])
+def test_interests_that_left_the_device_are_the_same(monkeypatch, moved):
+    stores = [InterestStore(InterestStoreConfig(memory), 50, 0, 4, 2, 3, CUDA) for memory in ("auto", "device")]
+    auto, stayed = stores
+    for store in stores:
+        store.expand(torch.arange(50), 3, span=0)
+    before = [(store.snapshot(), _as_lists(store)) for store in stores]
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 0 if moved and device.type == "cuda" else None)
+    for store in stores:
+        store.expand(torch.tensor([4, 9]), 2, span=1)
+    assert (auto.values.device.type, stayed.values.device.type) == ("cpu" if moved else "cuda", "cuda")
+    rows = torch.tensor([9, 0], device=CUDA)
+    for one, other in zip(*(store.view(rows, 1, CUDA) for store in stores), strict=True):
+        for mine, yours in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
+            if mine is not None:
+                torch.testing.assert_close(mine, yours)  # new ones are drawn where the store is
+    for store, (snapshot, lists) in zip(stores, before, strict=True):
+        store.restore(snapshot)
+        assert _as_lists(store) == lists
+        assert store.slots_of(snapshot).queries.shape == (150, 2)
 
 
 def test_bytes_follow_the_interests():

@@ -13,7 +13,7 @@ from dist_imsr.planning.plan import make_plan
 BILLIONS = ["--items=2000000000", "--users=500000000", "--dim=64", "--gpus_per_node=8", "--dry_run=false"]
 TOO_LARGE = {
     "table": [*BILLIONS, "--nodes=2"],
-    "store": ["--items=1000000", "--users=300000000", "--nodes=1", "--gpus_per_node=8", "--dry_run=false"],
+    "store": ["--items=1000000", "--users=300000000", "--gpus_per_node=8", "--store.memory=device", "--dry_run=false"],
     "host": ["--users=60000000", "--gpu=cpu", "--gpus_per_node=4", "--dry_run=false"],
     "batch": ["--batch.size=400000", "--gpu=rtx2080ti", "--dry_run=false"],
     "bucket": ["--gpu=a100-40", "--hardware.memory=6000000000", "--engine.deepspeed={folder}/zero.json"],

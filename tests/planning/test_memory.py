@@ -11,7 +11,7 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
-from dist_imsr.distributed.interest_store import InterestStore
+from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.trimmer import TrimmerConfig
@@ -106,7 +106,7 @@ def test_interests_grow_and_go_in_the_memory_that_is_told():
     config = PlanConfig(
         users=users,
         dim=32,
-        gpu="a100-40",
+        gpu="cpu",
         model=ModelConfig(interests=first),
         spans=2,
         load=LoadConfig(new_interests=0.0),
@@ -125,7 +125,14 @@ def test_interests_grow_and_go_in_the_memory_that_is_told():
         assert 0.9 * held() <= told <= 1.4 * held()
 
 
-SMALL = PlanConfig(items=100_000, users=50_000, gpus_per_node=4, gpu="a100-40", dry_run=False)
+SMALL = PlanConfig(
+    items=100_000,
+    users=50_000,
+    gpus_per_node=4,
+    gpu="a100-40",
+    dry_run=False,
+    store=InterestStoreConfig("device"),
+)
 
 
 def _peak(config):
@@ -170,6 +177,13 @@ def test_strategies_and_sections_count():
     there, here = _peak(replace(SMALL, store=stored))
     assert there < plain
     assert here > host
+
+
+@pytest.mark.parametrize(("users", "same_as"), [(10**6, "device"), (10**8, "host")])
+def test_interests_leave_a_device_that_they_would_fill(users, same_as):
+    config = replace(SMALL, users=users)
+    auto, told = (_peak(replace(config, store=InterestStoreConfig(memory))) for memory in ("auto", same_as))
+    assert auto == told
 
 
 def test_zero_allocates_its_bucket_whatever_there_is_to_reduce():

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,24 @@ def _largest(topology, items, users):
 def test_a_step_costs_its_batch_and_not_the_catalogue_or_the_users():
     small, large = (run_ranks(1, _largest, *size)[0] for size in [(50, 20), (50_000, 20_000)])
     assert 0 < large <= 2 * small
+
+
+def _steps(topology, base, ahead):
+    """Steps of the same users, whose queries each step moves."""
+    model, batches = _recommender(topology, 50, 20, base), [_batch(20, 50) for _ in range(4)]
+    told = [
+        model.update(batch, following if ahead else None)
+        for batch, following in itertools.zip_longest(batches, batches[1:])
+    ]
+    return torch.stack(told), {name: rows.copied().values for name, rows in model.tensors().items()}
+
+
+@pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
+def test_what_is_fetched_ahead_changes_nothing(base):
+    (ahead, state), (plain, same) = (run_ranks(1, _steps, base, ahead)[0] for ahead in (True, False))
+    assert torch.equal(ahead, plain)
+    assert state.keys() == same.keys()
+    assert all(torch.equal(state[name], same[name]) for name in same)
 
 
 def _snapshots(topology, base):
