@@ -1,7 +1,8 @@
 """The dense module, data-parallel under DeepSpeed. The sharded table never comes near it."""
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.phases import Phase
@@ -26,11 +28,16 @@ class EngineConfig:
         deepspeed: a DeepSpeed JSON file; configs/deepspeed holds ZeRO 0, 1, 2 and bf16.
         learning_rate: of the dense weights in pre-training.
         incremental_learning_rate: of the dense weights in every later span.
+        tf32: round the factors of float32 products to TF32 in training and extraction, on CUDA devices that have it;
+            ranks are counted from whole ones all the same.
+        compile: let torch.compile fuse the extractor's small kernels; the first steps take a minute then.
     """
 
     deepspeed: Path = _SHIPPED / "zero0.json"
     learning_rate: float = 2e-3
     incremental_learning_rate: float = 1e-3
+    tf32: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "engine.learning_rate", self.learning_rate, "above 0")
@@ -109,9 +116,11 @@ class DenseEngine:
 
     def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device, events: Path | None) -> None:
         self.config, settings = config, read_settings(config.deepspeed)
-        settings["optimizer"]["params"]["lr"] = config.learning_rate
+        settings["optimizer"]["params"] |= {"lr": config.learning_rate, "fused": True}
         if events is not None:
             settings["tensorboard"] = {"enabled": True, "output_path": str(events.parent), "job_name": events.name}
+        if config.compile:
+            module.compile(dynamic=True)  # histories and interests are as long as a batch's longest
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device), model_parameters=list(module.parameters()), config=settings
         )
@@ -122,15 +131,22 @@ class DenseEngine:
         # Moments from the start, not from the first update on, so that all states are alike.
         for held in self._held():
             moments = {"exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
-            self._optimizer.state[held] = {"step": torch.tensor(0.0), **moments}
+            self._optimizer.state[held] = {"step": held.new_zeros((), dtype=torch.float32), **moments}
 
     def __call__(self, *inputs: Any) -> Any:
         """The dense module's forward pass, under the precision that the settings name."""
-        return self._engine(*inputs)
+        with self.products():
+            return self._engine(*inputs)
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def products(self) -> AbstractContextManager[None]:
+        """The precision of float32 products that the section names, for what is computed beside the module."""
+        return devices.products(self._device, self.config.tf32)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
         """The precision that the settings name, for forward passes of the module that go past the engine."""
-        return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
+        with self.products(), torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            yield
 
     def train(self, training: bool) -> None:
         """Switches between training and evaluation.
@@ -146,7 +162,7 @@ class DenseEngine:
         Args:
             loss: this rank's scalar; DeepSpeed and TorchRec both divide gradients by the world size.
         """
-        with Phase("backward"):
+        with Phase("backward"), self.products():
             self._engine.backward(loss)
         with Phase("optimizer"):
             self._engine.step()

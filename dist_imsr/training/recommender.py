@@ -275,7 +275,7 @@ class Recommender:
         extraction = self.extract(batch, learning=True)
         if following is not None:
             self._ask(following)
-        with Phase("loss"):
+        with Phase("loss"), self.engine.products():
             losses = torch.stack(self.loss(batch, extraction))
         # What a base model asks for itself is trained on, and not told: the losses compare between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)

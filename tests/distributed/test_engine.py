@@ -55,9 +55,10 @@ def test_defaults_of_deepspeed_do_not_slip_in(tmp_path):
     assert settings["optimizer"]["params"] == {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0}
 
 
-def _train(topology, name, steps=5):
+def _train(topology, name, steps=5, **options):
     """Trains W on rank-dependent items; returns every step's W."""
-    engine = DenseEngine(DynamicRouting(8), EngineConfig(SHIPPED / f"{name}.json"), topology.device, None)
+    config = EngineConfig(SHIPPED / f"{name}.json", **options)
+    engine = DenseEngine(DynamicRouting(8), config, topology.device, None)
     engine.set_learning_rate(0.05)
     weights = []
     for step in range(steps):
