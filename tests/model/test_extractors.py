@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from dist_imsr.model.extractors import BASES, DynamicRouting, ModelConfig, SelfAttention, build_extractor, squash
 from dist_imsr.model.interests import Interests, Start
@@ -191,6 +192,19 @@ def test_a_user_without_items_keeps_what_is_carried(module):
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"model\.{key}"):
         ModelConfig(**{key: value})
+
+
+@pytest.mark.parametrize("base", ["comirec_dr", "mind", "comirec_sa"])
+def test_one_graph_serves_blocks_of_all_sizes(base):
+    config, graphs = ModelConfig(base, dim=8, query_dim=8, positions=9), CompileCounter()
+    eager, compiled = build_extractor(config), build_extractor(config)
+    compiled.compile(dynamic=True, fullgraph=True, backend=graphs)
+    for lengths, counts in (([6, 4, 2], [5, 3, 2]), ([7, 7, 3, 1], [5, 1, 2, 4]), ([3, 5], [4, 4])):
+        items, mask, stored = _block(lengths, counts, 8, seed=0, dtype=torch.float32)
+        logits = torch.randn(*stored.mask.shape, max(lengths))
+        start = Start(stored, torch.rand(stored.mask.shape), logits, torch.randn_like(stored.vectors))
+        torch.testing.assert_close(compiled(items, mask, start).vectors, eager(items, mask, start).vectors)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.parametrize("base", BASES)
