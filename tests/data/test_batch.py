@@ -7,7 +7,6 @@ import torch
 
 from dist_imsr.data.batch import BatchConfig, SpanData
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.data.steps import Steps
 from tests.prepared import drawn_history, write_dataset
 
 CONFIG = BatchConfig(size=7, max_history=3, max_targets=2, negatives=5, eval_size=6)
@@ -168,21 +167,6 @@ def test_memory_maps_are_read_where_a_batch_needs_them(dataset):
     for sequences in data._sequences:
         assert not sequences.items.flags.owndata
         assert not sequences.items.flags.writeable
-
-
-def test_prefetch_raises_and_stops():
-    def fails(step):
-        if step == 2:
-            raise OSError("disk gone")
-        return step
-
-    steps = iter(Steps(fails, 5, prefetch=2))
-    assert [next(steps), next(steps)] == [0, 1]
-    with pytest.raises(OSError, match="disk gone"):
-        next(steps)
-    for _ in Steps(lambda step: np.zeros(1), 1000, prefetch=2):
-        break
-    assert not any(thread.name == "prefetch" and thread.is_alive() for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("key", ["size", "max_history", "max_targets", "negatives", "eval_size", "prefetch"])
