@@ -4,6 +4,7 @@ Which one that is, `dist_imsr.distributed.topology` decides. On the host all cal
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -22,6 +23,23 @@ def is_cuda(device: torch.device) -> bool:
         True for CUDA, false for the host.
     """
     return device.type == "cuda"
+
+
+def take(device: torch.device) -> None:
+    """Makes a device the one that this process works on, before anything is done there.
+
+    The same work gives the same bits from then on: sums that CUDA takes in the order in which its threads come by are
+    taken in a fixed one, those of FBGEMM's kernels among them. Where an operator knows no such order, torch warns.
+
+    Args:
+        device: a rank's.
+    """
+    if is_cuda(device):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        torch.cuda.set_device(device)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic: Any = torch.utils.deterministic  # whose stub lacks the name
+        deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
 
 
 def wait(device: torch.device) -> None:

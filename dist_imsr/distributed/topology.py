@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from dist_imsr.devices import is_cuda
+from dist_imsr import devices
 from dist_imsr.launcher import Place, place
 
 
@@ -144,13 +144,13 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     quiet()
     topology = locate()
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
+    devices.take(topology.device)
     own: dict[str, Any] = {"backend": "gloo"}
-    if is_cuda(topology.device):
-        torch.cuda.set_device(topology.device)
+    if devices.is_cuda(topology.device):
         own = {"backend": "cpu:gloo,cuda:nccl", "device_id": topology.device}
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(rank=topology.rank, world_size=topology.world_size, timeout=timeout, **own)
-    join_deepspeed("nccl" if is_cuda(topology.device) else "gloo")
+    join_deepspeed("nccl" if devices.is_cuda(topology.device) else "gloo")
     cores: list[Any] = [None] * topology.world_size
     dist.all_gather_object(cores, (socket.gethostname(), os.sched_getaffinity(0)))
     if "OMP_NUM_THREADS" not in os.environ:
