@@ -47,7 +47,7 @@ def test_other_data_are_named_wherever_they_stand():
         *(("data.path", Path("moved")), ("data.verify", True), ("batch.prefetch", 9), ("store.memory", "host")),
         *(("catalogue.sharding", "planner"), ("training.export", "every"), ("ranking.precision", "bf16")),
         *(("checkpoint.every_steps", 3), ("checkpoint.keep_last", 9)),
-        *(("training.spans", 1), ("eval.per_user", True)),
+        *(("training.spans", 1), ("eval.per_user", True), ("engine.compile", True)),
     ],
 )
 def test_what_makes_no_other_run_is_allowed(key, value):
