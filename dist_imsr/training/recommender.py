@@ -1,6 +1,6 @@
 """The whole distributed model: sharded catalogue, replicated extractor, bucket-local interests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from dist_imsr.distributed.interest_store import InterestStore, InterestStoreCon
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
-from dist_imsr.model.detector import item_fit, user_fit
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import Drift
@@ -48,20 +47,6 @@ class Extraction(NamedTuple):
     negatives: torch.Tensor
 
 
-class Detection(NamedTuple):
-    """What the detector said of users with existing interests.
-
-    Args:
-        users: ``[n]`` int64, dense ids.
-        fit: ``[n]``, what is compared with c1.
-        puzzled: ``[n]`` bool.
-    """
-
-    users: torch.Tensor
-    fit: torch.Tensor
-    puzzled: torch.Tensor
-
-
 class Snapshot(NamedTuple):
     """What `Recommender.restore` takes: copies of the trained tensors, and the store's own snapshot."""
 
@@ -70,7 +55,7 @@ class Snapshot(NamedTuple):
 
 
 class Recommender:
-    """One rank's part of the model; `detect`, `extract`, `update` and what trains are collective.
+    """One rank's part of the model; `extract`, `update` and what trains are collective.
 
     Args:
         policy: what becomes of existing and of new interests.
@@ -155,48 +140,6 @@ class Recommender:
         for part in (self.catalogue, self.engine):
             config = part.config
             part.set_learning_rate(config.learning_rate if pretraining else config.incremental_learning_rate)
-
-    def detect(self, batches: Iterable[Batch], span: int, trained: int) -> tuple[Detection, Growth]:
-        """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14).
-
-        Args:
-            batches: of the span's users with the items to look at, on this rank's device.
-            span: the span at hand.
-            trained: ids below it have been trained on; others count only where the detector's section says so.
-
-        Returns:
-            What was found, and its account with what K_max refused.
-        """
-        detector, growth = self.policy.detector, Growth()
-        found, grants = [], []
-        for batch in batches:
-            rows = batch.users - self.store.first_user
-            items, *_ = self.catalogue.lookup(batch.history, batch.targets, batch.negatives)
-            items, mask = pad(items, batch.history.lengths())
-            if not detector.untrained:
-                known = (batch.history.values() < trained).float().unsqueeze(1)
-                mask &= pad(known, batch.history.lengths())[0].squeeze(-1) > 0
-            interests, existing, _ = self.store.view(rows, span, items.device)
-            # Those who got interests in this span before are not asked again.
-            old = existing.any(1) & (existing == interests.mask).all(1)
-            fits = user_fit(item_fit(Interests(interests.vectors, existing), items, detector), mask, detector)[old]
-            one = Detection(batch.users[old], fits, fits < detector.c1)
-            room = (detector.k_max - existing.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
-            told = fits[fits.isfinite()]
-            growth.detected += len(told)
-            growth.fit += told.sum().item()
-            growth.fits.add(told)
-            growth.puzzled += len(room)
-            growth.created += room.sum().item()
-            growth.refused += (detector.delta_k - room).sum().item()
-            found.append(one)
-            grants.append(room)
-        nobody = Detection(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool)))
-        detection = Detection(*map(torch.cat, zip(*found, strict=True))) if found else nobody
-        if found:
-            self.store.expand(detection.users[detection.puzzled] - self.store.first_user, torch.cat(grants), span)
-        order = detection.users.argsort()
-        return Detection(*(column[order] for column in detection)), growth
 
     def extract(self, batch: Batch, learning: bool = False) -> Extraction:
         """Extracts the interests of a batch's users from its history (Eq. 1), new ones projected (Eq. 16).

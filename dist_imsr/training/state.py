@@ -18,9 +18,10 @@ import torch.distributed as dist
 from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnapshot
 from dist_imsr.distributed.rows import Rows
 from dist_imsr.training.checkpoint import name_of
+from dist_imsr.training.detection import Detection
 from dist_imsr.training.export import column
 from dist_imsr.training.growth import Growth
-from dist_imsr.training.recommender import Detection, Recommender, Snapshot
+from dist_imsr.training.recommender import Recommender, Snapshot
 from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")

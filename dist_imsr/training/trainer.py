@@ -24,11 +24,12 @@ from dist_imsr.phases import Phase
 from dist_imsr.strategies import build_strategy
 from dist_imsr.training.checkpoint import Checkpoints, newest_first
 from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.detection import Detection, detect
 from dist_imsr.training.export import export_span
 from dist_imsr.training.growth import Growth, census
 from dist_imsr.training.profile import Profile
 from dist_imsr.training.progress import Reporter
-from dist_imsr.training.recommender import Detection, Recommender
+from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.state import Best, Progress, packed, unpack
 from dist_imsr.training.storage import Stored
 
@@ -217,7 +218,9 @@ class Trainer:
         self.model.engine.train(False)
         with torch.no_grad():
             batches = self._follow(data.trainable(), f"detector in span {data.span}", self.config.batch.eval_size)
-            return self.model.detect(batches, data.span, self.dataset.items_by_span[data.span - (epoch == 0)])
+            trained = self.dataset.items_by_span[data.span - (epoch == 0)]
+            parts = self.model.catalogue, self.model.store, self.strategy.interests.detector
+            return detect(batches, data.span, trained, *parts)
 
     @Phase("training", shown=True)
     def _train(self, data: SpanData | JoinedSpans) -> tuple[float, float]:

@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.ranking import RankingConfig
-from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
 from dist_imsr.strategies.companion import Companion
@@ -126,28 +124,6 @@ def test_training_goes_on_from_a_snapshot_bit_for_bit(base):
     assert any(not torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one, from_fresh, strict=True))
-
-
-def _judged(topology, detector, trained):
-    """How many interests each of three users gets, and how many users' fit was measured."""
-    model, batch = _recommender(topology, 50, 20), _batch(20, 50)
-    model.policy = replace(model.policy, detector=detector)
-    _, growth = model.detect([batch], 1, trained)
-    return (model.store.counts[batch.users] - 4).tolist(), growth.detected
-
-
-@pytest.mark.parametrize(
-    ("untrained", "trained", "granted", "detected"),
-    [
-        (False, 50, [2, 2, 2], 3),
-        (False, 6, [2, 2, 0], 2),  # the third user met item 7 alone
-        (False, 0, [0, 0, 0], 0),
-        (True, 0, [2, 2, 2], 3),
-    ],
-)
-def test_items_that_were_never_trained_puzzle_nobody(untrained, trained, granted, detected):
-    everybody = DetectorConfig(c1=2.0, share=0.0, delta_k=2, untrained=untrained)
-    assert run_ranks(1, _judged, everybody, trained) == [(granted, detected)]
 
 
 def _histories(table, batch):
