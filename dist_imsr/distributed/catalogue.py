@@ -307,4 +307,5 @@ def _overlap(first: range, second: range) -> int:
 
 
 def _kernels(table: ShardedEmbeddingCollection) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
-    return [module for module in table.modules() if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
+    lookups = (module for lookup in table._lookups for module in lookup.modules())  # which the table does not register
+    return [module for module in lookups if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
