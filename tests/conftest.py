@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dist_imsr.launcher import Place
+from tests.ranks import end_kept
 from tests.slurm import DAEMONS
 
 
@@ -38,10 +39,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     """Of each kind that work is done on."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranks_of_its_own() -> Iterator[None]:
+    """A module's tests may share ranks, and no other's."""
+    yield
+    end_kept()
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,9 @@ def left(trainer):
     kept = {f"companion.{name}": rows for name, rows in trainer.model.companion.state().items()}
     tensors = {name: rows.values for name, rows in (trainer.model.tensors() | kept).items()}
     tensors |= {"offsets": store.offsets, **store.slots._asdict()}
-    digests = {name: hashlib.sha256(value.detach().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    digests = {
+        name: hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()
+    }
     return timeless(trainer.progress.lines), digests
 
 

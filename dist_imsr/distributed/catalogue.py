@@ -41,6 +41,9 @@ class CatalogueConfig:
         init_scale: new rows are uniform in [-init_scale, init_scale) / sqrt(dim), keyed by (seed, item).
         headroom: spare rows, as a share of the items known when the table is made or grown.
         sharding: ``row_wise``, or the TorchRec planner's choice among shardings that keep rows whole.
+        device_memory: MiB of each CUDA device into which the planner fits the rows, 15 % of them spare; all that it has
+            by default. Optimizer state is not counted. Rows that do not fit live in host memory, their state beside
+            them, and the device holds a fifth of them at most.
     """
 
     optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
@@ -49,6 +52,7 @@ class CatalogueConfig:
     init_scale: float = 1.0
     headroom: float = 0.2
     sharding: Literal["row_wise", "planner"] = "row_wise"
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "catalogue.learning_rate", self.learning_rate, "above 0")
@@ -56,6 +60,8 @@ class CatalogueConfig:
         require(rate > 0, "catalogue.incremental_learning_rate", rate, "above 0")
         require(self.init_scale >= 0, "catalogue.init_scale", self.init_scale, "at least 0")
         require(self.headroom >= 0, "catalogue.headroom", self.headroom, "at least 0")
+        least = self.device_memory is None or self.device_memory >= 1
+        require(least, "catalogue.device_memory", self.device_memory, "at least 1 MiB")
 
     def optimizer_on(self, device: torch.device) -> str:
         """The optimizer that a device gets.
@@ -75,6 +81,19 @@ class CatalogueConfig:
         if self.optimizer == "auto":
             return "rowwise_adagrad" if cpu else "adam"
         return self.optimizer
+
+    def memory_of(self, device: int | None) -> int | None:
+        """What the planner is told that a device has.
+
+        Args:
+            device: bytes that it has; None for the host.
+
+        Returns:
+            Bytes; None for the host.
+        """
+        if device is None or self.device_memory is None:
+            return device
+        return min(device, self.device_memory << 20)
 
 
 class _Request(NamedTuple):
@@ -123,8 +142,13 @@ class Catalogue:
         return sum(map(bool, self._bounds()))
 
     @property
+    def kernel(self) -> str:
+        """TorchRec's name of where rows live: ``fused`` is on their ranks' devices, ``fused_uvm`` means the host."""
+        return self.table.module_sharding_plan[TABLE].compute_kernel
+
+    @property
     def weight(self) -> torch.Tensor:
-        """This rank's rows, ``[len(rows), d]`` float32; writing to it writes to the table."""
+        """This rank's rows, ``[len(rows), d]`` float32; writing to it before the next lookup writes to the table."""
         return self._local(self._sharded_weight())
 
     @property
@@ -263,7 +287,7 @@ class Catalogue:
         return room(self.config.headroom, capacity, items, self.topology.world_size)
 
     def _shard(self, capacity: int) -> ShardedEmbeddingCollection:
-        topology, memory = self.topology, devices.memory_bytes(self.topology.device)
+        topology, memory = self.topology, self.config.memory_of(devices.memory_bytes(self.topology.device))
         authored = Authored.of(
             *(self.config.sharding, self.optimizer, self.learning_rate, capacity, self.dim),
             PlannerTopology(
@@ -294,7 +318,10 @@ class Catalogue:
         new[: len(arrived)] = arrived
 
     def _sharded_weight(self) -> ShardedTensor:
-        return self.table.state_dict()[f"embeddings.{TABLE}.weight"]
+        weight = self.table.state_dict()[f"embeddings.{TABLE}.weight"]  # where rows are cached, they have come home
+        for kernel in _kernels(self.table):
+            kernel.reset_cache_states()  # who is handed rows may write to them: no older ones may come home after that
+        return weight
 
     def _bounds(self) -> list[range]:
         """The rows of every rank."""
@@ -314,4 +341,5 @@ def _overlap(first: range, second: range) -> int:
 
 
 def _kernels(table: ShardedEmbeddingCollection) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
-    return [module for module in table.modules() if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
+    lookups = (module for lookup in table._lookups for module in lookup.modules())  # which the table does not register
+    return [module for module in lookups if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]

@@ -74,7 +74,9 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
         compare("host memory of a node", device.host_memory, lambda phase: phase.host, config.gpus_per_node)
     rows = row_wise(config.ranks)(spans[-1].capacity)
     table = accounts.table(spans[-1])[0]
-    share = int(0.85 * device.memory)  # TorchRec's planner reserves 15 %, and counts weights alone
+    share = int(
+        0.85 * (config.catalogue.memory_of(device.memory) or 0)
+    )  # TorchRec's planner reserves 15 %, and counts weights alone
     if device.device != "cpu" and table > share:
         found.append(Shortfall("TorchRec's planner", table, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)

@@ -60,7 +60,7 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         config.ranks,
         device.device,
         local_world_size=config.gpus_per_node,
-        hbm_cap=device.memory if device.device == "cuda" else None,
+        hbm_cap=section.memory_of(device.memory if device.device == "cuda" else None),
     )
     rate = section.learning_rate
     authored = Authored.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
@@ -91,12 +91,12 @@ def shard_of(config: PlanConfig) -> Shard:
 
 
 def fused(placed: Placed) -> bool:
-    """Whether rows live in device memory, as all of the catalogue's methods need them to.
+    """Whether rows live in device memory, as the accounts take for granted.
 
     Args:
         placed: by TorchRec's planner.
 
     Returns:
-        False for kernels that keep rows on the host behind a cache, which what writes to rows would bypass.
+        False for kernels that keep rows on the host, be it behind a cache on the device.
     """
     return placed.kernel == EmbeddingComputeKernel.FUSED.value

@@ -105,5 +105,9 @@ def _placed(config: PlanConfig, capacity: int) -> Placed:
     except PlannerError as error:
         raise Refused(f"does not fit: TorchRec's planner finds no place for the table ({error.error_type})") from error
     if not fused(placed):
-        raise Refused(f"does not fit: TorchRec's planner would keep the table on the host ({placed.kernel})")
+        within = "device memory" if config.catalogue.device_memory is None else "catalogue.device_memory"
+        raise Refused(
+            f"does not fit: within {within} TorchRec's planner keeps the table on the host ({placed.kernel}): a run "
+            "works that way, slower than any plan tells"
+        )
     return placed

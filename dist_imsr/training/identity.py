@@ -12,7 +12,7 @@ from dist_imsr.training.config import TrainConfig
 # Where things stand, how fast they go and what is kept of them.
 _HARMLESS = (
     *("run_dir", "resume", "overwrite", "timeout_seconds", "data.", "checkpoint.", "training.export"),
-    *("batch.prefetch", "store.memory", "catalogue.sharding", "engine.compile", "ranking."),
+    *("batch.prefetch", "store.memory", "catalogue.sharding", "catalogue.device_memory", "engine.compile", "ranking."),
     *("training.spans", "eval.per_user", "profile"),
 )
 # What only the spans after pre-training read. No strategy changes pre-training: there are no existing interests yet.

@@ -132,7 +132,8 @@ def _tell(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
     told = (
         f"{topology.world_size} rank(s), {topology.local_world_size} a machine, "
         f"{torch.get_num_threads()} thread(s) each, on {topology.device.type}",
-        f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards",
+        f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards, "
+        f"kernel {model.catalogue.kernel}",
         f"{dataset.buckets} buckets of users",
         f"{config.batch.size:,} users a step",
         f"{config.data.path}: {dataset.spans} spans, {dataset.users:,} users, {dataset.items_by_span[-1]:,} items",

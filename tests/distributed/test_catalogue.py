@@ -7,13 +7,14 @@ from torchrec import JaggedTensor
 
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.topology import Topology
-from tests.ranks import run_ranks
+from tests.ranks import on_devices, run_ranks
 
 ITEMS, DIM, RATE = 29, 8, 0.5
 
 
-def _jagged(ids, lengths=None):
-    return JaggedTensor(torch.tensor(ids, dtype=torch.int64), lengths=torch.tensor(lengths or [len(ids)]))
+def _jagged(ids, lengths=None, device="cpu"):
+    lengths = torch.tensor(lengths or [len(ids)], device=device)
+    return JaggedTensor(torch.tensor(ids, dtype=torch.int64, device=device), lengths=lengths)
 
 
 def _whole(catalogue, tensor):
@@ -21,7 +22,7 @@ def _whole(catalogue, tensor):
     longest = -(-catalogue.capacity // catalogue.topology.world_size)
     padded = tensor.new_zeros(longest, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
-    return catalogue.topology.gather(padded).flatten(0, 1)[:ITEMS].clone()
+    return catalogue.topology.gather(padded).flatten(0, 1)[:ITEMS].cpu()
 
 
 def _train(topology, config, steps=3):
@@ -33,7 +34,8 @@ def _train(topology, config, steps=3):
     for _ in range(steps):
         mine = queries[topology.rank :: topology.world_size]
         flat, lengths = [item for query in mine for item in query], [len(query) for query in mine]
-        looked, common = catalogue.lookup(_jagged(flat, lengths), _jagged(shared))
+        sequences = _jagged(flat, lengths, topology.device), _jagged(shared, device=topology.device)
+        looked, common = catalogue.lookup(*sequences)
         loss = (looked**3).sum() + (common**2).sum() / topology.world_size
         (loss * topology.world_size).backward()
     state = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
@@ -68,11 +70,12 @@ def test_what_is_asked_ahead_is_what_is_looked_up(world_size):
 
 
 def _reference(weight, optimizer, steps=3):
-    """The same steps on an unsharded table, in float64."""
+    """The same steps on an unsharded table, in float64: its weight, and the optimizer's moments."""
     weight = weight.double().requires_grad_()
     moment = torch.zeros(ITEMS if optimizer == "rowwise_adagrad" else (ITEMS, DIM), dtype=torch.float64)
+    square = torch.zeros_like(moment)
     shared, queries = [3, 3, 28], [0, 5, 0, 28, 5, 17, 11, 11]
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         loss = (weight[queries] ** 3).sum() + (weight[shared] ** 2).sum()
         (gradient,) = torch.autograd.grad(loss, weight)
         with torch.no_grad():
@@ -81,24 +84,41 @@ def _reference(weight, optimizer, steps=3):
             elif optimizer == "adagrad":
                 moment += gradient**2
                 weight -= RATE * gradient / (moment.sqrt() + 1e-8)
+            elif optimizer == "adam":
+                moment.lerp_(gradient, 1 - 0.9)
+                square.lerp_(gradient**2, 1 - 0.999)
+                weight -= RATE * moment / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
             else:
                 moment += (gradient**2).mean(1)
                 weight -= RATE * gradient / (moment.sqrt().unsqueeze(1) + 1e-8)
-    return weight.detach(), moment
+    return weight.detach(), {"sgd": [], "adam": [moment, square]}.get(optimizer, [moment])
 
 
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_sharded_equals_unsharded(world_size, optimizer):
+_EVERYWHERE = ["rowwise_adagrad", "adagrad", "sgd"]
+
+
+@on_devices(
+    *("world_size", "optimizer"),
+    cpu=[(world_size, optimizer) for world_size in (1, 2, 3) for optimizer in _EVERYWHERE],
+    cuda=[(world_size, optimizer) for world_size in (1, 2) for optimizer in (*_EVERYWHERE, "adam")],
+)
+def test_sharded_equals_unsharded(device, world_size, optimizer):
     config = CatalogueConfig(optimizer=optimizer, headroom=0.0)
-    for first, state in run_ranks(world_size, _train, config):
-        weight, moment = _reference(first, optimizer)
+    for first, state in run_ranks(world_size, _train, config, device=device):
+        weight, moments = _reference(first, optimizer)
         torch.testing.assert_close(state["weight"].double(), weight, rtol=1e-5, atol=1e-6)
-        if optimizer != "sgd":
-            (found,) = (value for name, value in state.items() if name != "weight")
-            torch.testing.assert_close(found.double(), moment, rtol=1e-5, atol=1e-7)
+        found = [value for name, value in state.items() if name != "weight"]
+        for one, moment in zip(found, moments, strict=True):
+            torch.testing.assert_close(one.double(), moment, rtol=1e-5, atol=1e-7)
         untouched = [item for item in range(ITEMS) if item not in {0, 3, 5, 11, 17, 28}]
         assert torch.equal(state["weight"][untouched], first[untouched])
+
+
+@pytest.mark.cuda
+def test_first_rows_depend_on_no_device():
+    config = CatalogueConfig(optimizer="sgd", headroom=0.0)
+    found, wanted = (run_ranks(1, _train, config, 0, device=device)[0][0] for device in ("cuda", "cpu"))
+    assert torch.equal(found, wanted)  # whole numbers and powers of two, one product and one rounding
 
 
 def test_first_rows_depend_on_no_world_size():
@@ -110,8 +130,11 @@ def test_first_rows_depend_on_no_world_size():
 
 
 def _grow(topology, config):
-    catalogue = Catalogue(config, [ITEMS], DIM, 7, topology)
-    looked, _ = catalogue.lookup(_jagged([1, 14, 28]), _jagged([]))
+    catalogue, device = Catalogue(config, [ITEMS], DIM, 7, topology), topology.device
+    indexed = _whole(catalogue, catalogue.weight)[[1, 14, 28]].to(device)
+    looked, nothing = catalogue.lookup(_jagged([1, 14, 28], device=device), _jagged([], device=device))
+    assert torch.equal(looked, indexed)
+    assert not len(nothing)
     looked.square().sum().backward()
     before = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
     assert not catalogue.grow(catalogue.capacity)
@@ -120,17 +143,21 @@ def _grow(topology, config):
     drawn = Catalogue(CatalogueConfig(headroom=0.0), [70], DIM, 7, topology)
     rows = range(max(ITEMS, catalogue.rows.start), max(ITEMS, catalogue.rows.stop))
     new = catalogue.weight[rows.start - catalogue.rows.start : rows.stop - catalogue.rows.start].clone()
-    looked, _ = catalogue.lookup(_jagged([1, 69]), _jagged([]))  # the grown table trains
+    [looked] = catalogue.lookup(_jagged([1, 69], device=device))  # the grown table trains
     looked.square().sum().backward()
-    wanted, _ = drawn.lookup(_jagged(list(rows)), _jagged([]))
+    [wanted] = drawn.lookup(_jagged(list(rows), device=device))
     assert torch.equal(new, wanted)
     return grown, catalogue.capacity, before, after, catalogue.learning_rate
 
 
-@pytest.mark.parametrize("sharding", ["row_wise", "planner"])
-def test_growth_moves_rows_and_state_bit_identically(sharding):
-    config = CatalogueConfig(optimizer="adagrad", headroom=0.0, sharding=sharding, learning_rate=0.3)
-    for grown, capacity, before, after, rate in run_ranks(3, _grow, config):
+@on_devices(
+    *("world_size", "sharding", "optimizer"),
+    cpu=[(3, sharding, "adagrad") for sharding in ("row_wise", "planner")],
+    cuda=[(world_size, sharding, "adam") for world_size in (1, 2) for sharding in ("row_wise", "planner")],
+)
+def test_growth_moves_rows_and_state_bit_identically(device, world_size, sharding, optimizer):
+    config = CatalogueConfig(optimizer=optimizer, headroom=0.0, sharding=sharding, learning_rate=0.3)
+    for grown, capacity, before, after, rate in run_ranks(world_size, _grow, config, device=device):
         assert grown
         assert capacity == 70
         assert rate == 0.3

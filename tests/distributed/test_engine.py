@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ import torch
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
 from dist_imsr.model.extractors import DynamicRouting
 from dist_imsr.model.interests import Interests, Start
-from tests.ranks import run_ranks
+from tests.devices import on
+from tests.ranks import on_devices, run_ranks
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
 
@@ -55,6 +57,12 @@ def test_defaults_of_deepspeed_do_not_slip_in(tmp_path):
     assert settings["optimizer"]["params"] == {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0}
 
 
+class _Asked(NamedTuple):
+    items: torch.Tensor
+    mask: torch.Tensor
+    start: Start
+
+
 def _train(topology, name, steps=5, **options):
     """Trains W on rank-dependent items; returns every step's W."""
     config = EngineConfig(SHIPPED / f"{name}.json", **options)
@@ -65,16 +73,17 @@ def _train(topology, name, steps=5, **options):
         draw = torch.Generator().manual_seed(step)
         items = torch.randn(12, 3, 8, generator=draw)[topology.rank :: topology.world_size]
         mask = torch.ones(items.shape[:2], dtype=torch.bool)
-        start = Start(Interests(torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool)))
-        interests = engine(items, mask, start)
+        stored = torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool)
+        interests = engine(*on(topology.device, _Asked(items, mask, Start(Interests(*stored)))))
         assert interests.vectors.dtype == torch.float32
         engine.update((interests.vectors - 1).square().sum() * topology.world_size / 12)
-        weights.append(engine.module.transform.weight.detach().clone())
+        weights.append(engine.module.transform.weight.detach().cpu().clone())
     return weights
 
 
-def test_data_parallel_equals_one_rank_and_plain_adam():
-    (alone,) = run_ranks(1, _train, "zero0")
+@on_devices("world_size", cpu=[2], cuda=[1, 2])
+def test_data_parallel_equals_one_rank_and_plain_adam(device, world_size):
+    (alone,) = run_ranks(1, _train, "zero0", device=device)
     module = DynamicRouting(8)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for step, found in enumerate(alone):
@@ -85,7 +94,7 @@ def test_data_parallel_equals_one_rank_and_plain_adam():
         optimizer.step()
         torch.testing.assert_close(found, module.transform.weight.detach(), rtol=1e-5, atol=1e-6)
     for name in ("zero0", "zero1", "zero2"):
-        for weights in run_ranks(2, _train, name):
+        for weights in run_ranks(world_size, _train, name, device=device):
             torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -98,7 +107,9 @@ def test_a_rank_is_waited_for_as_long_as_the_world_says():
     assert run_ranks(2, _groups) == [True, True]
 
 
-def test_bf16_stays_near_fp32():
-    for half, single in zip(run_ranks(2, _train, "bf16"), run_ranks(2, _train, "zero0"), strict=True):
+@on_devices("world_size", cpu=[2], cuda=[1])
+def test_bf16_stays_near_fp32(device, world_size):
+    runs = (run_ranks(world_size, _train, name, device=device) for name in ("bf16", "zero0"))
+    for half, single in zip(*runs, strict=True):
         torch.testing.assert_close(half[-1], single[-1], rtol=0.1, atol=0.1)
         assert not torch.equal(half[-1], single[-1])

@@ -8,12 +8,14 @@ from dist_imsr.distributed import columns, interest_store
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
+from tests.devices import on
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def _store(users, first_user, dim, seed, query_dim=0, state_dim=0):
-    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, CPU, state_dim)
+def _store(users, first_user, dim, seed, query_dim=0, state_dim=0, device="cpu"):
+    place = torch.device(device)
+    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, place, state_dim)
 
 
 def _as_lists(store):
@@ -29,8 +31,8 @@ expansions = st.lists(st.tuples(st.sets(st.integers(0, 6)), st.integers(1, 3)), 
 
 @settings(deadline=None)
 @given(expansions)
-def test_expand_keeps_what_was_there(steps):
-    store = _store(7, 100, 4, seed=3)
+def test_expand_keeps_what_was_there(device, steps):
+    store = _store(7, 100, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         before = _as_lists(store)
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
@@ -44,8 +46,8 @@ def test_expand_keeps_what_was_there(steps):
 
 @settings(deadline=None)
 @given(expansions, st.permutations(range(7)), st.integers(0, 7))
-def test_gather_and_scatter_touch_their_users_alone(steps, order, number):
-    store = _store(7, 0, 4, seed=3)
+def test_gather_and_scatter_touch_their_users_alone(device, steps, order, number):
+    store = _store(7, 0, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     before = _as_lists(store)
@@ -96,8 +98,8 @@ def test_build_owns_the_users_of_its_buckets():
 
 @settings(deadline=None)
 @given(expansions, st.lists(st.booleans(), min_size=40, max_size=40))
-def test_trim_removes_what_is_named_and_nothing_else(steps, draws):
-    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3)
+def test_trim_removes_what_is_named_and_nothing_else(device, steps, draws):
+    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     store.slots.states.copy_(torch.randn(len(store.values), 3))
@@ -118,8 +120,8 @@ def test_trim_removes_what_is_named_and_nothing_else(steps, draws):
 
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.integers(0, 3)))
-def test_expand_gives_each_user_its_own_number(more):
-    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3)
+def test_expand_gives_each_user_its_own_number(device, more):
+    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
     store.slots.states.fill_(6)
@@ -132,9 +134,8 @@ def test_expand_gives_each_user_its_own_number(more):
     assert not store.slots.moments[~old].any()
     assert not store.slots.states[~old].any()
     rows = torch.arange(7)
-    assert torch.equal(
-        store.view(rows, 1).existing, store.gather(rows).mask & (torch.arange(int(store.counts.max())) < 2)
-    )
+    slots = torch.arange(int(store.counts.max()), device=device)
+    assert torch.equal(store.view(rows, 1).existing, store.gather(rows).mask & (slots < 2))
 
 
 def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
@@ -145,8 +146,8 @@ def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
     assert not torch.equal(queries[0, 0], queries[0, 1])
 
 
-def test_snapshot_brings_back_interests_and_queries():
-    store = _store(3, 0, 4, seed=3, query_dim=8)
+def test_snapshot_brings_back_interests_and_queries(device):
+    store = _store(3, 0, 4, seed=3, query_dim=8, device=device)
     store.expand(torch.arange(3), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     for _ in range(2):
@@ -157,8 +158,8 @@ def test_snapshot_brings_back_interests_and_queries():
         assert store.counts.tolist() == [2, 2, 2]
 
 
-def test_a_snapshot_tells_its_interests_whatever_came_since():
-    store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2)
+def test_a_snapshot_tells_its_interests_whatever_came_since(device):
+    store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2, device=device)
     store.expand(torch.tensor([0, 2]), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     assert store.slots_of(snapshot).values is store.values
@@ -183,9 +184,9 @@ def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
 
 
 @pytest.mark.parametrize("part", [1, 100, 1 << 20])
-def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part):
-    monkeypatch.setitem(columns.PART, "cpu", part)
-    store = _store(50, 0, 4, seed=3)
+def test_interests_move_inside_their_memory_while_it_has_room(device, monkeypatch, part):
+    monkeypatch.setitem(columns.PART, device, part)
+    store = _store(50, 0, 4, seed=3, device=device)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
     before, block = _as_lists(store), store.values.data_ptr()
     store.trim(store.born < 0)
@@ -204,8 +205,8 @@ def test_interests_move_inside_their_memory_while_it_has_room(monkeypatch, part)
     assert store.values.data_ptr() == block
 
 
-def test_created_interests_are_those_of_users_with_older_ones():
-    store = _store(5, 0, 4, seed=3)
+def test_created_interests_are_those_of_users_with_older_ones(device):
+    store = _store(5, 0, 4, seed=3, device=device)
     store.expand(torch.tensor([1, 3]), 2, span=0)
     store.expand(torch.tensor([3, 4]), 2, span=1)
     places = store.created(1)
@@ -216,12 +217,12 @@ def test_created_interests_are_those_of_users_with_older_ones():
     assert not len(store.norms(store.created(2)))
 
 
-def test_states_move_with_the_interests_of_their_users_alone():
-    store = _store(4, 0, 4, seed=3, state_dim=5)
+def test_states_move_with_the_interests_of_their_users_alone(device):
+    store = _store(4, 0, 4, seed=3, state_dim=5, device=device)
     store.expand(torch.arange(3), 2, span=0)
     rows = torch.tensor([2, 0])
     assert not store.view(rows, 1).states.any()
-    found, states, snapshot = store.gather(rows), torch.randn(2, 2, 5), store.snapshot()
+    found, states, snapshot = store.gather(rows), torch.randn(2, 2, 5, device=device), store.snapshot()
     store.scatter(rows, Interests(found.vectors, found.mask, states))
     assert torch.equal(store.view(rows, 1).states, states)
     assert not store.view(torch.tensor([1]), 1).states.any()
@@ -231,7 +232,7 @@ def test_states_move_with_the_interests_of_their_users_alone():
     store.expand(torch.tensor([3]), 2, span=1)
     assert torch.equal(store.view(rows, 1).states, states)
     assert not store.view(torch.tensor([3]), 1).states.any()
-    other = _store(4, 0, 4, seed=3, state_dim=5)
+    other = _store(4, 0, 4, seed=3, state_dim=5, device=device)
     other.load(store.owners, values=store.values, states=store.slots.states)
     assert torch.equal(other.view(torch.arange(4), 1).states, store.view(torch.arange(4), 1).states)
 
@@ -271,6 +272,57 @@ def test_interests_that_left_the_device_are_the_same(monkeypatch, moved):
         store.restore(snapshot)
         assert _as_lists(store) == lists
         assert store.slots_of(snapshot).queries.shape == (150, 2)
+
+
+def _life(device):
+    """What a span of every method leaves in a store, after each of them, on the host."""
+    store, rows = _store(40, 7, 6, seed=5, query_dim=3, state_dim=2, device=device), torch.arange(0, 40, 3)
+    draw, left = torch.Generator().manual_seed(0), []
+
+    def leave():
+        left.append([on("cpu", column).clone() for column in (*store.slots, store.offsets)])
+
+    store.expand(torch.arange(40), 2, span=0)
+    leave()
+    store.expand(rows, torch.randint(4, rows.shape, generator=draw), span=1)
+    leave()
+    snapshot, width = store.snapshot(), int(store.counts[on(device, rows)].max())
+    for _ in range(3):
+        store.learn(rows, torch.randn(len(rows), width, 3, generator=draw))
+        leave()
+    found = store.gather(rows, CPU)
+    states = torch.randn(*found.mask.shape, 2, generator=draw)
+    store.restore(snapshot)
+    leave()
+    store.scatter(rows, Interests(0.5 * found.vectors, found.mask, states))
+    leave()
+    store.trim(store.values.norm(dim=1) > 1.5)
+    leave()
+    return left
+
+
+@pytest.mark.cuda
+def test_a_device_holds_what_the_host_would():
+    for found, wanted in zip(_life("cuda"), _life("cpu"), strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            # Drawn and learnt numbers pass through logarithms and roots, of which devices round the last bit their way.
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+            assert one.is_floating_point() or torch.equal(one, other)
+
+
+@pytest.mark.cuda
+def test_a_store_on_the_host_serves_a_device():
+    """With ``store.memory: host``: views come to the device, and rows, gradients and vectors from there."""
+    store, alone = _store(5, 0, 4, seed=3, query_dim=2), _store(5, 0, 4, seed=3, query_dim=2)
+    rows, gradient = torch.tensor([4, 1]), torch.randn(2, 2, 2)
+    for one, place in ((store, "cuda"), (alone, "cpu")):
+        one.expand(on(place, torch.arange(5)), on(place, torch.full((5,), 2)), span=0)
+        one.learn(on(place, rows), on(place, gradient))
+        view = one.gather(on(place, rows), torch.device(place))
+        assert view.vectors.device.type == view.mask.device.type == place
+        assert one.view(on(place, rows), 1, torch.device(place)).existing.device.type == place
+        one.scatter(on(place, rows), view.replace(2 * view.vectors))
+    assert all(map(torch.equal, store.slots, alone.slots))
 
 
 def test_bytes_follow_the_interests():

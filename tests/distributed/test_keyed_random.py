@@ -1,3 +1,4 @@
+import pytest
 import torch
 from scipy import stats
 
@@ -26,3 +27,13 @@ def test_known_values():
     # Checkpoints and comparisons outlive releases: these numbers must not change.
     assert uniform(2, 0, 1).tolist() == [0.40436124516234584, 0.507130484755419]
     torch.testing.assert_close(normal(2, 0, 1), torch.tensor([-0.05042051151394844, -1.0167101621627808]))
+
+
+@pytest.mark.cuda
+def test_a_device_draws_what_the_host_draws():
+    keys = torch.arange(20_000) - 10_000
+    assert torch.equal(uniform(5, 3, keys.cuda(), 8).cpu(), uniform(5, 3, keys, 8))  # whole numbers and powers of two
+    drawn = normal(5, 3, keys.cuda(), 8).cpu()
+    # Its own logarithm and cosine, in float64: float32 numbers differ by one in the last place, if at all.
+    torch.testing.assert_close(drawn, normal(5, 3, keys, 8), rtol=2**-22, atol=1e-7)
+    assert (drawn != normal(5, 3, keys, 8)).float().mean() < 0.01

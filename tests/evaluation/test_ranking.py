@@ -8,7 +8,8 @@ from dist_imsr.evaluation import ranking, tiles
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.interests import Interests
 from tests import reference
-from tests.ranks import run_ranks
+from tests.devices import on
+from tests.ranks import on_devices, run_ranks
 
 KNOWN, CAPACITY, DIM, TOP = 37, 41, 8, 6  # no number of ranks divides them
 
@@ -36,9 +37,9 @@ def _ranker(topology, how, tile, precision):
     return Ranker(catalogue, topology, how, RankingConfig(precision))
 
 
-def _jagged(lists):
-    values = torch.tensor([value for own in lists for value in own], dtype=torch.int64)
-    return JaggedTensor(values, lengths=torch.tensor([len(own) for own in lists]))
+def _jagged(lists, device):
+    values = torch.tensor([value for own in lists for value in own], dtype=torch.int64, device=device)
+    return JaggedTensor(values, lengths=torch.tensor([len(own) for own in lists], device=device))
 
 
 def _mine(topology):
@@ -49,36 +50,37 @@ def _mine(topology):
     vectors, mask = torch.zeros(len(mine), slots, DIM), torch.zeros(len(mine), slots, dtype=torch.bool)
     for row, (held, _) in enumerate(mine):
         vectors[row, : len(held)], mask[row, : len(held)] = torch.from_numpy(held), True
-    return Interests(vectors, mask), [own for _, own in mine], seen
+    return on(topology.device, Interests(vectors, mask)), [own for _, own in mine], seen
 
 
 def _rank(topology, how, tile, precision, most, mask):
     interests, targets, seen = _mine(topology)
-    asked = _jagged(targets)
-    embeddings = torch.from_numpy(_world()[0])[asked.values()]
+    asked = _jagged(targets, topology.device)
+    embeddings = torch.from_numpy(_world()[0]).to(topology.device)[asked.values()]
     ranks = _ranker(topology, how, tile, precision).ranks(
-        interests, asked, embeddings, KNOWN, most, _jagged(seen) if mask else None
+        interests, asked, embeddings, KNOWN, most, _jagged(seen, topology.device) if mask else None
     )
-    own = ranks.split([len(own) for own in targets])
+    own = ranks.cpu().split([len(own) for own in targets])
     return {row * topology.world_size + topology.rank: ranks.tolist() for row, ranks in enumerate(own)}
 
 
 def _best(topology, how, tile, precision, top, mask):
     interests, _, seen = _mine(topology)
-    scores, ids = _ranker(topology, how, tile, precision).best(interests, KNOWN, top, _jagged(seen) if mask else None)
+    barred = _jagged(seen, topology.device) if mask else None
+    scores, ids = (one.cpu() for one in _ranker(topology, how, tile, precision).best(interests, KNOWN, top, barred))
     return {row * topology.world_size + topology.rank: each for row, each in enumerate(zip(scores, ids, strict=True))}
 
 
-def _gathered(world_size, function, *args):
+def _gathered(world_size, function, *args, device="cpu"):
     found = {}
-    for part in run_ranks(world_size, function, *args):
+    for part in run_ranks(world_size, function, *args, device=device):
         found |= part
     return found
 
 
-CASES = pytest.mark.parametrize(
-    ("world_size", "tile", "how", "precision", "mask"),
-    [
+CASES = on_devices(
+    *("world_size", "tile", "how", "precision", "mask"),
+    cpu=[
         (1, 1 << 23, "attentive", "fp32", False),
         (1, 1 << 23, "max", "bf16", True),
         (2, 100, "attentive", "bf16", True),
@@ -88,14 +90,22 @@ CASES = pytest.mark.parametrize(
         (4, 60, "attentive", "fp32", True),
         (4, 1 << 23, "max", "fp32", True),
     ],
+    cuda=[
+        (1, 1 << 23, "attentive", "fp32", False),
+        (1, 100, "attentive", "fp32", True),
+        (1, 1 << 23, "max", "fp32", True),
+        (1, 1 << 23, "attentive", "bf16", True),
+        (1, 1 << 23, "max", "bf16", False),
+        (2, 1 << 23, "attentive", "fp32", True),
+    ],
 )
 
 
 @CASES
 @pytest.mark.parametrize("dense", [0.0, 1.0])
-def test_ranks_equal_brute_force(world_size, tile, how, precision, mask, dense):
+def test_ranks_equal_brute_force(device, world_size, tile, how, precision, mask, dense):
     catalogue, users, seen = _world()
-    found = _gathered(world_size, _with_dense, dense, _rank, how, tile, precision, None, mask)
+    found = _gathered(world_size, _with_dense, dense, _rank, how, tile, precision, None, mask, device=device)
     for user, (interests, targets) in enumerate(users):
         known = catalogue[:KNOWN].astype(np.float64)
         barred = seen[user] if mask else []
@@ -110,9 +120,9 @@ def _with_dense(topology, dense, function, *args):
 
 
 @CASES
-def test_best_items_equal_brute_force(world_size, tile, how, precision, mask):
+def test_best_items_equal_brute_force(device, world_size, tile, how, precision, mask):
     catalogue, users, seen = _world()
-    found = _gathered(world_size, _best, how, tile, precision, TOP, mask)
+    found = _gathered(world_size, _best, how, tile, precision, TOP, mask, device=device)
     for user, (interests, _) in enumerate(users):
         scores = np.array([reference.score(interests.astype(np.float64), item, how) for item in catalogue[:KNOWN]])
         scores[seen[user] if mask else []] = -np.inf

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dist_imsr.model.detector import DetectorConfig, divergence, item_fit, largest_cosine, user_fit
 from dist_imsr.model.interests import Interests
 from tests import reference
+from tests.devices import call_on
 
 
 @settings(max_examples=60, deadline=None)
@@ -18,13 +19,13 @@ from tests import reference
     scale=st.sampled_from([0.0, 0.1, 3.0]),
     seed=st.integers(0, 1000),
 )
-def test_divergence_equals_the_definition(counts, items, scale, seed):
+def test_divergence_equals_the_definition(device, counts, items, scale, seed):
     draw = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
     vectors = torch.randn(*mask.shape, 4, generator=draw, dtype=torch.float64)
     embeddings = scale * torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
-    found = divergence(Interests(vectors, mask), embeddings)
-    single = divergence(Interests(vectors.float(), mask), embeddings.float())
+    found = call_on(device, divergence, Interests(vectors, mask), embeddings)
+    single = call_on(device, divergence, Interests(vectors.float(), mask), embeddings.float())
     for user, count in enumerate(counts):
         for item in range(items):
             wanted = reference.divergence(vectors[user, :count].numpy(), embeddings[user, item].numpy())
@@ -40,12 +41,12 @@ def test_divergence_gradients():
 
 @settings(max_examples=60, deadline=None)
 @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), items=st.integers(1, 6), seed=st.integers(0, 1000))
-def test_largest_cosine_equals_the_definition(counts, items, seed):
+def test_largest_cosine_equals_the_definition(device, counts, items, seed):
     draw = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
     vectors = torch.randn(*mask.shape, 4, generator=draw) * mask.unsqueeze(-1)
     embeddings = torch.randn(len(counts), items, 4, generator=draw)
-    found = largest_cosine(Interests(vectors, mask), embeddings)
+    found = call_on(device, largest_cosine, Interests(vectors, mask), embeddings)
     for user, count in enumerate(counts):
         for item in range(items):
             one = embeddings[user, item].double().numpy()
@@ -76,13 +77,13 @@ def test_the_mean_rule_compares_the_mean_over_items():
 
 
 @pytest.mark.parametrize("rule", ["count", "share"])
-def test_the_counting_rules_count_items_below_the_threshold(rule):
+def test_the_counting_rules_count_items_below_the_threshold(device, rule):
     draw = torch.Generator().manual_seed(0)
     found, mask = torch.rand(50, 7, generator=draw), torch.rand(50, 7, generator=draw) < 0.7
     mask[0] = False
     for items in range(9):
         config = DetectorConfig(rule=rule, items=items, share=items / 9)
-        levels = user_fit(found, mask, config)
+        levels = call_on(device, user_fit, found, mask, config)
         least = items if rule == "count" else items / 9 * mask.sum(1)
         for c1 in (0.1, 0.5, 0.9):
             assert torch.equal(levels < c1, ((found < c1) & mask).sum(1) > least)

@@ -12,6 +12,7 @@ from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig
 from dist_imsr.model.memory import MIMNConfig
 from tests import reference
+from tests.devices import call_on, on
 
 
 def _block(lengths, counts, dim, seed, dtype=torch.float64, repeat=False):
@@ -49,7 +50,7 @@ def _single(value):
     random=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_routing_equals_the_equations(users, dim, iterations, normalise, repeat, carries, random, seed):
+def test_routing_equals_the_equations(device, users, dim, iterations, normalise, repeat, carries, random, seed):
     lengths, counts = zip(*users, strict=True)
     items, mask, stored = _block(lengths, counts, dim, seed, repeat=repeat)
     draw = torch.Generator().manual_seed(seed)
@@ -58,10 +59,9 @@ def test_routing_equals_the_equations(users, dim, iterations, normalise, repeat,
     weight = module.transform.weight.detach().numpy()
     carried = _carried(stored, draw) if carries else None
     logits = torch.randn(*stored.mask.shape, max(lengths), generator=draw, dtype=torch.float64) if random else None
-    found = module(items, mask, Start(stored, carried, logits))
-    single = module.float()(
-        items.float(), mask, Start(Interests(stored.vectors.float(), stored.mask), _single(carried), _single(logits))
-    )
+    found = call_on(device, module, items, mask, Start(stored, carried, logits))
+    start = Start(Interests(stored.vectors.float(), stored.mask), _single(carried), _single(logits))
+    single = call_on(device, module.float(), items.float(), mask, start)
     for user, (length, count) in enumerate(users):
         wanted = reference.route(
             items[user, :length].numpy(),
@@ -86,7 +86,7 @@ def test_routing_equals_the_equations(users, dim, iterations, normalise, repeat,
     carries=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_self_attention_equals_the_equations(users, dim, positions, repeat, carries, seed):
+def test_self_attention_equals_the_equations(device, users, dim, positions, repeat, carries, seed):
     lengths, counts = zip(*users, strict=True)
     items, mask, stored = _block(lengths, counts, dim, seed, repeat=repeat)
     draw = torch.Generator().manual_seed(seed)
@@ -95,14 +95,12 @@ def test_self_attention_equals_the_equations(users, dim, positions, repeat, carr
         torch.nn.init.normal_(parameter, generator=draw)
     queries = torch.randn(*stored.mask.shape, 6, generator=draw, dtype=torch.float64)
     carried = _carried(stored, draw) if carries else None
-    found = module(items, mask, Start(stored, carried, queries=queries))
+    found = call_on(device, module, items, mask, Start(stored, carried, queries=queries))
+    on("cpu", module)
     weight = module.transform.weight.detach().numpy()
     placed = module.positions.detach().numpy() if positions else None
-    single = module.float()(
-        items.float(),
-        mask,
-        Start(Interests(stored.vectors.float(), stored.mask), _single(carried), queries=queries.float()),
-    )
+    start = Start(Interests(stored.vectors.float(), stored.mask), _single(carried), queries=queries.float())
+    single = call_on(device, module.float(), items.float(), mask, start)
     for user, (length, count) in enumerate(users):
         wanted = reference.self_attention(
             items[user, :length].numpy(),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from tests import reference
+from tests.devices import call_on
 
 
 def _drift(users, targets, negatives, dim, seed):
@@ -38,16 +39,16 @@ def _moved(drift, now):
     tau=st.sampled_from([0.5, 1.0, 3.0]),
     seed=st.integers(0, 1000),
 )
-def test_losses_equal_the_equations(name, users, targets, negatives, tau, seed):
+def test_losses_equal_the_equations(device, name, users, targets, negatives, tau, seed):
     drift = _drift(users, targets, negatives, 4, seed)
     wanted = 0.0
     for user, (old, new) in enumerate(users):
         before, now = drift.before[user, :old].numpy(), drift.now[user, : old + new].numpy()
         for target in drift.targets[user, drift.asked[user]].numpy():
             wanted += reference.retention(name, before, now, target, drift.negatives.numpy(), tau)
-    np.testing.assert_allclose(RETAINERS[name](drift, tau), wanted, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(call_on(device, RETAINERS[name], drift, tau), wanted, rtol=1e-10, atol=1e-10)
     single = Drift(*(value.float() if value.is_floating_point() else value for value in drift))
-    np.testing.assert_allclose(RETAINERS[name](single, tau), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(call_on(device, RETAINERS[name], single, tau), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RETAINERS)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import attend, candidates, distillation, sampled_softmax, score
 from tests import reference
+from tests.devices import call_on
 
 
 def _interests(counts, dim, seed):
@@ -22,17 +23,18 @@ def _interests(counts, dim, seed):
     how=st.sampled_from(["attentive", "max"]),
     seed=st.integers(0, 1000),
 )
-def test_scores_equal_the_equations(counts, items, how, seed):
+def test_scores_equal_the_equations(device, counts, items, how, seed):
     interests, draw = _interests(counts, 4, seed)
     shared = torch.randn(items, 4, generator=draw, dtype=torch.float64)
     own = torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
+    of_shared, of_own = (call_on(device, score, interests, ones, how) for ones in (shared, own))
     for user, count in enumerate(counts):
         held = interests.vectors[user, :count].numpy()
         for item in range(items):
             wanted = reference.score(held, shared[item].numpy(), how)
-            np.testing.assert_allclose(score(interests, shared, how)[user, item], wanted, atol=1e-12)
+            np.testing.assert_allclose(of_shared[user, item], wanted, atol=1e-12)
             wanted = reference.score(held, own[user, item].numpy(), how)
-            np.testing.assert_allclose(score(interests, own, how)[user, item], wanted, atol=1e-12)
+            np.testing.assert_allclose(of_own[user, item], wanted, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,13 +44,14 @@ def test_scores_equal_the_equations(counts, items, how, seed):
     negatives=st.lists(st.integers(0, 6), min_size=1, max_size=8),
     seed=st.integers(0, 1000),
 )
-def test_loss_equals_the_equations(counts, each, negatives, seed):
+def test_loss_equals_the_equations(device, counts, each, negatives, seed):
     interests, draw = _interests(counts, 4, seed)
     catalogue = torch.randn(7, 4, generator=draw, dtype=torch.float64)
     targets = torch.randint(7, (len(counts), each), generator=draw)
-    users, ids = attend(interests, interests.vectors @ catalogue[targets].mT), targets.flatten()
+    agreement, ids = interests.vectors @ catalogue[targets].mT, targets.flatten()
+    users = call_on(device, attend, interests, agreement)
     asked = users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives)
-    found = sampled_softmax(candidates(*asked))
+    found = call_on(device, sampled_softmax, call_on(device, candidates, *asked))
     wanted = 0.0
     for user, count in enumerate(counts):
         for place, target in enumerate(targets[user].tolist()):
@@ -59,7 +62,7 @@ def test_loss_equals_the_equations(counts, each, negatives, seed):
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_distillation_equals_the_equations():
+def test_distillation_equals_the_equations(device):
     draw = torch.Generator().manual_seed(0)
     ids, negatives = torch.tensor([0, 3, 2, 2, 5]), torch.tensor([3, 1, 2])
     sides = []
@@ -77,7 +80,7 @@ def test_distillation_equals_the_equations():
         )
         wanted += (then * np.log(then / now)).sum()
     (*_, now), (*_, then) = sides
-    np.testing.assert_allclose(distillation(now, then), wanted, rtol=1e-12)
+    np.testing.assert_allclose(call_on(device, distillation, now, then), wanted, rtol=1e-12)
     assert abs(distillation(now, now)) < 1e-12
     last = distillation(now.last(2), then.last(2))
     assert 0 < last < wanted

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.trimmer import TrimmerConfig, project
 from tests import reference
+from tests.devices import call_on, on
 
 
 @settings(max_examples=80, deadline=None)
@@ -16,7 +17,7 @@ from tests import reference
     kind=st.sampled_from(["independent", "dependent", "zero"]),
     seed=st.integers(0, 1000),
 )
-def test_projection_equals_the_equations(users, dim, kind, seed):
+def test_projection_equals_the_equations(device, users, dim, kind, seed):
     draw = torch.Generator().manual_seed(seed)
     most = max(old + new for old, new in users)
     vectors = torch.randn(len(users), most, dim, generator=draw, dtype=torch.float64)
@@ -28,8 +29,8 @@ def test_projection_equals_the_equations(users, dim, kind, seed):
     existing = slot < torch.tensor([old for old, _ in users]).unsqueeze(1)
     mask = slot < torch.tensor([old + new for old, new in users]).unsqueeze(1)
     start = Interests(vectors * mask.unsqueeze(-1), mask)
-    found = project(start, existing)
-    single = project(Interests(start.vectors.float(), mask), existing).vectors
+    found = call_on(device, project, start, existing)
+    single = call_on(device, project, Interests(start.vectors.float(), mask), existing).vectors
     assert single.dtype == torch.float32
     for user, (old, new) in enumerate(users):
         assert torch.equal(found.vectors[user, :old], start.vectors[user, :old])
@@ -41,16 +42,16 @@ def test_projection_equals_the_equations(users, dim, kind, seed):
 
 
 def test_nothing_is_left_where_existing_interests_span_the_space():
-    vectors = torch.randn(1, 7, 4)
+    vectors = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(0))
     existing = torch.arange(7).unsqueeze(0) < 6
     kept = project(Interests(vectors, torch.ones(1, 7, dtype=torch.bool)), existing).vectors[0, 6]
     assert kept.norm() < 1e-3
 
 
-def test_precision_under_autocast():
-    vectors = torch.randn(2, 5, 8)
-    start, existing = Interests(vectors, torch.ones(2, 5, dtype=torch.bool)), torch.arange(5).expand(2, 5) < 3
-    with torch.autocast("cpu", torch.bfloat16):
+def test_precision_under_autocast(device):
+    vectors, existing = torch.randn(2, 5, 8, device=device), on(device, torch.arange(5).expand(2, 5) < 3)
+    start = Interests(vectors, torch.ones(2, 5, dtype=torch.bool, device=device))
+    with torch.autocast(device, torch.bfloat16):
         found = project(start, existing).vectors
     assert torch.equal(found, project(start, existing).vectors)
 

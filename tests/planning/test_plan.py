@@ -81,6 +81,11 @@ def test_a_plan_that_does_not_fit_is_refused_in_one_line(capsys):
     assert "it would fit with --nodes " in told.err
 
 
+def test_rows_that_a_budget_sends_to_the_host_are_refused(capsys):
+    assert main(["--gpus_per_node=1", "--catalogue.device_memory=100", "--dry_run=false"]) == 2
+    assert "TorchRec's planner" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argument", "key"),
     [

@@ -29,8 +29,9 @@ from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.resume import Candidates
+from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
-from tests.ranks import run_ranks
+from tests.ranks import on_devices, ranks_on, run_ranks
 from tests.runs import run
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
@@ -55,7 +56,7 @@ def _config(folder, run_dir, **changes):
         "model": ModelConfig(dim=8, interests=3),
         "strategy": GROWING,
         "batch": BatchConfig(size=16, max_history=10, max_targets=3, negatives=20, eval_size=16),
-        "catalogue": CatalogueConfig(headroom=0.05),  # grown in some spans and not in others
+        "catalogue": TABLE,
         "training": TrainingConfig(epochs=3, incremental_epochs=3, patience=1, export="every"),
         "eval": EvalConfig([5]),
         "checkpoint": EVERY,
@@ -67,9 +68,13 @@ def _exported(run_dir):
     return {path.relative_to(run_dir): path.read_bytes() for path in sorted(run_dir.glob("spans/*/*"))}
 
 
-@pytest.mark.parametrize(
-    ("base", "strategy", "stage"),
-    [
+TABLE = CatalogueConfig(headroom=0.05)  # grown in some spans and not in others
+IN_HOST_MEMORY = CatalogueConfig("adagrad", headroom=2000.0, device_memory=1)
+
+
+@on_devices(
+    *("base", "strategy", "stage"),
+    cpu=[
         ("comirec_dr", "imsr", "bf16"),
         ("comirec_sa", "imsr", "zero1"),
         ("mind", "fine_tuning", "zero2"),
@@ -79,16 +84,40 @@ def _exported(run_dir):
         ("comirec_sa", "sml", "zero1"),
         ("comirec_dr", "ader", "zero0"),
     ],
+    cuda=[
+        ("comirec_dr", "imsr", "zero0"),  # with Adam
+        ("comirec_sa", "imsr", "zero1"),
+        ("mind", "fine_tuning", "bf16"),
+    ],
 )
-def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, base, strategy, stage):
+def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, device, base, strategy, stage):
+    _resumes(folder, tmp_path, device, base, strategy, stage, TABLE)
+
+
+@pytest.mark.cuda
+def test_a_table_in_host_memory_goes_on_with_the_same_bits(folder, tmp_path):
+    ((kernel, *_),) = run_ranks(
+        1, _kernel, _config(folder, tmp_path / "kernel", catalogue=IN_HOST_MEMORY), device="cuda"
+    )
+    assert kernel == "fused_uvm_caching"
+    _resumes(folder, tmp_path, "cuda", "comirec_dr", "imsr", "zero0", IN_HOST_MEMORY)
+
+
+def _kernel(topology, config):
+    config.run_dir.mkdir()
+    return [Trainer(config, Dataset(config.data), topology).model.catalogue.kernel]
+
+
+def _resumes(folder, tmp_path, device, base, strategy, stage, table):
     whole = _config(
         folder,
         tmp_path / "whole",
         model=ModelConfig(base, dim=8, interests=3, mimn=MIMNConfig(12, 9, 8)),
         strategy=replace(GROWING, name=strategy),
         engine=EngineConfig(SHIPPED / f"{stage}.json"),
+        catalogue=table,
     )
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(1 if device == "cuda" else 2, device) as ranks:
         wanted = ranks.call(run, whole)
         checkpoints = newest_first(whole.run_dir / "checkpoints")
         trains_once = strategy in ("frozen", "life_long")

@@ -45,7 +45,12 @@ def test_other_data_are_named_wherever_they_stand():
     [
         *(("run_dir", Path("other")), ("resume", "never"), ("overwrite", True), ("timeout_seconds", 1.0)),
         *(("data.path", Path("moved")), ("data.verify", True), ("batch.prefetch", 9), ("store.memory", "host")),
-        *(("catalogue.sharding", "planner"), ("training.export", "every"), ("ranking.precision", "bf16")),
+        *(
+            ("catalogue.sharding", "planner"),
+            ("catalogue.device_memory", 9),
+            ("training.export", "every"),
+            ("ranking.precision", "bf16"),
+        ),
         *(("checkpoint.every_steps", 3), ("checkpoint.keep_last", 9)),
         *(("training.spans", 1), ("eval.per_user", True), ("engine.compile", True)),
     ],

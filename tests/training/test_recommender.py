@@ -16,7 +16,8 @@ from dist_imsr.model.scoring import candidates, sampled_softmax
 from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.recommender import Recommender, scores_of
-from tests.ranks import run_ranks
+from tests.devices import on
+from tests.ranks import on_devices, run_ranks
 
 
 def _recommender(topology, items, users, base="comirec_dr"):
@@ -25,7 +26,7 @@ def _recommender(topology, items, users, base="comirec_dr"):
         Companion(),
         *(
             ModelConfig(base, dim=8),
-            CatalogueConfig(headroom=0.0),
+            CatalogueConfig("rowwise_adagrad", headroom=0.0),
             InterestStoreConfig(),
             EngineConfig(),
             RankingConfig(),
@@ -39,7 +40,7 @@ def _recommender(topology, items, users, base="comirec_dr"):
     return model
 
 
-def _batch(users, items):
+def _batch(users, items, device="cpu"):
     def jagged(*sequences):
         values = [item for sequence in sequences for item in sequence]
         return JaggedTensor(torch.tensor(values), lengths=torch.tensor([len(sequence) for sequence in sequences]))
@@ -51,7 +52,7 @@ def _batch(users, items):
         targets=jagged([3], [4, 1], [items - 1]),
         negatives=jagged([0, 8, 9]),
         world_targets=4,
-    )
+    ).to(torch.device(device))
 
 
 class _Largest(TorchDispatchMode):
@@ -101,7 +102,7 @@ def test_what_is_fetched_ahead_changes_nothing(base):
 
 def _snapshots(topology, base):
     model = _recommender(topology, 50, 20, base)
-    batch = _batch(20, 50)
+    batch = _batch(20, 50, topology.device)
     fresh = model.snapshot()  # before the first update
     model.update(batch)
     one = model.snapshot()
@@ -112,15 +113,15 @@ def _snapshots(topology, base):
     again = model.snapshot()
     model.restore(fresh)
     model.update(batch)
-    return one, two, again, model.snapshot()
+    return [
+        [on("cpu", value) for value in (*(rows.values for rows in taken.tensors.values()), *taken.store)]
+        for taken in (one, two, again, model.snapshot())
+    ]
 
 
-@pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
-def test_training_goes_on_from_a_snapshot_bit_for_bit(base):
-    ((one, two, again, from_fresh),) = run_ranks(1, _snapshots, base)
-    one, two, again, from_fresh = (
-        [*(rows.values for rows in taken.tensors.values()), *taken.store] for taken in (one, two, again, from_fresh)
-    )
+@on_devices("base", cpu=["comirec_dr", "comirec_sa"], cuda=["comirec_dr", "comirec_sa"])
+def test_training_goes_on_from_a_snapshot_bit_for_bit(device, base):
+    ((one, two, again, from_fresh),) = run_ranks(1, _snapshots, base, device=device)
     assert any(not torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one, from_fresh, strict=True))
@@ -129,12 +130,12 @@ def test_training_goes_on_from_a_snapshot_bit_for_bit(base):
 def _histories(table, batch):
     """Each user's rows of the table, and ones in their places."""
     rows = table[batch.history.values()].split(batch.history.lengths().tolist())
-    return rows, [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return rows, [torch.ones(len(row), dtype=torch.bool, device=table.device) for row in rows]
 
 
 def _queries(topology):
     """The store's queries before and after a step, and what plain autograd makes of them."""
-    model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50)
+    model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50, topology.device)
     before = model.store.slots.queries.clone()
     gradients, real = [], model.store.learn
     model.store.learn = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
@@ -150,11 +151,12 @@ def _queries(topology):
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
     model.update(batch)
     torch.testing.assert_close(gradients[0], gradient)
-    return before, model.store.slots.queries, model.store.slots.moments, gradient, model.store.config
+    slots = on("cpu", model.store.slots)
+    return on("cpu", before), slots.queries, slots.moments, on("cpu", gradient), model.store.config
 
 
-def test_queries_learn_by_rowwise_adagrad_for_their_users_alone():
-    ((before, after, moments, gradient, config),) = run_ranks(1, _queries)
+def test_queries_learn_by_rowwise_adagrad_for_their_users_alone(device):
+    ((before, after, moments, gradient, config),) = run_ranks(1, _queries, device=device)
     touched = torch.zeros(20, dtype=torch.bool)
     touched[[0, 3, 19]] = True
     before, after = before.view(20, 4, -1), after.view(20, 4, -1)
@@ -171,14 +173,14 @@ def _unsharded(topology):
     from dist_imsr.model.interests import Interests, Start
     from dist_imsr.model.scoring import attend
 
-    model, batch = _recommender(topology, 50, 20), _batch(20, 50)
+    model, batch = _recommender(topology, 50, 20), _batch(20, 50, topology.device)
     table = model.catalogue.weight.clone().requires_grad_()
     start = model.store.gather(batch.users)
     history = table[batch.history.values()].split(batch.history.lengths().tolist())
     padded = torch.nn.utils.rnn.pad_sequence(history, batch_first=True)
-    mask = torch.arange(padded.shape[1]) < batch.history.lengths().unsqueeze(1)
+    mask = torch.arange(padded.shape[1], device=topology.device) < batch.history.lengths().unsqueeze(1)
     interests = model.extractor(padded, mask, Start(start))
-    owners = torch.tensor([0, 1, 1, 2])
+    owners = torch.tensor([0, 1, 1, 2], device=topology.device)
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
     own = Interests(interests.vectors[owners], interests.mask[owners])
     users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
@@ -189,10 +191,11 @@ def _unsharded(topology):
     model.engine.update(loss)
     moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
-    return loss.item(), wanted.item(), moved, torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
+    step = torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
+    return loss.item(), wanted.item(), on("cpu", moved), on("cpu", step)
 
 
-def test_sharded_step_equals_plain_autograd():
-    ((loss, wanted, moved, step),) = run_ranks(1, _unsharded)
+def test_sharded_step_equals_plain_autograd(device):
+    ((loss, wanted, moved, step),) = run_ranks(1, _unsharded, device=device)
     assert loss == pytest.approx(wanted, rel=1e-6)
     torch.testing.assert_close(moved, step, rtol=1e-4, atol=1e-6)
