@@ -41,9 +41,9 @@ class CatalogueConfig:
         init_scale: new rows are uniform in [-init_scale, init_scale) / sqrt(dim), keyed by (seed, item).
         headroom: spare rows, as a share of the items known when the table is made or grown.
         sharding: ``row_wise``, or the TorchRec planner's choice among shardings that keep rows whole.
-        device_memory: MiB of each CUDA device into which the planner fits the rows, 15 % of them spare; all that it has
-            by default. Optimizer state is not counted. Rows that do not fit live in host memory, their state beside
-            them, and the device holds a fifth of them at most.
+        device_memory: MiB of each CUDA device into which the planner fits the rows and their optimizer state, 15 % of
+            them spare; all that it has by default. Rows that do not fit live in host memory, their state beside them,
+            and the device holds a fifth of them at most.
     """
 
     optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"

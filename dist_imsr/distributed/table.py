@@ -4,8 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torchrec import EmbeddingCollection, EmbeddingConfig
+from torchrec import EmbeddingCollection, EmbeddingConfig, optim
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner import Topology as PlannerTopology
@@ -14,10 +13,10 @@ from torchrec.distributed.types import ParameterSharding, ShardingType
 TABLE, FEATURE = "catalogue", "item"
 
 _OPTIMIZERS = {
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    "adagrad": EmbOptimType.EXACT_ADAGRAD,
-    "sgd": EmbOptimType.EXACT_SGD,
-    "adam": EmbOptimType.ADAM,
+    "rowwise_adagrad": optim.RowWiseAdagrad,
+    "adagrad": optim.Adagrad,
+    "sgd": optim.SGD,
+    "adam": optim.Adam,
 }
 # Whole rows in one place: what ranking and growth rely on.
 _SHARDINGS = {
@@ -75,11 +74,13 @@ class Authored(NamedTuple):
             The table, its sharder and its planner.
         """
         config = EmbeddingConfig(name=TABLE, embedding_dim=dim, num_embeddings=capacity, feature_names=[FEATURE])
-        fused = {"optimizer": _OPTIMIZERS[optimizer], "learning_rate": learning_rate, "eps": 1e-8}
+        table = EmbeddingCollection(tables=[config], device=torch.device("meta"))
+        for parameter in table.parameters():  # the planner counts the optimizer's state only if it is told so
+            parameter._optimizer_classes, parameter._optimizer_kwargs = [_OPTIMIZERS[optimizer]], [{}]
         constraints = {TABLE: ParameterConstraints(sharding_types=_SHARDINGS[sharding])}
         return cls(
-            EmbeddingCollection(tables=[config], device=torch.device("meta")),
-            EmbeddingCollectionSharder(fused_params=fused),
+            table,
+            EmbeddingCollectionSharder(fused_params={"learning_rate": learning_rate, "eps": 1e-8}),
             EmbeddingShardingPlanner(topology=topology, constraints=constraints),
         )
 
