@@ -15,6 +15,7 @@ The error, relative to |h| |e| with the user's longest interest h, is at most (r
 - G = ``tiles.steepest``, what a score makes of the errors of its dot products.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ def count_better(
     if not users.shape[1]:
         return tiles.all_tied(len(shard.weight), owners, items, barred)
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
-    if not len(owners):
+    if not len(owners) or not len(shard.weight):
         return better
     asked = _arrange(owners, items, scores, ties)
     counter = _Counter(shard, users, asked, launch)
@@ -104,8 +105,8 @@ def count_better(
         for part in words[:found].split(max(1, shard.tile // 64)):
             target, item = _pairs(part)
             better.index_add_(0, target, asked.settle(shard, users, target, item + stretch.start))
-    target, item = _barred(asked, len(users), len(shard.weight), barred)
-    better.index_add_(0, target, asked.settle(shard, users, target, item), alpha=-1)
+    for target, item in _barred(shard, asked, len(users), barred):
+        better.index_add_(0, target, asked.settle(shard, users, target, item), alpha=-1)
     return torch.empty_like(better).index_copy_(0, asked.order, better)
 
 
@@ -158,15 +159,9 @@ class _Counter:
         found = twice.new_zeros(1)
         turns = triton.cdiv(steps, max(1, launch.programs // self.blocks))
         _count[self.blocks, triton.cdiv(steps, turns)](
-            *(
-                self.vectors,
-                self._rounded(items, len(norms)),
-                norms,
-                self.bounds,
-                asked.counts.int(),
-                asked.first.int(),
-            ),
-            *(asked.low.float(), asked.high.float(), own.where((own >= 0) & (own < len(items)), -1).int()),
+            *(self.vectors, self._rounded(items, len(norms)), norms, self.bounds),
+            *(asked.counts.int(), asked.first.int(), asked.low.float(), asked.high.float()),
+            own.where((own >= 0) & (own < len(items)), -1).int(),
             *(twice, words, found, self.room, len(self.bounds), steps, self.interests, turns),
             **self.constants,
             num_warps=launch.warps,
@@ -311,17 +306,20 @@ def _pairs(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return words[row, 0].long(), words[row, 1] + bit
 
 
-def _barred(asked: _Asked, users: int, items: int, barred: tiles.Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+def _barred(
+    shard: tiles.Shard, asked: _Asked, users: int, barred: tiles.Pairs
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Pairs of a target and an item, ``[m]`` each, that the kernel has counted and should not: it knows of no bars."""
     place = torch.full((users,), -1, device=asked.users.device)
     place[asked.users] = torch.arange(len(asked.users), device=place.device)
-    rows, columns = barred.within(0, items)
+    rows, items = barred.within(0, len(shard.weight))
     rows = place[rows]
-    pairs = (rows[rows >= 0] * items + columns[rows >= 0]).unique()  # what is barred twice has counted once
-    row, item = pairs // max(1, items), pairs % max(1, items)
-    lengths = asked.counts[row]
-    pair = torch.arange(len(row), device=row.device).repeat_interleave(lengths)
-    target = torch.arange(len(pair), device=row.device) + (asked.first[row] - lengths.cumsum(0) + lengths)[pair]
-    item = item[pair]
-    counted = asked.own[target] != item
-    return target[counted], item[counted]
+    pairs = (rows[rows >= 0] * len(shard.weight) + items[rows >= 0]).unique()  # barred twice, it has counted once
+    for part in pairs.split(max(1, shard.tile // (2 * int(asked.counts[0])))):
+        row, item = part // len(shard.weight), part % len(shard.weight)
+        lengths = asked.counts[row]
+        pair = torch.arange(len(row), device=row.device).repeat_interleave(lengths)
+        target = torch.arange(len(pair), device=row.device) + (asked.first[row] - lengths.cumsum(0) + lengths)[pair]
+        item = item[pair]
+        counted = asked.own[target] != item
+        yield target[counted], item[counted]
