@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
 from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
+from dist_imsr.benchmarks.kernel import KernelBench, bench_kernel
 from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "train": Benchmark(TrainBench, bench_train),
     "ablation": Benchmark(AblationBench, bench_ablation),
     "rank": Benchmark(RankBench, bench_rank),
+    "kernel": Benchmark(KernelBench, bench_kernel),
     "strategies": Benchmark(StrategiesBench, bench_strategies),
     "checkpoint": Benchmark(CheckpointBench, bench_checkpoint),
     "store": Benchmark(StoreBench, bench_store),

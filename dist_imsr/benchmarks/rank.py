@@ -134,12 +134,12 @@ class _Held:
 
     def __init__(self, topology: Topology, options: RankBench) -> None:
         self.options, self.topology = options, topology
-        self.table = _items(options).to(topology.device)
+        self.table = items_of(options).to(topology.device)
         self.catalogue = Catalogue(CatalogueConfig(headroom=0.0), [options.items], options.dim, 0, topology)
         rows = self.catalogue.rows
         known = self.table[rows.start : rows.stop]
         self.catalogue.weight[: len(known)] = known
-        vectors, wanted = _users(options, self.table)
+        vectors, wanted = users_of(options, self.table)
         self.everybody = vectors.flatten(0, 1)
         mine = slice(topology.rank, None, topology.world_size)
         self.interests = Interests(vectors[mine], torch.ones_like(vectors[mine, :, 0], dtype=torch.bool))
@@ -240,8 +240,15 @@ def _check(topology: Topology) -> None:
     _held.check()
 
 
-def _items(options: RankBench) -> torch.Tensor:
-    """The catalogue ``[items, d]``, the same on every rank."""
+def items_of(options: RankBench) -> torch.Tensor:
+    """The catalogue, the same on every rank.
+
+    Args:
+        options: its size and seed.
+
+    Returns:
+        ``[items, d]`` float32.
+    """
     draw = torch.Generator().manual_seed(options.seed)
     table = torch.empty(options.items, options.dim)
     for part in table.split(_DRAWN_ROWS):
@@ -250,8 +257,16 @@ def _items(options: RankBench) -> torch.Tensor:
     return table
 
 
-def _users(options: RankBench, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Interests ``[users, K, d]`` and the ranks ``[users]`` that targets should have, the same on every rank."""
+def users_of(options: RankBench, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Interests, and the ranks that targets should have, the same on every rank.
+
+    Args:
+        options: their sizes and seed.
+        table: of `items_of`.
+
+    Returns:
+        ``[users, K, d]`` float32 and ``[users]`` int64, on the table's device.
+    """
     draw = torch.Generator().manual_seed(options.seed + 1)
     shape = options.users, options.interests
     liked = normalize(table[torch.randint(options.items, shape, generator=draw).to(table.device)], dim=-1)

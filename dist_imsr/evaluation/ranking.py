@@ -28,8 +28,9 @@ class RankingConfig:
     """How the catalogue is ranked; no key changes what a rank is.
 
     Args:
-        precision: of the matrix products. Ranks are those of fp32 in both: pairs that bf16 cannot tell apart are scored
-            again. On CUDA, ranks are counted from fp32 products whatever it says.
+        precision: of the matrix products. Ranks are the same in both: pairs that products cannot tell apart are scored
+            again in float64. On CUDA it says how the best items are found; ranks are counted from three bf16 products
+            whatever it says, which is both faster than fp32 and exact enough.
         memory: MiB that a rank may hold of scores at a time.
     """
 

@@ -165,7 +165,7 @@ def count_better(
         ``[A]`` float64.
     """
     if not users.shape[1]:
-        return _all_tied(len(shard.weight), owners, items, barred)
+        return all_tied(len(shard.weight), owners, items, barred)
     there, rows = owners.unique(return_inverse=True)
     order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
     low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
@@ -177,11 +177,8 @@ def count_better(
     def settle() -> None:
         target, place = (torch.cat(column) for column in zip(*close, strict=True))
         close.clear()
-        for part in torch.arange(len(target), device=target.device).split(most):
-            one = target[part]
-            value = _exact(users[owners[order[one]]], shard.weight[place[part]], shard.how)
-            higher = value > high[one, 0]
-            better.index_add_(0, one, higher.double() + 0.5 * (value >= low[one, 0]).logical_xor_(higher))
+        worth = settled(shard, users, owners[order[target]], place, low[target, 0], high[target, 0])
+        better.index_add_(0, target, worth)
 
     for tile in _tiles(shard, users, there, barred):
         count, target, place = _better(tile, asked)
@@ -196,6 +193,64 @@ def count_better(
     if held:
         settle()
     return torch.empty_like(better).index_copy_(0, order, better)
+
+
+def all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, barred: Pairs) -> torch.Tensor:
+    """`count_better` for users without interests, to whom all of a shard's items are alike.
+
+    Args:
+        count: of the shard's items.
+        owners: as there.
+        items: as there.
+        barred: as there.
+
+    Returns:
+        ``[A]`` float64.
+    """
+    inside = (barred.items >= 0) & (barred.items < count)
+    unwanted = (barred.rows * count + barred.items)[inside].unique()
+    fewer = (unwanted // count).bincount(minlength=int(owners.max()) + 1 if len(owners) else 0)[owners]
+    own = (items >= 0) & (items < count) & ~torch.isin(owners * count + items, unwanted)
+    return (count - fewer - own.long()).double() / 2
+
+
+def settled(
+    shard: Shard, users: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
+    """What pairs of a user and an item add to a target's count, by their scores in float64.
+
+    Args:
+        shard: the items.
+        users: ``[B, K, d]`` float32.
+        rows: ``[m]`` int64, the pairs' users.
+        items: ``[m]`` int64, their places in the shard.
+        low: ``[m]``, what ties at least.
+        high: ``[m]``, what ties at the most.
+
+    Returns:
+        ``[m]`` float64: 1 above, one half for a tie, 0 below.
+    """
+    worth = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for part in torch.arange(len(rows), device=rows.device).split(max(1, shard.tile // users[0].numel())):
+        value = _exact(users[rows[part]], shard.weight[items[part]], shard.how)
+        higher = value > high[part]
+        worth[part] = higher.double() + 0.5 * (value >= low[part]).logical_xor_(higher)
+    return worth
+
+
+def steepest(how: Score, count: int) -> float:
+    """What an error of the dot products is multiplied by in a score, at the most.
+
+    Args:
+        how: the scoring function.
+        count: K.
+
+    Returns:
+        The largest length of a score's gradient, in the norm that goes with the largest error of a dot product: for the
+        attentive score 1 + sum_k w_k |a_k - score|, which is at most 1 + 2 widths.
+    """
+    width = 0.0 if how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
+    return 1 + 2 * width
 
 
 def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,15 +313,6 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
     if held:
         merge()
     return scores, ids
-
-
-def _all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, barred: Pairs) -> torch.Tensor:
-    """`count_better` for users without interests, to whom all of a shard's items are alike."""
-    inside = (barred.items >= 0) & (barred.items < count)
-    unwanted = (barred.rows * count + barred.items)[inside].unique()
-    fewer = (unwanted // count).bincount(minlength=int(owners.max()) + 1 if len(owners) else 0)[owners]
-    own = (items >= 0) & (items < count) & ~torch.isin(owners * count + items, unwanted)
-    return (count - fewer - own.long()).double() / 2
 
 
 class _Asked(NamedTuple):
@@ -340,10 +386,7 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
     count, exact = users.shape[1], shard.precision == "fp32"
     factors = users.flatten(0, 1).to(torch.float32 if exact else torch.bfloat16)
     lengths = users.norm(dim=-1).amax(1, keepdim=True)
-    width = 0.0 if shard.how == "max" or count < 2 else float(lambertw((count - 1) / math.e).real)
-    # The gradient of the attentive score has the length 1 + sum_k w_k |a_k - score|, at most 1 + 2 widths, in the norm
-    # that goes with the largest error of a dot product.
-    factor = 1 + 2 * width
+    factor = steepest(shard.how, count)
     size = max(1, shard.tile // (len(users) * count))
     room = factors.new_empty(len(factors) * size)
     for first in range(0, len(shard.weight), size):

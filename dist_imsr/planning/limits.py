@@ -11,7 +11,6 @@ from dist_imsr.planning.load import spans_of, widest_block, widest_step
 from dist_imsr.planning.memory import Accounts, Bytes, Phase, gradient_bucket, row_wise, total
 
 _FARTHEST = 1 << 62
-_RANKED = 1 << 30  # rows of a rank below which the kernel that ranks on CUDA numbers them
 _INDEXED = 1 << 31  # numbers of a padded block that 32-bit indices of TorchRec's operators reach
 
 
@@ -72,7 +71,6 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     else:
         compare("device memory", device.memory, lambda phase: phase.device, 1)
         compare("host memory of a node", device.host_memory, lambda phase: phase.host, config.gpus_per_node)
-    rows = row_wise(config.ranks)(spans[-1].capacity)
     table = accounts.table(spans[-1])[0]
     share = int(
         0.85 * (config.catalogue.memory_of(device.memory) or 0)
@@ -82,12 +80,8 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     step = widest_step(config, spans)
     users = max(step.users, widest_block(config, step).users)
     padded = users * max(step.longest_history, step.longest_targets) * config.model.dim
-    for resource, needed, had in (
-        ("rows of the table on a rank", rows, _RANKED),
-        ("numbers of a padded batch", padded, _INDEXED),
-    ):
-        if needed >= had:
-            found.append(Shortfall(resource, needed, had, "", ""))
+    if padded >= _INDEXED:
+        found.append(Shortfall("numbers of a padded batch", padded, _INDEXED, "", ""))
     return found
 
 

@@ -89,7 +89,7 @@ class Clock:
         }
 
     def ranking(self, span: Span, users: int) -> float:
-        """Ranks all known items for users with one target each, all products in IEEE fp32.
+        """Ranks all known items for users with one target each, at the pace of fp32 products.
 
         It is an upper bound: a target that enough items beat is compared with no more of them.
 

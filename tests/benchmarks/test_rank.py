@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from dist_imsr.benchmarks.rank import RankBench, _Held, _items, _users
+from dist_imsr.benchmarks.rank import RankBench, _Held, items_of, users_of
 from launch.bench import main
 
 TINY = [
@@ -36,13 +36,13 @@ def test_figures_can_be_asked_for_by_name(arguments, names, tmp_path, capsys):
 
 def test_items_and_users_are_those_of_the_docstring():
     options = RankBench(items=70_000, users=400)
-    table = _items(options)
+    table = items_of(options)
     lengths = table.norm(dim=1)
     assert 1.4 < lengths.median() < 1.6
     assert lengths.max() > 4
-    vectors, wanted = _users(options, table)
+    vectors, wanted = users_of(options, table)
     assert (vectors.norm(dim=-1) < 1).all()
-    assert torch.equal(table, _items(options))
+    assert torch.equal(table, items_of(options))
     assert 1 <= wanted.min() <= wanted.max() <= options.items
     assert 0.3 < (wanted < options.items**0.5).double().mean() < 0.7
     assert 0.4 < (vectors[:20].flatten(0, 1) @ table.T).std() < 0.9

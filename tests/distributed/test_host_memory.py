@@ -25,16 +25,17 @@ CACHED = replace(HELD, device_memory=1)  # 1.5 MB of rows do not fit, and a fift
 
 @pytest.mark.parametrize("sharding", ["row_wise", "planner"])
 @pytest.mark.parametrize(("ranks", "items"), [(1, 12_000), (2, 24_000)])
-def test_the_budget_decides_where_rows_live(sharding, ranks, items):
+@pytest.mark.parametrize(("optimizer", "least"), [("rowwise_adagrad", 2), ("adam", 6)])
+def test_the_budget_decides_where_rows_and_their_state_live(sharding, ranks, items, optimizer, least):
     kernels = {}
-    for budget in (1, 2, 100, None):
-        catalogue = CatalogueConfig(sharding=sharding, device_memory=budget)
+    for budget in (least // 2, least, 100, None):
+        catalogue = CatalogueConfig(optimizer, sharding=sharding, device_memory=budget)
         config = PlanConfig(items=items, dim=DIM, gpus_per_node=ranks, gpu="h200", catalogue=catalogue)
         placed = place(config, items)
         kernels[budget] = placed.kernel
         assert fused(placed) == (placed.kernel == "fused")
         assert sum(placed.rows(ranks)) == items
-    assert kernels == {1: "fused_uvm_caching", 2: "fused", 100: "fused", None: "fused"}
+    assert kernels == {least // 2: "fused_uvm_caching", least: "fused", 100: "fused", None: "fused"}
     config.catalogue.device_memory = 1
     assert place(config, 20 * items).kernel == "fused_uvm"  # not even a fifth fits
 

@@ -5,83 +5,194 @@ import pytest
 import torch
 
 from dist_imsr.evaluation import tiles
+from dist_imsr.evaluation.launches import CANDIDATES, Launch
 
 # The interpreter of earlier ones cannot turn NumPy 2.4's arrays of one element into numbers.
 pytest.importorskip("triton", None if torch.cuda.is_available() else "3.7", reason="no triton, or an old one")
 
 USERS, ITEMS, TARGETS = 37, 83, 60  # no block divides the first two
+PRODUCTS = ("ieee", "tf32", "tf32x3", "bf16", "bf16x3")
+SMALL = Launch(users=16, items=32, programs=8)
 
 
 def _nothing(device="cpu"):
     return tiles.Pairs(*torch.empty(2, 0, dtype=torch.int64, device=device))
 
 
-def _case(seed, how, count, dim):
-    """A shard, users, some of them with several targets and some with none, and barred pairs."""
-    draw = torch.Generator().manual_seed(seed)
-    items = torch.randn(ITEMS + 20, dim, generator=draw)
-    items[ITEMS // 2 : ITEMS // 2 + 20] = items[:20]  # ties
-    users = torch.randn(USERS, count, dim, generator=draw)
-    owners = torch.randint(USERS, (TARGETS,), generator=draw)
-    wanted = torch.randint(-9, ITEMS + 9, (TARGETS,), generator=draw)  # some are in other shards
+def _asked(draw, items, users, how):
+    """Targets, several of one user and none of others, with their levels, and barred pairs."""
+    known, owners = len(items) - 20, torch.randint(len(users), (TARGETS,), generator=draw)
+    wanted = torch.randint(-9, known + 9, (TARGETS,), generator=draw)  # some are in other shards
     wanted[:25] %= 20
     owners[:9] = 5
     scores = tiles._reduce((users[owners] * items[wanted].unsqueeze(1)).sum(-1), how)
-    longest = users.norm(dim=-1).amax(1) if count else torch.zeros(USERS)
+    longest = users.norm(dim=-1).amax(1) if users.shape[1] else torch.zeros(len(users))
     ties = tiles.TIE * longest[owners] * items[wanted].norm(dim=1)
-    rows = torch.cat([torch.randint(USERS, (300,), generator=draw), owners[::4], owners[::4]])
-    barred = torch.cat([torch.randint(-9, ITEMS + 9, (300,), generator=draw), wanted[::4], wanted[::4]])
-    return items[:ITEMS], how, users, owners, wanted, scores, ties, rows, barred
+    rows = torch.cat([torch.randint(len(users), (300,), generator=draw), owners[::4], owners[::4]])
+    barred = torch.cat([torch.randint(-9, known + 9, (300,), generator=draw), wanted[::4], wanted[::4]])
+    return items[:known], how, users, owners, wanted, scores, ties, rows, barred
 
 
-def _counts(counter, device, case, mask, size):
+def _plain(seed, how, count, dim, known=ITEMS):
+    """Random vectors, twenty of the items twice."""
+    draw = torch.Generator().manual_seed(seed)
+    items = torch.randn(known + 20, dim, generator=draw)
+    items[known // 2 : known // 2 + 20] = items[:20]
+    return _asked(draw, items, torch.randn(USERS, count, dim, generator=draw), how)
+
+
+def _edge(seed, how, count, dim, known=ITEMS):
+    """Items in a few places, each copy a little longer or shorter: about the distance at which a score no longer ties.
+
+    Some vectors are zero, some far too short for fp32's products.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    places = torch.randn(5, dim, generator=draw)[torch.randint(5, (known + 20,), generator=draw)]
+    steps = torch.randint(-12, 13, (known + 20, 1), generator=draw) * tiles.TIE / 8
+    items = places * (1 + steps)
+    users = torch.randn(USERS, count, dim, generator=draw)
+    items[20:24], items[24:26], users[7], users[8] = 0, items[24:26] * 1e-25, 0, users[8] * 1e-20
+    return _asked(draw, items, users, how)
+
+
+def _integers(seed, how, count, dim, known=ITEMS):
+    """Small integers, whose products are exact in all precisions and often equal."""
+    draw = torch.Generator().manual_seed(seed)
+    items = torch.randint(-2, 3, (known + 20, dim), generator=draw).float()
+    return _asked(draw, items, torch.randint(-2, 3, (USERS, count, dim), generator=draw).float(), how)
+
+
+def _shrunk(seed, how, count, dim):
+    """Random vectors of lengths from 1e-6 to 1e6."""
+    draw = torch.Generator().manual_seed(seed)
+    items, users = torch.randn(ITEMS + 20, dim, generator=draw), torch.randn(USERS, count, dim, generator=draw)
+    items *= 10 ** (12 * torch.rand(len(items), 1, generator=draw) - 6)
+    users *= 10 ** (8 * torch.rand(USERS, 1, 1, generator=draw) - 6)
+    return _asked(draw, items, users, how)
+
+
+def _counts(counter, device, case, mask, size, memory, *launch):
     items, how, users, owners, wanted, scores, ties, *pairs = (
         value.to(device) if isinstance(value, torch.Tensor) else value for value in case
     )
     barred = tiles.Pairs(*pairs) if mask else _nothing(device)
-    shard = tiles.Shard(items[:size], 0, how, memory=1 << 16)
-    return counter(shard, users, owners, wanted, scores, ties, barred).cpu()
+    shard = tiles.Shard(items[:size], 0, how, memory=memory)
+    return counter(shard, users, owners, wanted, scores, ties, barred, *launch).cpu()
 
 
-def _both(blocks, seed, how, count, dim, mask, size=ITEMS):
-    """What either counter finds."""
+def _both(launch, case, mask=True, size=1 << 30, memory=1 << 16):
+    """What either counter finds of a case, which is a function of this file and its arguments."""
     from dist_imsr.evaluation import fused
 
-    fused._USERS, fused._ITEMS, fused._PROGRAMS = blocks
-    case, device = _case(seed, how, count, dim), "cuda" if torch.cuda.is_available() else "cpu"
-    found = _counts(fused.count_better, device, case, mask, size)
-    return found.tolist(), _counts(tiles.count_better, "cpu", case, mask, size).tolist()
+    function, *args = case
+    case, device = function(*args), "cuda" if torch.cuda.is_available() else "cpu"
+    found = _counts(fused.count_better, device, case, mask, size, memory, launch)
+    return found.tolist(), _counts(tiles.count_better, "cpu", case, mask, size, 1 << 28).tolist()
+
+
+def _crowded(launch, case, word):
+    """What both find where a word of close pairs takes so many bytes, and which stretches of items were counted."""
+    from dist_imsr.evaluation import fused
+
+    stretches, count = [], fused._Counter.count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_WORD", word)
+        patch.setattr(fused._Counter, "count", lambda self, one: stretches.append(len(one)) or count(self, one))
+        return *_both(launch, case), stretches
+
+
+def _errors(products, how, count, dim):
+    """Distances of products' scores from those of float64, over the bound."""
+    from dist_imsr.evaluation import fused
+
+    draw = torch.Generator().manual_seed(count)
+    users, items = torch.randn(64, count, dim, generator=draw), torch.randn(150, dim, generator=draw)
+    items[::3] = users[:50, 0] * 1.001 + 1e-4  # at which bounds are nearly met
+    owners, levels = torch.arange(64), torch.zeros(64)
+    shard = tiles.Shard(items, 0, how)
+    asked = fused._arrange(owners, owners, levels, levels)
+    counter = fused._Counter(shard, users, asked, Launch(products))
+    rounded = [
+        [part.float() for part in counter._rounded(vectors, len(vectors)).unbind(1)]
+        for vectors in (users.flatten(0, 1), items)
+    ]
+    pairs = [(a, b) for i, a in enumerate(rounded[0]) for j, b in enumerate(rounded[1]) if i + j < 2]
+    agreement = sum(a @ b.T for a, b in reversed(pairs)).view(64, count, -1)
+    exact = tiles._reduce(users.double() @ items.double().T, how)
+    bound = counter.bounds.unsqueeze(1) * items.norm(dim=1)
+    return ((tiles._reduce(agreement, how) - exact).abs() / bound).max().item()
 
 
 @pytest.fixture(scope="module")
-def both(device):
-    """``_both``; without CUDA in a process of its own, since Triton chooses its interpreter when first imported."""
+def alone(device):
+    """Calls a function; without CUDA in a process of its own, since Triton chooses its interpreter at first import."""
     if device == "cuda":
-        yield _both
+        yield lambda function, *args: function(*args)
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            yield lambda *case: alone.submit(_both, *case).result()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            yield lambda function, *args: process.submit(function, *args).result()
 
 
 @pytest.mark.parametrize(("dim", "mask"), [(4, True), (8, False), (36, True), (64, True)])
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("how", ["attentive", "max"])
-def test_counts_equal_those_of_tiles(both, how, count, dim, mask):
-    found, wanted = both((16, 16, 8), count + dim, how, count, dim, mask)
-    assert found == wanted
-    assert any(value % 1 for value in wanted)  # there are ties
+def test_counts_equal_those_of_tiles(alone, how, count, dim, mask):
+    for products in PRODUCTS:
+        found, wanted = alone(_both, SMALL._replace(products=products), (_plain, count + dim, how, count, dim), mask)
+        assert found == wanted, products
+        assert any(value % 1 for value in wanted)  # there are ties
 
 
-@pytest.mark.parametrize("blocks", [(16, 32, 1), (32, 16, 99), (64, 64, 2048)])
+@pytest.mark.parametrize("case", [_edge, _integers, _shrunk])
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("how", ["attentive", "max"])
+def test_hard_cases_equal_those_of_tiles(alone, how, products, case):
+    for seed, (count, dim) in enumerate([(1, 8), (4, 36), (5, 64)]):
+        found, wanted = alone(_both, SMALL._replace(products=products), (case, seed, how, count, dim))
+        assert found == wanted, (count, dim)
+
+
+@pytest.mark.parametrize("blocks", [(16, 32, 16, 1), (32, 64, 32, 99), (64, 64, 64, 2048)])
 @pytest.mark.parametrize("seed", range(3))
-def test_blocks_do_not_show(both, blocks, seed):
-    found, wanted = both(blocks, seed, "attentive", 3, 16, True)
+def test_blocks_do_not_show(alone, blocks, seed):
+    users, items, dims, programs = blocks
+    launch = Launch(users=users, items=items, dims=dims, programs=programs)
+    found, wanted = alone(_both, launch, (_plain, seed, "attentive", 3, 48))
     assert found == wanted
 
 
-@pytest.mark.parametrize("size", [0, 1, 16, 17])
-def test_small_shards(both, size):
-    found, wanted = both((16, 16, 2), 0, "attentive", 4, 8, True, size)
+@pytest.mark.parametrize("size", [0, 1, 16, 33])
+def test_small_shards(alone, size):
+    found, wanted = alone(_both, SMALL, (_plain, 0, "attentive", 4, 8), True, size)
+    assert found == wanted
+
+
+def test_pairs_without_room_are_counted_again_in_shorter_stretches(alone):
+    case = _edge, 0, "attentive", 4, 8
+    found, wanted, stretches = alone(_crowded, SMALL, case, 1 << 4)
+    assert (found, stretches) == (wanted, [ITEMS])
+    found, wanted, stretches = alone(_crowded, SMALL, case, 1 << 30)  # room for one word a target
+    assert found == wanted
+    assert stretches[0] == ITEMS
+    assert len(stretches) > 2
+    assert sum(stretches) > ITEMS
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("how", ["attentive", "max"])
+def test_no_score_is_off_by_more_than_the_bound(alone, how, products):
+    for count in (1, 2, 5, 12):
+        worst = alone(_errors, products, how, count, 64)
+        assert worst <= 1
+        if len(products) == 4 and products != "ieee":  # one rounded product: the bound is not idle
+            assert worst > 0.02
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize(("case", "how"), [(_plain, "attentive"), (_edge, "attentive"), (_plain, "max")])
+def test_large_shards_on_a_device(name, case, how):
+    found, wanted = _both(CANDIDATES[name], (case, 0, how, 4, 64, 100_000), memory=1 << 26)
     assert found == wanted

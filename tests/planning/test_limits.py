@@ -72,9 +72,3 @@ def test_a_table_that_torchrec_would_keep_on_the_host_is_refused():
     config = replace(resolve(PlanConfig, [*argv, "--load.new_items=0"]), catalogue=section)
     with pytest.raises(ValueError, match=r"TorchRec.s planner: 75\.5 GB needed, 68\.0 GB there"):
         make_plan(config)
-
-
-def test_ranking_numbers_the_rows_of_a_rank_in_30_bits():
-    argv = ["--items=2000000000", "--dim=4", "--gpu=h200", "--hardware.memory=10000000000000", "--dry_run=false"]
-    found = shortfalls(resolve(PlanConfig, [*argv, "--hardware.host_memory=10000000000000"]))
-    assert [one.resource for one in found] == ["rows of the table on a rank"]
