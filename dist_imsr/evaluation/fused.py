@@ -23,10 +23,8 @@ import triton
 import triton.language as tl
 
 from dist_imsr.evaluation import tiles
-from dist_imsr.evaluation.launches import Launch, Products
+from dist_imsr.evaluation.launches import Launch, Products, launch_on
 
-_COPIES = 24  # bytes for each number of a stretch of items, while it is rounded
-_PAIR = 64  # bytes for each pair that is too close to tell, while it is settled
 _COPIES = 24  # bytes for each number of a stretch of items, while it is rounded
 _WORD = 128  # bytes of memory for each word of pairs that are too close to tell: few of them are expected
 # r of the above, with room for second order terms and for the norms' own rounding.
@@ -38,7 +36,6 @@ _ROUNDING: dict[Products, float] = {
     "bf16x3": 3.1 * 2.0**-18,
 }
 _SUM, _SOFTMAX = 2.0**-23, 2.0**-20
-_DEFAULT = Launch()
 _SHORTEST = 1e-15  # vectors count as no shorter, unless they are zero, for products that fall below fp32's range
 
 
@@ -70,7 +67,7 @@ def count_better(
     scores: torch.Tensor,
     ties: torch.Tensor,
     barred: tiles.Pairs,
-    launch: Launch = _DEFAULT,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
     """How many of a shard's items beat each target; a tie counts as half.
 
@@ -82,7 +79,8 @@ def count_better(
         scores: ``[A]`` float32, the targets' scores.
         ties: ``[A]`` float32, how close a score must be to tie.
         barred: items that do not count for a user.
-        launch: the kernel's parameters; they, and not the shard's precision, say how it multiplies.
+        launch: the kernel's parameters; they, and not the shard's precision, say how it multiplies. `launch_on` the
+            device by default.
 
     Returns:
         ``[A]`` float64.
@@ -92,7 +90,7 @@ def count_better(
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     if not len(owners) or not len(shard.weight):
         return better
-    asked = _arrange(owners, items, scores, ties)
+    asked, launch = _arrange(owners, items, scores, ties), launch or launch_on(users.device)
     counter = _Counter(shard, users, asked, launch)
     stretches = counter.stretches(0, len(shard.weight))
     while stretches:

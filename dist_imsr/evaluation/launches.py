@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+import torch
+
 Products = Literal["ieee", "tf32", "tf32x3", "bf16", "bf16x3"]
 
 
@@ -47,3 +49,16 @@ CANDIDATES = {
     "tf32": Launch("tf32"),
     "ieee": Launch("ieee", dims=32, warps=8, stages=2),
 }  # what `bench.py kernel` compares
+
+
+def launch_on(device: torch.device) -> Launch:
+    """The parameters for a device.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        The default; those without tensor cores for devices before Ampere, which multiply neither bf16 nor tf32.
+    """
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return CANDIDATES["ieee"] if old else Launch()
