@@ -1,0 +1,170 @@
+"""No operation of a run mixes the host's tensors with those of a device: seen without one, apart from the libraries."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import deepspeed
+import pytest
+import torch
+from torchrec import JaggedTensor
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.distributed import columns
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
+from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.rows import Rows
+from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.model.detector import DetectorConfig
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.retainers import RetainerConfig
+from dist_imsr.model.trimmer import TrimmerConfig
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.sml import SMLConfig
+from dist_imsr.training import recommender
+from dist_imsr.training.config import TrainConfig, TrainingConfig
+from dist_imsr.training.run import begin, check
+from tests.prepared import drawn_history, write_dataset
+from tests.runs import timeless
+from tests.second_device import DEVICE, Moved, held, there
+
+_HOST = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=40, items=80, spans=4, longest=12))
+
+
+@pytest.fixture(scope="module")
+def rank():
+    with LocalRanks(1, seconds=120) as ranks:
+        yield ranks
+
+
+class _Table:
+    """TorchRec's table, which stays on the host, as it looks from the device."""
+
+    def __init__(self, *given):
+        *given, self.topology = given
+        self._table = Catalogue(*given, replace(self.topology, device=_HOST))
+
+    def __getattr__(self, name):
+        return getattr(self._table, name)
+
+    @property
+    def weight(self):
+        return Moved(self._table.weight)
+
+    @property
+    def state(self):
+        state = self._table.state.items()
+        return {name: Rows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
+
+    @property
+    def steps(self):
+        return self._table.steps
+
+    @steps.setter
+    def steps(self, steps):
+        self._table.steps = steps
+
+    def lookup(self, *sequences):
+        assert all(isinstance(part, Moved) for one in sequences for part in (one.values(), one.lengths()))
+        asked = (JaggedTensor(held(one.values()), lengths=held(one.lengths())) for one in sequences)
+        return [found.to(DEVICE) for found in self._table.lookup(*asked)]
+
+    def twin(self):
+        twin = object.__new__(_Table)
+        twin.topology, twin._table = self.topology, self._table.twin()
+        return twin
+
+
+class _Dense:
+    """What DeepSpeed's engine does with one rank."""
+
+    def __init__(self, model, parameters):
+        self.module, self.optimizer = model, torch.optim.Adam(parameters)
+        self.monitor = SimpleNamespace(tb_monitor=None, write_events=lambda events: None)
+
+    def __call__(self, *inputs):
+        return self.module(*inputs)
+
+    def train(self, training):
+        self.module.train(training)
+
+    def backward(self, loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+
+    def step(self):
+        self.optimizer.step()
+
+
+def _initialize(model, model_parameters, config):
+    return (_Dense(model, model_parameters),)
+
+
+def _runs(topology, config, device):
+    """Lines and interests of a run that stops in a span and goes on from its checkpoint."""
+    topology, told, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
+    tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
+    with there(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
+        for spans in (1, 2):
+            config = replace(config, training=replace(config.training, spans=spans))
+            dataset, candidates = check(config)
+            config.run_dir.mkdir(exist_ok=True)
+            trainer = begin(config, dataset, candidates, topology, None)
+            told.append(timeless(trainer.run()))
+    store = trainer.model.store
+    kept, far = (
+        {"offsets": store.offsets, **store.slots._asdict()},
+        device == DEVICE and config.store.memory == "device",
+    )
+    assert all(isinstance(one, Moved) == far for one in kept.values())
+    return told, {name: held(one) for name, one in kept.items()}
+
+
+_GROWING = InterestPolicy(
+    1.0,
+    DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=5),
+    TrimmerConfig(c2=0.1),
+    RetainerConfig("kd2", weight=0.5),
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "strategy", "memory"),
+    [
+        ("comirec_dr", StrategyConfig("imsr", _GROWING), "device"),
+        ("comirec_dr", StrategyConfig("imsr", _GROWING), "host"),
+        ("comirec_sa", StrategyConfig("imsr", _GROWING), "device"),
+        ("comirec_sa", StrategyConfig("imsr", _GROWING), "host"),
+        ("mind", StrategyConfig("ader"), "device"),
+        ("comirec_dr", StrategyConfig("sml", sml=SMLConfig(epochs=1)), "device"),
+        ("comirec_sa", StrategyConfig("full_retraining"), "device"),
+        ("mimn", StrategyConfig("life_long"), "device"),
+        ("limarec", StrategyConfig("life_long"), "host"),
+    ],
+)
+def test_no_operation_mixes_devices(folder, rank, tmp_path, base, strategy, memory):
+    config = TrainConfig(
+        data=DataConfig(folder),
+        run_dir=tmp_path / "host",
+        model=ModelConfig(base, dim=8, interests=2, mimn=MIMNConfig(memory=4, controller=4, induction=4)),
+        strategy=strategy,
+        batch=BatchConfig(size=16, max_history=6, max_targets=3, negatives=20, eval_size=16),
+        catalogue=CatalogueConfig("rowwise_adagrad", headroom=0.0),
+        store=InterestStoreConfig(memory),
+        training=TrainingConfig(epochs=2, incremental_epochs=2, export="every"),
+        eval=EvalConfig([5], exclude_seen=True, per_user=True),
+    )
+    [host] = rank.call(_runs, config, _HOST)
+    [device] = rank.call(_runs, replace(config, run_dir=tmp_path / "device"), DEVICE)
+    assert device[0] == host[0]
+    for name, values in host[1].items():
+        assert torch.equal(device[1][name], values), name
