@@ -21,7 +21,7 @@ from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import Rows
-from dist_imsr.distributed.table import FEATURE, TABLE, Authored, room
+from dist_imsr.distributed.table import BAG, FEATURE, TABLE, Authored, room
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.phases import Phase, clock
 
@@ -122,6 +122,8 @@ class Catalogue:
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
         self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
         self.items = items[-1]
+        self.steps = 0
+        """How many updates the fused optimizer has made."""
         self.table = self._shard(reduce(self._room, items, 0))
         self._ahead: tuple[tuple[JaggedTensor, ...], _Request] | None = None
         self._draw(0)
@@ -163,16 +165,6 @@ class Catalogue:
         }
         first, known = self.rows.start, _overlap(self.rows, range(self.items))
         return {name: Rows(self._local(value)[:known], first, self.items) for name, value in sharded.items()}
-
-    @property
-    def steps(self) -> int:
-        """How many updates the fused optimizer has counted."""
-        return int(_kernels(self.table)[0].iter.item()) if _kernels(self.table) else 0
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        for kernel in _kernels(self.table):
-            kernel.set_optimizer_step(steps)
 
     def ask(self, *sequences: JaggedTensor) -> None:
         """Begins a later `lookup` with a gradient: its ids travel to their owners beside what is done meanwhile.
@@ -223,11 +215,10 @@ class Catalogue:
         room = self._room(self.capacity, items)
         grows = room > self.capacity
         if grows:
-            old_state, old_bounds, steps = self.state, self._bounds(), self.steps
+            old_state, old_bounds = self.state, self._bounds()
             self.table = self._shard(room)
             for name, rows in self.state.items():
                 self._move(old_state[name].values, old_bounds, rows.values)
-            self.steps = steps
             self._draw(self.items)
         self.items = max(items, self.items)
         return grows
@@ -261,7 +252,9 @@ class Catalogue:
 
     def _ask(self, items: torch.Tensor) -> _Request:
         """The first step of the table's own forward pass."""
-        lengths = torch.full((1,), len(items), device=items.device)
+        bags = max(1, -(-len(items) // BAG))
+        lengths = torch.full((bags,), BAG, device=items.device)
+        lengths[-1] = len(items) - (bags - 1) * BAG
         wanted = KeyedJaggedTensor(keys=[FEATURE], values=items, lengths=lengths)
         context = self.table.create_context()
         with Phase("all-to-all"):
@@ -272,6 +265,13 @@ class Catalogue:
         table, (context, coming) = self.table, request
         with Phase("all-to-all"):
             asked = coming.wait()
+        if torch.is_grad_enabled():
+            # FBGEMM's Adam counts every forward pass as an update, those without a gradient too, and goes by the count
+            # on the host, which its own setter leaves as it is.
+            for kernel in _kernels(table):
+                kernel.iter.fill_(self.steps)
+                kernel.iter_cpu.fill_(self.steps)
+            self.steps += 1
         with Phase("lookup"):
             found = table.compute(context, asked)
         with Phase("all-to-all"):
@@ -301,11 +301,11 @@ class Catalogue:
 
     def _draw(self, first: int) -> None:
         """Gives the rows from item ``first`` on the values that (seed, item) key, whoever holds them."""
-        rows, scale = self.rows, self.config.init_scale / math.sqrt(self.dim)
+        rows, weight, scale = self.rows, self.weight, self.config.init_scale / math.sqrt(self.dim)
         for start in range(max(first, rows.start), rows.stop, _INIT_ROWS):
             items = torch.arange(start, min(start + _INIT_ROWS, rows.stop), device=self.topology.device)
             drawn = keyed_random.uniform(self.dim, _STREAM, self.seed, items)
-            self.weight[items - rows.start] = ((2 * drawn - 1) * scale).float()
+            weight[items - rows.start] = ((2 * drawn - 1) * scale).float()
 
     def _move(self, old: torch.Tensor, old_bounds: list[range], new: torch.Tensor) -> None:
         """Sends old rows to the ranks that hold them now; no rank ever sees more than its own shard."""

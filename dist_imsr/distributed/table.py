@@ -11,6 +11,7 @@ from torchrec.distributed.planner import Topology as PlannerTopology
 from torchrec.distributed.types import ParameterSharding, ShardingType
 
 TABLE, FEATURE = "catalogue", "item"
+BAG = 32  # ids of a row on their way to the table: a thread or a warp of FBGEMM's kernels takes them one by one
 
 _OPTIMIZERS = {
     "rowwise_adagrad": optim.RowWiseAdagrad,

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+from dist_imsr.distributed.table import BAG
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Step
 from dist_imsr.planning.memory import TABLES
 
 _FLOAT, _LONG = 4, 8
-_SIZES = 4  # numbers for each rank before ids travel: TorchRec's sizes of lengths, values and batches, and one length
+_SIZES = 3  # numbers for each rank before ids travel: TorchRec's sizes of lengths, values and batches
 _TOLD = 3  # numbers in float64 that ranks tell each other after a step
 
 
@@ -42,9 +43,9 @@ def links_of(config: PlanConfig, step: Step, weights: int, later: bool = True) -
     """
     ranks, dim = config.ranks, config.model.dim
     lookups = 2 if later and config.strategy.name in TABLES else 1
-    rows = step.fetched * dim * _FLOAT
+    rows, lengths = step.fetched * dim * _FLOAT, -(-step.fetched // BAG)
     return {
-        "sizes and lengths": _all_to_all(config, ranks * _SIZES * _LONG, 2, lookups),
+        "sizes and lengths": _all_to_all(config, ranks * (_SIZES + lengths) * _LONG, 2, lookups),
         "item ids": _all_to_all(config, step.fetched * _LONG, 1, lookups),
         "embeddings": _all_to_all(config, rows, 1, lookups),
         "their gradients": _all_to_all(config, rows, 1, 1),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig, _kernels
 from dist_imsr.distributed.topology import Topology
 from tests.ranks import on_devices, run_ranks
 
@@ -177,3 +177,21 @@ def test_headroom_and_shards():
 def test_adam_on_cpu_is_refused():
     with pytest.raises(ValueError, match=r"catalogue\.optimizer.*rowwise_adagrad"):
         Catalogue(CatalogueConfig(optimizer="adam"), [10], DIM, 0, Topology(0, 1, 1, torch.device("cpu")))
+
+
+def _counted(topology):
+    """What the kernel goes by after each step, with lookups without a gradient between, a new count and a new table."""
+    catalogue, seen = Catalogue(CatalogueConfig(headroom=0.0), [ITEMS], DIM, 7, topology), []
+    for steps in (None, None, 40, None):
+        catalogue.steps = steps or catalogue.steps
+        with torch.no_grad():
+            catalogue.lookup(_jagged([1, 2]))
+        catalogue.lookup(_jagged([1, 2]))[0].sum().backward()
+        kernels = _kernels(catalogue.table)
+        seen.append((catalogue.steps, *(int(count) for kernel in kernels for count in (kernel.iter, kernel.iter_cpu))))
+        catalogue.grow(ITEMS + len(seen) // 3)
+    return seen
+
+
+def test_an_update_counts_once_and_nothing_else_does():
+    assert run_ranks(2, _counted) == [[(count, count, count) for count in (1, 2, 41, 42)]] * 2
