@@ -37,6 +37,7 @@ def take(device: torch.device) -> None:
     if is_cuda(device):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # by default it convolves so, though matrices are not multiplied so
         torch.use_deterministic_algorithms(True, warn_only=True)
         deterministic: Any = torch.utils.deterministic  # whose stub lacks the name
         deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
@@ -117,13 +118,13 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Brings a tensor of the host's to where a device copies from while both go on working.
 
     Args:
-        tensor: on the host.
+        tensor: on any device.
         device: a rank's.
 
     Returns:
-        A copy in pinned memory; on the host the tensor itself.
+        A copy in pinned memory; the tensor itself where the rank works on the host, or it is no tensor of the host's.
     """
-    return tensor.pin_memory() if is_cuda(device) else tensor
+    return tensor.pin_memory() if is_cuda(device) and not is_cuda(tensor.device) else tensor
 
 
 def aside(device: torch.device) -> AbstractContextManager[Any]:
@@ -154,20 +155,22 @@ def join(device: torch.device, *made: Any) -> None:
 
 @contextmanager
 def products(device: torch.device, tf32: bool) -> Iterator[None]:
-    """How float32 matrices are multiplied inside, forward and backward.
+    """How float32 matrices are multiplied and convolved inside, forward and backward.
 
     Args:
         device: a rank's.
         tf32: with factors rounded to TF32, of 11 bits, on devices that have it; else with all 24.
     """
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    if is_cuda(device):
-        settings.fp32_precision = "tf32" if tf32 else "ieee"
+    # torch's older names of these settings: torch.compile reads them, and refuses some values of the newer ones.
+    kinds: Any = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
     try:
+        for kind in kinds if is_cuda(device) else ():
+            kind.allow_tf32 = tf32
         yield
     finally:
-        settings.fp32_precision = before
+        for kind, value in zip(kinds, before, strict=True) if is_cuda(device) else ():
+            kind.allow_tf32 = value
 
 
 @functools.cache

@@ -38,26 +38,26 @@ def test_what_may_still_be_taken_is_what_nobody_has_and_what_the_allocator_keeps
     assert devices.activities(CUDA) == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
 
 
-@pytest.mark.parametrize(("tf32", "inside"), [(True, "tf32"), (False, "ieee")])
-@pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
-def test_products_are_as_asked_for_inside_and_as_before_outside(monkeypatch, tf32, inside, before):
-    settings = SimpleNamespace(fp32_precision=before)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+def _products():
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.get_float32_matmul_precision()  # compilers ask, and torch refuses where its settings contradict each other
+    return settings
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_products_are_as_asked_for_inside_and_as_before_outside(tf32):
+    before = _products()
     with devices.products(CUDA, tf32):
-        assert settings.fp32_precision == inside
-    assert settings.fp32_precision == before
+        assert _products() == (tf32, tf32)
+        with devices.products(CUDA, not tf32):
+            assert _products() == (not tf32, not tf32)
+        assert _products() == (tf32, tf32)
+        with devices.products(CPU, not tf32):
+            assert _products() == (tf32, tf32)
+    assert _products() == before
     with pytest.raises(ZeroDivisionError), devices.products(CUDA, tf32):
         raise ZeroDivisionError
-    assert settings.fp32_precision == before
-    with devices.products(CPU, tf32):
-        assert settings.fp32_precision == before
-
-
-def test_torch_has_the_setting():
-    before = torch.backends.cuda.matmul.fp32_precision
-    with devices.products(CUDA, True):
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert _products() == before
 
 
 def test_work_aside_is_waited_for_and_what_it_made_is_kept(monkeypatch):

@@ -40,7 +40,8 @@ def sent(made: torch.Tensor, device: torch.device | None) -> torch.Tensor:
     """
     if device is None or made.device == device:
         return made
-    return (devices.pinned(made, device) if made.device.type == "cpu" else made).to(device, non_blocking=True)
+    # What comes to the host is waited for: nobody could tell when it is there.
+    return devices.pinned(made, device).to(device, non_blocking=True) if devices.is_cuda(device) else made.to(device)
 
 
 def moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Random numbers as a pure function of keys, the same on every rank, world size and device.
+"""Random numbers as a pure function of keys, the same on every rank and world size.
+
+Uniform ones are the same on all devices; normal ones pass through a logarithm and a cosine, of which CUDA may round the
+last of float64's bits otherwise.
 
 SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") is chained over the
 keys; a counter takes the place of a state.

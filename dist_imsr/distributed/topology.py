@@ -123,12 +123,12 @@ def locate() -> Topology:
 
 def _seen() -> Place:
     """The place, as far as this rank's devices show it."""
-    told, devices = place(), torch.cuda.device_count()
-    if devices == 1 and told.local_world_size > 1:
+    told, count = place(), torch.cuda.device_count()
+    if count == 1 and told.local_world_size > 1:
         # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
         return replace(told, local_rank=0, local_world_size=1)
-    if 1 < devices < told.local_world_size:
-        raise ValueError(f"{told.local_world_size} ranks of a machine cannot share {devices} GPUs: start one for each")
+    if 1 < count < told.local_world_size:
+        raise ValueError(f"{told.local_world_size} ranks of a machine cannot share {count} GPUs: start one for each")
     return told
 
 
