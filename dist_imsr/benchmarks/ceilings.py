@@ -16,7 +16,7 @@ import torch
 
 from dist_imsr import devices
 from dist_imsr.benchmarks.clock import timed
-from dist_imsr.benchmarks.report import Bound, Figure, Least, Rates
+from dist_imsr.benchmarks.report import Bound, Figure, Least
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed.topology import Topology
@@ -115,18 +115,6 @@ def multiplied(flops: float, precision: str = "fp32") -> Bound:
     """
     figure = PRODUCT.format(precision)
     return lambda rates: Least(figure, flops / rates[figure])
-
-
-def fastest_fp32(rates: Rates) -> float:
-    """The rate of products whose factors are float32 in memory, whether rounded to TF32 or not.
-
-    Args:
-        rates: of the machine.
-
-    Returns:
-        Multiplications and additions a second.
-    """
-    return max(rates[name] for name in (PRODUCT.format("fp32"), PRODUCT.format("tf32")) if name in rates)
 
 
 class _Held:

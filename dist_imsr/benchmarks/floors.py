@@ -8,10 +8,11 @@ pass below.
 
 from typing import Any
 
-from dist_imsr.benchmarks.ceilings import COPY, PRODUCT, TO_DEVICE, fastest_fp32
+from dist_imsr.benchmarks.ceilings import COPY, PRODUCT, TO_DEVICE
 from dist_imsr.benchmarks.report import Bound, Least, Rates
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.hardware import HardwareConfig
@@ -24,19 +25,34 @@ GPU = {"cpu": "cpu", "cuda": "h200"}
 _FREE = 1e30  # bytes a second of links that are not counted
 
 
-def measured(rates: Rates, ranks: int) -> HardwareConfig:
+def product(rates: Rates, engine: EngineConfig) -> str:
+    """The ceiling of the products that a run makes of float32 factors.
+
+    Args:
+        rates: of the machine.
+        engine: of the run.
+
+    Returns:
+        The figure's name: that of TF32 where the run asks for it and the machine has it.
+    """
+    rounded = PRODUCT.format("tf32")
+    return rounded if engine.tf32 and rounded in rates else PRODUCT.format("fp32")
+
+
+def measured(rates: Rates, ranks: int, engine: EngineConfig) -> HardwareConfig:
     """A rank's part of this machine as the planner's device.
 
     Args:
         rates: of the machine.
         ranks: that share them.
+        engine: of the run, which says how float32 factors are multiplied.
 
     Returns:
         The figures that were measured, all of each counted on; no overhead, no latency, and links that cost nothing.
     """
     return HardwareConfig(
         memory_bandwidth=rates[COPY] / ranks,
-        fp32=fastest_fp32(rates) / ranks,
+        fp32=rates[product(rates, engine)] / ranks,
         bf16=rates[PRODUCT.format("bf16")] / ranks,
         to_host=rates.get(TO_DEVICE, rates[COPY]) / ranks,
         intra_node=_FREE,
@@ -68,16 +84,17 @@ def step_bound(options: Any) -> Bound:
             spans=1,
             dry_run=False,
             load=LoadConfig(new_items=0.0),
-            hardware=measured(rates, options.ranks),
+            hardware=measured(rates, options.ranks, options.engine),
             model=ModelConfig(dim=options.dim, interests=options.interests),
             batch=BatchConfig(options.batch, options.history, options.targets, options.negatives),
             catalogue=CatalogueConfig(headroom=0.0),
+            engine=options.engine,
         )
         spans, users = spans_of(config), options.batch // options.ranks
         history, targets = (users * (1 + most) // 2 for most in (options.history, options.targets))  # on average
         step = Step(users, history, targets, options.history, options.targets, options.negatives, options.interests)
         terms = Clock(config, Accounts(config, spans, row_wise(options.ranks))).step(spans[0], step)
-        both = Least(COPY, terms["memory"]), Least(PRODUCT.format("fp32"), terms["multiplications"])
+        both = Least(COPY, terms["memory"]), Least(product(rates, options.engine), terms["multiplications"])
         return max(both, key=lambda one: one.seconds)
 
     return least

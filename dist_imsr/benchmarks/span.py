@@ -2,19 +2,22 @@
 
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from dist_imsr.benchmarks.ceilings import COPY, PRODUCT
-from dist_imsr.benchmarks.floors import GPU, measured, per
+import torch
+
+from dist_imsr.benchmarks.ceilings import COPY
+from dist_imsr.benchmarks.floors import GPU, measured, per, product
 from dist_imsr.benchmarks.report import Bound, Figure, Least, Rates, ratios
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file, require_folder, resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.phases import memory_of
+from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import Phase, total
 from dist_imsr.planning.prepared import plan_of
 from dist_imsr.training.checkpoint import name_of
@@ -180,7 +183,8 @@ def _figures(
     base, strategy = config.model.base, config.strategy.name
     name, settings = f"{strategy}_{base}", settings_of(options) | {"base": base, "strategy": strategy}
     process = max(one.process for one in runs)
-    plan = plan_of(dataset, config, options.ranks, GPU[options.device], process=process)
+    hardware = HardwareConfig(memory=_bytes(options))
+    plan = plan_of(dataset, config, options.ranks, GPU[options.device], hardware, process)
     lines = [line for one in runs for line in one.phases]
     seconds, users = _seconds(runs), [plan.spans[line["span"]].users for line in lines]
     bound = _bound(options, dataset, config)
@@ -228,12 +232,18 @@ def _bound(options: SpanBench, dataset: Dataset, config: TrainConfig) -> Bound:
     """The mean of the trained spans' least seconds."""
 
     def least(rates: Rates) -> Least:
-        plan = plan_of(dataset, config, options.ranks, GPU[options.device], measured(rates, options.ranks))
+        hardware = replace(measured(rates, options.ranks, config.engine), memory=_bytes(options))
+        plan = plan_of(dataset, config, options.ranks, GPU[options.device], hardware)
         spans = plan.spans[1 : options.spans + 1]
         terms = [plan.clock.span(span, None) for span in spans]  # without a test
-        return Least(f"{COPY} and {PRODUCT.format('fp32')}", fmean(sum(one.values()) for one in terms))
+        return Least(f"{COPY} and {product(rates, config.engine)}", fmean(sum(one.values()) for one in terms))
 
     return least
+
+
+def _bytes(options: SpanBench) -> int | None:
+    """The memory of a device; None for the host, where the planner needs none."""
+    return torch.cuda.get_device_properties(0).total_memory if options.device == "cuda" else None
 
 
 def _paper(base: str, strategy: str) -> dict[str, Any] | None:

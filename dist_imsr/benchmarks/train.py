@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,7 @@ class TrainBench:
         warmup: steps before the first run.
         repeats: runs of each side.
         seed: of the synthetic batches.
+        engine: the dense weights and their precision, as in launch/train.py.
         json: where the figures are written as a list of objects.
     """
 
@@ -77,14 +78,15 @@ class TrainBench:
     warmup: int = 5
     repeats: int = 7
     seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
     json: Path | None = None
 
     def __post_init__(self) -> None:
         settle(self)
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, int):
-                require(value >= (0 if field.name in ("seed", "warmup") else 1), field.name, value, "at least 1")
+                require(value >= (0 if one.name in ("seed", "warmup") else 1), one.name, value, "at least 1")
         require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
         require_file(self.json, "json")
@@ -100,7 +102,7 @@ class TrainBench:
         Returns:
             Its values where the keys are the same, and the defaults elsewhere.
         """
-        names = {field.name for field in fields(cls)} - {"json"}
+        names = {one.name for one in fields(cls)} - {"json"}
         return cls(**{name: value for name, value in asdict(options).items() if name in names} | others)
 
 
@@ -278,7 +280,7 @@ def recommender(
         policy or InterestPolicy.plain(),
         Companion(),
         ModelConfig(base, dim=options.dim, interests=options.interests),
-        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
+        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), options.engine, RankingConfig()),
         items=[options.items],
         bucket_offsets=edges,
         seed=options.seed,

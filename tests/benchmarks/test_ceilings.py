@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dist_imsr.benchmarks.ceilings import COPY, fastest_fp32
+from dist_imsr.benchmarks.ceilings import COPY
 from launch.bench import main
 
 TINY = ["--block", "1", "--size", "32", "--repeats", "2", "--device", "cpu"]
@@ -18,12 +18,6 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
         assert 1e6 < row["min"] <= row["max"] < 1e15
     assert figures[COPY]["settings"]["block"] == 1
     assert COPY in capsys.readouterr().out
-
-
-def test_products_of_float32_may_be_rounded():
-    assert fastest_fp32({"product_fp32_flops_per_second": 3.0, COPY: 9.0}) == 3.0
-    rates = {"product_fp32_flops_per_second": 3.0, "product_tf32_flops_per_second": 5.0}
-    assert fastest_fp32(rates) == 5.0
 
 
 @pytest.mark.parametrize("key", ["block", "size", "repeats", "threads", "seed"])
