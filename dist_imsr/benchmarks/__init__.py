@@ -6,7 +6,6 @@ runs says so here.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
@@ -41,7 +40,6 @@ class Benchmark(NamedTuple):
 
 
 _BOTH = ("cpu", "cuda")
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _FEW_STEPS = ("--items=3000", "--batch=32", "--dim=8", "--steps=2", "--repeats=2")
 
 BENCHMARKS = {
@@ -74,10 +72,7 @@ BENCHMARKS = {
             *("--spans=2", "--epochs=1", "--pretraining_epochs=1"),
         ),
     ),
-    "span": Benchmark(
-        *(SpanBench, bench_span, _BOTH),
-        on_cuda=(f"--train=[{_CONFIGS / 'scale_training.yaml'}, {_CONFIGS / 'cuda_taobao.yaml'}]",),
-    ),
+    "span": Benchmark(SpanBench, bench_span, _BOTH),
     "prepare": Benchmark(PrepareBench, bench_prepare),
     "ablation": Benchmark(AblationBench, bench_ablation),
 }

@@ -15,7 +15,7 @@ from dist_imsr.benchmarks.report import Bound, Figure, Least, Rates, ratios
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file, require_folder, resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, quiet
 from dist_imsr.phases import memory_of
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import Phase, total
@@ -27,6 +27,7 @@ from dist_imsr.training.run import begin, check
 
 _PATIENCE = 3600.0  # seconds that one run may take
 _BLOCK = 16 << 20  # bytes that are read at a time
+_SHOWN = 0.01  # of a span, from which on a phase has a figure; all are among the details
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _PAIR = "imsr", "fine_tuning"
 PAPER = {
@@ -49,7 +50,8 @@ class SpanBench:
 
     Args:
         data: a folder that launch/prepare.py wrote.
-        train: YAML files of launch/train.py's keys, later ones winning.
+        train: YAML files of launch/train.py's keys, later ones winning; by default configs/scale_training.yaml, and
+            configs/cuda_taobao.yaml behind it on CUDA.
         set: further arguments of launch/train.py, as in ["--batch.size=4096"].
         set_base: the same for one base model; the threshold is that of docs/scale.md.
         spans: how many are trained, from the first one behind pre-training on.
@@ -66,7 +68,7 @@ class SpanBench:
     """
 
     data: Path
-    train: list[Path] = field(default_factory=lambda: [_CONFIGS / "scale_training.yaml"])
+    train: list[Path] = field(default_factory=list)
     set: list[str] = field(default_factory=list)
     set_base: dict[str, list[str]] = field(default_factory=lambda: {"comirec_sa": ["--strategy.imsr.detector.c1=0.15"]})
     spans: int = 1
@@ -84,6 +86,9 @@ class SpanBench:
         settle(self)
         there = (self.data / "dataset.json").is_file()
         require(there, "data", str(self.data), "a folder that launch/prepare.py wrote")
+        if not self.train:
+            files = ["scale_training.yaml", *["cuda_taobao.yaml"] * (self.device == "cuda")]
+            object.__setattr__(self, "train", [_CONFIGS / name for name in files])
         for path in self.train:
             require(path.is_file(), "train", str(path), "files")
         for key in ("spans", "threads", "repeats"):
@@ -94,7 +99,9 @@ class SpanBench:
         require(dataset.buckets >= self.ranks, "ranks", self.ranks, f"no more than buckets of users, {dataset.buckets}")
         for base in self.bases:
             for strategy in self.strategies:
-                self.config(base, strategy, Path("run")).training.last(dataset.spans)
+                config = self.config(base, strategy, Path("run"))
+                config.training.last(dataset.spans)
+                config.catalogue.optimizer_on(torch.device(self.device))
         require_folder(self.folder or Path(), "folder")
         require_file(self.json, "json")
 
@@ -142,13 +149,14 @@ def bench_span(options: SpanBench) -> list[Figure]:
         options: the subcommand's.
 
     Returns:
-        For each base and strategy the seconds, users/s, each outermost phase's share of a span's time, the most bytes
-        that a rank held over what was planned, and for each base the seconds of imsr over those of fine_tuning.
+        For each base and strategy the seconds, users/s, the shares of a span's time that outermost phases take, and the
+        most bytes that a rank held over what was planned; for each base the seconds of imsr over those of fine_tuning.
 
     Raises:
         RuntimeError: if a rank failed.
     """
     dataset, figures = Dataset(DataConfig(options.data)), list[Figure]()
+    quiet()  # the planner is asked in this process
     _read_ahead(options)
     with tempfile.TemporaryDirectory(prefix="bench-span-", dir=(options.folder or Path()).resolve()) as scratch:
         for base in options.bases:
@@ -199,7 +207,8 @@ def _figures(
     for phase in outermost:
         taken = [{path: line["seconds"].get(path, {"mean": 0.0})["mean"] for path in outermost} for line in lines]
         shares = [one[phase] / sum(one.values()) for one in taken]
-        figures.append(Figure(f"{name}_share_of_{phase}", "share", shares, settings))
+        if max(shares) >= _SHOWN:
+            figures.append(Figure(f"{name}_share_of_{phase}", "share", shares, settings))
     memory = [_memory(options, plan.accounts.phases(), line) for line in lines]
     over = [max(one["bytes"] for one in each) / max(one["planned_bytes"] or 0 for one in each) for each in memory]
     details = {"memory": [one for each in memory for one in each]}
