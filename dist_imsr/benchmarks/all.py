@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from dist_imsr.benchmarks import BENCHMARKS
@@ -93,7 +94,8 @@ def run_all(argv: Sequence[str], console: Console) -> int:
             figures = BENCHMARKS[name].measure(part)
             if name == _CEILINGS:
                 rates = {figure.name: statistics.median(figure.runs) for figure in figures}
-            rows = [{"benchmark": name} | figure.row(rates) for figure in figures]
+            comparable = rates if getattr(part, "ranks", 1) == options.ranks else {}
+            rows = [{"benchmark": name} | figure.row(comparable) for figure in figures]
             show(rows, console)
             told["figures"] += rows
         except KeyboardInterrupt:
@@ -101,6 +103,7 @@ def run_all(argv: Sequence[str], console: Console) -> int:
         except Exception as error:
             traceback.print_exc()
             told["failed"].append({"benchmark": name, "reason": _reason(error)})
+        torch.cuda.empty_cache()  # what this process itself measured on is free for the ranks of the next one
         told["seconds"][name] = round(time.perf_counter() - begin, 3)
         write_json(told, options.json)
         if told["interrupted"]:

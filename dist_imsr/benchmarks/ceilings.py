@@ -108,13 +108,15 @@ def multiplied(flops: float, precision: str = "fp32") -> Bound:
 
     Args:
         flops: multiplications and additions, of all ranks.
-        precision: ``fp32`` (IEEE), ``tf32`` or ``bf16``.
+        precision: ``fp32`` or ``ieee``, ``tf32`` or ``bf16``; ``bf16x3`` and ``tf32x3`` where three of these products
+            are added up for one.
 
     Returns:
         The time of large square products of as many.
     """
-    figure = PRODUCT.format(precision)
-    return lambda rates: Least(figure, flops / rates[figure])
+    times, kind = 3 if precision.endswith("x3") else 1, precision.removesuffix("x3")
+    figure = PRODUCT.format("fp32" if kind == "ieee" else kind)
+    return lambda rates: Least(figure, times * flops / rates[figure])
 
 
 class _Held:

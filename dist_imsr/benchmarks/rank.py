@@ -25,6 +25,7 @@ from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.launches import launch_on
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.evaluation.tiles import Precision, Shard
 from dist_imsr.model.interests import Interests
@@ -89,8 +90,9 @@ def bench_rank(options: RankBench) -> list[Figure]:
     """Measures how near the ranker comes to the machine's limit, how far it is ahead, and what memory it takes.
 
     The ceiling of users/s is that of the users' dot products with all items as one large square product in the
-    ranker's precision. It leaves out the softmax over interests, comparisons, the order of the best, and that these
-    products are of d columns only; ``..._flops_over_matmul`` has the fp32 product of the same shapes in its place.
+    ranker's precision, on CUDA for ranks as the products that its kernel makes of each. It leaves out the softmax over
+    interests, comparisons, the order of the best, and that these products are of d columns only;
+    ``..._flops_over_matmul`` has the fp32 product of the same shapes in its place.
 
     Args:
         options: the subcommand's.
@@ -122,7 +124,7 @@ def bench_rank(options: RankBench) -> list[Figure]:
     for precision in precisions:
         suffix, setting = "" if precision == "fp32" else f"_{precision}", settings | {"precision": precision}
         exact, first, best = (seconds[precision, asked] for asked in _ASKED)
-        counted = "fp32" if options.device == "cuda" else precision  # as RankingConfig says
+        counted = launch_on(torch.device("cuda")).products if options.device == "cuda" else precision
         bounds = {
             "ranker_users_per_second": multiplied(flops / options.users, counted),
             "best_users_per_second": multiplied(flops / options.users, precision),

@@ -29,6 +29,15 @@ def test_a_ceiling_is_told_where_its_rate_was_measured():
         assert "ceiling" not in figure.row(known)
 
 
+@pytest.mark.parametrize(
+    ("precision", "share"), [("fp32", 0.25), ("ieee", 0.25), ("bf16", 0.125), ("bf16x3", 0.375), ("tf32", None)]
+)
+def test_products_of_all_kinds(precision, share):
+    rates = {"product_fp32_flops_per_second": 8.0, "product_bf16_flops_per_second": 16.0}
+    row = Figure("products", "s", [4.0], {}, multiplied(8.0, precision)).row(rates)
+    assert row.get("ceiling", {}).get("share") == share
+
+
 def test_details_stand_beside_the_numbers():
     row = Figure("speed", "s", [1.0], {}, details={"phases": [1, 2]}).row()
     assert row["phases"] == [1, 2]
