@@ -273,4 +273,5 @@ def _fill(topology: Topology, size: int) -> None:
 def _measure(topology: Topology, act: Callable[..., tuple[float, ...]], *args: int) -> tuple[float, ...]:
     """Seconds until the slowest rank has done something, and those that it tells of."""
     seconds, told = timed(topology, act, _held, *args)
+    _held.checkpoints.close()  # older checkpoints are gone before files are looked at
     return seconds, *told

@@ -45,7 +45,9 @@ def test_everything_is_measured_in_one_run(tmp_path, capsys):
     path = tmp_path / "all.json"
     assert main(["all", *ON_HOST, "--json", str(path), *span, "--checkpoint.folder", str(tmp_path)]) == 0
     told = json.loads(path.read_text())
-    assert {row["benchmark"] for row in told["figures"]} == {name for name, one in BENCHMARKS.items() if one.of_all}
+    assert {row["benchmark"] for row in told["figures"]} == {
+        name for name, one in BENCHMARKS.items() if "cpu" in one.of_all
+    }
     assert told["failed"] == []
     assert told["left_out"] == {}
     assert set(told["seconds"]) == {row["benchmark"] for row in told["figures"]}
@@ -115,12 +117,14 @@ def test_benchmarks_of_another_device_are_not_run(measured, monkeypatch, tmp_pat
 
 def test_arguments_on_cuda_come_before_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     options = all_of_them.AllBench(json=all_of_them.Path("all.json"), device="cuda")
     given = {name: [] for name in BENCHMARKS} | {"train": ["--steps=7"]}
     chosen, _ = all_of_them._chosen(options, given)
     assert isinstance(chosen["train"], TrainBench)
     assert (chosen["train"].batch, chosen["train"].steps, chosen["train"].device) == (8192, 7, "cuda")
     assert (chosen["rank"].users, chosen["rank"].items) == (10_000, 1_700_000)
+    assert chosen["kernel"].device == "cuda"
 
 
 @pytest.mark.parametrize(
