@@ -3,13 +3,14 @@
 import sys
 
 from dist_imsr.benchmarks import BENCHMARKS
+from dist_imsr.benchmarks.all import run_all
 from dist_imsr.benchmarks.report import show, write_json
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
 
 
 def main(argv: list[str]) -> int:
-    """Runs one benchmark, prints its figures and writes them where ``--json`` says.
+    """Runs one benchmark, prints its figures and writes them where ``--json`` says; or all of them.
 
     Args:
         argv: the benchmark's name and its options.
@@ -18,22 +19,25 @@ def main(argv: list[str]) -> int:
         The exit status: 2 without a benchmark's name, 1 where a rank failed, 130 after Ctrl-C.
     """
     name = argv[0] if argv else ""
+    if name == "all":
+        return run_all(argv[1:], output_console())
     if name not in BENCHMARKS:
         asked = name in ("-h", "--help")
-        print(__doc__, f"BENCHMARK is one of: {', '.join(BENCHMARKS)}", file=sys.stdout if asked else sys.stderr)
+        names = ", ".join((*BENCHMARKS, "all"))
+        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     options = parse(BENCHMARKS[name].options, argv[1:])
     try:
-        figures = BENCHMARKS[name].measure(options)
+        rows = [figure.row() for figure in BENCHMARKS[name].measure(options)]
     except RuntimeError as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench.py: interrupted; nothing was written", file=sys.stderr)
         return 130
-    show(figures, output_console())
+    show(rows, output_console())
     if options.json:
-        write_json(figures, options.json)
+        write_json(rows, options.json)
     return 0
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure
+from dist_imsr.benchmarks.world import Device, settle, world
 from dist_imsr.config import parse, require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.interest_store import Slots
@@ -56,7 +56,8 @@ class AblationBench:
         data: the prepared data; what the file says by default.
         seeds: each variant is trained once a seed.
         variants: some of them; all by default.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         json: where the figures are written as a list of objects.
     """
@@ -65,16 +66,17 @@ class AblationBench:
     data: Path | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         require(self.train.is_file(), "train", str(self.train), "a file")
         require(bool(self.seeds), "seeds", self.seeds, "at least one")
         known = bool(self.variants) and set(self.variants) <= set(VARIANTS)
         require(known, "variants", self.variants, f"some of {', '.join(VARIANTS)}")
-        require(self.ranks >= 1, "ranks", self.ranks, "at least 1")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         require_file(self.json, "json")
 
@@ -94,7 +96,7 @@ def bench_ablation(options: AblationBench) -> list[Figure]:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level="ERROR", force=True)
     logger.setLevel("INFO")
     runs: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as scratch, LocalRanks(options.ranks, options.threads, 3600.0) as ranks:
+    with tempfile.TemporaryDirectory() as scratch, world(options, 3600.0) as ranks:
         for seed in options.seeds:
             for name in sorted(options.variants, key=_base):
                 config = _config(options, name, seed, Path(scratch))

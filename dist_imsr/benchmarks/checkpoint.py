@@ -6,10 +6,11 @@ end on the disk when they write, and begin there when they read.
 
 import math
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 
 from dist_imsr.benchmarks import train
 from dist_imsr.benchmarks.clock import timed
-from dist_imsr.benchmarks.ranks import LocalRanks
-from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.report import Bound, Figure, Least, ratios
 from dist_imsr.benchmarks.train import TrainBench
+from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file, require_folder
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.topology import Topology
@@ -40,7 +41,8 @@ class CheckpointBench:
         items: rows of the table.
         users: users in the interest store, over all ranks.
         buckets: of users, each with its own files; a multiple of ranks.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         dim: d.
         interests: K of every user.
@@ -55,7 +57,8 @@ class CheckpointBench:
     items: int = 1_700_000
     users: int = 100_000
     buckets: int = 64
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     dim: int = 64
     interests: int = 4
@@ -67,6 +70,7 @@ class CheckpointBench:
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         _ = self.training  # which checks the keys that they share
         fits = self.buckets > 0 and self.buckets % self.ranks == 0
         require(fits, "buckets", self.buckets, f"a multiple of ranks, {self.ranks}")
@@ -95,7 +99,7 @@ def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
     place = (options.folder or Path()).resolve()
     with (
         tempfile.TemporaryDirectory(prefix="bench-checkpoint-", dir=place) as scratch,
-        LocalRanks(options.ranks, options.threads, _PATIENCE) as ranks,
+        world(options, _PATIENCE) as ranks,
     ):
         folder = Path(scratch)
 
@@ -131,7 +135,7 @@ def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
             options, lambda: run(_Held.train, steps, True), lambda: run(_Held.train, steps, False)
         )
 
-    settings = {name: value for name, value in asdict(options).items() if name not in ("json", "folder")}
+    settings = settings_of(options)
     save, write, load, read = ([seconds for seconds, *_ in side] for side in (saves, writes, loads, reads))
     lost = [one[0] - other[0] for one, other in zip(saving, quiet, strict=True)]
     blocks = settings | {"steps": steps, "seconds_waited_at_the_end": [waited for _, _, waited in saving]}
@@ -139,13 +143,18 @@ def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
         Figure("checkpoint_bytes", "bytes", [size], settings),
         Figure("save_rate_over_plain_write", "ratio", ratios(write, save), settings),
         Figure("load_rate_over_plain_read", "ratio", ratios(read, load), settings),
-        Figure("seconds_a_save", "s", save, settings),
+        Figure("seconds_a_save", "s", save, settings, _plain("seconds_a_plain_write", write)),
         Figure("seconds_a_plain_write", "s", write, settings),
-        Figure("seconds_a_load", "s", load, settings),
+        Figure("seconds_a_load", "s", load, settings, _plain("seconds_a_plain_read", read)),
         Figure("seconds_a_plain_read", "s", read, settings),
         Figure("train_seconds_lost_per_save", "s", lost, blocks),
         Figure("train_seconds_blocked_per_save", "s", [blocked for _, blocked, _ in saving], blocks),
     ]
+
+
+def _plain(figure: str, seconds: Sequence[float]) -> Bound:
+    """The bound of what ends on the disk or begins there: plain files of as many bytes, measured in turn."""
+    return lambda rates: Least(figure, statistics.median(seconds))
 
 
 def _take_turns(options: CheckpointBench, *sides: Callable[[], list[float]]) -> list[list[list[float]]]:
@@ -264,4 +273,5 @@ def _fill(topology: Topology, size: int) -> None:
 def _measure(topology: Topology, act: Callable[..., tuple[float, ...]], *args: int) -> tuple[float, ...]:
     """Seconds until the slowest rank has done something, and those that it tells of."""
     seconds, told = timed(topology, act, _held, *args)
+    _held.checkpoints.close()  # older checkpoints are gone before files are looked at
     return seconds, *told

@@ -8,14 +8,16 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
+from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.rank import RankBench, items_of, users_of
 from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.world import settings_of
 from dist_imsr.config import require, require_file
 from dist_imsr.evaluation.launches import CANDIDATES, Launch
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, count_better
@@ -104,12 +106,14 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
     rounds = [[_seconds(side) for side in sides.values()] for _ in range(1 + options.repeats)][1:]
     seconds = dict(zip(sides, zip(*rounds, strict=True), strict=True))
 
-    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    settings = settings_of(options)
+    precisions = {name: name.removesuffix("_product") for name in products}
     flops = 2 * options.users * options.interests * options.dim * options.items
     figures = []
     for name, runs in seconds.items():
         setting = settings | {"launch": CANDIDATES[name]._asdict()} if name in CANDIDATES else settings
-        figures.append(Figure(f"{name}_seconds", "s", runs, setting))
+        precision = CANDIDATES[name].products if name in CANDIDATES else precisions.get(name, "fp32")
+        figures.append(Figure(f"{name}_seconds", "s", runs, setting, multiplied(flops, precision)))
         figures.append(Figure(f"{name}_flops_per_second", "flops/s", [flops / one for one in runs], setting))
         if name in counters:
             figures += [

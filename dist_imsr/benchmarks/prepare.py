@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.world import settings_of
 from dist_imsr.config import require, require_file, require_folder
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
@@ -80,7 +81,7 @@ def bench_prepare(options: PrepareBench) -> list[Figure]:
     with tempfile.TemporaryDirectory(dir=options.folder or Path(), prefix="bench-") as scratch:
         for rows in options.rows:
             log = Path(scratch) / f"{rows}.csv"
-            settings = {name: value for name, value in asdict(options).items() if name not in ("json", "folder")}
+            settings = settings_of(options)
             settings["rows_read"] = read = _generate(options, rows, log)
             programs = [_OURS, _POLARS] if rows == options.polars_rows else [_OURS]
             runs = [[_run(options, program, log) for program in programs] for _ in range(options.repeats)]

@@ -9,7 +9,7 @@ have ranks that are log-uniform over the catalogue: a trained model finds many e
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,15 @@ import torch
 from torch.nn.functional import normalize
 from torchrec import JaggedTensor
 
+from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.clock import timed
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.launches import launch_on
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.evaluation.tiles import Precision, Shard
 from dist_imsr.model.interests import Interests
@@ -47,7 +49,8 @@ class RankBench:
         top: N of the best items and of the first places.
         precision: bf16 measures fp32 too, and refuses ranks that differ between them.
         memory: MiB of scores that a rank may hold.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         repeats: runs of each side.
         seed: of the synthetic items, users and targets.
@@ -61,13 +64,15 @@ class RankBench:
     top: int = 20
     precision: Precision = "bf16"
     memory: int = 256
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     repeats: int = 5
     seed: int = 0
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int):
@@ -84,6 +89,11 @@ _ASKED: tuple[Asked, ...] = ("ranks", "first_places", "best")
 def bench_rank(options: RankBench) -> list[Figure]:
     """Measures how near the ranker comes to the machine's limit, how far it is ahead, and what memory it takes.
 
+    The ceiling of users/s is that of the users' dot products with all items as one large square product in the
+    ranker's precision, on CUDA for ranks as the products that its kernel makes of each. It leaves out the softmax over
+    interests, comparisons, the order of the best, and that these products are of d columns only;
+    ``..._flops_over_matmul`` has the fp32 product of the same shapes in its place.
+
     Args:
         options: the subcommand's.
 
@@ -98,7 +108,7 @@ def bench_rank(options: RankBench) -> list[Figure]:
     precisions: list[Precision] = ["fp32"] if options.precision == "fp32" else ["fp32", "bf16"]
     sides: list[tuple[str, ...]] = [("product",), ("straightforward", "ranks"), ("straightforward", "best")]
     sides += [(precision, asked) for precision in precisions for asked in _ASKED]
-    with LocalRanks(options.ranks, options.threads, _PATIENCE) as ranks:
+    with world(options, _PATIENCE) as ranks:
         ranks.call(_set_up, options)
         # First of all, and so a warm-up of what is timed.
         peaks = {precision: max(ranks.call(_peak_bytes, precision)) for precision in precisions}
@@ -107,14 +117,20 @@ def bench_rank(options: RankBench) -> list[Figure]:
         ranks.call(_check)
     seconds = dict(zip(sides, zip(*rounds, strict=True), strict=True))
 
-    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    settings = settings_of(options)
     flops = 2 * options.users * options.interests * options.dim * options.items
-    figures = [Figure("matmul_flops_per_second", "flops/s", [flops / s for s in seconds["product",]], settings)]
+    product = [flops / s for s in seconds["product",]]
+    figures = [Figure("matmul_flops_per_second", "flops/s", product, settings, multiplied(1))]
     for precision in precisions:
         suffix, setting = "" if precision == "fp32" else f"_{precision}", settings | {"precision": precision}
         exact, first, best = (seconds[precision, asked] for asked in _ASKED)
+        counted = launch_on(torch.device("cuda")).products if options.device == "cuda" else precision
+        bounds = {
+            "ranker_users_per_second": multiplied(flops / options.users, counted),
+            "best_users_per_second": multiplied(flops / options.users, precision),
+        }
         figures += [
-            Figure(f"{name}{suffix}", unit, runs, setting)
+            Figure(f"{name}{suffix}", unit, runs, setting, bounds.get(name))
             for name, unit, runs in (
                 ("ranker_users_per_second", "users/s", [options.users / s for s in exact]),
                 ("first_places_users_per_second", "users/s", [options.users / s for s in first]),
@@ -170,7 +186,7 @@ class _Held:
         places = (len(self.table) + 1 - wanted).split(self._at_once)
         return torch.stack(
             [
-                one.kthvalue(place).indices
+                _place(one, place)
                 for scores, part in zip(self._scores(), places, strict=True)
                 for one, place in zip(scores, part.tolist(), strict=True)
             ]
@@ -274,6 +290,13 @@ def users_of(options: RankBench, table: torch.Tensor) -> tuple[torch.Tensor, tor
     lengths = 1 - 0.1 * torch.rand(*shape, 1, generator=draw)
     ranks = torch.exp(math.log(options.items) * torch.rand(options.users, generator=draw)).long()
     return normalize(liked + noise, dim=-1) * lengths.to(table.device), ranks.clamp(1, options.items)
+
+
+def _place(scores: torch.Tensor, place: int) -> torch.Tensor:
+    """The item ``[]`` whose score is the one at a place, counted from the lowest."""
+    if scores.is_cuda:  # where kthvalue leaves all but one multiprocessor idle
+        return scores.sort().indices[place - 1]
+    return scores.kthvalue(place).indices
 
 
 def _directions(count: int, dim: int, draw: torch.Generator) -> torch.Tensor:

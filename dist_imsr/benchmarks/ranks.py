@@ -39,7 +39,7 @@ class LocalRanks:
         make = _SPAWNED.Process if device == "cuda" else _FORKED.Process
         for rank in range(world_size):
             here, there = multiprocessing.Pipe()
-            process = make(target=_serve, args=(rank, world_size, threads, port, there), daemon=True)
+            process = make(target=_serve, args=(rank, world_size, threads, seconds, port, there), daemon=True)
             with nullcontext() if device == "cuda" else _no_cuda():
                 process.start()
             there.close()
@@ -101,7 +101,7 @@ def _no_cuda() -> Iterator[None]:
         os.environ.update({} if seen is None else {name: seen})
 
 
-def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, threads: int, seconds: float, port: int, pipe: Connection) -> None:
     """One rank: connects at its first call, then answers until it is killed."""
     import torch
 
@@ -119,7 +119,7 @@ def _serve(rank: int, world_size: int, threads: int, port: int, pipe: Connection
             return
         said: tuple[str | None, Any]
         try:
-            topology = topology or connect(60)
+            topology = topology or connect(seconds)
             said = None, function(topology, *args)
         except BaseException:
             said = traceback.format_exc(), None

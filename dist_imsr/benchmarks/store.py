@@ -1,15 +1,16 @@
 """The interest store: what a step costs beside many users, and how fast interests come and go."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from dist_imsr.benchmarks.ceilings import moved
 from dist_imsr.benchmarks.clock import timed
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.train import Base, Side, TrainBench, recommender, sharded, take_turns
+from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.interest_store import DRAWN
@@ -33,7 +34,8 @@ class StoreBench:
         few: users of the other side of a step's figures.
         items: rows of the table, on both sides.
         batch: users in a global step.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         dim: d.
         interests: K of every user, in the steps and before growth.
@@ -51,7 +53,8 @@ class StoreBench:
     few: int = 10_000
     items: int = 100_000
     batch: int = 1024
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     dim: int = 64
     interests: int = 9
@@ -65,6 +68,7 @@ class StoreBench:
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         _ = self.training  # which checks the keys that they share
         require(self.batch <= self.few <= self.users, "few", self.few, "the batch at least, and users at most")
         fits = 0 < self.growing <= 1 and self.growing * (self.users // self.ranks) >= 1
@@ -98,6 +102,8 @@ def bench_store(options: StoreBench) -> list[Figure]:
     Figures that end with ``_all_grow`` are of a span in which every user gains ``new`` interests, and has ``interests``
     by then.
 
+    Seconds have the machine's own copies of these bytes as their ceiling, which leave out as much as the plain copy.
+
     The peaks are the most that ranks hold while the store grows for the first time, or is trimmed, what is not the
     store left out, over what the store holds afterwards.
 
@@ -123,7 +129,7 @@ def bench_store(options: StoreBench) -> list[Figure]:
 
 def _moving(options: StoreBench, interests: int, growing: float, suffix: str) -> list[Figure]:
     """The figures of growth and trimming, for so many interests before and a share of users who gain more."""
-    with LocalRanks(options.ranks, options.threads) as ranks:
+    with world(options) as ranks:
         ranks.call(_set_up, options, interests, growing)
         peaks = [sum(column) for column in zip(*ranks.call(_peaks), strict=True)]
         rounds = [ranks.call(_round) for _ in range(options.repeats)]
@@ -143,9 +149,16 @@ def _moving(options: StoreBench, interests: int, growing: float, suffix: str) ->
         "expand_peak_bytes_over_held": ("ratio", [peaks[0] / peaks[1]]),
         "trim_peak_bytes_over_held": ("ratio", [peaks[2] / peaks[3]]),
     }
-    settings = {name: value for name, value in asdict(options).items() if name != "json"}
-    settings |= {"interests": interests, "growing": growing}
-    return [Figure(f"{name}{suffix}", unit, runs, settings) for name, (unit, runs) in figures.items()]
+    settings = settings_of(options) | {"interests": interests, "growing": growing}
+    vector = 2 * 4 * options.dim  # bytes, read and written
+    gainers = int(growing * options.users)
+    grown, kept = (options.users * interests + gainers * more for more in (options.new, options.new - options.short))
+    bounds = {
+        "seconds_an_expand": moved(vector * grown),
+        "seconds_a_trim": moved(vector * kept),
+        "seconds_of_both_copies": moved(vector * (grown + kept)),
+    }
+    return [Figure(f"{name}{suffix}", unit, runs, settings, bounds.get(name)) for name, (unit, runs) in figures.items()]
 
 
 def _sums(one: list[float], other: list[float]) -> list[float]:

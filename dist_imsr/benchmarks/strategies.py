@@ -1,15 +1,14 @@
 """Whole spans of planted drift under IMSR and under fine-tuning, which take turns."""
 
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
 from rich.console import Console
 
-from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig
@@ -31,7 +30,8 @@ class StrategiesBench:
         pretraining_epochs: of the span before them.
         epochs: of each later span, with the validation that follows each.
         imsr: the parts of imsr.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         seed: of the run.
         json: where the figures are written as a list of objects.
@@ -44,13 +44,15 @@ class StrategiesBench:
     pretraining_epochs: int = 10
     epochs: int = 5
     imsr: InterestPolicy = field(default_factory=InterestPolicy)
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     seed: int = 0
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("spans", "pretraining_epochs", "epochs", "ranks", "threads"):
+        settle(self)
+        for name in ("spans", "pretraining_epochs", "epochs", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(len(self.drift.interactions) <= 2, "drift.interactions", self.drift.interactions, "two numbers at most")
         require_file(self.json, "json")
@@ -82,13 +84,13 @@ def bench_strategies(options: StrategiesBench) -> list[Figure]:
             )
             for name in ("imsr", "fine_tuning")
         }
-        with LocalRanks(options.ranks, options.threads) as imsr, LocalRanks(options.ranks, options.threads) as tuning:
+        with world(options) as imsr, world(options) as tuning:
             seconds: dict[str, list[float]] = {name: [] for name in sides}
             for span in range(options.spans + 1):
                 turns = list(zip(sides.items(), (imsr, tuning), strict=True))
                 for (name, config), ranks in turns[:: 1 if span % 2 else -1]:
                     seconds[name].append(max(ranks.call(_fit, config, span)))
-    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    settings = settings_of(options)
     ours, theirs = (seconds[name][1:] for name in ("imsr", "fine_tuning"))  # without the pre-training span
     return [
         Figure("imsr_span_seconds", "s", ours, settings),
@@ -107,8 +109,4 @@ def _fit(topology: Topology, config: TrainConfig, span: int) -> float:
     global _trainer
     if span == 0:
         _trainer = Trainer(config, Dataset(config.data), topology)
-    dist.barrier()
-    begin = time.perf_counter()
-    _trainer.learn(span)
-    dist.barrier()
-    return time.perf_counter() - begin
+    return timed(topology, _trainer.learn, span)[0]

@@ -1,8 +1,8 @@
 """Steps of training over synthetic items and users: speed, and ratios whose sides take turns."""
 
-import resource
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,16 @@ from torch import nn
 from torchrec import JaggedTensor
 
 from dist_imsr.benchmarks.clock import timed
-from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.benchmarks.floors import per, step_bound
 from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
@@ -45,7 +47,8 @@ class TrainBench:
         items: rows of the table.
         users: users in the interest store, over all ranks.
         batch: users in a global step.
-        ranks: processes.
+        device: what ranks work on; auto is CUDA where there is a device.
+        ranks: processes; 0 for two on the host, and for one on each device of CUDA.
         threads: of each process.
         dim: d.
         interests: K of every user.
@@ -56,13 +59,15 @@ class TrainBench:
         warmup: steps before the first run.
         repeats: runs of each side.
         seed: of the synthetic batches.
+        engine: the dense weights and their precision, as in launch/train.py.
         json: where the figures are written as a list of objects.
     """
 
     items: int = 1_700_000
     users: int = 100_000
     batch: int = 1024
-    ranks: int = 2
+    device: Device = "auto"
+    ranks: int = 0
     threads: int = 1
     dim: int = 64
     interests: int = 4
@@ -73,13 +78,15 @@ class TrainBench:
     warmup: int = 5
     repeats: int = 7
     seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        settle(self)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, int):
-                require(value >= (0 if field.name in ("seed", "warmup") else 1), field.name, value, "at least 1")
+                require(value >= (0 if one.name in ("seed", "warmup") else 1), one.name, value, "at least 1")
         require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
         require_file(self.json, "json")
@@ -95,12 +102,16 @@ class TrainBench:
         Returns:
             Its values where the keys are the same, and the defaults elsewhere.
         """
-        names = {field.name for field in fields(cls)} - {"json"}
+        names = {one.name for one in fields(cls)} - {"json"}
         return cls(**{name: value for name, value in asdict(options).items() if name in names} | others)
 
 
 def bench_train(options: TrainBench) -> list[Figure]:
     """Measures steps/s and users/s as asked, and three ratios that a trainer for large catalogues is judged by.
+
+    The ceiling of the first two figures is the longer of two times: that in which memory moves the rows that a step
+    reads and writes, the optimizer's state and the activations, and that of its matrix products
+    (`dist_imsr.benchmarks.floors`).
 
     ``users_per_second_R_ranks_over_1`` divides one global batch among the ranks, as the schedule does; its twin
     ``..._same_batch_per_rank`` lets the global batch grow with them.
@@ -117,15 +128,19 @@ def bench_train(options: TrainBench) -> list[Figure]:
     two_threads = replace(alone, threads=2)
     figures = []
 
-    with Side(options, sharded) as asked, Side(half, sharded) as one, Side(alone, sharded) as whole:
-        seconds, one_seconds, whole_seconds = take_turns(asked, one, whole)
-    settings, ranks = asked.settings, options.ranks
+    with ExitStack() as sides:
+        others = [half, alone] if options.ranks > 1 else []
+        asked, *fewer_ranks = [sides.enter_context(Side(one, sharded)) for one in (options, *others)]
+        seconds, *others_seconds = take_turns(asked, *fewer_ranks)
+    settings, ranks, bound = asked.settings, options.ranks, step_bound(options)
+    users = [options.steps * options.batch / s for s in seconds]
     figures += [
-        Figure("steps_per_second", "steps/s", [options.steps / s for s in seconds], settings),
-        Figure("users_per_second", "users/s", [options.steps * options.batch / s for s in seconds], settings),
+        Figure("steps_per_second", "steps/s", [options.steps / s for s in seconds], settings, bound),
+        Figure("users_per_second", "users/s", users, settings, per(bound, options.batch)),
         Figure("peak_bytes_of_all_ranks", "bytes", [asked.peak_bytes], settings),
     ]
     if ranks > 1:
+        one_seconds, whole_seconds = others_seconds
         name = f"users_per_second_{ranks}_ranks_over_1"
         figures.append(Figure(name, "ratio", ratios(whole_seconds, seconds), settings | {"batch_of_1": alone.batch}))
         scaled = [ranks * ratio for ratio in ratios(one_seconds, seconds)]
@@ -154,7 +169,7 @@ class Side:
     """
 
     def __init__(self, options: TrainBench, build: Build, batches: int = _BATCHES) -> None:
-        self.settings = {name: value for name, value in asdict(options).items() if name != "json"}
+        self.settings = settings_of(options)
         self.options, self._build, self._batches = options, build, batches
         self.peak_bytes = 0
 
@@ -172,7 +187,7 @@ class Side:
         return max(seconds)
 
     def __enter__(self) -> "Side":
-        self._ranks = LocalRanks(self.options.ranks, self.options.threads).__enter__()
+        self._ranks = world(self.options).__enter__()
         self._ranks.call(set_up, self._build, self.options, self._batches)
         self.run(self.options.warmup)
         return self
@@ -220,7 +235,8 @@ def run(topology: Topology, steps: int) -> tuple[float, int]:
         steps: how many.
 
     Returns:
-        Seconds until the slowest rank is done, and the most bytes that this rank has ever held.
+        Seconds until the slowest rank is done, and the most bytes that this rank has ever held: of its CUDA device, or
+        resident on the host.
     """
 
     def take() -> None:
@@ -228,7 +244,7 @@ def run(topology: Topology, steps: int) -> tuple[float, int]:
             _step()
 
     seconds, _ = timed(topology, take)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return seconds, peak_bytes(topology.device)
 
 
 def sharded(topology: Topology, options: TrainBench, base: Base = "comirec_dr") -> Callable[[Batch, Batch], Any]:
@@ -264,7 +280,7 @@ def recommender(
         policy or InterestPolicy.plain(),
         Companion(),
         ModelConfig(base, dim=options.dim, interests=options.interests),
-        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig(), RankingConfig()),
+        *(CatalogueConfig(headroom=0.0), InterestStoreConfig(), options.engine, RankingConfig()),
         items=[options.items],
         bucket_offsets=edges,
         seed=options.seed,

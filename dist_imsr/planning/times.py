@@ -52,16 +52,17 @@ class Clock:
         held = min(self.accounts.shard(span.capacity), span.items)
         return max(1.0, held * self.config.ranks / span.items)
 
-    def step(self, span: Span) -> Seconds:
+    def step(self, span: Span, part: Step | None = None) -> Seconds:
         """A training step on the fullest rank.
 
         Args:
             span: that is trained.
+            part: a rank's part of the step; what the load tells of it by default.
 
         Returns:
             Terms by name; their sum is the step.
         """
-        return self._step(span, step_of(self.config, span))
+        return self._step(span, part or step_of(self.config, span))
 
     def span(self, span: Span, following: Span | None) -> Seconds:
         """All that a run does with a span, if no epoch is spared by early stopping.

@@ -4,6 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
+from dist_imsr.benchmarks.ceilings import COPY, moved, multiplied
 from dist_imsr.benchmarks.report import Figure, ratios, show, write_json
 
 FIGURES = [Figure("speed", "steps/s", [3.0, 1.0, 2.5], {"batch": 8}), Figure("ratio", "ratio", [2.0], {})]
@@ -17,6 +18,32 @@ def test_rows():
     }
 
 
+def test_a_ceiling_is_told_where_its_rate_was_measured():
+    rates = {COPY: 100.0, "product_fp32_flops_per_second": 8.0}
+    seconds = Figure("copying", "s", [4.0, 8.0, 9.0], {}, moved(200))
+    assert seconds.row(rates)["ceiling"] == {"figure": COPY, "value": 2.0, "unit": "s", "share": 0.25}
+    users = Figure("users", "users/s", [0.5], {}, multiplied(4.0))
+    told = {"figure": "product_fp32_flops_per_second", "value": 2.0, "unit": "users/s", "share": 0.25}
+    assert users.row(rates)["ceiling"] == told
+    for figure, known in ((seconds, {}), (users, {COPY: 1.0}), (FIGURES[0], rates)):
+        assert "ceiling" not in figure.row(known)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share"), [("fp32", 0.25), ("ieee", 0.25), ("bf16", 0.125), ("bf16x3", 0.375), ("tf32", None)]
+)
+def test_products_of_all_kinds(precision, share):
+    rates = {"product_fp32_flops_per_second": 8.0, "product_bf16_flops_per_second": 16.0}
+    row = Figure("products", "s", [4.0], {}, multiplied(8.0, precision)).row(rates)
+    assert row.get("ceiling", {}).get("share") == share
+
+
+def test_details_stand_beside_the_numbers():
+    row = Figure("speed", "s", [1.0], {}, details={"phases": [1, 2]}).row()
+    assert row["phases"] == [1, 2]
+    assert row["value"] == 1.0
+
+
 def test_ratios_are_taken_pair_by_pair():
     assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
     with pytest.raises(ValueError, match="shorter"):
@@ -25,16 +52,26 @@ def test_ratios_are_taken_pair_by_pair():
 
 def test_written_whole(tmp_path):
     path = tmp_path / "figures.json"
-    write_json(FIGURES, path)
-    assert json.loads(path.read_text()) == [figure.row() for figure in FIGURES]
+    rows = [figure.row() for figure in FIGURES]
+    write_json(rows, path)
+    assert json.loads(path.read_text()) == rows
     with pytest.raises(TypeError):
-        write_json([Figure("bad", "s", [1.0], {"path": object()})], path)
-    assert json.loads(path.read_text()) == [figure.row() for figure in FIGURES]
+        write_json([Figure("bad", "s", [1.0], {"path": object()}).row()], path)
+    assert json.loads(path.read_text()) == rows
     assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]
 
 
-def test_table():
+def _shown(rows):
     text = io.StringIO()
-    show(FIGURES, Console(file=text, width=120))
-    assert "speed" in text.getvalue()
-    assert "2.5" in text.getvalue()
+    show(rows, Console(file=text, width=160))
+    return text.getvalue()
+
+
+def test_table():
+    plain = _shown([figure.row() for figure in FIGURES])
+    assert "speed" in plain
+    assert "2.5" in plain
+    assert "share" not in plain
+    told = _shown([Figure("copying", "s", [8.0], {}, moved(200)).row({COPY: 100.0}), FIGURES[0].row()])
+    assert "0.25" in told
+    assert COPY in told

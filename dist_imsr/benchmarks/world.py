@@ -1,0 +1,58 @@
+"""What benchmarks on ranks share: which devices, how many ranks, and what is told of both."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.config import plain, require
+
+Device = Literal["auto", "cpu", "cuda"]
+_ON_HOST = 2  # ranks, where nobody says how many
+_WHERE = ("json", "folder")  # keys that tell where something is written, and nothing of what is measured
+
+
+def settle(options: Any) -> None:
+    """Puts a device and a number of ranks where options leave them open, and refuses those that there are not.
+
+    Args:
+        options: a dataclass with ``device``, ``auto`` for CUDA where there is a device of it, and ``ranks``, 0 for two
+            on the host and for one on each device of CUDA.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    found = torch.cuda.device_count()
+    device = options.device if options.device != "auto" else "cuda" if found else "cpu"
+    require(device == "cpu" or found > 0, "device", device, "cpu: this machine shows no CUDA device")
+    require(options.ranks >= 0, "ranks", options.ranks, "at least 1, or 0")
+    ranks = options.ranks or (found if device == "cuda" else _ON_HOST)
+    require(device == "cpu" or ranks <= found, "ranks", ranks, f"one for each CUDA device at most, of {found}")
+    object.__setattr__(options, "device", device)  # as a frozen dataclass must; who replaces a key settles it again
+    object.__setattr__(options, "ranks", ranks)
+
+
+def world(options: Any, seconds: float = 600.0) -> LocalRanks:
+    """The ranks that options ask for.
+
+    Args:
+        options: a dataclass that was settled, with ``threads``.
+        seconds: how long one call may take.
+
+    Returns:
+        A context manager that ends them.
+    """
+    return LocalRanks(options.ranks, options.threads, seconds, options.device)
+
+
+def settings_of(options: Any) -> dict[str, Any]:
+    """What a figure tells of the options that it was measured with.
+
+    Args:
+        options: a dataclass.
+
+    Returns:
+        Its values by key.
+    """
+    return {name: plain(value) for name, value in asdict(options).items() if name not in _WHERE}
