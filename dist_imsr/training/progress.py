@@ -39,9 +39,9 @@ class Reporter:
             users_a_step: the users of a global step, on average.
 
         Returns:
-            Each batch, and the one after it.
+            The batches.
         """
-        return self.follow(steps.on(device), len(steps), phase, users_a_step)
+        return self.follow((batch for batch, _ in steps.on(device)), len(steps), phase, users_a_step)
 
     def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
         """Passes batches through and tells how fast they go.

@@ -229,7 +229,8 @@ class Trainer:
         batches = data.training(now.epoch)
         self.model.engine.train(True)
         place, left = f"span {now.span}, epoch {now.epoch}", batches.after(now.step)
-        given = self.reporter.moved(left, self.topology.device, f"training in {place}", self.config.batch.size)
+        pairs, phase = left.on(self.topology.device), f"training in {place}"
+        given = self.reporter.follow(pairs, len(left), phase, self.config.batch.size)
         for batch, following in self.profile.traced(given, now.span, len(left)):
             told = self.model.update(batch, following, self.signals.status if self.signals else 0)
             if not told.isfinite().all():
@@ -335,7 +336,7 @@ class Trainer:
 
     def _follow(self, batches: Any, phase: str, users: int, keep: bool = False) -> Iterator[Any]:
         """Batches of a phase other than training, until all ranks agree to stop."""
-        for batch, _ in self.reporter.moved(batches, self.topology.device, phase, users):
+        for batch in self.reporter.moved(batches, self.topology.device, phase, users):
             yield batch
             if self.signals is not None:
                 word = torch.tensor([self.signals.status], device=self.topology.device)
