@@ -113,10 +113,19 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def write_json(told: Any, path: Path) -> None:
-    """Writes what was measured, whole or not at all.
+    """Writes what was measured, a figure a line, whole or not at all.
 
     Args:
         told: of lists, dicts, texts and numbers.
         path: the file; an older one is replaced.
     """
-    write_whole(path, json.dumps(told, indent=1) + "\n")
+    write_whole(path, _lines(told) + "\n")
+
+
+def _lines(told: Any) -> str:
+    """JSON with each key of a dict, and each item of a list in it, on a line."""
+    if isinstance(told, list):
+        return "[\n" + ",\n".join(json.dumps(one) for one in told) + "\n]"
+    if isinstance(told, dict):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(one)}" for key, one in told.items()) + "\n}"
+    return json.dumps(told)

@@ -15,7 +15,7 @@ class Hardware:
         device: torch's name of its kind.
         memory: bytes of the device; of the whole machine where the device is the host itself.
         memory_bandwidth: bytes a second.
-        fp32: multiplications and additions a second, without tensor cores: no product here asks for TF32.
+        fp32: multiplications and additions a second, without tensor cores: TF32 is not counted on.
         bf16: the same with tensor cores, dense.
         intra_node: bytes a second between devices of one machine.
         inter_node: bytes a second to other machines, for each device.
