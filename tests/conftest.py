@@ -6,12 +6,12 @@ cuda``. Ranks of several tests would share a device otherwise, which NCCL refuse
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from dist_imsr.launcher import Place
-from tests.ranks import end_kept
 from tests.slurm import DAEMONS
 
 
@@ -36,6 +36,7 @@ _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "cuda":
+        assert "torch" not in sys.modules, "torch was imported before it could be told to see no devices"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -49,7 +50,8 @@ def device(request: pytest.FixtureRequest) -> str:
 def _ranks_of_its_own() -> Iterator[None]:
     """A module's tests may share ranks, and no other's."""
     yield
-    end_kept()
+    if "tests.ranks" in sys.modules:
+        sys.modules["tests.ranks"].end_kept()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from dist_imsr.benchmarks.ranks import DeviceType, LocalRanks
 
@@ -18,8 +19,6 @@ def ranks_on(world_size: int, device: DeviceType = "cpu") -> Iterator[LocalRanks
         with LocalRanks(world_size, seconds=120) as ranks:
             yield ranks
         return
-    import torch  # not before pytest_configure has said what it may see
-
     if torch.cuda.device_count() < world_size:
         pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {torch.cuda.device_count()}")
     if world_size not in _kept:

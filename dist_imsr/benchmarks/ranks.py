@@ -90,15 +90,16 @@ class LocalRanks:
 
 @contextmanager
 def _no_cuda() -> Iterator[None]:
-    """Processes that are started inside see no CUDA devices."""
-    name = "CUDA_VISIBLE_DEVICES"
-    seen = os.environ.get(name)
-    os.environ[name] = ""
+    """Processes that are started inside see no CUDA devices, nor does DeepSpeed tell them of any."""
+    told = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    before = {name: os.environ[name] for name in told if name in os.environ}
+    os.environ.update(told)
     try:
         yield
     finally:
-        del os.environ[name]
-        os.environ.update({} if seen is None else {name: seen})
+        for name in told:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _serve(rank: int, world_size: int, threads: int, seconds: float, port: int, pipe: Connection) -> None:

@@ -119,11 +119,12 @@ class Steps(Iterable[AnyBatch]):
             with devices.aside(device):
                 return batch and batch.to(device)
 
-        following = sent()
-        while following is not None:
-            batch, following = following, sent()
-            devices.join(device, batch)
+        batch = sent()
+        while batch is not None:
+            devices.join(device, batch)  # before the next copy is under way, which would be waited for too
+            following = sent()
             yield batch, following
+            batch = following
 
     def __iter__(self) -> Iterator[AnyBatch]:
         ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)

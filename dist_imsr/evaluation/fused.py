@@ -136,8 +136,8 @@ class _Counter:
     def stretches(self, begin: int, end: int, parts: int = 1) -> list[range]:
         """Cuts a stretch of items into so many parts, or more for their copies' memory and to number all pairs."""
         most = min(self.shard.memory // (_COPIES * self.dim), torch.iinfo(torch.int32).max // len(self.asked.order))
-        size = min(most, triton.cdiv(end - begin, parts))
-        return [range(first, min(first + size, end)) for first in range(begin, end, max(1, size))]
+        size = max(1, min(most, triton.cdiv(end - begin, parts)))
+        return [range(first, min(first + size, end)) for first in range(begin, end, size)]
 
     def count(self, stretch: range) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Compares all targets with a stretch of items.

@@ -177,7 +177,7 @@ class Accounts:
         return self._slots(span) * self._slot + (self._users + 1) * _LONG
 
     def on_device(self, tables: Span, interests: Span) -> bool:
-        """Where the interest store is, as the store itself chooses.
+        """Where the interest store is, as the store itself chooses where early stopping holds no copy yet.
 
         Args:
             tables: the span whose item table stands beside it.
@@ -189,8 +189,9 @@ class Accounts:
         device = self.config.device
         if device.device == "cpu":
             return True
-        free = round(device.memory * (1 - self.config.reserve)) - sum(self.table(tables)) - self.dense()
-        return self.config.store.fits(self.store(interests), free)
+        weights, state = self.table(tables)
+        held = weights + state + self.dense() + self._copies(tables) * weights
+        return self.config.store.fits(self.store(interests), round(device.memory * (1 - self.config.reserve)) - held)
 
     def dense(self) -> int:
         """Dense weights, gradients and Adam's moments; under ZeRO a rank's part of these and of a copy of the weights.
@@ -227,11 +228,15 @@ class Accounts:
     def _slots(self, span: Span) -> int:
         return math.ceil(span.interests / self.config.ranks)
 
+    def _copies(self, tables: Span) -> int:
+        """How many tables the strategy keeps beside the model's."""
+        return TABLES.get(self.config.strategy.name, 0) if tables.number else 0
+
     def _held(self, tables: Span, interests: Span) -> tuple[Bytes, Bytes]:
         """What stays on the device and on the host, with the table of one span and the interests of another."""
         weights, state = self.table(tables)
         device = {"item table": weights, "optimizer state": state, "dense weights": self.dense()}
-        copies = TABLES.get(self.config.strategy.name, 0) if tables.number else 0
+        copies = self._copies(tables)
         if copies:
             device["strategy's tables"] = copies * weights
         opened = tables.number + 1 if self._looks_back else 1

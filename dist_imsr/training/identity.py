@@ -20,6 +20,8 @@ _LATER = (
     *("strategy.", "training.incremental_epochs"),
     *("catalogue.incremental_learning_rate", "engine.incremental_learning_rate"),
 )
+# Keys that older checkpoints lack, and what their runs did.
+_ADDED = {"engine.tf32": False}
 _COUNTS = "strategy.full_retraining.interests_from"  # the one exception: how many interests users begin with
 
 
@@ -63,6 +65,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     Returns:
         A phrase for each key that differs.
     """
+    there, here = _ADDED | there, _ADDED | here
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     return [f"{key} was {there.get(key)} and is {here.get(key)}" for key in keys]
 

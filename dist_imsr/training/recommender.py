@@ -52,6 +52,7 @@ class Snapshot(NamedTuple):
 
     tensors: dict[str, Rows]
     store: StoreSnapshot
+    updates: int  # of the table, by which Adam corrects its moments
 
 
 class Recommender:
@@ -216,10 +217,10 @@ class Recommender:
             Each rank's two losses as `loss` tells them, and its word, ``[world_size, 3]`` float64.
         """
         extraction = self.extract(batch, learning=True)
-        if following is not None:
-            self._ask(following)
         with Phase("loss"), self.engine.products():
             losses = torch.stack(self.loss(batch, extraction))
+        if following is not None:  # a device has work by now for as long as the host waits for others' sizes
+            self._ask(following)
         # What a base model asks for itself is trained on, and not told: the losses compare between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; nobody does for the users' own queries.
@@ -264,7 +265,8 @@ class Recommender:
         Returns:
             What `restore` takes.
         """
-        return Snapshot({name: rows.copied() for name, rows in self.tensors().items()}, self.store.snapshot())
+        copies = {name: rows.copied() for name, rows in self.tensors().items()}
+        return Snapshot(copies, self.store.snapshot(), self.catalogue.steps)
 
     @Phase("snapshot")
     def restore(self, snapshot: Snapshot) -> None:
@@ -277,6 +279,7 @@ class Recommender:
             for name, rows in self.tensors().items():
                 rows.values.copy_(snapshot.tensors[name].values)
         self.store.restore(snapshot.store)
+        self.catalogue.steps = snapshot.updates
 
     def tensors(self) -> dict[str, Rows]:
         """The live tensors that training changes, those of the store left out.
@@ -290,7 +293,7 @@ class Recommender:
     def _ask(self, batch: Batch) -> None:
         """Begins `extract` of a batch, as far as no step of training has a part in it."""
         self.companion.ask(batch.history, batch.targets, batch.negatives)
-        if self.store.values.device.type == "cpu":  # else nothing is far away
+        if self.store.values.device != self.topology.device:
             with devices.aside(self.topology.device):
                 self._ahead = batch, self._seen(batch)
 

@@ -148,6 +148,7 @@ def packed(
         "world_size": ranks,
         "items": model.catalogue.items,
         "updates": model.catalogue.steps,
+        "best_updates": 0 if snapshot is None else snapshot.updates,
         "companion": model.companion.awake,
         "progress": {name: getattr(progress, name) for name in _NUMBERS},
         "detections": len(progress.detections),
@@ -187,6 +188,7 @@ def unpack(
             cut.load(stored, "best_interests", model)
             snapshot = snapshot._replace(store=model.store.snapshot())
             cut.load(stored, "interests", model)
+        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # as older checkpoints did
     # The ranks of today share the accounts of those of then.
     mine = slice(model.topology.rank, None, model.topology.world_size)
     growth, best_growth = (Growth.of(rows.values[mine].sum(0)) for rows in accounts.values())

@@ -232,7 +232,7 @@ class Trainer:
         pairs, phase = left.on(self.topology.device), f"training in {place}"
         given = self.reporter.follow(pairs, len(left), phase, self.config.batch.size)
         for batch, following in self.profile.traced(given, now.span, len(left)):
-            told = self.model.update(batch, following, self.signals.status if self.signals else 0)
+            told = self.model.update(batch, following, self.signals.status if self.signals else 0).cpu()
             if not told.isfinite().all():
                 ranks = (~told.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(

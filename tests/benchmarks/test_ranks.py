@@ -1,9 +1,11 @@
+import multiprocessing
 import os
 
+import deepspeed
 import pytest
 import torch
 
-from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.benchmarks.ranks import _FORKED, LocalRanks
 
 _kept = []
 
@@ -27,6 +29,19 @@ def test_ranks_stay_between_calls():
     with LocalRanks(2, threads=1) as ranks:
         assert ranks.call(_keep, 10) == [([10], 1), ([11], 1)]
         assert ranks.call(_keep, 20) == [([10, 20], 1), ([11, 21], 1)]
+
+
+def _seen(topology):
+    return os.environ["CUDA_VISIBLE_DEVICES"], deepspeed.accelerator.get_accelerator()._name, topology.device.type
+
+
+def test_ranks_on_the_host_take_no_word_of_devices(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")  # as on a machine that has some
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(_FORKED, "Process", multiprocessing.get_context("spawn").Process)  # not one that knew before
+    with LocalRanks(1) as ranks:
+        assert ranks.call(_seen) == [("", "cpu", "cpu")]
+    assert (os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("cuda", "3")
 
 
 @pytest.mark.parametrize(

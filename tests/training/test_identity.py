@@ -59,6 +59,13 @@ def test_what_makes_no_other_run_is_allowed(key, value):
     assert differences(_identity(CONFIG), _identity(_changed(key, value))) == []
 
 
+def test_a_checkpoint_from_before_a_key_was_there_did_as_its_default():
+    older = _identity(CONFIG)
+    del older["engine.tf32"]
+    assert differences(older, _identity(CONFIG)) == []
+    assert differences(older, _identity(_changed("engine.tf32", True))) == ["engine.tf32 was False and is True"]
+
+
 def test_it_outlives_json_and_moved_settings(tmp_path):
     moved = tmp_path / "moved.json"
     moved.write_text((SHIPPED / "zero0.json").read_text())
