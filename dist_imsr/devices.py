@@ -25,6 +25,15 @@ def is_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def count() -> int:
+    """How many CUDA devices this process sees.
+
+    Returns:
+        0 where it is to work on the host.
+    """
+    return torch.cuda.device_count()
+
+
 def take(device: torch.device) -> None:
     """Makes a device the one that this process works on, before anything is done there.
 

@@ -142,12 +142,13 @@ def _chosen(options: AllBench, given: Mapping[str, list[str]]) -> tuple[dict[str
         arguments = given[name]
         keys = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
         wanted = name == _CEILINGS or (name in options.parts if options.parts else options.device in devices)
-        require(wanted or not keys, f"{name}.{min(keys, default='')}", "", f"{name} among parts")
+        if keys and not wanted:
+            raise ValueError(f"{name}.{min(keys)}: {name} is not among the parts that are run")
         if not wanted:
             continue
         here = {one.name: one for one in fields(tree)}
-        for key in (*_SHARED, "json"):
-            require(key not in keys, f"{name}.{key}", "", f"--{key} for all benchmarks together")
+        for key in keys & {*_SHARED, "json"}:
+            raise ValueError(f"{name}.{key}: is --{key}, of all benchmarks together")
         missing = [
             key for key, one in here.items() if one.default is one.default_factory is MISSING and key not in keys
         ]

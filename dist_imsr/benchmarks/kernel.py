@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from dist_imsr import devices
 from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.rank import RankBench, items_of, users_of
 from dist_imsr.benchmarks.report import Figure, ratios
@@ -57,7 +58,7 @@ class KernelBench:
             if isinstance(value, int):
                 require(value >= (0 if field.name == "seed" else 1), field.name, value, "at least 1")
         if self.device == "cuda":
-            require(torch.cuda.is_available(), "device", self.device, "a machine with a CUDA device")
+            require(devices.count() > 0, "device", self.device, "a machine with a CUDA device")
         else:
             require(os.environ.get("TRITON_INTERPRET") == "1", "device", self.device, "cuda, or TRITON_INTERPRET=1")
         require_file(self.json, "json")
@@ -90,9 +91,9 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
     """
     asked = _asked(options)
     products: dict[str, Callable[[], None]] = {
-        "fp32_product": lambda: _product(asked, torch.float32, "highest"),
-        "tf32_product": lambda: _product(asked, torch.float32, "high"),
-        "bf16_product": lambda: _product(asked, torch.bfloat16, "highest"),
+        "fp32_product": lambda: _product(asked, torch.float32),
+        "tf32_product": lambda: _product(asked, torch.float32, tf32=True),
+        "bf16_product": lambda: _product(asked, torch.bfloat16),
     }
     counters: dict[str, Callable[[], torch.Tensor]] = {"pytorch": lambda: count_better(*asked)}
     counters |= {name: _fused(asked, launch) for name, launch in CANDIDATES.items()}
@@ -103,7 +104,7 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
         if differ:
             raise RuntimeError(f"{differ} of {len(wanted)} counts of {name} are not those of the PyTorch version")
     sides = products | counters
-    rounds = [[_seconds(side) for side in sides.values()] for _ in range(1 + options.repeats)][1:]
+    rounds = [[_seconds(side, asked.users.device) for side in sides.values()] for _ in range(1 + options.repeats)][1:]
     seconds = dict(zip(sides, zip(*rounds, strict=True), strict=True))
 
     settings = settings_of(options)
@@ -149,21 +150,18 @@ def _fused(asked: _Asked, launch: Launch) -> Callable[[], torch.Tensor]:
     return lambda: fused.count_better(*asked, launch)
 
 
-def _product(asked: _Asked, dtype: torch.dtype, precision: str) -> None:
+def _product(asked: _Asked, dtype: torch.dtype, tf32: bool = False) -> None:
     """The dot products and nothing else, for as many items at a time as memory holds."""
     users, items = asked.users.flatten(0, 1).to(dtype), asked.shard.weight.to(dtype)
     size = max(1, asked.shard.memory // (users.element_size() * len(users)))
     room = users.new_empty(len(users) * min(size, len(items)))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    for part in items.split(size):
-        torch.mm(users, part.T, out=room[: len(users) * len(part)].view(len(users), len(part)))
-    torch.set_float32_matmul_precision(before)
+    with devices.products(users.device, tf32):
+        for part in items.split(size):
+            torch.mm(users, part.T, out=room[: len(users) * len(part)].view(len(users), len(part)))
 
 
-def _seconds(act: Callable[[], object]) -> float:
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
     act()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    devices.wait(device)
     return time.perf_counter() - begin

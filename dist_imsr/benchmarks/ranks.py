@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterator
@@ -103,7 +104,8 @@ def _no_cuda() -> Iterator[None]:
 
 
 def _serve(rank: int, world_size: int, threads: int, seconds: float, port: int, pipe: Connection) -> None:
-    """One rank: connects at its first call, then answers until it is killed."""
+    """One rank: connects at its first call, then answers until it is killed; Ctrl-C is for who has started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     from dist_imsr.distributed.topology import connect

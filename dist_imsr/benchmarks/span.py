@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dist_imsr import devices
 from dist_imsr.benchmarks.ceilings import COPY
 from dist_imsr.benchmarks.floors import GPU, measured, per, product
 from dist_imsr.benchmarks.report import Bound, Figure, Least, Rates, ratios
@@ -252,7 +253,7 @@ def _bound(options: SpanBench, dataset: Dataset, config: TrainConfig) -> Bound:
 
 def _bytes(options: SpanBench) -> int | None:
     """The memory of a device; None for the host, where the planner needs none."""
-    return torch.cuda.get_device_properties(0).total_memory if options.device == "cuda" else None
+    return devices.memory_bytes(torch.device(options.device))
 
 
 def _paper(base: str, strategy: str) -> dict[str, Any] | None:

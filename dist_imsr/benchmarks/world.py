@@ -3,8 +3,7 @@
 from dataclasses import asdict
 from typing import Any, Literal
 
-import torch
-
+from dist_imsr import devices
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.config import plain, require
 
@@ -23,7 +22,7 @@ def settle(options: Any) -> None:
     Raises:
         ValueError: naming the key.
     """
-    found = torch.cuda.device_count()
+    found = devices.count()
     device = options.device if options.device != "auto" else "cuda" if found else "cpu"
     require(device == "cpu" or found > 0, "device", device, "cpu: this machine shows no CUDA device")
     require(options.ranks >= 0, "ranks", options.ranks, "at least 1, or 0")

@@ -4,8 +4,7 @@ import logging
 import os
 from dataclasses import replace
 
-import torch
-
+from dist_imsr import devices
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.grid import Grid
 from dist_imsr.comparison.jobs import Jobs
@@ -37,8 +36,8 @@ def compare(config: CompareConfig) -> int:
 
     def work() -> None:
         here = locate()
-        devices = torch.cuda.device_count()
-        require(not 0 < devices < config.ranks, "ranks", config.ranks, f"at most {devices}, a device each")
+        count = devices.count()
+        require(not 0 < count < config.ranks, "ranks", config.ranks, f"at most {count}, a device each")
         require(here.world_size == 1, "ranks", here.world_size, "one process that starts the others: use python")
         comparison = _Comparison(config, Grid(config, here.device))
         if config.table_only:
@@ -49,7 +48,7 @@ def compare(config: CompareConfig) -> int:
         try:
             write_whole(config.output / "config.yaml", to_yaml(config))
             with StopSignals() as signals, signals.patience():
-                comparison.train(Runner(config.cores, config.ranks, signals, devices))
+                comparison.train(Runner(config.cores, config.ranks, signals, count))
                 if signals.status:
                     finished = f"{comparison.finished} of {len(comparison.cells)} rows are finished"
                     raise Stopped(f"stopped; {finished}, and the same command goes on", signals.status)

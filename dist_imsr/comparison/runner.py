@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dist_imsr import devices
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.training.config import TrainConfig
@@ -47,7 +48,7 @@ class Group:
         self._deadline = float("inf")
         port = _free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
-        make = _SPAWNED.Process if torch.cuda.is_available() else _FORKED.Process
+        make = _SPAWNED.Process if devices.count() else _FORKED.Process
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": device + rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             environment = {name: str(value) for name, value in {**place, "MASTER_PORT": port}.items()}

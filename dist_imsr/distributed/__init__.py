@@ -2,7 +2,7 @@
 
 import os
 
-import torch
+from dist_imsr import devices
 
 # What DeepSpeed would find by itself, with a warning on every rank.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if devices.count() else "cpu")

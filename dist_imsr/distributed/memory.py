@@ -32,7 +32,7 @@ def roomy(like: torch.Tensor, rows: int) -> torch.Tensor:
     whole = like.is_contiguous() and like.storage_offset() == 0
     if whole and like.untyped_storage().nbytes() >= size:
         return like.as_strided((rows, *like.shape[1:]), like.stride())
-    if like.device.type != "cpu" or size < _OWN_MAPPING:
+    if devices.is_cuda(like.device) or size < _OWN_MAPPING:
         return like.new_empty(rows, *like.shape[1:])
     made = like.new_empty(rows + rows // 2, *like.shape[1:])
     block = made.untyped_storage()

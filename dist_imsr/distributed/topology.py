@@ -117,13 +117,13 @@ def locate() -> Topology:
         ValueError: if its machine has CUDA devices, but not for all its ranks.
     """
     told = _seen()
-    device = torch.device("cuda", told.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", told.local_rank) if devices.count() else torch.device("cpu")
     return Topology(told.rank, told.world_size, told.local_world_size, device)
 
 
 def _seen() -> Place:
     """The place, as far as this rank's devices show it."""
-    told, count = place(), torch.cuda.device_count()
+    told, count = place(), devices.count()
     if count == 1 and told.local_world_size > 1:
         # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
         return replace(told, local_rank=0, local_world_size=1)

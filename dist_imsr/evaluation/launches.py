@@ -4,6 +4,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from dist_imsr import devices
+
 Products = Literal["ieee", "tf32", "tf32x3", "bf16", "bf16x3"]
 
 
@@ -60,5 +62,5 @@ def launch_on(device: torch.device) -> Launch:
     Returns:
         The default; those without tensor cores for devices before Ampere, which multiply neither bf16 nor tf32.
     """
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    old = devices.is_cuda(device) and torch.cuda.get_device_capability(device) < (8, 0)
     return CANDIDATES["ieee"] if old else Launch()

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 from torchrec import JaggedTensor
 
+from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.data.jagged import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
@@ -68,7 +69,7 @@ class Ranker:
     def __init__(self, catalogue: Catalogue, topology: Topology, how: Score, config: RankingConfig) -> None:
         self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
         self._count_better = count_better
-        if catalogue.weight.is_cuda:
+        if devices.is_cuda(topology.device):
             from dist_imsr.evaluation import fused  # asks for Triton, which machines without CUDA need not have
 
             self._count_better = fused.count_better

@@ -142,6 +142,10 @@ def remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
     Yields:
         Arguments, and the plan with them.
     """
+    if config.catalogue.device_memory is not None and config.device.device != "cpu":
+        most = config.device.memory >> 20
+        catalogue = replace(config.catalogue, device_memory=most)
+        yield f"--catalogue.device_memory {most}", replace(config, catalogue=catalogue)
     for memory in ("host", "device"):
         if config.store.memory != memory and config.device.device != "cpu":
             yield f"--store.memory {memory}", replace(config, store=replace(config.store, memory=memory))
