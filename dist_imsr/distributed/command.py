@@ -20,7 +20,8 @@ _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
-)  # what gloo says of a rank that is gone
+    "remote process exiting prematurely",
+)  # what gloo says of a rank that is gone, and NCCL
 _SILENT = "Timed out waiting"  # what it says of one that does not answer
 
 
