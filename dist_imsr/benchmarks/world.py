@@ -1,6 +1,7 @@
 """What benchmarks on ranks share: which devices, how many ranks, and what is told of both."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from dist_imsr import devices
@@ -9,6 +10,7 @@ from dist_imsr.config import plain, require
 
 Device = Literal["auto", "cpu", "cuda"]
 _ON_HOST = 2  # ranks, where nobody says how many
+_PROJECT = Path(__file__).resolve().parents[2]
 _WHERE = ("json", "folder")  # keys that tell where something is written, and nothing of what is measured
 
 
@@ -52,6 +54,15 @@ def settings_of(options: Any) -> dict[str, Any]:
         options: a dataclass.
 
     Returns:
-        Its values by key.
+        Its values by key; files of this project by their places in it.
     """
-    return {name: plain(value) for name, value in asdict(options).items() if name not in _WHERE}
+    return {name: _told(value) for name, value in asdict(options).items() if name not in _WHERE}
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _told(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_told(inner) for inner in value]
+    within = isinstance(value, Path) and value.is_relative_to(_PROJECT)
+    return plain(value.relative_to(_PROJECT) if within else value)

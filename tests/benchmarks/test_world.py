@@ -51,6 +51,8 @@ def test_devices_that_there_are_not_are_refused(monkeypatch, found, asked, key):
 
 def test_settings_tell_nothing_of_files():
     assert settings_of(Options(device="cpu")) == {"device": "cpu", "ranks": 2, "path": "where"}
+    shipped = Options(device="cpu", path=Path(__file__).resolve().parents[2] / "configs" / "demo.yaml")
+    assert settings_of(shipped)["path"] == "configs/demo.yaml"
 
 
 @pytest.mark.parametrize("name", ["ceilings", "train", "rank", "strategies", "checkpoint", "store"])
