@@ -171,14 +171,14 @@ def products(device: torch.device, tf32: bool) -> Iterator[None]:
         tf32: with factors rounded to TF32, of 11 bits, on devices that have it; else with all 24.
     """
     # torch's older names of these settings: torch.compile reads them, and refuses some values of the newer ones.
-    kinds: Any = torch.backends.cuda.matmul, torch.backends.cudnn
+    kinds: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn] if is_cuda(device) else []
     before = [kind.allow_tf32 for kind in kinds]
     try:
-        for kind in kinds if is_cuda(device) else ():
+        for kind in kinds:
             kind.allow_tf32 = tf32
         yield
     finally:
-        for kind, value in zip(kinds, before, strict=True) if is_cuda(device) else ():
+        for kind, value in zip(kinds, before, strict=True):
             kind.allow_tf32 = value
 
 

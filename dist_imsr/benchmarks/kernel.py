@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from dist_imsr import devices
 from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.rank import RankBench, items_of, users_of
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.world import settings_of
+from dist_imsr.benchmarks.world import check_counts, settings_of
 from dist_imsr.config import require, require_file
 from dist_imsr.evaluation.launches import CANDIDATES, Launch
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, count_better
@@ -53,10 +53,7 @@ class KernelBench:
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int):
-                require(value >= (0 if field.name == "seed" else 1), field.name, value, "at least 1")
+        check_counts(self)
         if self.device == "cuda":
             require(devices.count() > 0, "device", self.device, "a machine with a CUDA device")
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dist_imsr import devices
 from dist_imsr.doctor import installed
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def machine(device: str) -> dict[str, Any]:
     on_cuda = device == "cuda"
     return {
         "device": torch.cuda.get_device_name(0) if on_cuda else _processor(),
-        "devices": torch.cuda.device_count() if on_cuda else 0,
+        "devices": devices.count() if on_cuda else 0,
         "host": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),

@@ -9,7 +9,7 @@ have ranks that are log-uniform over the catalogue: a trained model finds many e
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from torchrec import JaggedTensor
 from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.world import Device, settings_of, settle, world
+from dist_imsr.benchmarks.world import Device, check_counts, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.memory import peak_bytes
@@ -73,10 +73,7 @@ class RankBench:
 
     def __post_init__(self) -> None:
         settle(self)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int):
-                require(value >= (0 if field.name == "seed" else 1), field.name, value, "at least 1")
+        check_counts(self)
         require(self.top <= self.items, "top", self.top, f"no more than items, {self.items}")
         require(self.users >= self.ranks, "users", self.users, f"at least one a rank, {self.ranks}")
         require_file(self.json, "json")

@@ -15,7 +15,7 @@ from torchrec import JaggedTensor
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.floors import per, step_bound
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.world import Device, settings_of, settle, world
+from dist_imsr.benchmarks.world import Device, check_counts, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
@@ -83,10 +83,7 @@ class TrainBench:
 
     def __post_init__(self) -> None:
         settle(self)
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, int):
-                require(value >= (0 if one.name in ("seed", "warmup") else 1), one.name, value, "at least 1")
+        check_counts(self, "warmup")
         require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
         require_file(self.json, "json")

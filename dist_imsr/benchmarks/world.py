@@ -1,6 +1,6 @@
 """What benchmarks on ranks share: which devices, how many ranks, and what is told of both."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,22 @@ def settle(options: Any) -> None:
     require(device == "cpu" or ranks <= found, "ranks", ranks, f"one for each CUDA device at most, of {found}")
     object.__setattr__(options, "device", device)  # as a frozen dataclass must; who replaces a key settles it again
     object.__setattr__(options, "ranks", ranks)
+
+
+def check_counts(options: Any, *or_zero: str) -> None:
+    """Refuses whole numbers below 1.
+
+    Args:
+        options: a dataclass whose whole numbers count something.
+        or_zero: keys that may be 0, beside ``seed``.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, int):
+            require(value >= (0 if field.name in ("seed", *or_zero) else 1), field.name, value, "at least 1")
 
 
 def world(options: Any, seconds: float = 600.0) -> LocalRanks:

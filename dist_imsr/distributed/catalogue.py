@@ -173,7 +173,7 @@ class Catalogue:
             sequences: that it will be of, the very same objects, as they came from `Steps.on`.
         """
         with devices.aside(self.topology.device):
-            self._ahead = sequences, self._ask(torch.cat([sequence.values() for sequence in sequences]))
+            self._ahead = sequences, self._ask(_values(sequences))
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Fetches embeddings from their owners, in one exchange for all sequences.
@@ -184,11 +184,10 @@ class Catalogue:
         Returns:
             For each argument ``[sum of its lengths, d]`` float32. Backward updates the rows, once.
         """
-        values = torch.cat([sequence.values() for sequence in sequences])
         if torch.is_grad_enabled():
-            embeddings = self._fetch(self._asked(sequences) or self._ask(values))
+            embeddings = self._fetch(self._asked(sequences) or self._ask(_values(sequences)))
         else:  # an item of many users travels once; a gradient would have to be summed for it first
-            distinct, place = values.unique(return_inverse=True)
+            distinct, place = _values(sequences).unique(return_inverse=True)
             embeddings = self._fetch(self._ask(distinct)).index_select(0, place)
         return list(embeddings.split([len(sequence.values()) for sequence in sequences]))
 
@@ -334,6 +333,10 @@ class Catalogue:
     def _local(self, sharded: ShardedTensor) -> torch.Tensor:
         shards = sharded.local_shards()
         return shards[0].tensor if shards else torch.empty(0, *sharded.size()[1:], device=self.topology.device)
+
+
+def _values(sequences: tuple[JaggedTensor, ...]) -> torch.Tensor:
+    return torch.cat([sequence.values() for sequence in sequences])
 
 
 def _overlap(first: range, second: range) -> int:
