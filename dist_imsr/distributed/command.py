@@ -22,7 +22,10 @@ _LOST = (
     "Broken pipe",
     "remote process exiting prematurely",
 )  # what gloo says of a rank that is gone, and NCCL
-_SILENT = "Timed out waiting"  # what it says of one that does not answer
+_SILENT = (
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+)  # what gloo says of a rank that does not answer, and of all else that was asked of it meanwhile
 
 
 class Stopped(Exception):
@@ -91,7 +94,7 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         if dist.is_initialized() and isinstance(error, RuntimeError):
             if any(sign in str(error) for sign in _LOST):
                 return end("another rank ended; its message says why", FAILED, together=False)
-            if _SILENT in str(error):
+            if any(sign in str(error) for sign in _SILENT):
                 return end(
                     "another rank said nothing for timeout_seconds: see whether it hangs", FAILED, together=False
                 )
