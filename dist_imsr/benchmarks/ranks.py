@@ -12,12 +12,9 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal
 
-DeviceType = Literal["cpu", "cuda"]
+from dist_imsr.processes import new_process
 
-# Ranks are forked from one process that has imported the stack once. A process that has looked for CUDA devices cannot
-# be forked into one that works on them.
-_FORKED, _SPAWNED = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-_FORKED.set_forkserver_preload(["dist_imsr.training.trainer"])
+DeviceType = Literal["cpu", "cuda"]
 
 
 class LocalRanks:
@@ -37,10 +34,9 @@ class LocalRanks:
             port = free.getsockname()[1]
         self._pipes: list[Connection] = []
         self._processes = []
-        make = _SPAWNED.Process if device == "cuda" else _FORKED.Process
         for rank in range(world_size):
             here, there = multiprocessing.Pipe()
-            process = make(target=_serve, args=(rank, world_size, threads, seconds, port, there), daemon=True)
+            process = new_process(_serve, (rank, world_size, threads, seconds, port, there), cuda=device == "cuda")
             with nullcontext() if device == "cuda" else _no_cuda():
                 process.start()
             there.close()

@@ -18,14 +18,11 @@ import torch
 from dist_imsr import devices
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.distributed.signals import StopSignals
+from dist_imsr.processes import new_process
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-# Ranks are forked from one process that has imported the stack once, with what its libraries import when first used. A
-# process that has looked for CUDA devices, as the stack does, cannot be forked into one that works on them.
-_FORKED, _SPAWNED = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-_FORKED.set_forkserver_preload(["dist_imsr.training.run", "torch.utils.tensorboard", "pandas"])
 _PATIENCE = 30.0  # seconds that the ranks of a group have to notice that one of them is gone
 _LOG = "log.txt"
 
@@ -48,11 +45,10 @@ class Group:
         self._deadline = float("inf")
         port = _free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
-        make = _SPAWNED.Process if devices.count() else _FORKED.Process
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": device + rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             environment = {name: str(value) for name, value in {**place, "MASTER_PORT": port}.items()}
-            process = make(target=_rank, args=(job.config, environment, log), daemon=True)
+            process = new_process(_rank, (job.config, environment, log), cuda=devices.count() > 0)
             process.start()
             self.processes.append(process)
 

@@ -57,6 +57,8 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
         130 after Ctrl-C or SIGTERM; what `Stopped` carries.
     """
+    # The collector would go again and again through all that torch and TorchRec have brought, for a second at the end.
+    gc.freeze()
     logs.start(place().rank)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
 

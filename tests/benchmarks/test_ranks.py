@@ -5,7 +5,8 @@ import deepspeed
 import pytest
 import torch
 
-from dist_imsr.benchmarks.ranks import _FORKED, LocalRanks
+from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.processes import _FORKED
 
 _kept = []
 
