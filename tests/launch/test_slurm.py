@@ -94,15 +94,6 @@ def _lines(run_dir):
     return timeless([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
 
 
-def test_two_nodes_measure_what_two_local_ranks_do(jobs, data, local, tmp_path):
-    arguments = *_TRAIN, f"--data.path={data}"
-    job = jobs.submit("train.sbatch", *arguments, options=["--nodes=2"], name="whole", RUN_DIR=tmp_path / "run")
-    assert jobs.ended(job, "whole") == "COMPLETED", jobs.text("whole")
-    assert "2 rank(s), 1 a machine" in jobs.text("whole")
-    assert _lines(tmp_path / "run") == _lines(local)
-    assert sorted(path.name for path in (tmp_path / "run" / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
-
-
 def test_a_signal_while_ranks_start_and_a_task_of_an_array(cluster, jobs, data, tmp_path):
     """The last task of an array has the number of the whole of it; its ranks hear no signal before Python is up."""
     name, run_dir = "early", tmp_path / "run"
@@ -129,7 +120,9 @@ def _trained(jobs, cluster, name, run_dir):
         ("srun", ["--signal=TERM", "--full"]),  # to everything at once
     ],
 )
-def test_a_job_that_is_told_to_stop_goes_on_by_itself(cluster, jobs, data, local, tmp_path, launcher, signal):
+def test_two_nodes_that_are_told_to_stop_go_on_and_measure_what_two_local_ranks_do(
+    cluster, jobs, data, local, tmp_path, launcher, signal
+):
     name, run_dir = f"told-{launcher}", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}"
     where = {"LAUNCHER": launcher, "RUN_DIR": run_dir}
@@ -138,8 +131,10 @@ def test_a_job_that_is_told_to_stop_goes_on_by_itself(cluster, jobs, data, local
     cluster.call("scancel", *signal, job)
     cluster.until(lambda: cluster.told(job)["Restarts"] == "1", say=lambda: jobs.text(name))
     assert jobs.ended(job, name) == "COMPLETED", jobs.text(name)
+    assert jobs.text(name).count("2 rank(s), 1 a machine") == 2
     assert "going on from" in jobs.text(name)
     assert _lines(run_dir) == _lines(local)
+    assert sorted(path.name for path in (run_dir / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
 
 
 def test_a_node_that_goes_down_leaves_the_job_to_the_other(cluster, jobs, data, local, tmp_path):
