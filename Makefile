@@ -5,9 +5,11 @@
 #   TORCH_INDEX=...  one more package index for torch, when those that pip asks have no CPU build
 #   ARGS=...         arguments for pytest: make test ARGS="-k schedule"
 #   WORKERS=...      processes that share the tests, file by file; default: 2
+#   RANKS=...        of the demo; default: 1 where there is one GPU, else 2
 
 SHELL := /bin/sh
 WORKERS ?= 2
+RANKS ?= $(or $(filter 1,$(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)),2)
 ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif
@@ -34,7 +36,7 @@ SAY := @echo "make setup:"
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
-	@echo "make demo    prepare Complete Journey and train it on two ranks: frozen, fine_tuning, imsr"
+	@echo "make demo    prepare Complete Journey and train it on $(RANKS) rank(s): frozen, fine_tuning, imsr"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
 	@echo "make clean   remove .venv and caches; data/ and runs/ stay"
@@ -85,11 +87,11 @@ demo test check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: setup
 	@test -e data/complete_journey/dataset.json || \
 	  python launch/prepare.py --source complete-journey --output data/complete_journey
-	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
 	  --strategy.name frozen --run_dir runs/demo_frozen --overwrite true
-	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
 	  --strategy.name fine_tuning --run_dir runs/demo_fine_tuning --overwrite true
-	deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml \
+	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
 	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
 
 test: setup

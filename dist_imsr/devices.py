@@ -29,9 +29,21 @@ def count() -> int:
     """How many CUDA devices this process sees.
 
     Returns:
-        0 where it is to work on the host.
+        0 where it is to work on the host, as DeepSpeed's variable DS_ACCELERATOR may say.
     """
-    return torch.cuda.device_count()
+    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+
+
+def identity(device: torch.device) -> str | None:
+    """Tells a device from all others of its machine, whatever number it has among those that a process sees.
+
+    Args:
+        device: a rank's.
+
+    Returns:
+        Its UUID; None for the host.
+    """
+    return str(torch.cuda.get_device_properties(device).uuid) if is_cuda(device) else None
 
 
 def take(device: torch.device) -> None:

@@ -37,7 +37,8 @@ _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "cuda":
         assert "torch" not in sys.modules, "torch was imported before it could be told to see no devices"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # DeepSpeed's launcher sets the first anew for its ranks.
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

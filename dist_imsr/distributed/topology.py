@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from dist_imsr import devices
+from dist_imsr.distributed.command import Refusal
 from dist_imsr.launcher import Place, place
 
 
@@ -140,22 +141,51 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
 
     Returns:
         This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
+
+    Raises:
+        Refusal: on all ranks, where two of them share a GPU.
     """
     quiet()
     topology = locate()
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
     devices.take(topology.device)
-    own: dict[str, Any] = {"backend": "gloo"}
-    if devices.is_cuda(topology.device):
-        own = {"backend": "cpu:gloo,cuda:nccl", "device_id": topology.device}
-    timeout = timedelta(seconds=timeout_seconds)
-    dist.init_process_group(rank=topology.rank, world_size=topology.world_size, timeout=timeout, **own)
-    join_deepspeed("nccl" if devices.is_cuda(topology.device) else "gloo")
-    cores: list[Any] = [None] * topology.world_size
-    dist.all_gather_object(cores, (socket.gethostname(), os.sched_getaffinity(0)))
+    on_cuda = devices.is_cuda(topology.device)
+    # Without a device of its own, so that NCCL begins with the first tensor, once it is known to have a GPU each.
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        rank=topology.rank,
+        world_size=topology.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    join_deepspeed("nccl" if on_cuda else "gloo")
+    ranks: list[Any] = [None] * topology.world_size
+    own = socket.gethostname(), os.sched_getaffinity(0), devices.identity(topology.device)
+    dist.all_gather_object(ranks, own)
+    refuse_shared([(machine, device) for machine, _, device in ranks])
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_of(topology.rank, cores))
+        torch.set_num_threads(threads_of(topology.rank, [(machine, cores) for machine, cores, _ in ranks]))
     return topology
+
+
+def refuse_shared(places: Sequence[tuple[str, str | None]]) -> None:
+    """Refuses two ranks on one GPU.
+
+    DeepSpeed's launcher starts as many ranks as it is asked for, however many GPUs there are.
+
+    Args:
+        places: the machine of every rank and its GPU there, None on the host.
+
+    Raises:
+        Refusal: naming two ranks that share one.
+    """
+    for rank, own in enumerate(places):
+        machine, device = own
+        first = places.index(own)
+        if device is not None and first != rank:
+            raise Refusal(
+                f"ranks {first} and {rank} share a GPU of {machine}: start one rank for each GPU, or all on the host "
+                "with DS_ACCELERATOR=cpu"
+            )
 
 
 def threads_of(rank: int, cores: Sequence[tuple[str, set[int]]]) -> int:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from dist_imsr.distributed.topology import Topology, locate, threads_of
+from dist_imsr import devices
+from dist_imsr.distributed.command import Refusal
+from dist_imsr.distributed.topology import Topology, connect, locate, refuse_shared, threads_of
 from tests.ranks import run_ranks
 
 
@@ -53,6 +55,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         return locate()
 
+    monkeypatch.delenv("DS_ACCELERATOR")
     for name, value in _FOUR.items():
         monkeypatch.setenv(name, value)
     return with_devices
@@ -70,3 +73,30 @@ def test_fewer_gpus_than_ranks_are_refused_by_all(machine, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         with pytest.raises(ValueError, match="4 ranks of a machine cannot share 2 GPUs"):
             machine(2)
+
+
+def test_devices_are_left_alone_where_deepspeed_is_told_so(machine, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert machine(1) == Topology(7, 8, 4, torch.device("cpu"))
+
+
+def test_a_gpu_each_is_accepted_and_the_host_for_all():
+    refuse_shared([("one", "a"), ("one", "b"), ("other", "a"), ("other", "b")])
+    refuse_shared([("one", None), ("one", None)])
+
+
+def _connects_again(topology):
+    """A launcher that asks for more ranks than there are GPUs shows all of them the same one."""
+    torch.distributed.destroy_process_group()
+    devices.identity = lambda device: "GPU-0"
+    try:
+        connect()
+    except Refusal as error:
+        return str(error)
+
+
+def test_two_ranks_on_one_gpu_are_refused_by_all():
+    told = run_ranks(2, _connects_again)
+    assert told[0] == told[1]
+    assert "ranks 0 and 1 share a GPU of " in told[0]
+    assert "start one rank for each GPU" in told[0]
