@@ -1,6 +1,7 @@
 """New processes on this machine, for ranks: as fast to start as the device allows."""
 
 import multiprocessing
+import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,3 +26,15 @@ def new_process(target: Callable[..., None], args: tuple[Any, ...], cuda: bool) 
     """
     make: Callable[..., BaseProcess] = _SPAWNED.Process if cuda else _FORKED.Process
     return make(target=target, args=args, daemon=True)
+
+
+def free_port() -> int:
+    """Finds where rank 0 of a new world may listen on this machine.
+
+    Returns:
+        A port that nobody listens on.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal
 
-from dist_imsr.processes import new_process
+from dist_imsr.processes import free_port, new_process
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -29,9 +28,7 @@ class LocalRanks:
 
     def __init__(self, world_size: int, threads: int = 1, seconds: float = 600.0, device: DeviceType = "cpu") -> None:
         self.world_size, self._seconds = world_size, seconds
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):

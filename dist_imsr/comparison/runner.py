@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ import torch
 from dist_imsr import devices
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.distributed.signals import StopSignals
-from dist_imsr.processes import new_process
+from dist_imsr.processes import free_port, new_process
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Group:
         self._said_before = log.stat().st_size if log.exists() else 0
         self._failure: int | None = None  # the exit status of the first rank that failed
         self._deadline = float("inf")
-        port = _free_port() if ranks > 1 else 0  # a run alone takes any
+        port = free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": device + rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
@@ -199,13 +198,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def _span(seconds: float) -> str:

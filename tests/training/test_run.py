@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_imsr.data.dataset import DataConfig
+from dist_imsr.processes import free_port
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.run import train
 from tests.prepared import drawn_history, write_dataset
@@ -28,20 +29,20 @@ def folder(tmp_path_factory):
 
 
 _LAUNCHERS = {
-    "deepspeed": ["deepspeed", "--num_accelerators", "2"],
-    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29512"],
+    "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port"],
 }
 
 
 def _launch(*arguments, launcher=None):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    program = _LAUNCHERS[launcher] if launcher else [sys.executable]
+    program = [*_LAUNCHERS[launcher], str(free_port())] if launcher else [sys.executable]
     return subprocess.Popen(
         [*program, str(ROOT / "launch" / "train.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PATH": path, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
     )
 

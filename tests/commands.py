@@ -1,0 +1,87 @@
+"""``launch/train.py`` on ranks without a launcher, forked from a process that has imported the stack."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dist_imsr.processes import free_port, new_process
+
+ROOT = Path(__file__).parents[1]
+
+
+class Rank:
+    """A rank that nobody but itself ends, with what `subprocess.Popen` tells of a process.
+
+    Args:
+        arguments: of the command.
+        environment: its place, beside what this process has.
+        said: a file for its standard error.
+        before: what the process does first.
+    """
+
+    def __init__(self, arguments, environment, said, before):
+        said.touch()
+        self._said = said
+        self._process = new_process(_command, (arguments, environment, said, before), cuda=False)
+        self._process.start()
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self, timeout):
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("train.py", timeout)
+        return self._process.exitcode
+
+    def communicate(self, timeout=60):
+        """Standard output, which is not kept, and standard error."""
+        self.wait(timeout)
+        return None, self._said.read_text()
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def hears(self, number):
+        """Whether it does something of its own about a signal."""
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{self._process.pid}/status").read_text())
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
+    def kill(self):
+        self._process.kill()
+
+
+def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0):
+    """Starts the command on so many ranks, which write what they say into ``folder``; returns them by rank."""
+    said = Path(tempfile.mkdtemp(dir=folder))
+    place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    place["SLURM_RESTART_COUNT"] = restarts
+    ranks = []
+    for rank in range(world_size):
+        environment = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))
+    return ranks
+
+
+def _command(arguments, environment, said, before):
+    for standard, path in ((1, os.devnull), (2, said)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    from dist_imsr.config import parse
+    from dist_imsr.training.config import TrainConfig
+    from dist_imsr.training.run import train
+
+    if before is not None:
+        before()
+    sys.argv = ["train.py", *arguments]
+    sys.exit(train(parse(TrainConfig)))
