@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dist_imsr.data.batch import Batch, BatchConfig, SpanData
+from dist_imsr.data.batch import Batch, BatchConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import generator
+from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Steps, one_by_one
 
 _ORDER = 11  # a stream of random numbers

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.data.batch import Batch, BatchConfig, SpanData
+from dist_imsr.data.batch import Batch, BatchConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.jagged import appended, jagged
 from dist_imsr.data.schedule import ranges
+from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Movable, Steps
 
 _POOL = 13  # a stream of random numbers

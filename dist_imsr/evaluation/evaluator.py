@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 
 from dist_imsr.config import require
-from dist_imsr.data.batch import BatchConfig, SpanData, TestBatch
+from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, met
+from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore

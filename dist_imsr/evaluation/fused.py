@@ -1,4 +1,4 @@
-"""The CUDA twin of ``tiles.count_better``: products, scores and comparisons in one kernel, no score in memory.
+"""The CUDA twin of ``counting.count_better``: products, scores and comparisons in one kernel, no score in memory.
 
 Tensor cores multiply rounded vectors, so a score is known but for an error, and the kernel counts only what that error
 cannot turn: where score - error and score + error lie on the same side of a target's edges. Other pairs go to a list
@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dist_imsr.evaluation import tiles
+from dist_imsr.evaluation import counting, tiles
 from dist_imsr.evaluation.launches import Launch, Products, launch_on
 
 _COPIES = 24  # bytes for each number of a stretch of items, while it is rounded
@@ -56,7 +56,7 @@ class _Asked(NamedTuple):
 
     def settle(self, shard: tiles.Shard, users: torch.Tensor, target: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """What pairs of a target and an item, ``[m]`` int64 each, add to the targets' counts, ``[m]`` float64."""
-        return tiles.settled(shard, users, self.rows[target], item, self.low[target], self.high[target])
+        return counting.settled(shard, users, self.rows[target], item, self.low[target], self.high[target])
 
 
 def count_better(
@@ -86,7 +86,7 @@ def count_better(
         ``[A]`` float64.
     """
     if not users.shape[1]:
-        return tiles.all_tied(len(shard.weight), owners, items, barred)
+        return counting.all_tied(len(shard.weight), owners, items, barred)
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     if not len(owners) or not len(shard.weight):
         return better

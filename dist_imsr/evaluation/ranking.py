@@ -16,7 +16,9 @@ from dist_imsr.config import require
 from dist_imsr.data.jagged import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.tiles import TIE, Pairs, Shard, best_items, count_better
+from dist_imsr.evaluation.counting import count_better
+from dist_imsr.evaluation.selection import best_items
+from dist_imsr.evaluation.tiles import TIE, Pairs, Shard
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Score, score
 from dist_imsr.phases import Phase

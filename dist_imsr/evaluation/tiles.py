@@ -1,4 +1,4 @@
-"""A shard's items against users, a tile at a time: who beats a target, and which are the best N.
+"""A shard's items against users, a tile at a time, and how far from the truth its scores may be.
 
 Nothing of the size [users x items] outlives its tile. The attentive score of erratum E8 is a mean of the K dot products
 under softmax weights w, so it never exceeds the largest one, m: only items whose m exceeds a threshold get a softmax.
@@ -88,17 +88,29 @@ class Pairs:
         return self.rows[found], self.items[found] - start
 
 
-class _Tile(NamedTuple):
-    """Users, all with K interests, against a stretch of items."""
+class Tile(NamedTuple):
+    """Users, all with K interests, against a stretch of items.
 
-    users: torch.Tensor  # [b, K, d]
-    items: torch.Tensor  # [n, d]
-    start: int  # the first item's place in the shard
-    agreement: torch.Tensor  # [b, K, n], dot products in the precision that was asked for
-    barred: tuple[torch.Tensor, torch.Tensor] | None  # rows and columns of what a user must not get, if anything
-    lengths: torch.Tensor  # [b, 1], of the users' longest interests
-    norms: torch.Tensor  # [n], of the items
-    factor: float  # the length of a score's gradient, at the most: what it multiplies a dot product's error by
+    Args:
+        users: ``[b, K, d]`` float32.
+        items: ``[n, d]`` float32.
+        start: the first item's place in the shard.
+        agreement: ``[b, K, n]``, dot products in the precision that was asked for.
+        barred: rows and columns of what a user must not get, if anything.
+        lengths: ``[b, 1]``, of the users' longest interests.
+        norms: ``[n]``, of the items.
+        factor: what a score multiplies a dot product's error by, at the most (`steepest`).
+        how: the scoring function.
+    """
+
+    users: torch.Tensor
+    items: torch.Tensor
+    start: int
+    agreement: torch.Tensor
+    barred: tuple[torch.Tensor, torch.Tensor] | None
+    lengths: torch.Tensor
+    norms: torch.Tensor
+    factor: float
     how: Score
 
     @property
@@ -113,7 +125,7 @@ class _Tile(NamedTuple):
     def near(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of pairs ``[m]``, and the most that each may be wrong by, above 0."""
         error = _ERROR[self.precision] * self.factor * self.norms[columns] * self.lengths[rows, 0]
-        return _reduce(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=_TINY)
+        return reduced(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=_TINY)
 
     def peak(self) -> torch.Tensor:
         """Each user's largest dot product ``[b]`` float32, be it of what the user must not get."""
@@ -137,105 +149,8 @@ class _Tile(NamedTuple):
             agreement = self.agreement[rows]
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
-        scores = _reduce(agreement, self.how)
+        scores = reduced(agreement, self.how)
         return scores.masked_fill_(best == -torch.inf, -torch.inf) if self.barred is not None else scores
-
-
-def count_better(
-    shard: Shard,
-    users: torch.Tensor,
-    owners: torch.Tensor,
-    items: torch.Tensor,
-    scores: torch.Tensor,
-    ties: torch.Tensor,
-    barred: Pairs,
-) -> torch.Tensor:
-    """How many of a shard's items beat each target; a tie counts as half.
-
-    Args:
-        shard: the items.
-        users: ``[B, K, d]`` float32, interests of users who all have K of them.
-        owners: ``[A]`` int64, each target's place among the users.
-        items: ``[A]`` int64, the targets' places in the shard, maybe outside of it.
-        scores: ``[A]``, the targets' scores.
-        ties: ``[A]``, how close a score must be to tie.
-        barred: items that do not count for a user.
-
-    Returns:
-        ``[A]`` float64.
-    """
-    if not users.shape[1]:
-        return all_tied(len(shard.weight), owners, items, barred)
-    there, rows = owners.unique(return_inverse=True)
-    order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
-    low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
-    asked = _Asked(rows[order], low, high, items[order])
-    better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
-    close: list[tuple[torch.Tensor, torch.Tensor]] = []
-    held, most = 0, max(1, shard.tile // users[0].numel())  # close pairs; how many vectors are gathered at a time
-
-    def settle() -> None:
-        target, place = (torch.cat(column) for column in zip(*close, strict=True))
-        close.clear()
-        worth = settled(shard, users, owners[order[target]], place, low[target, 0], high[target, 0])
-        better.index_add_(0, target, worth)
-
-    for tile in _tiles(shard, users, there, barred):
-        count, target, place = _better(tile, asked)
-        better += count
-        # A target does not beat itself; it is always among the close ones.
-        other = place != asked.items[target]
-        close.append((target[other], place[other]))
-        held += len(close[-1][0])
-        if held > most:
-            settle()
-            held = 0
-    if held:
-        settle()
-    return torch.empty_like(better).index_copy_(0, order, better)
-
-
-def all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, barred: Pairs) -> torch.Tensor:
-    """`count_better` for users without interests, to whom all of a shard's items are alike.
-
-    Args:
-        count: of the shard's items.
-        owners: as there.
-        items: as there.
-        barred: as there.
-
-    Returns:
-        ``[A]`` float64.
-    """
-    inside = (barred.items >= 0) & (barred.items < count)
-    unwanted = (barred.rows * count + barred.items)[inside].unique()
-    fewer = (unwanted // count).bincount(minlength=int(owners.max()) + 1 if len(owners) else 0)[owners]
-    own = (items >= 0) & (items < count) & ~torch.isin(owners * count + items, unwanted)
-    return (count - fewer - own.long()).double() / 2
-
-
-def settled(
-    shard: Shard, users: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, low: torch.Tensor, high: torch.Tensor
-) -> torch.Tensor:
-    """What pairs of a user and an item add to a target's count, by their scores in float64.
-
-    Args:
-        shard: the items.
-        users: ``[B, K, d]`` float32.
-        rows: ``[m]`` int64, the pairs' users.
-        items: ``[m]`` int64, their places in the shard.
-        low: ``[m]``, what ties at least.
-        high: ``[m]``, what ties at the most.
-
-    Returns:
-        ``[m]`` float64: 1 above, one half for a tie, 0 below.
-    """
-    worth = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
-    for part in torch.arange(len(rows), device=rows.device).split(max(1, shard.tile // users[0].numel())):
-        value = _exact(users[rows[part]], shard.weight[items[part]], shard.how)
-        higher = value > high[part]
-        worth[part] = higher.double() + 0.5 * (value >= low[part]).logical_xor_(higher)
-    return worth
 
 
 def steepest(how: Score, count: int) -> float:
@@ -253,115 +168,20 @@ def steepest(how: Score, count: int) -> float:
     return 1 + 2 * width
 
 
-def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best items of a shard for each user; of equal scores the smaller id comes first.
+def exceeds(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Compares values with a threshold.
 
     Args:
-        shard: the items.
-        users: ``[B, K, d]`` float32, interests of users who all have K of them.
-        top: N.
-        barred: items that a user must not get.
+        values: ``[a, n]``.
+        threshold: ``[a, 1]``.
 
     Returns:
-        Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; -inf and -1 where there are no more items.
+        ``[a, n]``, 1 above and 0 elsewhere; floats, which compare and add up faster.
     """
-    if not users.shape[1]:  # to whom all items are alike, as they are to one interest of length zero
-        users = users.new_zeros(len(users), 1, users.shape[2])
-    scores = users.new_full((len(users), top), -torch.inf)
-    ids = torch.full((len(users), top), -1, device=users.device)
-    waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    everybody = torch.arange(len(users), device=users.device)
-    held = 0
-
-    def merge() -> None:
-        nonlocal scores, ids
-        row, found, place = (torch.cat(column) for column in zip(*waiting, strict=True))
-        waiting.clear()
-        row, order = row.sort(stable=True)
-        lengths = row.bincount(minlength=len(users))
-        slot = top + torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
-        size = (len(users), int(lengths.max()))
-        scores = torch.cat([scores, scores.new_full(size, -torch.inf)], 1)
-        ids = torch.cat([ids, ids.new_full(size, -1)], 1)
-        scores[row, slot], ids[row, slot] = found[order], place[order]
-        scores, kept = scores.sort(dim=1, descending=True, stable=True)
-        scores, ids = scores[:, :top].contiguous(), ids.gather(1, kept[:, :top])
-
-    for tile in _tiles(shard, users, everybody, barred):
-        floor = scores[:, -1:]
-        limit = floor - tile.margin(tile.precision)
-        hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few: most tiles hold nothing for most users
-        best = tile.best(hit)
-        many, row, column = _split(best, limit[hit])
-        dense, row = hit[many], hit[row]
-        value, error = tile.near(row, column)
-        real = value > floor[row, 0] - error
-        row, column, value = row[real], column[real], value[real]
-        if tile.precision == "bf16":
-            value = _exact(tile.users[row], tile.items[column], tile.how).float()
-        if len(dense):
-            every, place = tile.dense(dense, best[many]).sort(dim=1, descending=True, stable=True)
-            every, place = every[:, :top], place[:, :top]
-            real = every > floor[dense]
-            row = torch.cat([row, dense.unsqueeze(1).expand_as(every)[real]])
-            column, value = torch.cat([column, place[real]]), torch.cat([value, every[real]])
-        waiting.append((row, value, column + tile.start + shard.first))
-        held += len(row)
-        if held > len(users) * top / 4:
-            merge()
-            held = 0
-    if held:
-        merge()
-    return scores, ids
-
-
-class _Asked(NamedTuple):
-    """Targets whose users a tile holds."""
-
-    rows: torch.Tensor  # [a], each one's user in the tile; 0 .. a - 1 where every user has one target
-    low: torch.Tensor  # [a, 1], what ties at least
-    high: torch.Tensor  # [a, 1], what ties at the most
-    items: torch.Tensor  # [a], each one's own place in the shard
-
-
-def _better(tile: _Tile, asked: _Asked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which of a tile's items beat a target.
-
-    Returns:
-        How many do so beyond doubt, ``[a]`` float64; and pairs that are too close to tell: targets ``[m]`` and the
-        items' places in the shard ``[m]``.
-    """
-    users, alone = len(tile.users), len(asked.rows) == len(tile.users)
-    margin, finer, whole, found = tile.margin(tile.precision), tile.margin("fp32"), tile.best(), []
-    # Several targets may share a user: they are compared in parts of the tile's own size.
-    for first in range(0, len(asked.rows), users):
-        part = slice(first, first + users)
-        rows, low, high = asked.rows[part], asked.low[part], asked.high[part]
-        best = whole if alone else whole[rows]
-        dense, target, column = _split(best, low - margin[rows])
-        value, error = tile.near(rows[target], column)
-        sure = value > high[target, 0] + error
-        close = (value > low[target, 0] - error).logical_xor_(sure)
-        count = low.new_zeros(len(rows), dtype=torch.float64).index_add_(0, target, sure.double())
-        target, column = target[close], column[close]
-        if len(dense):
-            error = finer[rows[dense]]
-            scores = tile.dense(rows[dense], best[dense])
-            above = _above(scores, high[dense] + error)
-            count[dense] = above.sum(1).double()
-            row, place = (_above(scores, low[dense] - error) - above).nonzero().T
-            target, column = torch.cat([target, dense[row]]), torch.cat([column, place])
-        found.append((count, target + first, column + tile.start))
-    count, target, place = (torch.cat(column) for column in zip(*found, strict=True))
-    return count, target, place
-
-
-def _above(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """1 where a value ``[a, n]`` exceeds the threshold ``[a, 1]``; floats, which compare and add up faster."""
     return torch.gt(values, threshold, out=torch.empty_like(values))
 
 
-def _split(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def candidates(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where scores can exceed a threshold: the rows where many can, and the pairs of all other rows.
 
     Args:
@@ -371,20 +191,30 @@ def _split(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, t
     Returns:
         Rows ``[r]``; rows ``[m]`` and columns ``[m]`` of pairs.
     """
-    above = _above(best, threshold)
+    above = exceeds(best, threshold)
     many = above.sum(1)
     few = ((many > 0) & (many <= _DENSE * best.shape[1])).nonzero().squeeze(1)
     row, column = above[few].nonzero().T
     return (many > _DENSE * best.shape[1]).nonzero().squeeze(1), few[row], column
 
 
-def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs) -> Iterator[_Tile]:
-    """Some of the users against the shard's items; a tile is good until the next one is asked for."""
+def tiles_of(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs) -> Iterator[Tile]:
+    """Some of the users against the shard's items, a stretch of items after the other.
+
+    Args:
+        shard: the items.
+        users: ``[B, K, d]`` float32, interests of users who all have K of them.
+        there: ``[b]`` int64, the places of those that are wanted.
+        barred: of all users, by their places.
+
+    Yields:
+        Tiles, each good until the next one is asked for.
+    """
     place = torch.full((len(users),), -1, device=users.device)
     place[there] = torch.arange(len(there), device=users.device)
     users = users[there]
-    count, exact = users.shape[1], shard.precision == "fp32"
-    factors = users.flatten(0, 1).to(torch.float32 if exact else torch.bfloat16)
+    count = users.shape[1]
+    factors = users.flatten(0, 1).to(torch.float32 if shard.precision == "fp32" else torch.bfloat16)
     lengths = users.norm(dim=-1).amax(1, keepdim=True)
     factor = steepest(shard.how, count)
     size = max(1, shard.tile // (len(users) * count))
@@ -397,16 +227,33 @@ def _tiles(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs
         rows, columns = barred.within(first, first + len(items))
         held = place[rows] if len(rows) else rows
         unwanted = (held[held >= 0], columns[held >= 0]) if len(rows) else None
-        yield _Tile(users, items, first, agreement, unwanted, lengths, items.norm(dim=1), factor, shard.how)
+        yield Tile(users, items, first, agreement, unwanted, lengths, items.norm(dim=1), factor, shard.how)
 
 
-def _exact(users: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
-    """Scores ``[m]`` of pairs, users ``[m, K, d]`` and items ``[m, d]``, in float64."""
-    return _reduce((users.double() * items.double().unsqueeze(1)).sum(-1), how)
+def exact(users: torch.Tensor, items: torch.Tensor, how: Score) -> torch.Tensor:
+    """Scores of pairs of a user and an item (Eq. 5).
+
+    Args:
+        users: ``[m, K, d]``.
+        items: ``[m, d]``.
+        how: the scoring function.
+
+    Returns:
+        ``[m]`` float64.
+    """
+    return reduced((users.double() * items.double().unsqueeze(1)).sum(-1), how)
 
 
-def _reduce(agreement: torch.Tensor, how: Score) -> torch.Tensor:
-    """Scores from dot products over the second axis, in few passes over memory."""
+def reduced(agreement: torch.Tensor, how: Score) -> torch.Tensor:
+    """Scores from dot products (Eq. 5, erratum E8), in few passes over memory.
+
+    Args:
+        agreement: ``[a, K, ...]``, the dot products of a user's interests with an item.
+        how: the scoring function.
+
+    Returns:
+        ``[a, ...]``; 0 where K is.
+    """
     if agreement.shape[1] == 0:
         return agreement.new_zeros(agreement.shape[0], *agreement.shape[2:])
     best = agreement.amax(1)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dist_imsr.data.batch import SpanData
+from dist_imsr.data.span import SpanData
 from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.interests import InterestPolicy

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from dist_imsr import logs
-from dist_imsr.data.batch import SpanData
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.joined import JoinedSpans
+from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.command import INTERRUPTED, Stopped
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology

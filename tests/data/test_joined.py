@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from dist_imsr.data.batch import BatchConfig, SpanData
+from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.joined import JoinedSpans
+from dist_imsr.data.span import SpanData
 from tests.data import test_batch
-from tests.data.test_batch import _rows
+from tests.data.test_span import _rows
 from tests.prepared import drawn_history, write_dataset
 
 CONFIG = BatchConfig(size=7, max_history=12, max_targets=2, negatives=5, eval_size=6)

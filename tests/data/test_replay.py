@@ -7,7 +7,7 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.replay import ReplayedSpan
 from tests.data import test_batch
-from tests.data.test_batch import _rows, _sequences
+from tests.data.test_span import _rows, _sequences
 from tests.prepared import drawn_history, write_dataset
 
 CONFIG = BatchConfig(size=7, max_history=4, max_targets=2, negatives=5, eval_size=12)

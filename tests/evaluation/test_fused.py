@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from dist_imsr.evaluation import tiles
+from dist_imsr.evaluation import counting, tiles
 from dist_imsr.evaluation.launches import CANDIDATES, Launch
 
 # The interpreter of earlier ones cannot turn NumPy 2.4's arrays of one element into numbers.
@@ -25,7 +25,7 @@ def _asked(draw, items, users, how):
     wanted = torch.randint(-9, known + 9, (TARGETS,), generator=draw)  # some are in other shards
     wanted[:25] %= 20
     owners[:9] = 5
-    scores = tiles._reduce((users[owners] * items[wanted].unsqueeze(1)).sum(-1), how)
+    scores = tiles.reduced((users[owners] * items[wanted].unsqueeze(1)).sum(-1), how)
     longest = users.norm(dim=-1).amax(1) if users.shape[1] else torch.zeros(len(users))
     ties = tiles.TIE * longest[owners] * items[wanted].norm(dim=1)
     rows = torch.cat([torch.randint(len(users), (300,), generator=draw), owners[::4], owners[::4]])
@@ -87,7 +87,7 @@ def _both(launch, case, mask=True, size=1 << 30, memory=1 << 16):
     function, *args = case
     case, device = function(*args), "cuda" if torch.cuda.is_available() else "cpu"
     found = _counts(fused.count_better, device, case, mask, size, memory, launch)
-    return found.tolist(), _counts(tiles.count_better, "cpu", case, mask, size, 1 << 28).tolist()
+    return found.tolist(), _counts(counting.count_better, "cpu", case, mask, size, 1 << 28).tolist()
 
 
 def _crowded(launch, case, word):
@@ -118,9 +118,9 @@ def _errors(products, how, count, dim):
     ]
     pairs = [(a, b) for i, a in enumerate(rounded[0]) for j, b in enumerate(rounded[1]) if i + j < 2]
     agreement = sum(a @ b.T for a, b in reversed(pairs)).view(64, count, -1)
-    exact = tiles._reduce(users.double() @ items.double().T, how)
+    exact = tiles.reduced(users.double() @ items.double().T, how)
     bound = counter.bounds.unsqueeze(1) * items.norm(dim=1)
-    return ((tiles._reduce(agreement, how) - exact).abs() / bound).max().item()
+    return ((tiles.reduced(agreement, how) - exact).abs() / bound).max().item()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
-from dist_imsr.evaluation import ranking, tiles
+from dist_imsr.evaluation import counting, ranking, tiles
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.interests import Interests
 from tests import reference
@@ -171,13 +171,13 @@ def test_the_strip_holds_every_score(scale):
         items = torch.randn(500, 16, generator=draw)
         owners, targets = torch.arange(64), torch.randint(500, (64,), generator=draw)
         nothing = tiles.Pairs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        every = tiles._reduce(users @ items.T, "attentive")
+        every = tiles.reduced(users @ items.T, "attentive")
         wanted = every[owners, targets]
         ties = torch.full((64,), 1e-6 * scale)
         higher = (every > (wanted + ties).unsqueeze(1)).sum(1)
         for precision in ("fp32", "bf16"):
             shard = tiles.Shard(items, 0, "attentive", precision)
-            found = tiles.count_better(shard, users, owners, targets, wanted, ties, nothing)
+            found = counting.count_better(shard, users, owners, targets, wanted, ties, nothing)
             torch.testing.assert_close(found, higher.double(), rtol=0, atol=1.0)
 
 
