@@ -5,7 +5,7 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.joined import JoinedSpans
 from dist_imsr.data.span import SpanData
-from tests.data import test_batch
+from tests.data import test_span
 from tests.data.test_span import _rows
 from tests.prepared import drawn_history, write_dataset
 
@@ -20,7 +20,7 @@ def dataset(tmp_path_factory):
 
 
 def _worlds(dataset, edges, read, span=SPAN, kind=JoinedSpans):
-    return test_batch._worlds(dataset, edges, read, span, CONFIG, kind=kind)
+    return test_span._worlds(dataset, edges, read, span, CONFIG, kind=kind)
 
 
 def _before(user, span):

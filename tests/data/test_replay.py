@@ -6,7 +6,7 @@ import pytest
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.replay import ReplayedSpan
-from tests.data import test_batch
+from tests.data import test_span
 from tests.data.test_span import _rows, _sequences
 from tests.prepared import drawn_history, write_dataset
 
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 
 def _worlds(dataset, edges, read, span=SPAN, pool=POOL):
-    return test_batch._worlds(dataset, edges, read, span, CONFIG, kind=partial(ReplayedSpan, pool=pool))
+    return test_span._worlds(dataset, edges, read, span, CONFIG, kind=partial(ReplayedSpan, pool=pool))
 
 
 def _learnt(user):
@@ -85,7 +85,7 @@ def test_chosen_sequences_stand_beside_their_users_new_ones(dataset):
 
 
 def test_new_sequences_are_those_of_fine_tuning(dataset):
-    (plain,) = test_batch._worlds(dataset, [0, 8], lambda data: data.training(epoch=0), SPAN, CONFIG)
+    (plain,) = test_span._worlds(dataset, [0, 8], lambda data: data.training(epoch=0), SPAN, CONFIG)
     (beside,) = _worlds(dataset, [0, 8], _chosen)
     for one, other in zip(plain, beside, strict=True):
         new = len(other.users) - other.replayed
@@ -102,7 +102,7 @@ def test_new_sequences_are_those_of_fine_tuning(dataset):
 
 @pytest.mark.parametrize("pool", [0, POOL])
 def test_without_a_choice_it_is_fine_tuning(dataset, pool):
-    (plain,) = test_batch._worlds(dataset, [0, 8], lambda data: data.training(epoch=1), SPAN, CONFIG)
+    (plain,) = test_span._worlds(dataset, [0, 8], lambda data: data.training(epoch=1), SPAN, CONFIG)
     (beside,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch=1), pool=pool)
     assert [_rows(one) for one in plain] == [_rows(one) for one in beside]
     assert [one.world_targets for one in plain] == [one.world_targets for one in beside]
