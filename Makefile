@@ -9,7 +9,9 @@
 
 SHELL := /bin/sh
 WORKERS ?= 2
-RANKS ?= $(or $(filter 1,$(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)),2)
+ifndef RANKS
+RANKS := $(or $(filter 1,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ')),2)
+endif
 ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif

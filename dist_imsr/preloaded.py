@@ -5,4 +5,4 @@ import importlib
 
 for name in ("dist_imsr.training.run", "torch.utils.tensorboard", "pandas"):
     importlib.import_module(name)
-gc.freeze()  # a rank's collector would copy all of it to look at it
+gc.freeze()  # or a rank's collector would copy all of it to look at it

@@ -17,7 +17,7 @@ class Rank:
 
     Args:
         arguments: of the command.
-        environment: its place, beside what this process has.
+        environment: all of its variables.
         said: a file for its standard error.
         before: what the process does first.
     """
@@ -50,23 +50,33 @@ class Rank:
         os.kill(self._process.pid, number)
 
     def hears(self, number):
-        """Whether it does something of its own about a signal."""
-        (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{self._process.pid}/status").read_text())
-        return bool(int(caught, 16) >> (number - 1) & 1)
+        """Whether it does something of its own about a signal; never if it has ended."""
+        status = Path(f"/proc/{self._process.pid}/status")
+        caught = re.findall(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else []
+        return any(int(signals, 16) >> (number - 1) & 1 for signals in caught)
 
     def kill(self):
         self._process.kill()
 
 
-def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0):
-    """Starts the command on so many ranks, which write what they say into ``folder``; returns them by rank."""
+def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0, forked=True):
+    """Starts the command on so many ranks, which write what they say into ``folder``; returns them by rank.
+
+    What is forked begins fast, and ends without Python's own teardown.
+    """
     said = Path(tempfile.mkdtemp(dir=folder))
     place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     place["SLURM_RESTART_COUNT"] = restarts
     ranks = []
     for rank in range(world_size):
-        environment = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))
+        told = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}
+        environment = {name: str(value) for name, value in told.items()}
+        if forked:
+            ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))
+        else:
+            command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+            piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+            ranks.append(subprocess.Popen(command, env=environment, cwd=ROOT, **piped))
     return ranks
 
 

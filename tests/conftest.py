@@ -16,9 +16,9 @@ from tests.slurm import DAEMONS
 
 
 def _no_cuda() -> str:
-    import torch
+    from dist_imsr import devices
 
-    return "" if torch.cuda.is_available() else "no CUDA device; where there is one: -m cuda"
+    return "" if devices.count() else "no CUDA device; where there is one: -m cuda"
 
 
 def _no_slurm() -> str:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 
+from dist_imsr import devices
 from dist_imsr.benchmarks.ranks import DeviceType, LocalRanks
 
 _kept: dict[int, LocalRanks] = {}  # worlds on CUDA, which take long to begin
@@ -19,8 +19,8 @@ def ranks_on(world_size: int, device: DeviceType = "cpu") -> Iterator[LocalRanks
         with LocalRanks(world_size, seconds=120) as ranks:
             yield ranks
         return
-    if torch.cuda.device_count() < world_size:
-        pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {torch.cuda.device_count()}")
+    if devices.count() < world_size:
+        pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {devices.count()}")
     if world_size not in _kept:
         _kept[world_size] = LocalRanks(world_size, seconds=240, device=device)
     try:

@@ -143,7 +143,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
         This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
 
     Raises:
-        Refusal: on all ranks, where two of them share a GPU.
+        Refusal: on all ranks, where two of them share a GPU, or some have one and others none.
     """
     quiet()
     topology = locate()
@@ -161,31 +161,37 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     ranks: list[Any] = [None] * topology.world_size
     own = socket.gethostname(), os.sched_getaffinity(0), devices.identity(topology.device)
     dist.all_gather_object(ranks, own)
-    refuse_shared([(machine, device) for machine, _, device in ranks])
+    check_devices([(machine, device) for machine, _, device in ranks])
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_of(topology.rank, [(machine, cores) for machine, cores, _ in ranks]))
     return topology
 
 
-def refuse_shared(places: Sequence[tuple[str, str | None]]) -> None:
-    """Refuses two ranks on one GPU.
+def check_devices(places: Sequence[tuple[str, str | None]]) -> None:
+    """Refuses two ranks on one GPU, and ranks on the host beside ranks on GPUs.
 
     DeepSpeed's launcher starts as many ranks as it is asked for, however many GPUs there are.
 
     Args:
-        places: the machine of every rank and its GPU there, None on the host.
+        places: the machine of every rank, and its GPU, None on the host.
 
     Raises:
-        Refusal: naming two ranks that share one.
+        Refusal: naming two ranks and their machines.
     """
-    for rank, own in enumerate(places):
-        machine, device = own
-        first = places.index(own)
-        if device is not None and first != rank:
+    first: dict[str | None, int] = {}
+    for rank, (machine, device) in enumerate(places):
+        other = first.setdefault(device, rank)
+        if device is not None and other != rank:
             raise Refusal(
-                f"ranks {first} and {rank} share a GPU of {machine}: start one rank for each GPU, or all on the host "
+                f"ranks {other} and {rank} share a GPU of {machine}: start one rank for each GPU, or all on the host "
                 "with DS_ACCELERATOR=cpu"
             )
+    if None in first and len(first) > 1:
+        one, other = sorted((first.pop(None), min(first.values())))
+        raise Refusal(
+            f"ranks {one} of {places[one][0]} and {other} of {places[other][0]} differ: one has a GPU, the other none; "
+            "set DS_ACCELERATOR=cpu on every machine or on none"
+        )
 
 
 def threads_of(rank: int, cores: Sequence[tuple[str, set[int]]]) -> int:

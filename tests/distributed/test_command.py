@@ -14,7 +14,7 @@ def _asks_of_a_silent_rank(topology):
     """Rank 0 asks rank 1 for two sums at a time, and waits for one of them: what it tells, by which."""
     told = []
     for waited in range(2):
-        group = dist.new_group(timeout=timedelta(seconds=1))
+        group = dist.new_group(timeout=timedelta(seconds=3))
         dist.barrier(group)
 
         def work(group=group, waited=waited):

@@ -1,9 +1,12 @@
+import os
+
 import pytest
 import torch
 
 from dist_imsr import devices
 from dist_imsr.distributed.command import Refusal
-from dist_imsr.distributed.topology import Topology, connect, locate, refuse_shared, threads_of
+from dist_imsr.distributed.topology import Topology, check_devices, connect, locate, threads_of
+from dist_imsr.processes import free_port
 from tests.ranks import run_ranks
 
 
@@ -81,13 +84,19 @@ def test_devices_are_left_alone_where_deepspeed_is_told_so(machine, monkeypatch)
 
 
 def test_a_gpu_each_is_accepted_and_the_host_for_all():
-    refuse_shared([("one", "a"), ("one", "b"), ("other", "a"), ("other", "b")])
-    refuse_shared([("one", None), ("one", None)])
+    check_devices([("one", "a"), ("one", "b"), ("other", "c"), ("other", "d")])
+    check_devices([("one", None), ("one", None)])
 
 
-def _connects_again(topology):
+def test_ranks_on_gpus_and_on_the_host_do_not_mix():
+    with pytest.raises(Refusal, match="ranks 0 of one and 1 of other"):
+        check_devices([("one", "a"), ("other", None)])
+
+
+def _connects_again(topology, port):
     """A launcher that asks for more ranks than there are GPUs shows all of them the same one."""
     torch.distributed.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)  # where nobody listens for the world that there was
     devices.identity = lambda device: "GPU-0"
     try:
         connect()
@@ -96,7 +105,7 @@ def _connects_again(topology):
 
 
 def test_two_ranks_on_one_gpu_are_refused_by_all():
-    told = run_ranks(2, _connects_again)
+    told = run_ranks(2, _connects_again, free_port())
     assert told[0] == told[1]
     assert "ranks 0 and 1 share a GPU of " in told[0]
     assert "start one rank for each GPU" in told[0]

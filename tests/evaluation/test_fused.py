@@ -138,7 +138,7 @@ def alone(device):
 @pytest.mark.parametrize(("dim", "mask"), [(4, True), (8, False), (36, True), (64, True)])
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("how", ["attentive", "max"])
-def test_counts_equal_those_of_tiles(alone, how, count, dim, mask):
+def test_counts_equal_those_without_a_kernel(alone, how, count, dim, mask):
     for products in PRODUCTS:
         found, wanted = alone(_both, SMALL._replace(products=products), (_plain, count + dim, how, count, dim), mask)
         assert found == wanted, products
@@ -148,7 +148,7 @@ def test_counts_equal_those_of_tiles(alone, how, count, dim, mask):
 @pytest.mark.parametrize("case", [_edge, _integers, _shrunk])
 @pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("how", ["attentive", "max"])
-def test_hard_cases_equal_those_of_tiles(alone, how, products, case):
+def test_hard_cases_equal_those_without_a_kernel(alone, how, products, case):
     for seed, (count, dim) in enumerate([(1, 8), (4, 36), (5, 64)]):
         found, wanted = alone(_both, SMALL._replace(products=products), (case, seed, how, count, dim))
         assert found == wanted, (count, dim)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,8 +73,18 @@ def test_killed_while_it_saves(saved, tmp_path, point):
 
 @pytest.fixture
 def ranks(tmp_path_factory):
-    """Starts ranks without a launcher: nobody but they themselves ends them."""
-    return partial(start_ranks, tmp_path_factory.mktemp("said"))
+    """Starts ranks without a launcher: nobody but they themselves ends them, while the test goes on."""
+    started, folder = [], tmp_path_factory.mktemp("said")
+
+    def start(*arguments, **options):
+        started.append(start_ranks(folder, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in [process for world in started for process in world]:
+        if process.poll() is None:
+            process.kill()
+            process.wait(timeout=60)
 
 
 def _when(condition, processes, seconds=60):
@@ -160,7 +169,10 @@ def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(ranks, folder, tm
 
 
 def test_a_rank_that_hangs_ends_the_others_in_bounded_time(ranks, folder, tmp_path):
-    started = ranks(*("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS, "--timeout_seconds", 5))
+    started = ranks(
+        *("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL, *_ENDLESS, "--timeout_seconds", 5),
+        forked=False,
+    )
     _when(lambda: list((tmp_path / "run" / "checkpoints").glob("span=*")), started)
     started[1].send_signal(signal.SIGSTOP)
     begin = time.monotonic()

@@ -49,9 +49,9 @@ def _launch(*arguments, launcher=None):
 
 def test_two_ranks_from_the_command_line(folder, tmp_path):
     run = tmp_path / "run"
-    out, errors = _launch("--data.path", folder, "--run_dir", run, *SMALL, launcher="deepspeed").communicate(
-        timeout=120
-    )
+    process = _launch("--data.path", folder, "--run_dir", run, *SMALL, launcher="deepspeed")
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["span"], line["test_span"]) for line in lines] == [(1, 2), (2, 3)], errors
     assert set(lines[0]) == {
@@ -86,6 +86,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
         assert re.search(r"DEBUG .*: trimmer: \d+\.\d+ s", log)
     other = _launch("--data.path", folder, "--run_dir", tmp_path / "other", *SMALL, launcher="torchrun")
     assert "2 rank(s), 2 a machine" in other.communicate(timeout=120)[1]
+    assert other.returncode == 0
     again = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
     assert timeless(again) == timeless(lines)
     again = _launch("--config", run / "config.yaml", "--print_config")
