@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dist_imsr.launcher import Place
 from dist_imsr.processes import free_port, new_process
 
 ROOT = Path(__file__).parents[1]
@@ -65,12 +66,10 @@ def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0, forke
     What is forked begins fast, and ends without Python's own teardown.
     """
     said = Path(tempfile.mkdtemp(dir=folder))
-    place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    place["SLURM_RESTART_COUNT"] = restarts
-    ranks = []
+    ranks, port = [], free_port()
     for rank in range(world_size):
-        told = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}
-        environment = {name: str(value) for name, value in told.items()}
+        place = Place(rank, world_size, rank, world_size, port=port).environment
+        environment = os.environ | place | {"SLURM_RESTART_COUNT": str(restarts)}
         if forked:
             ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))
         else:

@@ -17,6 +17,7 @@ import torch
 from dist_imsr import devices
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.distributed.signals import StopSignals
+from dist_imsr.launcher import Place
 from dist_imsr.processes import free_port, new_process
 from dist_imsr.training.config import TrainConfig
 
@@ -45,8 +46,7 @@ class Group:
         port = free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
         for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": device + rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            environment = {name: str(value) for name, value in {**place, "MASTER_PORT": port}.items()}
+            environment = Place(rank, ranks, device + rank, ranks, port=port).environment
             process = new_process(_rank, (job.config, environment, log), cuda=devices.count() > 0)
             process.start()
             self.processes.append(process)
@@ -183,7 +183,7 @@ def _rank(config: TrainConfig, environment: dict[str, str], log: Path) -> None:
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.close(descriptor)
-    os.environ.update(environment, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
+    os.environ.update(environment, OMP_NUM_THREADS="1")
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     from dist_imsr.training.run import train

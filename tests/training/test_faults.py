@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,7 +21,6 @@ from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
 from tests.training.test_checkpoint import _config
 
-ROOT = Path(__file__).parents[2]
 _SMALL = [
     *("--model.dim", "8", "--batch.size", "16", "--batch.negatives", "20", "--eval.top", "[5]"),
     *("--strategy.name", "imsr", "--training.epochs", "2", "--training.incremental_epochs", "2"),
@@ -162,7 +160,7 @@ def test_a_second_ctrl_c_stops_at_once_even_where_a_rank_hangs(ranks, folder, tm
     begin = time.monotonic()
     started[0].send_signal(signal.SIGINT)
     assert started[0].wait(timeout=20) == 130
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 5
     assert "press Ctrl-C again" in started[0].communicate()[1]
     started[1].kill()
     started[1].communicate()
