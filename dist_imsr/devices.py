@@ -25,7 +25,7 @@ def is_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def count() -> int:
+def device_count() -> int:
     """How many CUDA devices this process sees.
 
     Returns:
@@ -34,7 +34,7 @@ def count() -> int:
     return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 
-def identity(device: torch.device) -> str | None:
+def device_uuid(device: torch.device) -> str | None:
     """Tells a device from all others of its machine, whatever number it has among those that a process sees.
 
     Args:
@@ -46,7 +46,7 @@ def identity(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if is_cuda(device) else None
 
 
-def take(device: torch.device) -> None:
+def setup_device(device: torch.device) -> None:
     """Makes a device the one that this process works on, before anything is done there.
 
     The same work gives the same bits from then on: sums that CUDA takes in the order in which its threads come by are
@@ -64,7 +64,7 @@ def take(device: torch.device) -> None:
         deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Returns once a device has done all that it was asked for.
 
     Args:
@@ -74,7 +74,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def activities(device: torch.device) -> list[ProfilerActivity]:
+def profiler_activities(device: torch.device) -> list[ProfilerActivity]:
     """What a trace of a rank's work must follow.
 
     Args:
@@ -87,7 +87,7 @@ def activities(device: torch.device) -> list[ProfilerActivity]:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory of a device that this process's tensors have held since `forget_peak`.
+    """The most memory of a device that this process's tensors have held since `reset_peak_bytes`.
 
     Args:
         device: a rank's.
@@ -98,7 +98,7 @@ def peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if is_cuda(device) else 0
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_bytes(device: torch.device) -> None:
     """From here on `peak_bytes` begins with what is held now.
 
     Args:
@@ -135,7 +135,7 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
-def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Brings a tensor of the host's to where a device copies from while both go on working.
 
     Args:
@@ -148,7 +148,7 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if is_cuda(device) and not is_cuda(tensor.device) else tensor
 
 
-def aside(device: torch.device) -> AbstractContextManager[Any]:
+def prefetch_stream(device: torch.device) -> AbstractContextManager[Any]:
     """Work that is begun inside goes on beside what is begun outside, after what was begun inside before.
 
     Args:
@@ -157,10 +157,10 @@ def aside(device: torch.device) -> AbstractContextManager[Any]:
     Returns:
         A context, in which the device's current stream is one of its own.
     """
-    return torch.cuda.stream(_side(device)) if is_cuda(device) else nullcontext()
+    return torch.cuda.stream(_side_stream(device)) if is_cuda(device) else nullcontext()
 
 
-def join(device: torch.device, *made: Any) -> None:
+def wait_for_prefetch(device: torch.device, *made: Any) -> None:
     """Work that is begun from here on comes after all that was begun `aside`.
 
     Args:
@@ -169,13 +169,13 @@ def join(device: torch.device, *made: Any) -> None:
     """
     if is_cuda(device):
         here = torch.cuda.current_stream(device)
-        here.wait_stream(_side(device))
+        here.wait_stream(_side_stream(device))
         for one in made:
             one.record_stream(here)  # or their memory would be taken again while this stream still reads it
 
 
 @contextmanager
-def products(device: torch.device, tf32: bool) -> Iterator[None]:
+def matmul_precision(device: torch.device, tf32: bool) -> Iterator[None]:
     """How float32 matrices are multiplied and convolved inside, forward and backward.
 
     Args:
@@ -195,5 +195,5 @@ def products(device: torch.device, tf32: bool) -> Iterator[None]:
 
 
 @functools.cache
-def _side(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

@@ -82,7 +82,7 @@ class Clock:
                 those of the device count where the host waits for it, and nothing is slowed down.
         """
         self._account, self._meter = Account(), _Meter(device)
-        self._wait = functools.partial(devices.wait, device) if exact else None
+        self._wait = functools.partial(devices.synchronize, device) if exact else None
         self._turned = self._now()
 
     def stop(self) -> Account:
@@ -217,4 +217,4 @@ class _Meter:
         except OSError:
             self._resets = False
         into.device = max(into.device, devices.peak_bytes(self._device))
-        devices.forget_peak(self._device)
+        devices.reset_peak_bytes(self._device)

@@ -18,7 +18,7 @@ from tests.slurm import DAEMONS
 def _no_cuda() -> str:
     from dist_imsr import devices
 
-    return "" if devices.count() else "no CUDA device; where there is one: -m cuda"
+    return "" if devices.device_count() else "no CUDA device; where there is one: -m cuda"
 
 
 def _no_slurm() -> str:

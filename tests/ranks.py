@@ -19,8 +19,8 @@ def ranks_on(world_size: int, device: DeviceType = "cpu") -> Iterator[LocalRanks
         with LocalRanks(world_size, seconds=120) as ranks:
             yield ranks
         return
-    if devices.count() < world_size:
-        pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {devices.count()}")
+    if devices.device_count() < world_size:
+        pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {devices.device_count()}")
     if world_size not in _kept:
         _kept[world_size] = LocalRanks(world_size, seconds=240, device=device)
     try:

@@ -12,18 +12,18 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def test_the_host_is_asked_for_nothing(monkeypatch):
     for name in ("synchronize", "max_memory_allocated", "reset_peak_memory_stats", "mem_get_info", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    devices.wait(CPU)
-    devices.forget_peak(CPU)
+    devices.synchronize(CPU)
+    devices.reset_peak_bytes(CPU)
     assert not devices.is_cuda(CPU)
     assert devices.peak_bytes(CPU) == 0
     assert devices.memory_bytes(CPU) is None
     assert devices.free_bytes(CPU) is None
-    assert devices.activities(CPU) == [ProfilerActivity.CPU]
+    assert devices.profiler_activities(CPU) == [ProfilerActivity.CPU]
     tensor = torch.ones(3)
-    assert devices.pinned(tensor, CPU) is tensor
-    with devices.aside(CPU):
+    assert devices.pin(tensor, CPU) is tensor
+    with devices.prefetch_stream(CPU):
         made = tensor + 1
-    devices.join(CPU, made, object())  # nothing is asked of what was made
+    devices.wait_for_prefetch(CPU, made, object())  # nothing is asked of what was made
     assert made.tolist() == [2, 2, 2]
 
 
@@ -35,7 +35,7 @@ def test_what_may_still_be_taken_is_what_nobody_has_and_what_the_allocator_keeps
     assert devices.memory_bytes(CUDA) == 1000
     assert devices.free_bytes(CUDA) == 140
     assert devices.peak_bytes(CUDA) == 50
-    assert devices.activities(CUDA) == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    assert devices.profiler_activities(CUDA) == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
 
 
 def _products():
@@ -47,15 +47,15 @@ def _products():
 @pytest.mark.parametrize("tf32", [True, False])
 def test_products_are_as_asked_for_inside_and_as_before_outside(tf32):
     before = _products()
-    with devices.products(CUDA, tf32):
+    with devices.matmul_precision(CUDA, tf32):
         assert _products() == (tf32, tf32)
-        with devices.products(CUDA, not tf32):
+        with devices.matmul_precision(CUDA, not tf32):
             assert _products() == (not tf32, not tf32)
         assert _products() == (tf32, tf32)
-        with devices.products(CPU, not tf32):
+        with devices.matmul_precision(CPU, not tf32):
             assert _products() == (tf32, tf32)
     assert _products() == before
-    with pytest.raises(ZeroDivisionError), devices.products(CUDA, tf32):
+    with pytest.raises(ZeroDivisionError), devices.matmul_precision(CUDA, tf32):
         raise ZeroDivisionError
     assert _products() == before
 
@@ -66,7 +66,9 @@ def test_work_aside_is_waited_for_and_what_it_made_is_kept(monkeypatch):
     monkeypatch.setattr(devices, "_side", lambda _: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
     kept = []
-    devices.join(CUDA, SimpleNamespace(record_stream=kept.append), SimpleNamespace(record_stream=kept.append))
+    devices.wait_for_prefetch(
+        CUDA, SimpleNamespace(record_stream=kept.append), SimpleNamespace(record_stream=kept.append)
+    )
     assert waited == [side]
     assert kept == [here, here]
 
@@ -77,7 +79,7 @@ def test_products_in_tf32_are_rounded_and_others_are_not():
     exact = one.double() @ other.double()
 
     def error(tf32):
-        with devices.products(CUDA, tf32):
+        with devices.matmul_precision(CUDA, tf32):
             return ((one.cuda() @ other.cuda()).cpu() - exact).abs().max()
 
     assert error(False) < 1e-3  # sums of 512 products of size 1, with 24 bits
@@ -88,33 +90,33 @@ def test_products_in_tf32_are_rounded_and_others_are_not():
 def test_work_after_a_join_sees_what_was_done_aside():
     """A chain of products and copies of 256 MB takes many times what it takes to ask for them."""
     numbers = torch.zeros(64 << 20)
-    held, eye = devices.pinned(numbers, CUDA), torch.eye(2048, device=CUDA)
+    held, eye = devices.pin(numbers, CUDA), torch.eye(2048, device=CUDA)
     assert held.is_pinned()
-    devices.wait(CUDA)  # what is aside waits for nobody
+    devices.synchronize(CUDA)  # what is aside waits for nobody
     for turn in range(1, 9):
         held.fill_(turn)
-        with devices.aside(CUDA):
+        with devices.prefetch_stream(CUDA):
             slow = eye
             for _ in range(20):
                 slow = slow @ eye
             made = held.to(CUDA, non_blocking=True)
             made.add_(slow[0, 0])
-        devices.join(CUDA, made, slow)
+        devices.wait_for_prefetch(CUDA, made, slow)
         total = made.sum(dtype=torch.float64)  # asked for at once, while the chain still runs
         del made, slow  # their memory must not be taken while the sum reads it
-        with devices.aside(CUDA):
+        with devices.prefetch_stream(CUDA):
             taken = torch.full_like(numbers, -1.0, device=CUDA)
         assert total.item() == (turn + 1) * len(numbers)
-        devices.join(CUDA, taken)
+        devices.wait_for_prefetch(CUDA, taken)
 
 
 @pytest.mark.cuda
 def test_work_aside_goes_on_beside_and_in_its_own_order():
     device, eye = CUDA, torch.eye(4096, device=CUDA)
-    with devices.aside(device):
+    with devices.prefetch_stream(device):
         torch.mm(eye, eye)  # the first product of a stream waits for cuBLAS to begin
-    devices.wait(device)
-    with devices.aside(device):
+    devices.synchronize(device)
+    with devices.prefetch_stream(device):
         aside = torch.cuda.current_stream(device)
         chain = eye
         for _ in range(100):
@@ -123,12 +125,12 @@ def test_work_aside_goes_on_beside_and_in_its_own_order():
         done.record()
     assert aside != torch.cuda.current_stream(device)
     assert not done.query()  # nobody waited for it
-    with devices.aside(device):  # after what was begun inside before
+    with devices.prefetch_stream(device):  # after what was begun inside before
         later = torch.cuda.Event()
         later.record()
     later.synchronize()
     assert done.query()
-    devices.join(device, chain)
+    devices.wait_for_prefetch(device, chain)
     assert torch.equal(chain, eye)
 
 
@@ -136,7 +138,7 @@ def test_work_aside_goes_on_beside_and_in_its_own_order():
 def test_memory_is_counted(monkeypatch):
     whole = 1 << 40  # of a device on which nobody else works
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (whole - torch.cuda.memory_reserved(CUDA), whole))
-    devices.forget_peak(CUDA)
+    devices.reset_peak_bytes(CUDA)
     before, free = devices.peak_bytes(CUDA), devices.free_bytes(CUDA)
     held = torch.ones(64 << 20, device=CUDA)
     taken = 4 * len(held)
@@ -145,5 +147,5 @@ def test_memory_is_counted(monkeypatch):
     del held
     assert devices.free_bytes(CUDA) == free  # the allocator keeps it
     assert devices.peak_bytes(CUDA) - before >= taken
-    devices.forget_peak(CUDA)
+    devices.reset_peak_bytes(CUDA)
     assert devices.peak_bytes(CUDA) - before < taken

@@ -128,7 +128,7 @@ class _Held:
         self.source = torch.randn(options.block << 18, generator=draw, device=self.device)
         self.target = torch.zeros_like(self.source)
         # On the host itself, where nobody asks for it, this is no copy.
-        self.pinned = devices.pinned(self.source.cpu(), self.device)
+        self.pinned = devices.pin(self.source.cpu(), self.device)
         shape = options.size, options.size
         self.factors = [torch.randn(shape, generator=draw, device=self.device) for _ in range(2)]
 
@@ -142,7 +142,7 @@ class _Held:
         product = torch.empty_like(one)
 
         def multiply() -> None:
-            with devices.products(self.device, tf32="tf32" in name):
+            with devices.matmul_precision(self.device, tf32="tf32" in name):
                 torch.mm(one, other, out=product)
 
         return multiply

@@ -21,10 +21,10 @@ def timed(topology: Topology, act: Callable[..., Any], *args: Any) -> tuple[floa
     Returns:
         The seconds, and what ``act`` returned on this rank.
     """
-    devices.wait(topology.device)
+    devices.synchronize(topology.device)
     dist.barrier()
     begin = time.perf_counter()
     told = act(*args)
-    devices.wait(topology.device)
+    devices.synchronize(topology.device)
     dist.barrier()
     return time.perf_counter() - begin, told

@@ -56,7 +56,7 @@ class KernelBench:
     def __post_init__(self) -> None:
         check_counts(self)
         if self.device == "cuda":
-            require(devices.count() > 0, "device", self.device, "a machine with a CUDA device")
+            require(devices.device_count() > 0, "device", self.device, "a machine with a CUDA device")
         else:
             require(os.environ.get("TRITON_INTERPRET") == "1", "device", self.device, "cuda, or TRITON_INTERPRET=1")
         require_file(self.json, "json")
@@ -71,7 +71,7 @@ class _Asked(NamedTuple):
     items: torch.Tensor  # [users]
     scores: torch.Tensor  # [users]
     ties: torch.Tensor  # [users]
-    barred: Pairs
+    excluded: Pairs
 
 
 def bench_kernel(options: KernelBench) -> list[Figure]:
@@ -153,7 +153,7 @@ def _product(asked: _Asked, dtype: torch.dtype, tf32: bool = False) -> None:
     users, items = asked.users.flatten(0, 1).to(dtype), asked.shard.weight.to(dtype)
     size = max(1, asked.shard.memory // (users.element_size() * len(users)))
     room = users.new_empty(len(users) * min(size, len(items)))
-    with devices.products(users.device, tf32):
+    with devices.matmul_precision(users.device, tf32):
         for part in items.split(size):
             torch.mm(users, part.T, out=room[: len(users) * len(part)].view(len(users), len(part)))
 
@@ -161,5 +161,5 @@ def _product(asked: _Asked, dtype: torch.dtype, tf32: bool = False) -> None:
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
     act()
-    devices.wait(device)
+    devices.synchronize(device)
     return time.perf_counter() - begin

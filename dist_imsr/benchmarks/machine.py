@@ -31,7 +31,7 @@ def machine(device: str) -> dict[str, Any]:
     on_cuda = device == "cuda"
     return {
         "device": torch.cuda.get_device_name(0) if on_cuda else _processor(),
-        "devices": devices.count() if on_cuda else 0,
+        "devices": devices.device_count() if on_cuda else 0,
         "host": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),

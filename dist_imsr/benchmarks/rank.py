@@ -23,7 +23,7 @@ from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import Device, check_counts, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
-from dist_imsr.distributed.memory import peak_bytes
+from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.launches import launch_on
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig

@@ -19,7 +19,7 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology, quiet
 from dist_imsr.phases import memory_of
 from dist_imsr.planning.hardware import HardwareConfig
-from dist_imsr.planning.memory import Phase, total
+from dist_imsr.planning.memory import MemoryPhase, total
 from dist_imsr.planning.prepared import plan_of
 from dist_imsr.training.checkpoint import name_of
 from dist_imsr.training.config import TrainConfig
@@ -216,7 +216,7 @@ def _figures(
     return [*figures, Figure(f"{name}_peak_bytes_over_plan", "ratio", over, settings, details=details)]
 
 
-def _memory(options: SpanBench, plan: list[Phase], line: dict[str, Any]) -> list[dict[str, Any]]:
+def _memory(options: SpanBench, plan: list[MemoryPhase], line: dict[str, Any]) -> list[dict[str, Any]]:
     """What the fullest rank held in each phase of a span, beside what was planned of the device, or of the host."""
     on_cuda, told = options.device == "cuda", []
     for name, seen in line["memory"].items():

@@ -13,8 +13,8 @@ from dist_imsr.benchmarks.train import Base, Side, TrainBench, recommender, shar
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.config import require, require_file
 from dist_imsr.distributed import keyed_random
+from dist_imsr.distributed.host_memory import peak_bytes, resize_in_place
 from dist_imsr.distributed.interest_store import DRAWN
-from dist_imsr.distributed.memory import peak_bytes, roomy
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies.interests import InterestPolicy
 
@@ -176,7 +176,7 @@ class _Held:
         order = torch.randperm(users, generator=torch.Generator().manual_seed(options.seed))  # the detector has none
         self.rows = order[: int(growing * users)].to(topology.device)
         most = len(self.store.values) + len(self.rows) * options.new
-        self.room = roomy(self.store.values.new_empty(0, options.dim), most).zero_()
+        self.room = resize_in_place(self.store.values.new_empty(0, options.dim), most).zero_()
 
     def expand(self) -> None:
         """Gives users new interests, as `Recommender.detect` does."""
@@ -204,7 +204,7 @@ class _Held:
 
     def restore(self) -> None:
         """Removes all that is new."""
-        self.store.trim(self.store.born < 1)
+        self.store.trim(self.store.birth_span < 1)
 
 
 _held: _Held  # of this rank's process

@@ -21,8 +21,8 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor

@@ -24,7 +24,7 @@ def settle(options: Any) -> None:
     Raises:
         ValueError: naming the key.
     """
-    found = devices.count()
+    found = devices.device_count()
     device = options.device if options.device != "auto" else "cuda" if found else "cpu"
     require(device == "cpu" or found > 0, "device", device, "cpu: this machine shows no CUDA device")
     require(options.ranks >= 0, "ranks", options.ranks, "at least 1, or 0")

@@ -36,7 +36,7 @@ def compare(config: CompareConfig) -> int:
 
     def work() -> None:
         here = locate()
-        count = devices.count()
+        count = devices.device_count()
         require(not 0 < count < config.ranks, "ranks", config.ranks, f"at most {count}, a device each")
         require(here.world_size == 1, "ranks", here.world_size, "one process that starts the others: use python")
         comparison = _Comparison(config, Grid(config, here.device))

@@ -47,7 +47,7 @@ class Group:
         self.processes = []
         for rank in range(ranks):
             environment = Place(rank, ranks, device + rank, ranks, port=port).environment
-            process = new_process(_rank, (job.config, environment, log), cuda=devices.count() > 0)
+            process = new_process(_rank, (job.config, environment, log), cuda=devices.device_count() > 0)
             process.start()
             self.processes.append(process)
 

@@ -41,7 +41,7 @@ class Movable:
         Returns:
             A batch of the same kind.
         """
-        return self._each(lambda tensor: devices.pinned(tensor, device))
+        return self._each(lambda tensor: devices.pin(tensor, device))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory of every tensor until a stream of a CUDA device is done with it.
@@ -116,12 +116,12 @@ class Steps(Iterable[AnyBatch]):
         @Phase("data")
         def sent() -> AnyBatch | None:
             batch = next(pinned, None)
-            with devices.aside(device):
+            with devices.prefetch_stream(device):
                 return batch and batch.to(device)
 
         batch = sent()
         while batch is not None:
-            devices.join(device, batch)  # before the next copy is under way, which would be waited for too
+            devices.wait_for_prefetch(device, batch)  # before the next copy is under way, which would be waited for too
             following = sent()
             yield batch, following
             batch = following

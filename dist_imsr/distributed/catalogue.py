@@ -20,8 +20,8 @@ from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
 from dist_imsr import devices
 from dist_imsr.config import require
 from dist_imsr.distributed import keyed_random
-from dist_imsr.distributed.rows import Rows
-from dist_imsr.distributed.table import BAG, FEATURE, TABLE, Authored, room
+from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.distributed.table import BAG, FEATURE, TABLE, UnshardedTable, room
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.phases import Phase, clock
 
@@ -125,7 +125,7 @@ class Catalogue:
         self.steps = 0
         """How many updates the fused optimizer has made."""
         self.table = self._shard(reduce(self._room, items, 0))
-        self._ahead: tuple[tuple[JaggedTensor, ...], _Request] | None = None
+        self._prefetched: tuple[tuple[JaggedTensor, ...], _Request] | None = None
         self._draw(0)
 
     @property
@@ -154,7 +154,7 @@ class Catalogue:
         return self._local(self._sharded_weight())
 
     @property
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """This rank's part of all that training changes, row by row of known items: weight and optimizer's state."""
         moments = self.table.fused_optimizer.state_dict()["state"].values()
         sharded = {"weight": self._sharded_weight()} | {
@@ -164,16 +164,16 @@ class Catalogue:
             if isinstance(value, ShardedTensor)  # a count of steps is no row
         }
         first, known = self.rows.start, _overlap(self.rows, range(self.items))
-        return {name: Rows(self._local(value)[:known], first, self.items) for name, value in sharded.items()}
+        return {name: ShardRows(self._local(value)[:known], first, self.items) for name, value in sharded.items()}
 
-    def ask(self, *sequences: JaggedTensor) -> None:
+    def start_lookup(self, *sequences: JaggedTensor) -> None:
         """Begins a later `lookup` with a gradient: its ids travel to their owners beside what is done meanwhile.
 
         Args:
             sequences: that it will be of, the very same objects, as they came from `Steps.on`.
         """
-        with devices.aside(self.topology.device):
-            self._ahead = sequences, self._ask(_values(sequences))
+        with devices.prefetch_stream(self.topology.device):
+            self._prefetched = sequences, self._ask(_values(sequences))
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Fetches embeddings from their owners, in one exchange for all sequences.
@@ -222,7 +222,7 @@ class Catalogue:
         self.items = max(items, self.items)
         return grows
 
-    def twin(self) -> "Catalogue":
+    def frozen_copy(self) -> "Catalogue":
         """Another table with the same rows on the same ranks, their values copied, that is not trained.
 
         Returns:
@@ -241,12 +241,12 @@ class Catalogue:
 
     def _asked(self, sequences: tuple[JaggedTensor, ...]) -> _Request | None:
         """What `ask` began, where it was for these sequences."""
-        if self._ahead is None or [*map(id, self._ahead[0])] != [*map(id, sequences)]:
+        if self._prefetched is None or [*map(id, self._prefetched[0])] != [*map(id, sequences)]:
             return None
-        ((_, (context, coming)), self._ahead), device = (self._ahead, None), self.topology.device
-        with devices.aside(device), Phase("all-to-all"):
+        ((_, (context, coming)), self._prefetched), device = (self._prefetched, None), self.topology.device
+        with devices.prefetch_stream(device), Phase("all-to-all"):
             items = coming.wait()
-        devices.join(device, context, items)
+        devices.wait_for_prefetch(device, context, items)
         return _Request(context, NoWait(items))
 
     def _ask(self, items: torch.Tensor) -> _Request:
@@ -287,7 +287,7 @@ class Catalogue:
 
     def _shard(self, capacity: int) -> ShardedEmbeddingCollection:
         topology, memory = self.topology, self.config.memory_of(devices.memory_bytes(self.topology.device))
-        authored = Authored.of(
+        authored = UnshardedTable.of(
             *(self.config.sharding, self.optimizer, self.learning_rate, capacity, self.dim),
             PlannerTopology(
                 topology.world_size, topology.device.type, local_world_size=topology.local_world_size, hbm_cap=memory

@@ -5,7 +5,7 @@ import math
 import torch
 
 from dist_imsr import devices
-from dist_imsr.distributed.memory import roomy
+from dist_imsr.distributed.host_memory import resize_in_place
 
 PART = {
     "cpu": 1 << 20,
@@ -41,7 +41,7 @@ def sent(made: torch.Tensor, device: torch.device | None) -> torch.Tensor:
     if device is None or made.device == device:
         return made
     # What comes to the host is waited for: nobody could tell when it is there.
-    return devices.pinned(made, device).to(device, non_blocking=True) if devices.is_cuda(device) else made.to(device)
+    return devices.pin(made, device).to(device, non_blocking=True) if devices.is_cuda(device) else made.to(device)
 
 
 def moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     Returns:
         ``column[source]``.
     """
-    made, parts = roomy(column, len(source)), _parts(column, len(source))
+    made, parts = resize_in_place(column, len(source)), _parts(column, len(source))
     # Rows that move back are in the way of those before them, and rows that move forward of those behind.
     for part in parts if len(source) <= len(column) else reversed(parts):
         made[part] = column.index_select(0, source[part])

@@ -14,7 +14,7 @@ from torch import nn
 
 from dist_imsr import devices
 from dist_imsr.config import require
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.phases import Phase
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
@@ -135,17 +135,20 @@ class DenseEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         """The dense module's forward pass, under the precision that the settings name."""
-        with self.products():
+        with self.matmul_precision():
             return self._engine(*inputs)
 
-    def products(self) -> AbstractContextManager[None]:
+    def matmul_precision(self) -> AbstractContextManager[None]:
         """The precision of float32 products that the section names, for what is computed beside the module."""
-        return devices.products(self._device, self.config.tf32)
+        return devices.matmul_precision(self._device, self.config.tf32)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
         """The precision that the settings name, for forward passes of the module that go past the engine."""
-        with self.products(), torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+        with (
+            self.matmul_precision(),
+            torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
+        ):
             yield
 
     def train(self, training: bool) -> None:
@@ -162,7 +165,7 @@ class DenseEngine:
         Args:
             loss: this rank's scalar; DeepSpeed and TorchRec both divide gradients by the world size.
         """
-        with Phase("backward"), self.products():
+        with Phase("backward"), self.matmul_precision():
             self._engine.backward(loss)
         with Phase("optimizer"):
             self._engine.step()
@@ -221,29 +224,29 @@ class DenseEngine:
             self._events.purge_step = step
             self._events.close()  # the next event opens a new file, which begins with the purge
 
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """Everything that training changes: weights, the optimizer's own copies under ZeRO, its moments.
 
         Returns:
             The live tensors; what all ranks hold is saved by the first, and under ZeRO each has its own part.
         """
         first = self._rank == 0
-        state = {name: Rows(parameter, saved=first) for name, parameter in self.module.named_parameters()}
+        state = {name: ShardRows(parameter, saved=first) for name, parameter in self.module.named_parameters()}
         whole: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
         total = sum(map(torch.Tensor.numel, whole))
         for held in self._held():
             moments = self._optimizer.state[held]
             if held in whole:
-                parts = {name: Rows(moments[name], saved=first) for name in ("exp_avg", "exp_avg_sq")}
+                parts = {name: ShardRows(moments[name], saved=first) for name in ("exp_avg", "exp_avg_sq")}
             else:  # ZeRO's part of all weights, one after the other and padded at the end
                 begin = self._rank * len(held)
                 length = max(0, min(len(held), total - begin))
                 parts = {
-                    name: Rows(value[:length], begin, total)
+                    name: ShardRows(value[:length], begin, total)
                     for name, value in {"weights": held, **moments}.items()
                     if name != "step"
                 }
-            step = Rows(moments["step"].view(1), saved=first)
+            step = ShardRows(moments["step"].view(1), saved=first)
             state |= {f"{whole.get(held, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
         return state
 

@@ -57,7 +57,7 @@ class Slots(NamedTuple):
 
     Args:
         values: ``[S, d]``, the vectors h_k.
-        born: ``[S]`` int16, the span of each one's birth.
+        birth_span: ``[S]`` int16, the span of each one's birth.
         queries: ``[S, d_a]``, each one's column of W_u (Eq. 8); d_a is 0 where the base model has none.
         moments: ``[S, 1]``, the queries' row-wise Adagrad state; ``[S, 0]`` where there are none.
         states: ``[S, m]``, what a life-long base model keeps of the user's life beside each one, zero before the first
@@ -65,7 +65,7 @@ class Slots(NamedTuple):
     """
 
     values: torch.Tensor
-    born: torch.Tensor
+    birth_span: torch.Tensor
     queries: torch.Tensor
     moments: torch.Tensor
     states: torch.Tensor
@@ -129,7 +129,7 @@ class InterestStore:
         self.config, self.first_user, self.seed = config, first_user, seed
         self.slots = Slots(
             values=torch.zeros(0, dim, device=device),
-            born=torch.zeros(0, dtype=torch.int16, device=device),
+            birth_span=torch.zeros(0, dtype=torch.int16, device=device),
             queries=torch.zeros(0, query_dim, device=device),
             moments=torch.zeros(0, min(query_dim, 1), device=device),
             states=torch.zeros(0, state_dim, device=device),
@@ -172,9 +172,9 @@ class InterestStore:
         return self.slots.values
 
     @property
-    def born(self) -> torch.Tensor:
+    def birth_span(self) -> torch.Tensor:
         """The span of each interest's birth, ``[S]`` int16."""
-        return self.slots.born
+        return self.slots.birth_span
 
     @property
     def counts(self) -> torch.Tensor:
@@ -218,8 +218,12 @@ class InterestStore:
             Copies.
         """
         slots, mask = self._slots(rows)
-        values, born, states = (padded(one, slots, mask) for one in (self.values, self.born, self.slots.states))
-        values, mask, existing, states = (sent(one, device) for one in (values, mask, (born < span) & mask, states))
+        values, birth_span, states = (
+            padded(one, slots, mask) for one in (self.values, self.birth_span, self.slots.states)
+        )
+        values, mask, existing, states = (
+            sent(one, device) for one in (values, mask, (birth_span < span) & mask, states)
+        )
         return View(Interests(values, mask), existing, states)
 
     @Phase("interests")
@@ -245,8 +249,8 @@ class InterestStore:
             ``[n]`` int64, their places in the slots, ascending.
         """
         known = self.counts > 0
-        known[known.clone()] = self.born[self.offsets[:-1][known]] < span  # a user's first interest is the oldest
-        return (known.repeat_interleave(self.counts).logical_and_(self.born == span)).nonzero().squeeze(1)
+        known[known.clone()] = self.birth_span[self.offsets[:-1][known]] < span  # a user's first interest is the oldest
+        return (known.repeat_interleave(self.counts).logical_and_(self.birth_span == span)).nonzero().squeeze(1)
 
     def norms(self, places: torch.Tensor) -> torch.Tensor:
         """How long some interests are.
@@ -334,7 +338,7 @@ class InterestStore:
         place = self.offsets[owners] + slot
         old = torch.ones(len(self.values) + len(place), dtype=torch.bool, device=device).index_fill_(0, place, False)
         source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now
-        fresh = {"born": span, "moments": 0, "states": 0}
+        fresh = {"birth_span": span, "moments": 0, "states": 0}
         for name in Slots._fields:  # one after the other, as a block may have to be made anew
             column = moved(getattr(self.slots, name), source)
             if name in fresh:
@@ -388,7 +392,7 @@ class InterestStore:
         columns = self.slots
         if self.offsets is not snapshot.offsets:
             older = self._older(snapshot)
-            shared = {name: getattr(columns, name)[older] for name in ("values", "born", "states")}
+            shared = {name: getattr(columns, name)[older] for name in ("values", "birth_span", "states")}
             columns = columns._replace(**shared)
         return columns._replace(queries=snapshot.queries, moments=snapshot.moments)
 

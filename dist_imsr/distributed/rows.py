@@ -7,7 +7,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 
-class Rows:
+class ShardRows:
     """Consecutive rows of a tensor; writing to ``values`` writes to what they were taken from.
 
     Planners of torch.distributed.checkpoint ask the three methods with underscores. Unlike a DTensor, ranks may hold
@@ -24,8 +24,8 @@ class Rows:
         self.values, self.first, self.saved = values, first, saved
         self.total = len(values) if total is None else total
 
-    def copied(self, device: torch.device | None = None) -> "Rows":
-        """Rows of their own memory.
+    def copied(self, device: torch.device | None = None) -> "ShardRows":
+        """Copies the rows.
 
         Args:
             device: where it is wanted; beside these by default.
@@ -34,7 +34,7 @@ class Rows:
             A copy.
         """
         values = self.values.detach().to(device or self.values.device, copy=True)
-        return Rows(values, self.first, self.total, self.saved)
+        return ShardRows(values, self.first, self.total, self.saved)
 
     def size(self) -> torch.Size:
         """The shape over all ranks."""

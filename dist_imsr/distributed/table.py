@@ -44,7 +44,7 @@ def room(headroom: float, capacity: int, items: int, world_size: int) -> int:
     return max(math.ceil(items * (1 + headroom)), world_size**2)
 
 
-class Authored(NamedTuple):
+class UnshardedTable(NamedTuple):
     """A table that is not placed yet, with what places it; launch/plan.py asks the same planner without ranks.
 
     Args:
@@ -60,7 +60,7 @@ class Authored(NamedTuple):
     @classmethod
     def of(
         cls, sharding: str, optimizer: str, learning_rate: float, capacity: int, dim: int, topology: PlannerTopology
-    ) -> "Authored":
+    ) -> "UnshardedTable":
         """Authors the table of all items.
 
         Args:

@@ -118,13 +118,13 @@ def locate() -> Topology:
         ValueError: if its machine has CUDA devices, but not for all its ranks.
     """
     told = _seen()
-    device = torch.device("cuda", told.local_rank) if devices.count() else torch.device("cpu")
+    device = torch.device("cuda", told.local_rank) if devices.device_count() else torch.device("cpu")
     return Topology(told.rank, told.world_size, told.local_world_size, device)
 
 
 def _seen() -> Place:
     """The place, as far as this rank's devices show it."""
-    told, count = place(), devices.count()
+    told, count = place(), devices.device_count()
     if count == 1 and told.local_world_size > 1:
         # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
         return replace(told, local_rank=0, local_world_size=1)
@@ -148,7 +148,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     quiet()
     topology = locate()
     os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
-    devices.take(topology.device)
+    devices.setup_device(topology.device)
     on_cuda = devices.is_cuda(topology.device)
     # Without a device of its own, so that NCCL begins with the first tensor, once it is known to have a GPU each.
     dist.init_process_group(
@@ -159,7 +159,7 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     )
     join_deepspeed("nccl" if on_cuda else "gloo")
     ranks: list[Any] = [None] * topology.world_size
-    own = socket.gethostname(), os.sched_getaffinity(0), devices.identity(topology.device)
+    own = socket.gethostname(), os.sched_getaffinity(0), devices.device_uuid(topology.device)
     dist.all_gather_object(ranks, own)
     check_devices([(machine, device) for machine, _, device in ranks])
     if "OMP_NUM_THREADS" not in os.environ:

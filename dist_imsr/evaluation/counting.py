@@ -23,7 +23,7 @@ def count_better(
     items: torch.Tensor,
     scores: torch.Tensor,
     ties: torch.Tensor,
-    barred: Pairs,
+    excluded: Pairs,
 ) -> torch.Tensor:
     """How many of a shard's items beat each target; a tie counts as half.
 
@@ -34,13 +34,13 @@ def count_better(
         items: ``[A]`` int64, the targets' places in the shard, maybe outside of it.
         scores: ``[A]``, the targets' scores.
         ties: ``[A]``, how close a score must be to tie.
-        barred: items that do not count for a user.
+        excluded: items that do not count for a user.
 
     Returns:
         ``[A]`` float64.
     """
     if not users.shape[1]:
-        return all_tied(len(shard.weight), owners, items, barred)
+        return all_tied(len(shard.weight), owners, items, excluded)
     there, rows = owners.unique(return_inverse=True)
     order = rows.argsort() if len(there) == len(rows) else torch.arange(len(rows), device=rows.device)
     low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
@@ -55,7 +55,7 @@ def count_better(
         worth = settled(shard, users, owners[order[target]], place, low[target, 0], high[target, 0])
         better.index_add_(0, target, worth)
 
-    for tile in tiles_of(shard, users, there, barred):
+    for tile in tiles_of(shard, users, there, excluded):
         count, target, place = _better(tile, asked)
         better += count
         # A target does not beat itself; it is always among the close ones.
@@ -70,20 +70,20 @@ def count_better(
     return torch.empty_like(better).index_copy_(0, order, better)
 
 
-def all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, barred: Pairs) -> torch.Tensor:
+def all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, excluded: Pairs) -> torch.Tensor:
     """`count_better` for users without interests, to whom all of a shard's items are alike.
 
     Args:
         count: of the shard's items.
         owners: as there.
         items: as there.
-        barred: as there.
+        excluded: as there.
 
     Returns:
         ``[A]`` float64.
     """
-    inside = (barred.items >= 0) & (barred.items < count)
-    unwanted = (barred.rows * count + barred.items)[inside].unique()
+    inside = (excluded.items >= 0) & (excluded.items < count)
+    unwanted = (excluded.rows * count + excluded.items)[inside].unique()
     fewer = (unwanted // count).bincount(minlength=int(owners.max()) + 1 if len(owners) else 0)[owners]
     own = (items >= 0) & (items < count) & ~torch.isin(owners * count + items, unwanted)
     return (count - fewer - own.long()).double() / 2

@@ -66,7 +66,7 @@ def count_better(
     items: torch.Tensor,
     scores: torch.Tensor,
     ties: torch.Tensor,
-    barred: tiles.Pairs,
+    excluded: tiles.Pairs,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """How many of a shard's items beat each target; a tie counts as half.
@@ -78,7 +78,7 @@ def count_better(
         items: ``[A]`` int64, the targets' places in the shard, maybe outside of it.
         scores: ``[A]`` float32, the targets' scores.
         ties: ``[A]`` float32, how close a score must be to tie.
-        barred: items that do not count for a user.
+        excluded: items that do not count for a user.
         launch: the kernel's parameters; they, and not the shard's precision, say how it multiplies. `launch_on` the
             device by default.
 
@@ -86,7 +86,7 @@ def count_better(
         ``[A]`` float64.
     """
     if not users.shape[1]:
-        return counting.all_tied(len(shard.weight), owners, items, barred)
+        return counting.all_tied(len(shard.weight), owners, items, excluded)
     better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
     if not len(owners) or not len(shard.weight):
         return better
@@ -103,7 +103,7 @@ def count_better(
         for part in words[:found].split(max(1, shard.tile // 64)):
             target, item = _pairs(part)
             better.index_add_(0, target, asked.settle(shard, users, target, item + stretch.start))
-    for target, item in _barred(shard, asked, len(users), barred):
+    for target, item in _excluded(shard, asked, len(users), excluded):
         better.index_add_(0, target, asked.settle(shard, users, target, item), alpha=-1)
     return torch.empty_like(better).index_copy_(0, asked.order, better)
 
@@ -304,15 +304,15 @@ def _pairs(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return words[row, 0].long(), words[row, 1] + bit
 
 
-def _barred(
-    shard: tiles.Shard, asked: _Asked, users: int, barred: tiles.Pairs
+def _excluded(
+    shard: tiles.Shard, asked: _Asked, users: int, excluded: tiles.Pairs
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Pairs of a target and an item, ``[m]`` each, that the kernel has counted and should not: it knows of no bars."""
     place = torch.full((users,), -1, device=asked.users.device)
     place[asked.users] = torch.arange(len(asked.users), device=place.device)
-    rows, items = barred.within(0, len(shard.weight))
+    rows, items = excluded.within(0, len(shard.weight))
     rows = place[rows]
-    pairs = (rows[rows >= 0] * len(shard.weight) + items[rows >= 0]).unique()  # barred twice, it has counted once
+    pairs = (rows[rows >= 0] * len(shard.weight) + items[rows >= 0]).unique()  # excluded twice, it has counted once
     for part in pairs.split(max(1, shard.tile // (2 * int(asked.counts[0])))):
         row, item = part // len(shard.weight), part % len(shard.weight)
         lengths = asked.counts[row]

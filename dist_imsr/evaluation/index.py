@@ -57,7 +57,7 @@ class ExportConfig:
 
     Args:
         run_dir: of a run that exported spans (--training.export last or every).
-        output: a new folder: items.parquet (item, vector), interests.parquet (user, interest, born, vector),
+        output: a new folder: items.parquet (item, vector), interests.parquet (user, interest, birth_span, vector),
             items.faiss, whose numbers are the rows of items.parquet, and export.json.
         data: where the run's prepared data stand, if elsewhere than when it was trained.
         span: the trained span; the last that was exported by default.
@@ -156,7 +156,7 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
                 {
                     "user": dataset.raw("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
                     "interest": slots[part].int().numpy(),
-                    "born": store.born[part].numpy(force=True),
+                    "born": store.birth_span[part].numpy(force=True),
                     "vector": _lists(store.values[part].numpy(force=True)),
                 }
             )

@@ -115,12 +115,12 @@ class Ranker:
         for stretch in self._stretches(items, whole=most is None):
             found, open_ = torch.zeros_like(better), better < (torch.inf if most is None else most)
             asking = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, by[open_], True)
-            for _, places, vectors, barred in _alike(world, asking, stretch):
+            for _, places, vectors, excluded in group_by_num_interests(world, asking, stretch):
                 place = places[by]
                 asked = (open_ & (place >= 0)).nonzero().squeeze(1)
                 level, tie = world.levels[asked].T
                 found[asked] = self._count_better(
-                    stretch, vectors, place[asked], wanted[asked] - stretch.first, level, tie, barred
+                    stretch, vectors, place[asked], wanted[asked] - stretch.first, level, tie, excluded
                 )
             better += self.topology.sum(found)
         ranks = 1 + better[first : first + len(owners)]
@@ -150,8 +150,10 @@ class Ranker:
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
         (shard,) = self._stretches(items, whole=True)
-        for users, _, vectors, barred in _alike(world, torch.ones_like(world.counts, dtype=torch.bool), shard):
-            scores[users], ids[users] = best_items(shard, vectors, top, barred)
+        for users, _, vectors, excluded in group_by_num_interests(
+            world, torch.ones_like(world.counts, dtype=torch.bool), shard
+        ):
+            scores[users], ids[users] = best_items(shard, vectors, top, excluded)
         # Every rank has a list for each user of the world; a user's own rank gets them all and merges them.
         lists = self.topology.world_size
         arrived = [column.new_empty(lists * len(mine.counts), top) for column in (scores, ids)]
@@ -181,13 +183,13 @@ def _block(interests: Interests, seen: JaggedTensor | None) -> _Block:
     )
 
 
-def _alike(
+def group_by_num_interests(
     block: _Block, asking: torch.Tensor, shard: Shard
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Pairs]]:
     """Those who ask, together where they have equally many interests, and no more of them than a tile should hold.
 
     Yields:
-        Users ``[b]``; everybody's place among them, or -1, ``[B]``; their interests ``[b, K, d]``; what is barred, by
+        Users ``[b]``; everybody's place among them, or -1, ``[B]``; their interests ``[b, K, d]``; what is excluded, by
         their places among these users.
     """
     first = block.counts.cumsum(0) - block.counts
@@ -197,8 +199,8 @@ def _alike(
             places = torch.full_like(block.counts, -1)
             places[users] = torch.arange(len(users), device=users.device)
             rows = places[block.seen[:, 0]]
-            barred = Pairs(rows[rows >= 0], block.seen[rows >= 0, 1] - shard.first)
-            yield users, places, block.vectors[first[users].unsqueeze(1) + slot], barred
+            excluded = Pairs(rows[rows >= 0], block.seen[rows >= 0, 1] - shard.first)
+            yield users, places, block.vectors[first[users].unsqueeze(1) + slot], excluded
 
 
 def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:

@@ -130,7 +130,7 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
             users = block + state.store.first_user
             seen = history(users) if history else None
             scores, ids = state.ranker.best(interests, items, top, seen)
-            spoke = _spokesmen(state, interests, ids)
+            spoke = best_matching_interest(state, interests, ids)
             file.write(_table(dataset, users, scores, ids, spoke))
             if topology.rank == 0:
                 logger.info("%d of %d users of this rank", min(first + each, len(rows)), len(rows))
@@ -170,7 +170,7 @@ def _named(raw: pa.Array, places: np.ndarray) -> str:
     return ", ".join(map(str, raw.take(pa.array(places[:_NAMED])).to_pylist())) + more
 
 
-def _spokesmen(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:
+def best_matching_interest(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:
     """The slot of the interest with the largest dot product for each item, ``[B, N]``; collective."""
     wanted = JaggedTensor(ids.clamp(min=0).flatten(), lengths=torch.full((len(ids),), ids.shape[1], device=ids.device))
     embeddings = state.catalogue.lookup(wanted)[0].view(*ids.shape, state.catalogue.dim)

@@ -5,14 +5,14 @@ import torch
 from dist_imsr.evaluation.tiles import Pairs, Shard, candidates, exact, tiles_of
 
 
-def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+def best_items(shard: Shard, users: torch.Tensor, top: int, excluded: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """The best items of a shard for each user; of equal scores the smaller id comes first.
 
     Args:
         shard: the items.
         users: ``[B, K, d]`` float32, interests of users who all have K of them.
         top: N.
-        barred: items that a user must not get.
+        excluded: items that a user must not get.
 
     Returns:
         Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; -inf and -1 where there are no more items.
@@ -39,7 +39,7 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, barred: Pairs) -> tu
         scores, kept = scores.sort(dim=1, descending=True, stable=True)
         scores, ids = scores[:, :top].contiguous(), ids.gather(1, kept[:, :top])
 
-    for tile in tiles_of(shard, users, everybody, barred):
+    for tile in tiles_of(shard, users, everybody, excluded):
         floor = scores[:, -1:]
         limit = floor - tile.margin(tile.precision)
         hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few: most tiles hold nothing for most users

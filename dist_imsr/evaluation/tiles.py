@@ -96,7 +96,7 @@ class Tile(NamedTuple):
         items: ``[n, d]`` float32.
         start: the first item's place in the shard.
         agreement: ``[b, K, n]``, dot products in the precision that was asked for.
-        barred: rows and columns of what a user must not get, if anything.
+        excluded: rows and columns of what a user must not get, if anything.
         lengths: ``[b, 1]``, of the users' longest interests.
         norms: ``[n]``, of the items.
         factor: what a score multiplies a dot product's error by, at the most (`steepest`).
@@ -107,7 +107,7 @@ class Tile(NamedTuple):
     items: torch.Tensor
     start: int
     agreement: torch.Tensor
-    barred: tuple[torch.Tensor, torch.Tensor] | None
+    excluded: tuple[torch.Tensor, torch.Tensor] | None
     lengths: torch.Tensor
     norms: torch.Tensor
     factor: float
@@ -132,10 +132,10 @@ class Tile(NamedTuple):
         return self.agreement.flatten(1).amax(1).float()
 
     def best(self, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The largest of each K for some users, distinct ones, or all: ``[r, n]`` float32; -inf for what is barred."""
+        """The largest of each K for some users, distinct ones, or all: ``[r, n]`` float32; -inf if excluded."""
         best = (self.agreement if rows is None else self.agreement[rows]).amax(1).float()
-        if self.barred is not None:
-            row, column = self.barred
+        if self.excluded is not None:
+            row, column = self.excluded
             if rows is not None:
                 place = torch.full((len(self.users),), -1, device=row.device)
                 place[rows] = torch.arange(len(rows), device=row.device)
@@ -150,7 +150,7 @@ class Tile(NamedTuple):
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
         scores = reduced(agreement, self.how)
-        return scores.masked_fill_(best == -torch.inf, -torch.inf) if self.barred is not None else scores
+        return scores.masked_fill_(best == -torch.inf, -torch.inf) if self.excluded is not None else scores
 
 
 def steepest(how: Score, count: int) -> float:
@@ -198,14 +198,14 @@ def candidates(best: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tenso
     return (many > _DENSE * best.shape[1]).nonzero().squeeze(1), few[row], column
 
 
-def tiles_of(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pairs) -> Iterator[Tile]:
+def tiles_of(shard: Shard, users: torch.Tensor, there: torch.Tensor, excluded: Pairs) -> Iterator[Tile]:
     """Some of the users against the shard's items, a stretch of items after the other.
 
     Args:
         shard: the items.
         users: ``[B, K, d]`` float32, interests of users who all have K of them.
         there: ``[b]`` int64, the places of those that are wanted.
-        barred: of all users, by their places.
+        excluded: of all users, by their places.
 
     Yields:
         Tiles, each good until the next one is asked for.
@@ -224,7 +224,7 @@ def tiles_of(shard: Shard, users: torch.Tensor, there: torch.Tensor, barred: Pai
         agreement = room[: len(factors) * len(items)].view(len(factors), len(items))
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
-        rows, columns = barred.within(first, first + len(items))
+        rows, columns = excluded.within(first, first + len(items))
         held = place[rows] if len(rows) else rows
         unwanted = (held[held >= 0], columns[held >= 0]) if len(rows) else None
         yield Tile(users, items, first, agreement, unwanted, lengths, items.norm(dim=1), factor, shard.how)

@@ -11,7 +11,7 @@ from dist_imsr.config import require
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention
-from dist_imsr.model.memory import MemoryNetwork, MIMNConfig
+from dist_imsr.model.mimn import MemoryNetwork, MIMNConfig
 
 
 @dataclass

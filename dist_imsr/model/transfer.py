@@ -60,10 +60,10 @@ class Transfer(nn.Module):
         """
         product = nn.functional.normalize(previous * tuned, dim=-1) * math.sqrt(previous.shape[-1])
         image = torch.stack([previous / self.scale, tuned / self.scale, product], 1)  # [n, 3, d]
-        found = _bent(self.scan(image)).flatten(1)  # [n, filters d]
-        return self.output(_bent(self.hidden(found))) * self.scale
+        found = shifted_gelu(self.scan(image)).flatten(1)  # [n, filters d]
+        return self.output(shifted_gelu(self.hidden(found))) * self.scale
 
 
-def _bent(values: torch.Tensor) -> torch.Tensor:
+def shifted_gelu(values: torch.Tensor) -> torch.Tensor:
     """gelu, moved so that it is nearly the identity around zero and bends where rows seldom are."""
     return gelu(values + _SHIFT) - _SHIFT

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.planning.config import MOST_BUCKETS, PlanConfig
 from dist_imsr.planning.load import spans_of, widest_block, widest_step
-from dist_imsr.planning.memory import Accounts, Bytes, Phase, gradient_bucket, row_wise, total
+from dist_imsr.planning.memory import Accounts, Bytes, MemoryPhase, gradient_bucket, row_wise, total
 
 _FARTHEST = 1 << 62
 _INDEXED = 1 << 31  # numbers of a padded block that 32-bit indices of TorchRec's operators reach
@@ -58,7 +58,7 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
     phases, usable = accounts.phases(), 1 - config.reserve
     found = list[Shortfall]()
 
-    def compare(resource: str, had: int, held: Callable[[Phase], Bytes], times: int) -> None:
+    def compare(resource: str, had: int, held: Callable[[MemoryPhase], Bytes], times: int) -> None:
         worst = max(phases, key=lambda phase: total(held(phase)))
         needed = times * total(held(worst))
         if needed > had * usable:
@@ -225,6 +225,6 @@ def _limit(key: str, now: int, changed: Callable[[int], PlanConfig], measured: f
     return Limit(key, now, low, told)
 
 
-def _both(phase: Phase) -> Bytes:
+def _both(phase: MemoryPhase) -> Bytes:
     """A rank's bytes where its device is the host itself."""
     return {name: phase.device.get(name, 0) + phase.host.get(name, 0) for name in {**phase.device, **phase.host}}

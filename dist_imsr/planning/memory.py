@@ -22,7 +22,7 @@ _INDEXED = 112  # bytes for each user of a span, for where their interactions li
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 
 
-class Phase(NamedTuple):
+class MemoryPhase(NamedTuple):
     """A moment of a run, as the fullest rank sees it.
 
     Args:
@@ -136,13 +136,13 @@ class Accounts:
         self._looks_back = build_strategy(config.strategy).retrains or config.strategy.name == "ader"
         self.stage = read_settings(config.engine.deepspeed).get("zero_optimization", {}).get("stage", 0)
 
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[MemoryPhase]:
         """Every moment at which a rank may hold the most.
 
         Returns:
             In the order of the run.
         """
-        phases = list[Phase]()
+        phases = list[MemoryPhase]()
         for span in self.spans:
             before = self.spans[max(0, span.number - 1)]
             if span.number and span.capacity > before.capacity:
@@ -254,16 +254,16 @@ class Accounts:
         best = self.snapshot(tables) if both and self.config.gpu != "cpu" else 0  # on a CPU it is shared
         return sum(self.table(tables)) + self.dense() + (1 + twice) * store + best
 
-    def _growing(self, before: Span, span: Span) -> Phase:
+    def _growing(self, before: Span, span: Span) -> MemoryPhase:
         """The new table stands beside the old one; rows arrive from their old ranks a tensor at a time."""
         device, host = self._held(before, before)
         weights, state = self.table(span)
         device |= {"grown table": weights + state, "rows that arrive": weights}
         if self.config.training.patience and self.config.checkpoint.enabled:
             device["copy for early stopping"] = self.snapshot(before)  # which a checkpoint may still be read from
-        return Phase(span.number, "growing the table", device, host)
+        return MemoryPhase(span.number, "growing the table", device, host)
 
-    def _admitting(self, before: Span, span: Span) -> Phase:
+    def _admitting(self, before: Span, span: Span) -> MemoryPhase:
         """The store is made anew beside the old one, as it is where there is no room, and new interests are drawn."""
         device, host = self._held(span, before)
         drawn = math.ceil((span.interests - (before.interests if span.number else 0)) / self.config.ranks)
@@ -271,9 +271,9 @@ class Accounts:
         own["interest store"] = self.store(before) if span.number else (self._users + 1) * _LONG
         own["grown store"] = self._slots(span) * (self._slot + _MOVED)
         own["interests that are drawn"] = min(drawn, DRAWN) * max(self.dim, self.queries) * _DRAW
-        return Phase(span.number, "new interests", device, host)
+        return MemoryPhase(span.number, "new interests", device, host)
 
-    def _training(self, span: Span) -> Phase:
+    def _training(self, span: Span) -> MemoryPhase:
         """The best epoch's copy goes before a better one is made."""
         device, host = self._held(span, span)
         device["activations"] = self.activations
@@ -282,13 +282,13 @@ class Accounts:
         if self.config.training.patience and epochs_of(self.config, span.number):
             device["copy for early stopping"] = self.snapshot(span)
         device["ranking's tiles"] = self.config.ranking.memory << 20
-        return Phase(span.number, "training", device, host)
+        return MemoryPhase(span.number, "training", device, host)
 
-    def _trimming(self, span: Span) -> Phase:
+    def _trimming(self, span: Span) -> MemoryPhase:
         """What stays of the interests moves inside the store."""
         device, host = self._held(span, span)
         own, kind = (device, self.config.device.device) if self.on_device(span, span) else (host, "cpu")
         own["interests that move"] = self._slots(span) * _MOVED + PART[kind]
         if self.config.training.patience:
             device["copy for early stopping"] = self.snapshot(span)
-        return Phase(span.number, "trimming", device, host)
+        return MemoryPhase(span.number, "trimming", device, host)

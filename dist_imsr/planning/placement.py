@@ -7,7 +7,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import Topology as PlannerTopology
 from torchrec.distributed.planner.types import PlannerError
 
-from dist_imsr.distributed.table import Authored
+from dist_imsr.distributed.table import UnshardedTable
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.memory import Shard, row_wise
 
@@ -63,7 +63,7 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         hbm_cap=section.memory_of(device.memory if device.device == "cuda" else None),
     )
     rate = section.learning_rate
-    authored = Authored.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
+    authored = UnshardedTable.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
     placed = authored.placed()
     assert placed.sharding_spec is not None
     shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]

@@ -9,9 +9,9 @@ from dist_imsr.planning.dry_run import DryRun, dry_run
 from dist_imsr.planning.limits import Limit, Refused, limits, refusal, shortfalls
 from dist_imsr.planning.links import Link, links_of
 from dist_imsr.planning.load import Span, Step, spans_of, step_of, widest_step
-from dist_imsr.planning.memory import Accounts, Phase, activation_bytes
+from dist_imsr.planning.memory import Accounts, MemoryPhase, activation_bytes
 from dist_imsr.planning.placement import Placed, fused, place, shard_of
-from dist_imsr.planning.times import Clock, Seconds
+from dist_imsr.planning.times import Seconds, TimeModel
 
 
 class Plan(NamedTuple):
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     spans: list[Span]
     placed: Placed
     accounts: Accounts
-    phases: list[Phase]
+    phases: list[MemoryPhase]
     widest: Step
     shown: list[int]
     steps: list[Step]
@@ -71,7 +71,7 @@ def make_plan(config: PlanConfig) -> Plan:
         _refuse(config, measured)
     placed = _placed(config, spans[-1].capacity)
     accounts = Accounts(config, spans, shard_of(config), measured)
-    clock, trained = Clock(config, accounts), spans[:-1]
+    clock, trained = TimeModel(config, accounts), spans[:-1]
     told = [trained[0], trained[-1]][: len(trained)]
     steps = [step_of(config, span) for span in told]
     return Plan(

@@ -10,7 +10,7 @@ from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.load import Span, spans_of
 from dist_imsr.planning.memory import Accounts
 from dist_imsr.planning.placement import shard_of
-from dist_imsr.planning.times import Clock
+from dist_imsr.planning.times import TimeModel
 from dist_imsr.training.config import TrainConfig
 
 _SECTIONS = {field.name for field in fields(PlanConfig)} & {field.name for field in fields(TrainConfig)}
@@ -27,7 +27,7 @@ class Prepared(NamedTuple):
 
     spans: list[Span]
     accounts: Accounts
-    clock: Clock
+    clock: TimeModel
 
 
 def plan_of(
@@ -82,7 +82,7 @@ def plan_of(
         known = span._replace(items=items[span.number], capacity=capacity)
         spans.append(known._replace(users=max(1, users), interactions=each))
     accounts = Accounts(plan, spans, shard_of(plan))
-    return Prepared(spans, accounts, Clock(plan, accounts))
+    return Prepared(spans, accounts, TimeModel(plan, accounts))
 
 
 def _counts(dataset: Dataset, span: int) -> tuple[int, int]:

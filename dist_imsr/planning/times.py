@@ -21,7 +21,7 @@ _TOUCHED = 4  # times that an activation is written or read in a step, forward a
 _BACKWARD = 3  # a step's operations over those of its forward pass
 
 
-class Clock:
+class TimeModel:
     """Predicts times.
 
     Args:

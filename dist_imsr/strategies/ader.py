@@ -15,8 +15,8 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
 from dist_imsr.data.steps import Follow
-from dist_imsr.distributed.past import Past
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.frozen_model import FrozenModel
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import Candidates, distillation
 from dist_imsr.strategies.base import Strategy
@@ -89,7 +89,7 @@ class Teacher(Companion):
         config: the strategy's section.
     """
 
-    past: Past
+    past: FrozenModel
     weight = 0.0
     _known = 0  # the items that it knows are those below
 
@@ -98,7 +98,7 @@ class Teacher(Companion):
 
     def wake(self) -> None:
         """Copies the model."""
-        self.past = Past(self.parts.catalogue, self.parts.extractor, self.parts.topology.rank == 0)
+        self.past = FrozenModel(self.parts.catalogue, self.parts.extractor, self.parts.topology.rank == 0)
         self.awake = True
 
     def begin(self, data: Any, forward: Forward, follow: Follow, fresh: bool) -> None:
@@ -133,7 +133,7 @@ class Teacher(Companion):
         if self.awake:
             self.past.grow(items)
 
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """The teacher."""
         return self.past.state() if self.awake else {}
 

@@ -11,7 +11,7 @@ from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.engine import DenseEngine
 from dist_imsr.distributed.interest_store import InterestStore
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import Extractor
 from dist_imsr.model.interests import Interests, Start
@@ -103,13 +103,13 @@ class Companion:
         """
         return self.parts.catalogue.lookup(*sequences)
 
-    def ask(self, *sequences: JaggedTensor) -> None:
+    def start_lookup(self, *sequences: JaggedTensor) -> None:
         """Begins what `lookup` of the same sequences will do, as far as no parameter has a part in it; collective.
 
         Args:
             sequences: as `Catalogue.lookup` takes them.
         """
-        self.parts.catalogue.ask(*sequences)
+        self.parts.catalogue.start_lookup(*sequences)
 
     def dense(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         """The extractor's forward pass; shapes as in `Extractor`."""
@@ -159,7 +159,7 @@ class Companion:
             items: how many items are known from here on.
         """
 
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """What a checkpoint holds of it.
 
         Returns:

@@ -11,8 +11,8 @@ from torchrec import JaggedTensor
 
 from dist_imsr.config import require
 from dist_imsr.data.steps import Follow
-from dist_imsr.distributed.past import Past
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.frozen_model import FrozenModel
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.extractors import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
@@ -85,8 +85,8 @@ class MetaLearner(Companion):
     """
 
     transfers: nn.ModuleDict
-    previous: Past
-    tuned: Past
+    previous: FrozenModel
+    tuned: FrozenModel
 
     def __init__(self, config: SMLConfig) -> None:
         self.config = config
@@ -100,7 +100,7 @@ class MetaLearner(Companion):
     def wake(self) -> None:
         """Copies the model, and builds the transfers for rows of its scale."""
         catalogue, store, topology = self.parts.catalogue, self.parts.store, self.parts.topology
-        self.previous, self.tuned = (Past(catalogue, self._dense, topology.rank == 0) for _ in range(2))
+        self.previous, self.tuned = (FrozenModel(catalogue, self._dense, topology.rank == 0) for _ in range(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             shape = catalogue.dim, self.config.filters, self.config.kernel, self.config.hidden
@@ -110,7 +110,7 @@ class MetaLearner(Companion):
         scales = {
             "item": topology.sum(_moments(catalogue.state["weight"].values)),
             "dense": _moments(dense),
-            "interest": topology.sum(_moments(store.values[store.born == 0])),  # what is trained already
+            "interest": topology.sum(_moments(store.values[store.birth_span == 0])),  # what is trained already
         }
         for kind, (square, count) in scales.items():
             if square > 0:
@@ -129,10 +129,10 @@ class MetaLearner(Companion):
         self._training = True
         self._look(True)
 
-    def ask(self, *sequences: JaggedTensor) -> None:
+    def start_lookup(self, *sequences: JaggedTensor) -> None:
         """As for a table that is not seen through the transfer; else `lookup` asks for other sequences."""
         if not self._through:
-            super().ask(*sequences)
+            super().start_lookup(*sequences)
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Embeddings; each distinct item goes through the transfer once."""
@@ -186,14 +186,16 @@ class MetaLearner(Companion):
             self.previous.grow(items)
             self.tuned.grow(items)
 
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """Previous and tuned parameters, and the transfers."""
         if not self.awake:
             return {}
         kept = {"previous": self.previous.state(), "tuned": self.tuned.state()}
         state = {f"{name}.{part}": rows for name, parts in kept.items() for part, rows in parts.items()}
         first = self.parts.topology.rank == 0
-        return state | {f"transfer.{name}": Rows(one, saved=first) for name, one in self.transfers.state_dict().items()}
+        return state | {
+            f"transfer.{name}": ShardRows(one, saved=first) for name, one in self.transfers.state_dict().items()
+        }
 
     def _learn(self, data: Any, forward: Forward, follow: Follow) -> None:
         """The transfer's own epochs, over batches of the span; tuned and previous parameters stay."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_imsr.config import require
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.storage import DISCARDED, PARTIAL, Tables, discard, store
 
@@ -129,7 +129,7 @@ class Checkpoints:
         if topology.rank == 0 and config.enabled:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, name: str, tensors: dict[str, Rows], tables: Tables, facts: dict[str, Any]) -> None:
+    def save(self, name: str, tensors: dict[str, ShardRows], tables: Tables, facts: dict[str, Any]) -> None:
         """Begins to write a checkpoint, once the one before is written; collective.
 
         Args:

@@ -23,7 +23,7 @@ def export_span(
 ) -> None:
     """Writes one rank's part of ``run_dir/spans/span=T/``; each file appears whole.
 
-    ``interests-R.arrow``: user, born (the span of an interest's birth), vector, in the order of users and slots.
+    ``interests-R.arrow``: user, birth_span (the span of an interest's birth), vector, in the order of users and slots.
     ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (what the detector compares with c1),
     puzzled; a user has a row for each detection. Each file's metadata tell how many ranks wrote one, over which data.
 
@@ -47,7 +47,7 @@ def export_span(
         torch.cat([part.cpu() for part in column]) for column in zip(nobody, *detections, strict=True)
     )
     tables = {
-        "interests": {"user": store.owners + store.first_user, "born": store.born, "vector": store.values},
+        "interests": {"user": store.owners + store.first_user, "born": store.birth_span, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.weight[: len(known)]},
         "detections": {"user": users, "fit": fit, "puzzled": puzzled},
     }

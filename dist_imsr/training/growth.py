@@ -154,7 +154,7 @@ class Growth:
         }
 
 
-def census(store: InterestStore, topology: Topology) -> dict[str, float | int]:
+def store_stats(store: InterestStore, topology: Topology) -> dict[str, float | int]:
     """Interests a user over the users who have any, and what the store takes on all ranks; collective.
 
     Args:

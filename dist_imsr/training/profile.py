@@ -14,7 +14,7 @@ import torch
 from torch.profiler import profile, record_function, schedule
 
 from dist_imsr.console import output_console
-from dist_imsr.devices import activities
+from dist_imsr.devices import profiler_activities
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.files import write_whole
 from dist_imsr.phases import clock
@@ -84,7 +84,7 @@ class Profile:
         self._traced = span
         path = self._run_dir / FOLDER / f"span={span:02d}-rank={self._topology.rank:04d}.json.gz"
         with profile(
-            activities=activities(self._topology.device),
+            activities=profiler_activities(self._topology.device),
             schedule=schedule(wait=max(0, min(_SKIPPED, steps - _TRACED - 1)), warmup=1, active=_TRACED, repeat=1),
             on_trace_ready=lambda trace: _export(trace, path),
         ) as steps_traced:

@@ -14,7 +14,7 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot, View
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
@@ -50,7 +50,7 @@ class Extraction(NamedTuple):
 class Snapshot(NamedTuple):
     """What `Recommender.restore` takes: copies of the trained tensors, and the store's own snapshot."""
 
-    tensors: dict[str, Rows]
+    tensors: dict[str, ShardRows]
     store: StoreSnapshot
     updates: int  # of the table, by which Adam corrects its moments
 
@@ -95,7 +95,7 @@ class Recommender:
         self.store = InterestStore.build(store, bucket_offsets, *widths, seed, topology, self.extractor.state_dim)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self.ranker = Ranker(self.catalogue, topology, model.score, ranking)
-        self._ahead: tuple[Batch, View] | None = None
+        self._prefetched: tuple[Batch, View] | None = None
         companion.join(Parts(self.catalogue, self.engine, self.store, topology, self.extractor))
 
     @Phase("growing")
@@ -217,7 +217,7 @@ class Recommender:
             Each rank's two losses as `loss` tells them, and its word, ``[world_size, 3]`` float64.
         """
         extraction = self.extract(batch, learning=True)
-        with Phase("loss"), self.engine.products():
+        with Phase("loss"), self.engine.matmul_precision():
             losses = torch.stack(self.loss(batch, extraction))
         if following is not None:  # a device has work by now for as long as the host waits for others' sizes
             self._ask(following)
@@ -250,7 +250,7 @@ class Recommender:
         stays = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(norms, dtype=torch.bool)
         kept, trimmed = norms[stays].double(), norms[~stays].double()
         if len(trimmed):
-            store.trim(torch.ones_like(store.born, dtype=torch.bool).index_fill_(0, created[~stays], False))
+            store.trim(torch.ones_like(store.birth_span, dtype=torch.bool).index_fill_(0, created[~stays], False))
         return Growth(
             kept=len(kept),
             trimmed=len(trimmed),
@@ -281,7 +281,7 @@ class Recommender:
         self.store.restore(snapshot.store)
         self.catalogue.steps = snapshot.updates
 
-    def tensors(self) -> dict[str, Rows]:
+    def tensors(self) -> dict[str, ShardRows]:
         """The live tensors that training changes, those of the store left out.
 
         Returns:
@@ -292,17 +292,17 @@ class Recommender:
 
     def _ask(self, batch: Batch) -> None:
         """Begins `extract` of a batch, as far as no step of training has a part in it."""
-        self.companion.ask(batch.history, batch.targets, batch.negatives)
+        self.companion.start_lookup(batch.history, batch.targets, batch.negatives)
         if self.store.values.device != self.topology.device:
-            with devices.aside(self.topology.device):
-                self._ahead = batch, self._seen(batch)
+            with devices.prefetch_stream(self.topology.device):
+                self._prefetched = batch, self._seen(batch)
 
     def _view(self, batch: Batch) -> View:
         """Interests of a batch, which `_ask` may have sent on their way."""
-        if self._ahead is None or self._ahead[0] is not batch:
+        if self._prefetched is None or self._prefetched[0] is not batch:
             return self._seen(batch)
-        (_, view), self._ahead = self._ahead, None
-        devices.join(self.topology.device, *view.interests[:2], *view[1:])
+        (_, view), self._prefetched = self._prefetched, None
+        devices.wait_for_prefetch(self.topology.device, *view.interests[:2], *view[1:])
         return view
 
     def _seen(self, batch: Batch) -> View:

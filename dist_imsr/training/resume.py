@@ -39,7 +39,7 @@ def as_started(config: TrainConfig) -> TrainConfig:
     return replace(config, overwrite=False, resume="auto" if config.resume == "never" else config.resume)
 
 
-class Candidates:
+class CheckpointCandidates:
     """The checkpoints from which a run could go on, judged by their manifests alone.
 
     Those of the run's own folder come before one that ``resume`` names elsewhere, which is for the first start. Where

@@ -21,7 +21,7 @@ from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
 from dist_imsr.training.identity import identity
 from dist_imsr.training.profile import keep_before
-from dist_imsr.training.resume import Candidates, as_started
+from dist_imsr.training.resume import CheckpointCandidates, as_started
 from dist_imsr.training.storage import Stored
 from dist_imsr.training.trainer import Trainer
 
@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> int:
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
 
-def check(config: TrainConfig) -> tuple[Dataset, Candidates]:
+def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
     """Refuses what cannot work before any rank is connected; every rank sees the same, and nothing is changed.
 
     Args:
@@ -88,13 +88,17 @@ def check(config: TrainConfig) -> tuple[Dataset, Candidates]:
     counts = build_strategy(config.strategy).counts
     if counts is not None:
         counts.check(dataset)
-    candidates = Candidates(config, dataset, topology.device)
+    candidates = CheckpointCandidates(config, dataset, topology.device)
     check_folder(config, bool(candidates.own))
     return dataset, candidates
 
 
 def begin(
-    config: TrainConfig, dataset: Dataset, candidates: Candidates, topology: Topology, signals: StopSignals | None
+    config: TrainConfig,
+    dataset: Dataset,
+    candidates: CheckpointCandidates,
+    topology: Topology,
+    signals: StopSignals | None,
 ) -> Trainer:
     """A trainer at the beginning of a run, or where its newest sound checkpoint stands; collective.
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnapshot
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.training.checkpoint import name_of
 from dist_imsr.training.detection import Detection
 from dist_imsr.training.export import column
@@ -112,7 +112,7 @@ class Progress:
 
 def packed(
     model: Recommender, progress: Progress, bucket_offsets: list[int], buckets: range
-) -> tuple[dict[str, Rows], Tables, dict[str, Any]]:
+) -> tuple[dict[str, ShardRows], Tables, dict[str, Any]]:
     """Copies everything that a checkpoint holds.
 
     Args:
@@ -143,7 +143,7 @@ def packed(
     tables |= cut.detections("detections", progress.detections)
     tensors |= {f"companion.{name}": rows.copied(_HOST) for name, rows in model.companion.state().items()}
     accounts = {"growth": progress.growth, "best_growth": best.growth}
-    tensors |= {name: Rows(account.flat().unsqueeze(0), rank, ranks) for name, account in accounts.items()}
+    tensors |= {name: ShardRows(account.flat().unsqueeze(0), rank, ranks) for name, account in accounts.items()}
     facts = {
         "world_size": ranks,
         "items": model.catalogue.items,
@@ -174,7 +174,9 @@ def unpack(
         Where the run stands.
     """
     facts, cut = stored.manifest, _Cut(bucket_offsets, buckets)
-    accounts = {name: Rows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")}
+    accounts = {
+        name: ShardRows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")
+    }
     if facts["companion"]:
         model.companion.wake()
     beside = {f"companion.{name}": rows for name, rows in model.companion.state().items()}
@@ -217,7 +219,7 @@ class _Cut:
         )
         offsets = snapshot.offsets.cpu()
         owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()) + self.first
-        columns = {"user": owners, "born": slots.born, "vector": slots.values}
+        columns = {"user": owners, "born": slots.birth_span, "vector": slots.values}
         if slots.queries.shape[1]:
             columns |= {"query": slots.queries, "moment": slots.moments}
         if slots.states.shape[1]:
@@ -230,7 +232,7 @@ class _Cut:
 
     def load(self, stored: Stored, folder: str, model: Recommender) -> None:
         read = self._read(stored, folder)
-        names = {"values": "vector", "born": "born", "queries": "query", "moments": "moment", "states": "state"}
+        names = {"values": "vector", "birth_span": "born", "queries": "query", "moments": "moment", "states": "state"}
         columns = {name: read[key] for name, key in names.items() if key in read}
         model.store.load(read["user"] - self.first, **columns)
 
@@ -240,7 +242,8 @@ class _Cut:
         looked = torch.arange(len(found), dtype=torch.int16).repeat_interleave(
             torch.tensor([len(one.users) for one in found])
         )
-        users, fit, puzzled = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+        # A run that resumed holds what the checkpoint had on the host, and what it found since on its device.
+        users, fit, puzzled = (torch.cat([one.cpu() for one in part]) for part in zip(*found, strict=True))
         columns = {"looked": looked, "user": users, "fit": fit, "puzzled": puzzled}
         return {
             f"{folder}/{name}": _batch({key: part[(first <= users) & (users < end)] for key, part in columns.items()})

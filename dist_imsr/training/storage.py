@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.files import SealedFile, check_file, check_version, sync_folder
 
 FORMAT_VERSION = 1
@@ -252,7 +252,7 @@ class Stored:
         """
         return tuple(self.manifest["tensors"][name]["size"])
 
-    def load(self, tensors: dict[str, Rows], group: dist.ProcessGroup) -> None:
+    def load(self, tensors: dict[str, ShardRows], group: dist.ProcessGroup) -> None:
         """Fills tensors with what was saved; collective.
 
         Args:
@@ -279,7 +279,12 @@ class Stored:
 
 
 def store(
-    folder: Path, tensors: dict[str, Rows], tables: Tables, facts: dict[str, Any], rank: int, group: dist.ProcessGroup
+    folder: Path,
+    tensors: dict[str, ShardRows],
+    tables: Tables,
+    facts: dict[str, Any],
+    rank: int,
+    group: dist.ProcessGroup,
 ) -> None:
     """Writes a checkpoint, whole or not at all; collective.
 

@@ -26,7 +26,7 @@ from dist_imsr.training.checkpoint import Checkpoints, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.detection import Detection, detect
 from dist_imsr.training.export import export_span
-from dist_imsr.training.growth import Growth, census
+from dist_imsr.training.growth import Growth, store_stats
 from dist_imsr.training.profile import Profile
 from dist_imsr.training.progress import Reporter
 from dist_imsr.training.recommender import Recommender
@@ -245,7 +245,7 @@ class Trainer:
             logs.at(span=now.span, step=now.steps)
             means = loss / max(batch.world_targets, 1), retention / max(batch.world_targets, 1)
             self.model.engine.log(dict(zip(("train/loss", "train/retention_loss"), means, strict=True)), now.steps)
-            self._heed(int(told[:, 2].max()), keep=True)
+            self._stop_if_requested(int(told[:, 2].max()), keep=True)
             if often and now.step % often == 0 and now.step < len(batches):
                 self._save()
         loss, retention = now.losses
@@ -340,9 +340,9 @@ class Trainer:
             yield batch
             if self.signals is not None:
                 word = torch.tensor([self.signals.status], device=self.topology.device)
-                self._heed(int(self.topology.gather(word).max()), keep)
+                self._stop_if_requested(int(self.topology.gather(word).max()), keep)
 
-    def _heed(self, status: int, keep: bool) -> None:
+    def _stop_if_requested(self, status: int, keep: bool) -> None:
         """Ends the run where a rank was asked to, with the state as it stands where it may be kept."""
         if not status:
             return
@@ -378,7 +378,7 @@ class Trainer:
             "span": span,
             "test_span": span + 1,
             **measured,
-            **census(self.model.store, self.topology),
+            **store_stats(self.model.store, self.topology),
         }
         rates = {f"test/{name}": value for name, value in measured.items() if "@" in name and value is not None}
         self.model.engine.log(rates, self.progress.steps)

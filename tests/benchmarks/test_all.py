@@ -116,7 +116,7 @@ def test_benchmarks_of_another_device_are_not_run(measured, monkeypatch, tmp_pat
 
 
 def test_arguments_on_cuda_come_before_those_of_the_command_line(monkeypatch):
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: 1)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     options = all_of_them.AllBench(json=all_of_them.Path("all.json"), device="cuda")
     given = {name: [] for name in BENCHMARKS} | {"train": ["--steps=7"]}

@@ -33,6 +33,6 @@ def test_the_commit(tmp_path, monkeypatch):
 
 def test_a_device_has_a_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"device {index}")
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: 3)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 3)
     told = machine("cuda")
     assert (told["device"], told["devices"]) == ("device 0", 3)

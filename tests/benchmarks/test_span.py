@@ -56,7 +56,7 @@ def test_figures_can_be_asked_for_by_name(arguments, tmp_path, capsys):
 
 
 def test_a_device_has_settings_of_its_own(arguments, monkeypatch):
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: 1)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 1)
     monkeypatch.chdir(Path(__file__).parents[2])
     host, cuda = (SpanBench(Path(arguments[1]), device=device, ranks=1) for device in ("cpu", "cuda"))
     assert [path.name for path in host.train] == ["scale_training.yaml"]

@@ -31,7 +31,7 @@ class Options:
     ],
 )
 def test_what_is_left_open_is_what_the_machine_has(monkeypatch, found, asked, settled):
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: found)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: found)
     options = Options(**asked)
     assert (options.device, options.ranks) == settled
     assert replace(options, json=Path("other")) != options
@@ -43,7 +43,7 @@ def test_what_is_left_open_is_what_the_machine_has(monkeypatch, found, asked, se
     [(0, {"device": "cuda"}, "device"), (2, {"ranks": 3}, "ranks"), (2, {"ranks": -1}, "ranks")],
 )
 def test_devices_that_there_are_not_are_refused(monkeypatch, found, asked, key):
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: found)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: found)
     with pytest.raises(ValueError, match=f"^{key}: "):
         Options(**asked)
 
@@ -56,7 +56,7 @@ def test_settings_tell_nothing_of_files():
 
 @pytest.mark.parametrize("name", ["ceilings", "train", "rank", "strategies", "checkpoint", "store"])
 def test_every_benchmark_on_ranks_refuses_a_device_that_there_is_not(name, monkeypatch, capsys):
-    monkeypatch.setattr("dist_imsr.devices.count", lambda: 0)
+    monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 0)
     with pytest.raises(SystemExit) as stopped:
         main([name, "--device", "cuda"])
     errors = capsys.readouterr().err

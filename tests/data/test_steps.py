@@ -53,8 +53,8 @@ def test_each_batch_comes_with_the_next_one(device):
 
 def test_no_copy_is_waited_for_but_a_steps_own(monkeypatch):
     order = []
-    monkeypatch.setattr(devices, "aside", lambda device: order.append("copy") or nullcontext())
-    monkeypatch.setattr(devices, "join", lambda device, batch: order.append(f"join {batch.step}"))
+    monkeypatch.setattr(devices, "prefetch_stream", lambda device: order.append("copy") or nullcontext())
+    monkeypatch.setattr(devices, "wait_for_prefetch", lambda device, batch: order.append(f"join {batch.step}"))
     for batch, _ in Steps(_numbers, 3, prefetch=1).on(torch.device("cpu")):
         order.append(f"step {batch.step}")
     assert order == ["copy", "join 0", "copy", "step 0", "join 1", "copy", "step 1", "join 2", "copy", "step 2"]
@@ -70,10 +70,10 @@ def test_who_stops_early_leaves_no_thread(device):
 def test_a_batch_is_whole_when_it_comes():
     """Copies of large batches that are under way are waited for, and their memory is not taken again too early."""
     device, found = torch.device("cuda", 0), []
-    with devices.aside(device):
+    with devices.prefetch_stream(device):
         torch.cuda._sleep(1_000_000_000)  # copies begin late
     for batch, _ in Steps(lambda step: _numbers(step, 1 << 24), 20, prefetch=2).on(device):
         found.append(batch.values.sum())
         torch.cuda._sleep(10_000_000)  # and the device falls behind the host
     assert [int(total) for total in found] == [step << 24 for step in range(20)]
-    devices.wait(device)
+    devices.synchronize(device)

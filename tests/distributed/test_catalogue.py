@@ -52,7 +52,7 @@ def _asking(topology, ahead):
             begun.append(asked.call_count)
             looked, common = catalogue.lookup(*step)
             if ahead and following:
-                catalogue.ask(*following)
+                catalogue.start_lookup(*following)
             with torch.no_grad():
                 catalogue.lookup(_jagged([1, 28]))
             (looked.square().sum() + common.square().sum()).backward()

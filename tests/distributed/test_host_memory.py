@@ -115,7 +115,7 @@ def _live(topology, config):
     for name, rows in catalogue.state.items():
         assert torch.equal(rows.values, copied[name].values)
     life.steps(3)
-    twin = catalogue.twin()
+    twin = catalogue.frozen_copy()
     assert torch.equal(twin.weight, catalogue.weight)
     life.steps(1)
     before = {name: rows.copied() for name, rows in catalogue.state.items()}

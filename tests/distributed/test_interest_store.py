@@ -21,7 +21,7 @@ def _store(users, first_user, dim, seed, query_dim=0, state_dim=0, device="cpu")
 def _as_lists(store):
     """A plain-Python view: for every user the vectors and the spans of birth."""
     return [
-        (store.values[a:b].tolist(), store.born[a:b].tolist())
+        (store.values[a:b].tolist(), store.birth_span[a:b].tolist())
         for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
     ]
 
@@ -36,10 +36,12 @@ def test_expand_keeps_what_was_there(device, steps):
     for span, (users, count) in enumerate(steps):
         before = _as_lists(store)
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
-        for user, ((vectors, born), (old_vectors, old_born)) in enumerate(zip(_as_lists(store), before, strict=True)):
+        for user, ((vectors, birth_span), (old_vectors, old_born)) in enumerate(
+            zip(_as_lists(store), before, strict=True)
+        ):
             added = count if user in users else 0
             assert vectors[: len(old_vectors)] == old_vectors
-            assert born == old_born + [span] * added
+            assert birth_span == old_born + [span] * added
             assert len(vectors) == len(old_vectors) + added
     assert len(store.values) == store.offsets[-1]
 
@@ -128,7 +130,7 @@ def test_expand_gives_each_user_its_own_number(device, more):
     before = [column.clone() for column in store.slots]
     store.expand(torch.tensor(list(more), dtype=torch.int64), torch.tensor(list(more.values()), dtype=torch.int64), 1)
     assert store.counts.tolist() == [2 + more.get(user, 0) for user in range(7)]
-    old = store.born == 0
+    old = store.birth_span == 0
     for column, was in zip(store.slots, before, strict=True):
         assert torch.equal(column[old], was)
     assert not store.slots.moments[~old].any()
@@ -189,7 +191,7 @@ def test_interests_move_inside_their_memory_while_it_has_room(device, monkeypatc
     store = _store(50, 0, 4, seed=3, device=device)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
     before, block = _as_lists(store), store.values.data_ptr()
-    store.trim(store.born < 0)
+    store.trim(store.birth_span < 0)
     assert not len(store.values)
     store.expand(torch.arange(0, 50, 3), 2, span=0)
     few = _as_lists(store)
@@ -197,9 +199,9 @@ def test_interests_move_inside_their_memory_while_it_has_room(device, monkeypatc
     assert [vectors[: len(old)] for (vectors, _), (old, _) in zip(_as_lists(store), few, strict=True)] == [
         old for old, _ in few
     ]
-    store.trim(store.born == 0)
+    store.trim(store.birth_span == 0)
     assert _as_lists(store) == few
-    store.trim(store.born < 0)
+    store.trim(store.birth_span < 0)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
     assert _as_lists(store) == before
     assert store.values.data_ptr() == block
@@ -211,7 +213,7 @@ def test_created_interests_are_those_of_users_with_older_ones(device):
     store.expand(torch.tensor([3, 4]), 2, span=1)
     places = store.created(1)
     assert store.owners[places].tolist() == [3, 3]
-    assert store.born[places].tolist() == [1, 1]
+    assert store.birth_span[places].tolist() == [1, 1]
     assert torch.equal(store.norms(places), store.values[places].norm(dim=1))
     assert not len(store.created(0))
     assert not len(store.norms(store.created(2)))

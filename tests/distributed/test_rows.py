@@ -1,11 +1,11 @@
 import torch
 
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 
 
 def test_a_copy_has_its_own_memory_and_rows_have_not():
     table = torch.zeros(6, 2)
-    rows = Rows(table[2:5], 2, 6)
+    rows = ShardRows(table[2:5], 2, 6)
     copy = rows.copied()
     rows.values += 1
     assert table.sum() == 6
@@ -14,12 +14,12 @@ def test_a_copy_has_its_own_memory_and_rows_have_not():
 
 
 def test_what_planners_ask():
-    (item,) = Rows(torch.zeros(3, 2), 2, 6).__create_write_items__("name", None)
+    (item,) = ShardRows(torch.zeros(3, 2), 2, 6).__create_write_items__("name", None)
     assert item.index.fqn == "name"
     assert item.index.offset == torch.Size([2, 0])
     assert item.tensor_data.size == torch.Size([6, 2])
     assert item.tensor_data.chunk.sizes == torch.Size([3, 2])
-    for unsaved in (Rows(torch.zeros(0, 2), 2, 6), Rows(torch.zeros(3, 2), saved=False)):
+    for unsaved in (ShardRows(torch.zeros(0, 2), 2, 6), ShardRows(torch.zeros(3, 2), saved=False)):
         assert unsaved.__create_write_items__("name", None) == []
-    assert len(Rows(torch.zeros(3, 2), saved=False).__create_chunk_list__()) == 1  # still read
-    assert Rows(torch.zeros(5)).size() == torch.Size([5])
+    assert len(ShardRows(torch.zeros(3, 2), saved=False).__create_chunk_list__()) == 1  # still read
+    assert ShardRows(torch.zeros(5)).size() == torch.Size([5])

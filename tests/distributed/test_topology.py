@@ -97,7 +97,7 @@ def _connects_again(topology, port):
     """A launcher that asks for more ranks than there are GPUs shows all of them the same one."""
     torch.distributed.destroy_process_group()
     os.environ["MASTER_PORT"] = str(port)  # where nobody listens for the world that there was
-    devices.identity = lambda device: "GPU-0"
+    devices.device_uuid = lambda device: "GPU-0"
     try:
         connect()
     except Refusal as error:

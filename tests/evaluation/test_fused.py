@@ -20,7 +20,7 @@ def _nothing(device="cpu"):
 
 
 def _asked(draw, items, users, how):
-    """Targets, several of one user and none of others, with their levels, and barred pairs."""
+    """Targets, several of one user and none of others, with their levels, and excluded pairs."""
     known, owners = len(items) - 20, torch.randint(len(users), (TARGETS,), generator=draw)
     wanted = torch.randint(-9, known + 9, (TARGETS,), generator=draw)  # some are in other shards
     wanted[:25] %= 20
@@ -29,8 +29,8 @@ def _asked(draw, items, users, how):
     longest = users.norm(dim=-1).amax(1) if users.shape[1] else torch.zeros(len(users))
     ties = tiles.TIE * longest[owners] * items[wanted].norm(dim=1)
     rows = torch.cat([torch.randint(len(users), (300,), generator=draw), owners[::4], owners[::4]])
-    barred = torch.cat([torch.randint(-9, known + 9, (300,), generator=draw), wanted[::4], wanted[::4]])
-    return items[:known], how, users, owners, wanted, scores, ties, rows, barred
+    excluded = torch.cat([torch.randint(-9, known + 9, (300,), generator=draw), wanted[::4], wanted[::4]])
+    return items[:known], how, users, owners, wanted, scores, ties, rows, excluded
 
 
 def _plain(seed, how, count, dim, known=ITEMS):
@@ -75,9 +75,9 @@ def _counts(counter, device, case, mask, size, memory, *launch):
     items, how, users, owners, wanted, scores, ties, *pairs = (
         value.to(device) if isinstance(value, torch.Tensor) else value for value in case
     )
-    barred = tiles.Pairs(*pairs) if mask else _nothing(device)
+    excluded = tiles.Pairs(*pairs) if mask else _nothing(device)
     shard = tiles.Shard(items[:size], 0, how, memory=memory)
-    return counter(shard, users, owners, wanted, scores, ties, barred, *launch).cpu()
+    return counter(shard, users, owners, wanted, scores, ties, excluded, *launch).cpu()
 
 
 def _both(launch, case, mask=True, size=1 << 30, memory=1 << 16):

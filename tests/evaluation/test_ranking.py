@@ -66,8 +66,8 @@ def _rank(topology, how, tile, precision, most, mask):
 
 def _best(topology, how, tile, precision, top, mask):
     interests, _, seen = _mine(topology)
-    barred = _jagged(seen, topology.device) if mask else None
-    scores, ids = (one.cpu() for one in _ranker(topology, how, tile, precision).best(interests, KNOWN, top, barred))
+    excluded = _jagged(seen, topology.device) if mask else None
+    scores, ids = (one.cpu() for one in _ranker(topology, how, tile, precision).best(interests, KNOWN, top, excluded))
     return {row * topology.world_size + topology.rank: each for row, each in enumerate(zip(scores, ids, strict=True))}
 
 
@@ -108,9 +108,9 @@ def test_ranks_equal_brute_force(device, world_size, tile, how, precision, mask,
     found = _gathered(world_size, _with_dense, dense, _rank, how, tile, precision, None, mask, device=device)
     for user, (interests, targets) in enumerate(users):
         known = catalogue[:KNOWN].astype(np.float64)
-        barred = seen[user] if mask else []
+        excluded = seen[user] if mask else []
         assert found[user] == [
-            reference.rank(interests.astype(np.float64), known, item, how, barred) for item in targets
+            reference.rank(interests.astype(np.float64), known, item, how, excluded) for item in targets
         ]
 
 

@@ -31,9 +31,9 @@ def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exc
         if time < last:
             seen[user].add(item)
     for user, mine in rows.groupby("user"):
-        barred = seen[user] if exclude_seen else set()
+        excluded = seen[user] if exclude_seen else set()
         scores = {item: reference.score(held[user], row, "attentive") for item, row in table.items()}
-        wanted = sorted((item for item in table if item not in barred), key=lambda item: -scores[item])[:7]
+        wanted = sorted((item for item in table if item not in excluded), key=lambda item: -scores[item])[:7]
         assert mine["item"].tolist() == wanted
         assert mine["rank"].tolist() == list(range(1, 8))
         np.testing.assert_allclose(mine["score"], [scores[item] for item in wanted], rtol=1e-4, atol=1e-6)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from dist_imsr.model.extractors import BASES, ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from tests.model.lives import beginning, histories
 
 KEEPING = ["limarec", "mimn"]

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from dist_imsr.model.extractors import BASES, DynamicRouting, ModelConfig, SelfAttention, build_extractor, squash
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from tests import reference
 from tests.devices import call_on, on
 

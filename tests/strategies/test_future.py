@@ -8,7 +8,7 @@ import pytest
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies import STRATEGIES
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset

@@ -21,14 +21,14 @@ from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.files import SealedFile
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.recommender import Recommender
-from dist_imsr.training.resume import Candidates
+from dist_imsr.training.resume import CheckpointCandidates
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import on_devices, ranks_on, run_ranks
@@ -226,7 +226,7 @@ def _passed_over(topology, config):
 
 
 def _chosen(topology, config):
-    candidates = Candidates(config, Dataset(config.data), topology.device)
+    candidates = CheckpointCandidates(config, Dataset(config.data), topology.device)
     stored = candidates.choose(True, topology, dist.new_group(backend="gloo"))
     return stored, candidates.damaged
 

@@ -10,7 +10,7 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies import STRATEGIES, StrategyConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.state import Progress

@@ -15,11 +15,11 @@ from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed import columns
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.model.memory import MIMNConfig
+from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.retainers import RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
@@ -63,7 +63,7 @@ class _Table:
     @property
     def state(self):
         state = self._table.state.items()
-        return {name: Rows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
+        return {name: ShardRows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
     def steps(self):
@@ -80,7 +80,7 @@ class _Table:
 
     def twin(self):
         twin = object.__new__(_Table)
-        twin.topology, twin._table = self.topology, self._table.twin()
+        twin.topology, twin._table = self.topology, self._table.frozen_copy()
         return twin
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.files import NewerFormat, SealedFile
 from dist_imsr.training.storage import CHECKSUM, MANIFEST, Stored, store
 from tests.ranks import run_ranks
@@ -36,7 +36,7 @@ def _rows(topology, fill):
     for name, tensor in WHOLE.items():
         first, end = (0, len(tensor)) if name == "whole" else _part(len(tensor), topology.rank, topology.world_size)
         values = tensor[first:end].clone() if fill else torch.zeros_like(tensor[first:end])
-        rows[name] = Rows(values, first, len(tensor), saved=name != "whole" or topology.rank == 0)
+        rows[name] = ShardRows(values, first, len(tensor), saved=name != "whole" or topology.rank == 0)
     return rows
 
 

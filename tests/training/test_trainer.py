@@ -215,7 +215,7 @@ def _account(topology, config):
         told,
         before,
         store.counts,
-        store.born.split(store.counts.tolist()),
+        store.birth_span.split(store.counts.tolist()),
         store.values.split(store.counts.tolist()),
     )
 
@@ -223,7 +223,7 @@ def _account(topology, config):
 @pytest.mark.parametrize("detector", [{}, {"each_epoch": True}, {"rule": "count", "items": 2}, {"enabled": False}])
 def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, detector):
     strategy = _growing(**detector)
-    ((told, before, after, born, values),) = run_ranks(
+    ((told, before, after, birth_span, values),) = run_ranks(
         1, _account, _config(folder, tmp_path / "run", strategy=strategy)
     )
     known = before > 0
@@ -234,8 +234,8 @@ def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, det
     assert bool(asked) == strategy.imsr.detector.enabled
     assert after.max() <= 5
     for row in known.nonzero().flatten().tolist():
-        assert born[row].tolist() == sorted(born[row].tolist())
-        assert (values[row][born[row] == 1].norm(dim=1) >= 0.1).all()
+        assert birth_span[row].tolist() == sorted(birth_span[row].tolist())
+        assert (values[row][birth_span[row] == 1].norm(dim=1) >= 0.1).all()
     newcomers = (before == 0) & (after > 0)
     assert newcomers.any()
     assert (after[newcomers] == 3).all()

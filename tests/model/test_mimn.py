@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr.model.extractors import ModelConfig
-from dist_imsr.model.memory import MemoryNetwork, MIMNConfig
+from dist_imsr.model.mimn import MemoryNetwork, MIMNConfig
 from tests import reference
 from tests.model.lives import beginning, histories
 

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from dist_imsr.distributed.catalogue import Catalogue
-from dist_imsr.distributed.rows import Rows
+from dist_imsr.distributed.rows import ShardRows
 
 
-class Past:
+class FrozenModel:
     """A copy of a sharded table and of the dense weights; all methods but `state` are collective.
 
     It holds the table a second time, without the optimizer's state.
@@ -20,7 +20,7 @@ class Past:
 
     def __init__(self, catalogue: Catalogue, module: nn.Module, first: bool) -> None:
         self._catalogue, self._module, self._first = catalogue, module, first
-        self.table = catalogue.twin()
+        self.table = catalogue.frozen_copy()
         self.weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
     def take(self) -> None:
@@ -38,11 +38,11 @@ class Past:
         """
         self.table.grow(items)
 
-    def state(self) -> dict[str, Rows]:
+    def state(self) -> dict[str, ShardRows]:
         """What a checkpoint holds.
 
         Returns:
             Live tensors by name.
         """
-        dense = {f"dense.{name}": Rows(weight, saved=self._first) for name, weight in self.weights.items()}
+        dense = {f"dense.{name}": ShardRows(weight, saved=self._first) for name, weight in self.weights.items()}
         return {"catalogue": self.table.state["weight"]} | dense

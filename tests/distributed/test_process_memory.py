@@ -1,25 +1,25 @@
 import torch
 
-from dist_imsr.distributed import memory
-from dist_imsr.distributed.memory import peak_bytes, roomy
+from dist_imsr.distributed import host_memory
+from dist_imsr.distributed.host_memory import peak_bytes, resize_in_place
 
 CPU = torch.device("cpu")
 
 
 def test_a_block_is_kept_while_it_has_room(monkeypatch):
-    for threshold in (memory._OWN_MAPPING, 64):
-        monkeypatch.setattr(memory, "_OWN_MAPPING", threshold)
+    for threshold in (host_memory._OWN_MAPPING, 64):
+        monkeypatch.setattr(host_memory, "_OWN_MAPPING", threshold)
         few = torch.arange(12.0).view(4, 3)
-        many = roomy(few, 100)
+        many = resize_in_place(few, 100)
         assert many.shape == (100, 3)
         assert many.data_ptr() != few.data_ptr()
         many.copy_(torch.arange(300.0).view(100, 3))
-        again = roomy(roomy(many, 2), 100)
+        again = resize_in_place(resize_in_place(many, 2), 100)
         assert again.data_ptr() == many.data_ptr()
         assert torch.equal(again, many)
-    assert roomy(many, 150).data_ptr() == many.data_ptr()
-    assert roomy(many[1:], 2).data_ptr() not in (many.data_ptr(), many[1:].data_ptr())  # another's block
-    assert roomy(torch.zeros(0, 0), 5).shape == (5, 0)
+    assert resize_in_place(many, 150).data_ptr() == many.data_ptr()
+    assert resize_in_place(many[1:], 2).data_ptr() not in (many.data_ptr(), many[1:].data_ptr())  # another's block
+    assert resize_in_place(torch.zeros(0, 0), 5).shape == (5, 0)
 
 
 def test_the_peak_is_what_was_held_since_the_reset():

@@ -14,7 +14,7 @@ _LIBC = ctypes.CDLL(None)
 _OWN_MAPPING = 32 << 20  # bytes from which glibc never takes a block from its heap
 
 
-def roomy(like: torch.Tensor, rows: int) -> torch.Tensor:
+def resize_in_place(like: torch.Tensor, rows: int) -> torch.Tensor:
     """Memory for more or fewer rows than a tensor has: its own where there is room, else a new block.
 
     A large block of the host's has room for half as many more rows, which take no memory until they are written, and
@@ -55,7 +55,7 @@ def peak_bytes(device: torch.device, reset: bool = False) -> int:
     """
     if devices.is_cuda(device):
         if reset:
-            devices.forget_peak(device)
+            devices.reset_peak_bytes(device)
         return devices.peak_bytes(device)
     if reset:
         # Freed memory that malloc keeps would be taken again without a trace.
