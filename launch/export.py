@@ -2,7 +2,8 @@
 
 import sys
 
-from dist_imsr.config import parse, require
+from dist_imsr.checks import require
+from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect, locate

@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from dist_imsr.config import parse, require, to_yaml
+from dist_imsr.checks import require
+from dist_imsr.config import parse, to_yaml
 from dist_imsr.training.config import TrainConfig
 
 

@@ -11,7 +11,8 @@ import torch
 
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.world import Device, settle, world
-from dist_imsr.config import parse, require, require_file
+from dist_imsr.checks import require, require_file
+from dist_imsr.config import parse
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.interest_store import Slots
 from dist_imsr.distributed.topology import Topology

@@ -20,7 +20,8 @@ from dist_imsr.benchmarks import BENCHMARKS
 from dist_imsr.benchmarks.machine import machine
 from dist_imsr.benchmarks.report import show, write_json
 from dist_imsr.benchmarks.world import Device, settle
-from dist_imsr.config import parse, require, require_file, resolve
+from dist_imsr.checks import require, require_file
+from dist_imsr.config import parse, resolve
 
 _CEILINGS = "ceilings"
 _SHARED = ("device", "ranks", "threads")  # of the ceilings and of what is compared with them

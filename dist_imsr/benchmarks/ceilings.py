@@ -18,7 +18,7 @@ from dist_imsr import devices
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Bound, Figure, Least
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.distributed.topology import Topology
 
 COPY, TO_DEVICE = "copy_bytes_per_second", "pinned_to_device_bytes_per_second"

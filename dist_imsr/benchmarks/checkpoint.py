@@ -21,7 +21,7 @@ from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Bound, Figure, Least, ratios
 from dist_imsr.benchmarks.train import TrainBench
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
-from dist_imsr.config import require, require_file, require_folder
+from dist_imsr.checks import require, require_file, require_folder
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.checkpoint import CheckpointConfig, Checkpoints, newest_first

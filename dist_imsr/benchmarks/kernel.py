@@ -19,7 +19,7 @@ from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.rank import RankBench, items_of, users_of
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import check_counts, settings_of
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.evaluation.counting import count_better
 from dist_imsr.evaluation.launches import CANDIDATES, Launch
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import settings_of
-from dist_imsr.config import require, require_file, require_folder
+from dist_imsr.checks import require, require_file, require_folder
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig

@@ -21,7 +21,7 @@ from dist_imsr.benchmarks.ceilings import multiplied
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import Device, check_counts, settings_of, settle, world
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.topology import Topology

@@ -14,7 +14,8 @@ from dist_imsr.benchmarks.ceilings import COPY
 from dist_imsr.benchmarks.floors import GPU, measured, per, product
 from dist_imsr.benchmarks.report import Bound, Figure, Least, Rates, ratios
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
-from dist_imsr.config import require, require_file, require_folder, resolve
+from dist_imsr.checks import require, require_file, require_folder
+from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology, quiet
 from dist_imsr.phases import memory_of

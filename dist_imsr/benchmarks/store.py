@@ -11,7 +11,7 @@ from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.train import Base, Side, TrainBench, recommender, sharded, take_turns
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.host_memory import peak_bytes, resize_in_place
 from dist_imsr.distributed.interest_store import DRAWN

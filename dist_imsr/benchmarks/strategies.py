@@ -9,7 +9,7 @@ from rich.console import Console
 from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import Device, settings_of, settle, world
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare

@@ -16,7 +16,7 @@ from dist_imsr.benchmarks.clock import timed
 from dist_imsr.benchmarks.floors import per, step_bound
 from dist_imsr.benchmarks.report import Figure, ratios
 from dist_imsr.benchmarks.world import Device, check_counts, settings_of, settle, world
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig

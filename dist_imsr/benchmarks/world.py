@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from dist_imsr import devices
 from dist_imsr.benchmarks.ranks import LocalRanks
-from dist_imsr.config import plain, require
+from dist_imsr.checks import require
+from dist_imsr.config import plain
 
 Device = Literal["auto", "cpu", "cuda"]
 _ON_HOST = 2  # ranks, where nobody says how many

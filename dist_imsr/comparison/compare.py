@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from dist_imsr import devices
+from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.grid import Grid
 from dist_imsr.comparison.jobs import Jobs
@@ -12,7 +13,7 @@ from dist_imsr.comparison.report import publish, quality, seconds, tried, tuned
 from dist_imsr.comparison.results import Cells, measured, summary, write_table
 from dist_imsr.comparison.runner import Runner
 from dist_imsr.comparison.tuning import chosen, trials_of
-from dist_imsr.config import require, to_yaml
+from dist_imsr.config import to_yaml
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 
 Value = bool | int | float | str
 

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig, Value
-from dist_imsr.config import require, resolve
+from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies import build_strategy

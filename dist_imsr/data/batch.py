@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.jagged import last
 from dist_imsr.data.steps import Movable
 

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.rows import Rows, span_edges
 from dist_imsr.data.schedule import generator
 

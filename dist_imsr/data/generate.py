@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 from rich.console import Console
 
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.drift import PlantedDrift
 from dist_imsr.data.sources import CLICK, TAOBAO_WINDOW, SourceConfig
 from dist_imsr.data.workspace import Phases

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.dataset import FORMAT_VERSION
 from dist_imsr.data.rows import Rows, span_edges
 from dist_imsr.data.sources import SOURCES, SourceConfig

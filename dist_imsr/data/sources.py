@@ -15,7 +15,7 @@ from typing import IO, cast
 
 import duckdb
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.drift import DriftConfig, PlantedDrift, planted
 from dist_imsr.data.rows import (
     FILTERED,

@@ -18,7 +18,7 @@ from torchrec.distributed.planner import Topology as PlannerTopology
 from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
 
 from dist_imsr import devices
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.table import BAG, FEATURE, TABLE, UnshardedTable, room

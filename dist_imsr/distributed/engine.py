@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_imsr import devices
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.phases import Phase
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from dist_imsr import devices
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.columns import moved, padded, sent
 from dist_imsr.distributed.topology import Topology

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, met

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.writer import write_table
 from dist_imsr.distributed.topology import Topology

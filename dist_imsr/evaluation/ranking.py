@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torchrec import JaggedTensor
 
 from dist_imsr import devices
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.jagged import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History
 from dist_imsr.distributed.topology import Topology

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator

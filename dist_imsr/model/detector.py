@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import pad
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.model.interests import Interests
 
 _SHORTEST = 1e-12  # of the product of two lengths

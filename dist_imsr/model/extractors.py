@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.interests import Interests, Start
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 
 
 @dataclass

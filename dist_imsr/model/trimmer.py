@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.model.interests import Interests
 
 _EPSILON = 1e-6

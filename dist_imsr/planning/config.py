@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from dist_imsr.config import require, require_file
+from dist_imsr.checks import require, require_file
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.catalogue import CatalogueConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 
 GB, GBPS, TFLOPS = 10**9, 1e9, 1e12
 

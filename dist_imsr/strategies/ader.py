@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 from torchrec import JaggedTensor
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan

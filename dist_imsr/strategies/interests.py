@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torchrec import JaggedTensor
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.frozen_model import FrozenModel
 from dist_imsr.distributed.rows import ShardRows

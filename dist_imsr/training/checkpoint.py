@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.storage import DISCARDED, PARTIAL, Tables, discard, store

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dist_imsr.config import require
+from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.catalogue import CatalogueConfig
