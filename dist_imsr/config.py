@@ -1,7 +1,8 @@
 """How every command reads its configuration: one tree of dataclasses, a YAML file, dotted overrides.
 
 A component's section is a dataclass that stands beside the component; a command's tree is a dataclass of such
-sections. Types are checked by jsonargparse; values are checked in each section's ``__post_init__`` through `dist_imsr.checks.require`.
+sections. Types are checked by jsonargparse; values are checked in each section's ``__post_init__`` through
+`dist_imsr.checks.require`.
 """
 
 import dataclasses

@@ -1,0 +1,54 @@
+"""What a strategy takes beyond the model itself; planning asks for it instead of knowing names."""
+
+from dataclasses import dataclass, field
+
+from dist_imsr.model.detector import DetectorConfig
+from dist_imsr.strategies import StrategyConfig, build_strategy
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a strategy holds and reads in the spans after pre-training.
+
+    Args:
+        tables: copies of the item table, without optimizer state, that it keeps beside the model's.
+        trains: whether it trains parameters.
+        writes_interests: whether it writes users' interests.
+        retrains: whether each span starts from new parameters and reads all spans up to it, with the epochs of
+            pre-training.
+        reads_history: whether ranks keep an index of earlier spans in memory.
+        replayed: sequences of earlier spans that are trained on beside each new one, at the most.
+        pool: sequences that each span adds to those that may be replayed, for each user.
+        detector: NID's options; a disabled one where interests do not grow.
+    """
+
+    tables: int = 0
+    trains: bool = True
+    writes_interests: bool = True
+    retrains: bool = False
+    reads_history: bool = False
+    replayed: int = 0
+    pool: int = 0
+    detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(enabled=False))
+
+
+def resources_of(config: StrategyConfig) -> Resources:
+    """What the strategy that a configuration names takes.
+
+    Args:
+        config: the strategy's section.
+
+    Returns:
+        Its resources.
+    """
+    strategy, ader = build_strategy(config), config.name == "ader"
+    return Resources(
+        tables={"ader": 1, "sml": 2}.get(config.name, 0),
+        trains=strategy.trains(1),
+        writes_interests=strategy.updates(1),
+        retrains=strategy.retrains,
+        reads_history=strategy.retrains or ader,
+        replayed=config.ader.exemplars if ader and config.ader.pool else 0,
+        pool=config.ader.pool if ader else 0,
+        detector=strategy.interests.detector,
+    )
