@@ -17,7 +17,7 @@ from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.files import write_whole
 from dist_imsr.launcher import place
-from dist_imsr.training.progress import Reporter
+from dist_imsr.progress import Reporter
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
         reporter = Reporter(topology.rank == 0)
         rows = retest(
-            config, finished, spans, topology, lambda steps, *told: reporter.moved(steps, topology.device, *told)
+            config, finished, spans, topology, lambda steps, *phase: reporter.on_device(steps, topology.device, *phase)
         )
         if topology.rank == 0:
             _tell(config, rows)

@@ -23,7 +23,7 @@ from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.files import SealedFile
 from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.training.storage import Stored
 from tests.runs import run
 

@@ -15,9 +15,9 @@ from dist_imsr.checks import require, require_file
 from dist_imsr.config import parse
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.interest_store import Slots
+from dist_imsr.distributed.recommender import Snapshot
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.recommender import Snapshot
 from dist_imsr.training.state import Progress
 from dist_imsr.training.trainer import Trainer
 

@@ -23,6 +23,7 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.recommender import Recommender, scores_of
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
@@ -30,7 +31,6 @@ from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
 from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, scores_of
 
 _BATCHES = 8  # made before the clock starts, and taken in turn
 _FEW_ITEMS = 60_000

@@ -18,12 +18,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology, join_deepspeed
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Step
 from dist_imsr.planning.memory import gradient_bucket
 from dist_imsr.strategies import build_strategy
-from dist_imsr.training.recommender import Recommender
 
 _ROWS = 4096  # of the table on each rank, in the place of all
 _USERS = 128  # of a rank's part of the step, where there are more

@@ -1,8 +1,7 @@
-"""The whole tree of a run's keys; each section stands beside its component, that of training here."""
+"""The whole tree of a run's keys; each section is defined with its component."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig
@@ -13,58 +12,8 @@ from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig, build_extractor
-from dist_imsr.strategies import StrategyConfig, build_strategy
+from dist_imsr.strategies import STRATEGIES, StrategyConfig, TrainingConfig
 from dist_imsr.training.checkpoint import CheckpointConfig
-
-
-@dataclass
-class TrainingConfig:
-    """How long to train, and when to stop.
-
-    Args:
-        epochs: at most, in the pre-training span, and in each span of full_retraining.
-        incremental_epochs: at most, in every later span.
-        patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
-            the last.
-        metric: what validation measures on each user's second last interaction of the span.
-        validation_users: about so many users of a span are validated on, where there are more.
-        spans: how many spans are trained after the pre-training span; all by default, 0 for pre-training alone. A run
-            may be prolonged: the same command with more of them goes on.
-        export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
-            trained one is what launch/recommend.py and launch/export.py read.
-    """
-
-    epochs: int = 50
-    incremental_epochs: int = 15
-    patience: int = 5
-    metric: Literal["ndcg", "mrr"] = "ndcg"
-    validation_users: int = 2000
-    spans: int | None = None
-    export: Literal["none", "last", "every"] = "last"
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
-        require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
-        require(self.patience >= 0, "training.patience", self.patience, "at least 0")
-        require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
-        require(self.spans is None or self.spans >= 0, "training.spans", self.spans, "at least 0")
-
-    def last(self, spans: int) -> int:
-        """The last span that is trained.
-
-        Args:
-            spans: how many the data have, the pre-training span included.
-
-        Returns:
-            Its number; the last of the data is for testing alone.
-
-        Raises:
-            ValueError: if more are asked for than there are.
-        """
-        most = spans - 2
-        wanted = most if self.spans is None else self.spans
-        require(wanted <= most, "training.spans", self.spans, f"at most {most} with these data")
-        return wanted
 
 
 @dataclass
@@ -120,7 +69,7 @@ class TrainConfig:
         require(
             places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"
         )
-        if build_strategy(self.strategy).parameters != "first":
+        if not getattr(STRATEGIES[self.strategy.name].build, "fixed_parameters", False):
             expected = (
                 f"life_long or frozen, since what model.base {self.model.base} keeps of users fits fixed parameters"
             )

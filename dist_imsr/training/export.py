@@ -9,7 +9,7 @@ import torch
 
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
-from dist_imsr.training.detection import Detection
+from dist_imsr.strategies.detection import Detection
 
 
 def export_span(

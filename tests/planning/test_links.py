@@ -14,7 +14,7 @@ from dist_imsr.planning.links import links_of
 from dist_imsr.planning.load import Step
 from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.distributed.recommender import Recommender
 from tests.ranks import run_ranks
 
 ITEMS, DIM, USERS, HISTORY, TARGETS, NEGATIVES = 5000, 16, 20, 7, 3, 200

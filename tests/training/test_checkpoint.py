@@ -27,7 +27,7 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.training.resume import CheckpointCandidates
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset

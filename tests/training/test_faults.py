@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.distributed.recommender import Recommender
 from tests.commands import start_ranks
 from tests.faults import counted, disturbed, killed_once, steps_of
 from tests.prepared import drawn_history, write_dataset

@@ -19,7 +19,7 @@ from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import STRATEGIES, StrategyConfig, build_strategy
 from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.training.growth import Growth
+from dist_imsr.strategies.growth import Growth
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks

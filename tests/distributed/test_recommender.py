@@ -15,7 +15,7 @@ from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
 from dist_imsr.strategies.companion import Companion
 from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, scores_of
+from dist_imsr.distributed.recommender import Recommender, scores_of
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
 
