@@ -27,7 +27,7 @@ def run(topology, config):
 def left(trainer):
     """What a run ends with on this rank: its lines without times, and a digest of each tensor."""
     store = trainer.model.store
-    kept = {f"companion.{name}": rows for name, rows in trainer.model.companion.state().items()}
+    kept = {f"companion.{name}": rows for name, rows in trainer.strategy.state().items()}
     tensors = {name: rows.values for name, rows in (trainer.model.tensors() | kept).items()}
     tensors |= {"offsets": store.offsets, **store.slots._asdict()}
     digests = {

@@ -64,7 +64,7 @@ class SML(Strategy):
     "How to Retrain Recommender System? A Sequential Meta-Learning Method" (SIGIR 2020). When span t arrives, the
     transfer first learns from it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is computed again; M^{t-1} was tested on
     it before. Then w^_t is tuned from w_{t-1} on, with the transfer fixed. Three transfers of one shape serve item
-    rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are those of fine-tuning.
+    rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are fine-tuned.
 
     Between spans the live model is w_t, and w^_t is kept. During training the live model is w^_t, and the forward pass
     sees it through the transfer.

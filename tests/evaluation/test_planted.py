@@ -15,7 +15,7 @@ from dist_imsr.evaluation.planted import Held, Truth, judged, matched
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from launch.evaluate import main
 from tests import runs
@@ -89,7 +89,7 @@ def run(tmp_path_factory):
         data=DataConfig(folder / "data"),
         run_dir=folder / "run",
         model=ModelConfig(dim=8),
-        strategy=StrategyConfig("imsr", InterestPolicy(detector=DetectorConfig(c1=2.0, share=0.0, delta_k=1))),
+        strategy=StrategyConfig("imsr", IMSRConfig(detector=DetectorConfig(c1=2.0, share=0.0, delta_k=1))),
         batch=BatchConfig(size=64, max_targets=3, negatives=20),
         training=TrainingConfig(epochs=2, incremental_epochs=2, export="every"),
     )

@@ -1,20 +1,20 @@
 import pytest
 import torch
 import torch.distributed as dist
+from dist_imsr.strategies.companion import Companion
+from dist_imsr.strategies.interests import InterestPolicy
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.links import links_of
 from dist_imsr.planning.load import Step
-from dist_imsr.strategies.companion import Companion
-from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.distributed.recommender import Recommender
 from tests.ranks import run_ranks
 
 ITEMS, DIM, USERS, HISTORY, TARGETS, NEGATIVES = 5000, 16, 20, 7, 3, 200

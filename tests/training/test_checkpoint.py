@@ -17,6 +17,7 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.files import SealedFile
 from dist_imsr.model.detector import DetectorConfig
@@ -24,10 +25,9 @@ from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.training.resume import CheckpointCandidates
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
@@ -37,7 +37,7 @@ from tests.runs import run
 SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
 GROWING = StrategyConfig(
     "imsr",
-    InterestPolicy(
+    IMSRConfig(
         1.0,
         DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=9, each_epoch=True),
         TrimmerConfig(c2=0.1),

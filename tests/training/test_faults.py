@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
-from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.distributed.recommender import Recommender
+from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from tests.commands import start_ranks
 from tests.faults import counted, disturbed, killed_once, steps_of
 from tests.prepared import drawn_history, write_dataset
@@ -182,15 +182,15 @@ def test_a_rank_that_hangs_ends_the_others_in_bounded_time(ranks, folder, tmp_pa
 
 
 def _raise_on_rank_1():
-    real, steps = Recommender.update, []
+    real, steps = Recommender.train_step, []
 
-    def update(self, *arguments):
+    def train_step(self, *arguments, **keywords):
         steps.append(0)
         if len(steps) == 5 and self.topology.rank == 1:
             raise KeyError("a fault of rank 1")
-        return real(self, *arguments)
+        return real(self, *arguments, **keywords)
 
-    Recommender.update = update
+    Recommender.train_step = train_step
 
 
 def test_a_rank_that_raises_takes_the_others_along(ranks, folder, tmp_path):

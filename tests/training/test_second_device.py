@@ -23,7 +23,7 @@ from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.retainers import RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.strategies.sml import SMLConfig
 from dist_imsr.training import recommender
 from dist_imsr.training.config import TrainConfig, TrainingConfig
@@ -129,7 +129,7 @@ def _runs(topology, config, device):
     return told, {name: held(one) for name, one in kept.items()}
 
 
-_GROWING = InterestPolicy(
+_GROWING = IMSRConfig(
     1.0,
     DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=5),
     TrimmerConfig(c2=0.1),
