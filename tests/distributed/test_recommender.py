@@ -9,7 +9,7 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.recommender import Recommender, score_batch
+from dist_imsr.distributed.recommender import NextItem, Recommender, score_batch
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
 from tests.devices import on
@@ -180,8 +180,10 @@ def _unsharded(topology):
     users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
     wanted = sampled_softmax(candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values()))
     (gradient,) = torch.autograd.grad(wanted, table)
-    loss, nothing = model.loss(batch, model.extract(batch))
-    assert nothing == 0
+    extraction = model.extract(batch)
+    scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+    assert NextItem().extra_loss(model, batch, extraction, scores) is None
+    loss = sampled_softmax(scores.candidates)
     model.engine.update(loss)
     moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
