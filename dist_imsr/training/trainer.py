@@ -318,8 +318,16 @@ class Trainer:
             topology=self.topology,
             events=config.run_dir / "events",
         )
-        parts = self.model.store, self.model.catalogue, self.model.ranker
-        self.evaluator = Evaluator(dataset, *parts, self.topology, config.batch, config.eval, seed=config.seed)
+        self.evaluator = Evaluator(
+            dataset=dataset,
+            store=self.model.store,
+            catalogue=self.model.catalogue,
+            ranker=self.model.ranker,
+            topology=self.topology,
+            batch=config.batch,
+            config=config.eval,
+            seed=config.seed,
+        )
 
     def _discard(self) -> None:
         """Frees the model, whose parts hold each other, before another takes its place."""
