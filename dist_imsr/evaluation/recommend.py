@@ -158,7 +158,7 @@ def _rows(
 def _refuse(raw: pa.Array, unknown: np.ndarray) -> None:
     if len(unknown):
         named = _named(raw, unknown)
-        raise ValueError(f"users: nothing is known of {named}: take them out, or pass --unknown skip")
+        raise ValueError(f"users: unknown users {named}: take them out, or pass --unknown skip")
 
 
 def _named(raw: pa.Array, places: np.ndarray) -> str:

@@ -58,7 +58,7 @@ def test_unknown_users_are_listed_or_skipped(finished, tmp_path, capsys, caplog)
     path.write_text("user-1\nnobody\n")
     arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(output)]
     assert main(arguments) == 2
-    assert "nothing is known of nobody" in capsys.readouterr().err
+    assert "unknown users nobody" in capsys.readouterr().err
     assert not output.exists()
     assert main([*arguments, "--unknown", "skip", "--exclude_seen"]) == 0
     assert set(pq.read_table(output)["user"].to_pylist()) == {"user-1"}
