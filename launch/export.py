@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             locate().world_size == 1, "ranks", locate().world_size, "one: an index lives on one machine; use python"
         )
         finished = FinishedRun(config.run_dir, config.data)
-        told = export(config, finished, finished.at(config.span), connect())
+        told = export(config, finished, finished.resolve_span(config.span), connect())
         recall = f"recall@{config.top}"
         output_console().print(
             f"{config.output}: {told['items']:,} items, {told['interests']:,} interests of {told['users']:,} users "

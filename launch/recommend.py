@@ -10,7 +10,7 @@ from dist_imsr.config import parse
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
 from dist_imsr.evaluation.finished import FinishedRun
-from dist_imsr.evaluation.recommend import RecommendConfig, asked_users, recommend
+from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested_users
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         finished = FinishedRun(config.run_dir, config.data)
-        span, users = finished.at(config.span), asked_users(config, finished.dataset)
+        span, users = finished.resolve_span(config.span), requested_users(config, finished.dataset)
         count = recommend(config, finished, span, users, connect(config.timeout_seconds))
         logging.getLogger("dist_imsr").info("%d users, span %d: written to %s", count, span, config.output)
 

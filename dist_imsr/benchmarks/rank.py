@@ -201,8 +201,8 @@ class _Held:
     def _product(self) -> None:
         """The shard's dot products and nothing else, in stretches of as many items as the ranker takes."""
         shard = Shard(self.catalogue.weight, 0, memory=self.options.memory << 20)
-        users = min(self.options.users, shard.users(self.options.interests))
-        size = max(1, shard.tile // (users * self.options.interests))
+        users = min(self.options.users, shard.max_users(self.options.interests))
+        size = max(1, shard.tile_size // (users * self.options.interests))
         room = self.everybody.new_empty(len(self.everybody) * size)
         for items in shard.weight.split(size):
             out = room[: len(self.everybody) * len(items)].view(len(self.everybody), len(items))

@@ -116,7 +116,7 @@ class IMSR(Strategy):
             mask=extraction.interests.mask,
             targets=scores.targets,
             agreement=scores.agreement,
-            asked=scores.target_mask,
+            target_mask=scores.target_mask,
             negatives=extraction.negatives,
         )
         return retainer.weight * RETAINERS[retainer.name](drift, retainer.tau)
