@@ -97,7 +97,7 @@ class SpanState:
         wanted = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
         if not np.array_equal(found, wanted):
             raise ValueError(f"{self.folder} does not hold every item once: train again with --training.export every")
-        self.catalogue.weight[: len(found)] = torch.from_numpy(vectors).to(topology.device)
+        self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
         mine = range(self.store.first_user, self.store.first_user + len(self.store.counts))
         owners, vectors = self._part("interests", "user", mine)
         assert (np.diff(owners) >= 0).all()

@@ -167,7 +167,7 @@ class Ranker:
     def _stretches(self, items: int, whole: bool) -> list[Shard]:
         """This rank's known rows in parts: as many on every rank, whatever it holds."""
         rows = self.catalogue.rows
-        known = self.catalogue.weight[: max(0, min(rows.stop, items) - rows.start)]
+        known = self.catalogue.flushed_weight()[: max(0, min(rows.stop, items) - rows.start)]
         parts = 1 if whole else 1 + max(0, int(math.log(max(1, items / self.topology.world_size / _STRETCH), 4)))
         edges = [0, *(len(known) >> 2 * part for part in reversed(range(parts)))]
         settings = self.how, self.config.precision, self.config.memory << 20

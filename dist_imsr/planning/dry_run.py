@@ -12,13 +12,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
-from dist_imsr.distributed.topology import Topology, join_deepspeed
+from dist_imsr.distributed.library_internals import ShardedTensorMetadata, fake_store, placement_on_cpu
+from dist_imsr.distributed.topology import Topology, initialize_deepspeed
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Step
 from dist_imsr.planning.memory import gradient_bucket
@@ -188,9 +187,9 @@ def _world(ranks: int, local: int) -> Iterator[tuple[Topology, list[int]]]:
         patch.object(dist, "all_to_all_single", exchange),
         patch.object(dist, "all_gather_object", gather_object),
     ):
-        dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+        dist.init_process_group("fake", rank=0, world_size=ranks, store=fake_store())
         try:
-            join_deepspeed("gloo")
+            initialize_deepspeed("gloo")
             yield Topology(0, ranks, local, _CPU), sent
         finally:
             dist.destroy_process_group()
@@ -202,7 +201,7 @@ def _shifted(mine: Any, rank: int) -> Any:
     if isinstance(theirs, ShardedTensorMetadata):
         for shard in theirs.shards_metadata:
             shard.shard_offsets[0] += rank * shard.shard_sizes[0]
-            shard.placement = dist._remote_device(f"rank:{rank}/cpu")
+            shard.placement = placement_on_cpu(rank)
         theirs.shards_metadata = [one for one in theirs.shards_metadata if one.shard_offsets[0] < theirs.size[0]]
     return theirs
 

@@ -104,7 +104,7 @@ class Teacher(Companion):
     def begin(self, data: Any, forward: Forward, follow: Follow, fresh: bool) -> None:
         """Takes the model as teacher, and chooses the span's exemplars."""
         if fresh:
-            self.past.take()
+            self.past.copy_from_live()
         with torch.no_grad():
             for pool in follow(data.pools(), f"exemplars of span {data.span}", data.block):
                 data.choose(pool.places[self._chosen(pool)].numpy(force=True))

@@ -108,7 +108,7 @@ class MetaLearner(Companion):
         self.transfers.requires_grad_(False)
         dense = torch.cat([weight.detach().flatten() for weight in self._dense.parameters()])
         scales = {
-            "item": topology.sum(_moments(catalogue.state["weight"].values)),
+            "item": topology.sum(_moments(catalogue.flushed_state()["weight"].values)),
             "dense": _moments(dense),
             "interest": topology.sum(_moments(store.values[store.birth_span == 0])),  # what is trained already
         }
@@ -125,7 +125,7 @@ class MetaLearner(Companion):
                 self._look(True)
                 self._learn(data, forward, follow)
                 self._transfer()
-            self.previous.take()
+            self.previous.copy_from_live()
         self._training = True
         self._look(True)
 
@@ -166,7 +166,7 @@ class MetaLearner(Companion):
     def preview(self) -> None:
         """What was tuned gives way to what the transfer makes of it, and is kept."""
         if self._through:
-            self.tuned.take()
+            self.tuned.copy_from_live()
             self._transfer()
 
     def resume(self) -> None:
@@ -229,7 +229,7 @@ class MetaLearner(Companion):
     def _put(self) -> None:
         """Puts w^_t in the place of w_t."""
         with torch.no_grad():
-            self.parts.catalogue.weight.copy_(self.tuned.table.weight)
+            self.parts.catalogue.flushed_weight().copy_(self.tuned.table.flushed_weight())
             self.parts.engine.assign(self.tuned.weights)
 
     def _look(self, through: bool) -> None:

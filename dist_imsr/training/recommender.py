@@ -287,7 +287,7 @@ class Recommender:
         Returns:
             This rank's rows, by name.
         """
-        parts = {"catalogue": self.catalogue.state, "dense": self.engine.state()}
+        parts = {"catalogue": self.catalogue.flushed_state(), "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
     def _ask(self, batch: Batch) -> None:

@@ -73,7 +73,7 @@ class Trainer:
         self.progress, self.good = Progress(), "the state before training"
         if stored is not None and checkpoints is not None:
             self.progress = unpack(stored, self.model, dataset.bucket_offsets, self.buckets, checkpoints.group)
-            self.model.engine.forget(self.progress.steps + 1)
+            self.model.engine.purge_events(self.progress.steps + 1)
             self.good = f"{stored.folder}"
         self._origin = None if stored is None else stored.folder
         own = stored is not None and stored.folder.resolve().parent == (config.run_dir / "checkpoints").resolve()
@@ -118,7 +118,7 @@ class Trainer:
         if self.strategy.retrains and span and not self.progress.begun:
             self._discard()
             self._build([self.dataset.items_by_span[span]])
-            self.model.engine.forget(self.progress.steps + 1)  # what a process that was killed told of this span
+            self.model.engine.purge_events(self.progress.steps + 1)  # what a process that was killed told of this span
         self.model.grow(self.dataset.items_by_span[span])
         self.detections = []
         told = self.fit(data) if self.strategy.updates(span) else _UNTRAINED | Growth().record()

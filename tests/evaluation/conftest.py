@@ -74,7 +74,8 @@ def state_of(topology, folder, span):
     users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
     items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
     held = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
-    return dict(zip(users, held, strict=True)), dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
+    weight = state.catalogue.flushed_weight().double().numpy()
+    return dict(zip(users, held, strict=True)), dict(zip(items, weight, strict=False))
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def _allocated(topology, config):
     trainer = Trainer(config, Dataset(config.data), topology)
     lines = trainer.run()
     catalogue, store = trainer.model.catalogue, trainer.model.store
-    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.state.items()}
+    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.flushed_state().items()}
     weight = held.pop("weight")
     slots = sum(tensor.numel() * tensor.element_size() for tensor in (*store.slots, store.offsets))
     snapshot = trainer.model.snapshot()

@@ -144,7 +144,7 @@ def _queries(topology):
     gradients, real = [], model.store.learn
     model.store.learn = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
     with torch.no_grad():
-        table = model.catalogue.weight.clone()
+        table = model.catalogue.flushed_weight().clone()
     start = model.extract(batch).start
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
@@ -178,7 +178,7 @@ def _unsharded(topology):
     from dist_imsr.model.scoring import attend
 
     model, batch = _recommender(topology, 50, 20), _batch(20, 50, topology.device)
-    table = model.catalogue.weight.clone().requires_grad_()
+    table = model.catalogue.flushed_weight().clone().requires_grad_()
     start = model.store.gather(batch.users)
     history = table[batch.history.values()].split(batch.history.lengths().tolist())
     padded = torch.nn.utils.rnn.pad_sequence(history, batch_first=True)
@@ -193,7 +193,7 @@ def _unsharded(topology):
     loss, nothing = model.loss(batch, model.extract(batch))
     assert nothing == 0
     model.engine.update(loss)
-    moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
+    moved, rate = model.catalogue.flushed_weight() - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
     step = torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
     return loss.item(), wanted.item(), on("cpu", moved), on("cpu", step)

@@ -251,7 +251,7 @@ def _fit_spans(topology, config):
         if trainer.strategy.updates(span):
             trainer.fit(trainer._open(span))
         store = trainer.model.store
-        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.weight.clone()))
+        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.flushed_weight().clone()))
     return store.first_user, states
 
 
