@@ -14,7 +14,7 @@ _STEP = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process among those of its job.
 
     Args:
@@ -47,7 +47,7 @@ class Place:
         return {name: str(value) for name, value in told.items()}
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
+def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
     """Reads the place of a process.
 
     RANK and its kin, which DeepSpeed's launcher and torchrun set, come before the variables of a step of srun. Those
@@ -61,7 +61,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         The place; alone where nobody tells.
     """
     if "RANK" in environment:
-        told = Place(
+        told = RankInfo(
             rank=int(environment["RANK"]),
             world_size=(world_size := int(environment.get("WORLD_SIZE", "1"))),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
@@ -70,7 +70,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             port=_PORT,
         )
     elif environment.keys() >= _STEP:
-        told = Place(
+        told = RankInfo(
             rank=int(environment["SLURM_PROCID"]),
             world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environment["SLURM_LOCALID"]),
@@ -79,8 +79,8 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             port=_SLURM_PORTS[int(environment["SLURM_JOB_ID"]) % len(_SLURM_PORTS)],
         )
     else:
-        told = Place()
-    near = told if told.world_size > 1 else Place()
+        told = RankInfo()
+    near = told if told.world_size > 1 else RankInfo()
     address, port = environment.get("MASTER_ADDR", near.address), int(environment.get("MASTER_PORT", near.port))
     return replace(told, address=address, port=port)
 

@@ -6,7 +6,7 @@ from dist_imsr.checks import require
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
-from dist_imsr.distributed.topology import connect, locate
+from dist_imsr.distributed.topology import connect, read_topology
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.index import ExportConfig, export, require_faiss
 
@@ -24,9 +24,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         require_faiss()
-        require(
-            locate().world_size == 1, "ranks", locate().world_size, "one: an index lives on one machine; use python"
-        )
+        ranks = read_topology().world_size
+        require(ranks == 1, "ranks", ranks, "one: an index lives on one machine; use python")
         finished = FinishedRun(config.run_dir, config.data)
         told = export(config, finished, finished.resolve_span(config.span), connect())
         recall = f"recall@{config.top}"

@@ -8,7 +8,7 @@ import sys
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import BAD_INPUT, FAILED
-from dist_imsr.distributed.topology import quiet
+from dist_imsr.distributed.topology import quiet_libraries
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.limits import Refused
 from dist_imsr.planning.plan import make_plan
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status; 2 for a plan that does not fit, with one line that says what would; 1 where it is not written.
     """
     config = parse(PlanConfig, argv, description=__doc__)
-    quiet()
+    quiet_libraries()
     try:
         plan = make_plan(config)
     except Refused as refused:

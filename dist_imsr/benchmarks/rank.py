@@ -151,7 +151,7 @@ class _Held:
         self.catalogue = Catalogue(CatalogueConfig(headroom=0.0), [options.items], options.dim, 0, topology)
         rows = self.catalogue.rows
         known = self.table[rows.start : rows.stop]
-        self.catalogue.weight[: len(known)] = known
+        self.catalogue.flushed_weight()[: len(known)] = known
         vectors, wanted = users_of(options, self.table)
         self.everybody = vectors.flatten(0, 1)
         mine = slice(topology.rank, None, topology.world_size)
@@ -200,7 +200,7 @@ class _Held:
 
     def _product(self) -> None:
         """The shard's dot products and nothing else, in stretches of as many items as the ranker takes."""
-        shard = Shard(self.catalogue.weight, 0, memory=self.options.memory << 20)
+        shard = Shard(self.catalogue.flushed_weight(), 0, memory=self.options.memory << 20)
         users = min(self.options.users, shard.max_users(self.options.interests))
         size = max(1, shard.tile_size // (users * self.options.interests))
         room = self.everybody.new_empty(len(self.everybody) * size)

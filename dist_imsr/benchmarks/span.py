@@ -17,7 +17,7 @@ from dist_imsr.benchmarks.world import Device, settings_of, settle, world
 from dist_imsr.checks import require, require_file, require_folder
 from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.distributed.topology import Topology, quiet
+from dist_imsr.distributed.topology import Topology, quiet_libraries
 from dist_imsr.phases import memory_of
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import MemoryPhase, total
@@ -158,7 +158,7 @@ def bench_span(options: SpanBench) -> list[Figure]:
         RuntimeError: if a rank failed.
     """
     dataset, figures = Dataset(DataConfig(options.data)), list[Figure]()
-    quiet()  # the planner is asked in this process
+    quiet_libraries()  # the planner is asked in this process
     _read_ahead(options)
     with tempfile.TemporaryDirectory(prefix="bench-span-", dir=(options.folder or Path()).resolve()) as scratch:
         for base in options.bases:

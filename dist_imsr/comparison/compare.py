@@ -17,7 +17,7 @@ from dist_imsr.config import to_yaml
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
-from dist_imsr.distributed.topology import locate
+from dist_imsr.distributed.topology import read_topology
 from dist_imsr.files import write_whole
 from dist_imsr.training.folder import hold
 
@@ -36,7 +36,7 @@ def compare(config: CompareConfig) -> int:
     """
 
     def work() -> None:
-        here = locate()
+        here = read_topology()
         count = devices.device_count()
         require(not 0 < count < config.ranks, "ranks", config.ranks, f"at most {count}, a device each")
         require(here.world_size == 1, "ranks", here.world_size, "one process that starts the others: use python")
@@ -48,7 +48,7 @@ def compare(config: CompareConfig) -> int:
         claim = hold(config.output, "output")
         try:
             write_whole(config.output / "config.yaml", to_yaml(config))
-            with StopSignals() as signals, signals.patience():
+            with StopSignals() as signals, signals.deferred():
                 comparison.train(Runner(config.cores, config.ranks, signals, count))
                 if signals.status:
                     finished = f"{comparison.finished} of {len(comparison.cells)} rows are finished"

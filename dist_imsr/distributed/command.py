@@ -1,4 +1,4 @@
-"""How a distributed command ends: its exit status, and one line on stderr that says what to do."""
+"""How a distributed command ends: its exit status, and one line on stderr with what to do."""
 
 import gc
 import logging
@@ -10,29 +10,29 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from dist_imsr import logs
-from dist_imsr.launcher import place
+from dist_imsr.launcher import read_rank_info
 
 logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on when it is started again
-_LOST = (
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes when it is started again
+_CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "remote process exiting prematurely",
-)  # what gloo says of a rank that is gone, and NCCL
-_SILENT = (
+)  # errors of gloo and NCCL after another rank has ended
+_TIMED_OUT = (
     "Timed out waiting",
     "Application timeout caused pair closure",
-)  # what gloo says of a rank that does not answer, and of all else that was asked of it meanwhile
+)  # errors of gloo for the collective that timed out, and for others that were pending with the same rank
 
 
 class Stopped(Exception):
     """All ranks agreed to stop before the end.
 
     Args:
-        message: what is told.
+        message: for the user.
         status: the exit status.
     """
 
@@ -42,30 +42,30 @@ class Stopped(Exception):
 
 
 class Refusal(ValueError):
-    """Bad input that all ranks meet at the same time once they are connected."""
+    """Bad input that all ranks detect together after they are connected."""
 
 
 def run(name: str, work: Callable[[], None], interrupted: str) -> int:
-    """Does a command's work on every rank.
+    """Runs a command on every rank.
 
     Args:
         name: of the command.
-        work: refuses bad input before it connects, where all ranks meet the same refusal and rank 0 speaks for them.
-        interrupted: what is told after Ctrl-C or SIGTERM.
+        work: the command; its errors before it connects are the same on all ranks, and rank 0 alone prints them.
+        interrupted: the message after Ctrl-C or SIGTERM.
 
     Returns:
-        The exit status: 0, or 2 for refused inputs, 1 for numbers that are not finite and for what the machine refuses,
-        130 after Ctrl-C or SIGTERM; what `Stopped` carries.
+        The exit status: 0 for success, 2 for bad input, 1 for numbers that are not finite and errors of the machine,
+        130 after Ctrl-C or SIGTERM, or the status of `Stopped`.
     """
-    # The collector would go again and again through all that torch and TorchRec have brought, for a second at the end.
+    # Objects that torch and TorchRec created at import need no collection; traversing them costs a second at the end.
     gc.freeze()
-    logs.start(place().rank)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
+    logs.start(read_rank_info().rank)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up after SIGTERM as after Ctrl-C
 
     def end(message: str, status: int, together: bool) -> int:
-        together = together or place().world_size == 1
-        if place().rank == 0 or not together:
-            prefix = "" if together else f"rank {place().rank}: "
+        together = together or read_rank_info().world_size == 1
+        if read_rank_info().rank == 0 or not together:
+            prefix = "" if together else f"rank {read_rank_info().rank}: "
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
         logger.debug("ends with status %d: %s", status, message)
         return status
@@ -94,16 +94,16 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         return end(interrupted, INTERRUPTED, together=True)
     except Exception as error:
         if dist.is_initialized() and isinstance(error, RuntimeError):
-            if any(sign in str(error) for sign in _LOST):
+            if any(text in str(error) for text in _CONNECTION_LOST):
                 return end("another rank ended; its message says why", FAILED, together=False)
-            if any(sign in str(error) for sign in _SILENT):
+            if any(text in str(error) for text in _TIMED_OUT):
                 return end(
-                    "another rank said nothing for timeout_seconds: see whether it hangs", FAILED, together=False
+                    "another rank did not answer within timeout_seconds: check whether it hangs", FAILED, together=False
                 )
-        # Told here and not by Python: what the traceback holds must be gone before the process is, threads among it
-        # that read batches ahead and would abort it.
+        # Logged here instead of raised: the traceback keeps prefetching threads alive, which would abort the process if
+        # they lasted until Python exits.
         logger.error("%s failed\n%s", name, traceback.format_exc().rstrip())
         return FAILED
     finally:
-        # Process groups that only a cycle of references keeps would outlive Python, and abort the process.
+        # Process groups in a reference cycle would outlive Python and abort the process.
         gc.collect()

@@ -1,7 +1,7 @@
-"""The dense module, data-parallel under DeepSpeed. The sharded table never comes near it."""
+"""The dense module, data-parallel under DeepSpeed, which must not get the sharded table."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,15 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.func import functional_call
 
 from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.phases import Phase
+
+Substitution = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""From the parameters of a module, by name, to the tensors that its forward pass uses in their place."""
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 
@@ -29,8 +33,8 @@ class EngineConfig:
         learning_rate: of the dense weights in pre-training.
         incremental_learning_rate: of the dense weights in every later span.
         tf32: round the factors of float32 products to TF32 in training and extraction, on CUDA devices that have it;
-            ranks are counted from whole ones all the same.
-        compile: let torch.compile fuse the extractor's small kernels; the first steps take a minute then.
+            ranking always uses full float32.
+        compile: let torch.compile fuse the extractor's small kernels; the first steps then take a minute.
     """
 
     deepspeed: Path = _SHIPPED / "zero0.json"
@@ -48,7 +52,7 @@ class EngineConfig:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads a DeepSpeed configuration and refuses what would silently break training beside a sharded table.
+    """Reads a DeepSpeed configuration and refuses what would silently break training next to a sharded table.
 
     Args:
         path: the JSON file.
@@ -79,7 +83,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     refuse(
         settings.get("fp16", {}).get("enabled", False),
         "fp16",
-        "loss scaling would reach the fused table; take bf16.json or fp32",
+        "loss scaling would reach the fused table; use bf16.json or fp32",
     )
     refuse(
         settings.get("zero_optimization", {}).get("stage", 0) not in (0, 1, 2),
@@ -92,26 +96,44 @@ def read_settings(path: Path) -> dict[str, Any]:
         "optimizer.params.lr",
         "belongs to engine.learning_rate and engine.incremental_learning_rate",
     )
-    given = set(optimizer.get("params", {})) - {"betas", "eps", "weight_decay", "torch_adam", "adam_w_mode"}
-    refuse(bool(given), f"optimizer.params.{min(given, default='')}", "is not among what checkpoints keep")
+    unknown = set(optimizer.get("params", {})) - {"betas", "eps", "weight_decay", "torch_adam", "adam_w_mode"}
+    refuse(bool(unknown), f"optimizer.params.{min(unknown, default='')}", "is not saved in checkpoints")
     refuse(not optimizer.get("params", {}).get("torch_adam", True), "optimizer.params.torch_adam", "must be true")
     refuse("scheduler" in settings, "scheduler", "learning rates belong to the engine's section")
-    # DeepSpeed's own defaults are 1.0 here, AdamW and a weight decay of 0.01.
+    # DeepSpeed's own defaults are clipping at 1.0, AdamW and a weight decay of 0.01.
     settings.setdefault("gradient_clipping", 0.0)
     optimizer["params"] = {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0} | optimizer.get("params", {})
-    # The schedule makes the batches; DeepSpeed only wants to know that there is one.
+    # DeepSpeed requires a batch size; the schedule decides it.
     settings["train_micro_batch_size_per_gpu"] = 1
     return settings
+
+
+class _WithSubstitutes(nn.Module):
+    """Calls a module with its own parameters or with substitutes; its parameters keep the module's names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.named_parameters(prefix, recurse, remove_duplicate)
+
+    def forward(self, *inputs: Any, weights: Substitution | None = None) -> Any:
+        if weights is None:
+            return self.module(*inputs)
+        return functional_call(self.module, weights(dict(self.module.named_parameters())), inputs)
 
 
 class DenseEngine:
     """DeepSpeed's engine around the dense module.
 
     Args:
-        module: built the same on every rank.
+        module: the same on every rank.
         config: the engine's section.
         device: where the module trains.
-        events: a folder for TensorBoard's event files, written by rank 0; none without it.
+        events: a folder for TensorBoard's event files, which rank 0 writes; None for no files.
     """
 
     def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device, events: Path | None) -> None:
@@ -120,31 +142,41 @@ class DenseEngine:
         if events is not None:
             settings["tensorboard"] = {"enabled": True, "output_path": str(events.parent), "job_name": events.name}
         if config.compile:
-            module.compile(dynamic=True)  # histories and interests are as long as a batch's longest
+            module.compile(dynamic=True)  # lengths of histories and numbers of interests differ between batches
+        model = _WithSubstitutes(module).to(device)
         self._engine, *_ = deepspeed.initialize(
-            model=module.to(device), model_parameters=list(module.parameters()), config=settings
+            model=model, model_parameters=list(module.parameters()), config=settings
         )
         self.module, self._device = module, device
         autocast = settings.get("torch_autocast", {})
         self._autocast = getattr(torch, autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None
         self._rank = dist.get_rank()
-        # Moments from the start, not from the first update on, so that all states are alike.
-        for held in self._held():
-            moments = {"exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
-            self._optimizer.state[held] = {"step": held.new_zeros((), dtype=torch.float32), **moments}
+        # torch creates moments at the first update; checkpoints need them from the start.
+        for weights in self._optimized():
+            moments = {"exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
+            self._optimizer.state[weights] = {"step": weights.new_zeros((), dtype=torch.float32), **moments}
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The dense module's forward pass, under the precision that the settings name."""
+    def __call__(self, *inputs: Any, weights: Substitution | None = None) -> Any:
+        """The dense module's forward pass, under the configured precision.
+
+        Args:
+            inputs: of the module.
+            weights: maps the module's parameters to the tensors to compute with; gradients reach the parameters through
+                it. None for the parameters themselves.
+
+        Returns:
+            The module's output.
+        """
         with self.matmul_precision():
-            return self._engine(*inputs)
+            return self._engine(*inputs) if weights is None else self._engine(*inputs, weights=weights)
 
     def matmul_precision(self) -> AbstractContextManager[None]:
-        """The precision of float32 products that the section names, for what is computed beside the module."""
+        """The configured precision of float32 products, for computations outside the module."""
         return devices.matmul_precision(self._device, self.config.tf32)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """The precision that the settings name, for forward passes of the module that go past the engine."""
+        """The configured precision, for forward passes of the module that bypass the engine."""
         with (
             self.matmul_precision(),
             torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
@@ -155,7 +187,7 @@ class DenseEngine:
         """Switches between training and evaluation.
 
         Args:
-            training: whether gradients are wanted next.
+            training: True for training.
         """
         self._engine.train(training)
 
@@ -171,10 +203,10 @@ class DenseEngine:
             self._engine.step()
 
     def assign(self, weights: dict[str, torch.Tensor]) -> None:
-        """Sets the weights, and the optimizer's own copies of them under ZeRO; its moments stay.
+        """Sets the weights, and the optimizer's own copies of them under ZeRO; the moments stay.
 
         Args:
-            weights: every parameter of the module, by its name.
+            weights: every parameter of the module, by name.
         """
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
@@ -196,69 +228,69 @@ class DenseEngine:
 
     @Phase("events")
     def log(self, values: dict[str, float], step: int) -> None:
-        """Hands numbers to DeepSpeed's monitor.
+        """Writes scalars to TensorBoard through DeepSpeed's monitor.
 
         Args:
-            values: by their names in TensorBoard.
-            step: where they stand on the axis.
+            values: by tag.
+            step: the global step.
         """
         self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
     def flush(self) -> None:
-        """Brings what DeepSpeed's monitor was told to its files."""
+        """Flushes the event files."""
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
-        """Ends what DeepSpeed's monitor writes."""
+        """Closes the event files."""
         if self._events is not None:
             self._events.close()
 
-    def forget(self, step: int) -> None:
-        """Voids what an earlier process told DeepSpeed's monitor.
+    def purge_events(self, step: int) -> None:
+        """Makes TensorBoard discard the events that an earlier process wrote from a step on.
 
         Args:
-            step: from it on.
+            step: the first to discard.
         """
         if self._events is not None:
             self._events.purge_step = step
-            self._events.close()  # the next event opens a new file, which begins with the purge
+            self._events.close()  # the next event opens a new file, which starts with the purge
 
     def state(self) -> dict[str, ShardRows]:
         """Everything that training changes: weights, the optimizer's own copies under ZeRO, its moments.
 
         Returns:
-            The live tensors; what all ranks hold is saved by the first, and under ZeRO each has its own part.
+            Live tensors. Rank 0 saves those that all ranks hold; under ZeRO each rank saves its own part.
         """
         first = self._rank == 0
         state = {name: ShardRows(parameter, saved=first) for name, parameter in self.module.named_parameters()}
         whole: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
         total = sum(map(torch.Tensor.numel, whole))
-        for held in self._held():
-            moments = self._optimizer.state[held]
-            if held in whole:
+        for weights in self._optimized():
+            moments = self._optimizer.state[weights]
+            if weights in whole:
                 parts = {name: ShardRows(moments[name], saved=first) for name in ("exp_avg", "exp_avg_sq")}
-            else:  # ZeRO's part of all weights, one after the other and padded at the end
-                begin = self._rank * len(held)
-                length = max(0, min(len(held), total - begin))
+            else:  # ZeRO's part of all weights, which are concatenated and padded at the end
+                begin = self._rank * len(weights)
+                length = max(0, min(len(weights), total - begin))
                 parts = {
                     name: ShardRows(value[:length], begin, total)
-                    for name, value in {"weights": held, **moments}.items()
+                    for name, value in {"weights": weights, **moments}.items()
                     if name != "step"
                 }
             step = ShardRows(moments["step"].view(1), saved=first)
-            state |= {f"{whole.get(held, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
+            state |= {f"{whole.get(weights, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
         return state
 
     @property
     def _events(self) -> Any:
-        """What writes TensorBoard's files; None where nobody does."""
+        """TensorBoard's writer; None on ranks that write no events."""
         return getattr(self._engine.monitor.tb_monitor, "summary_writer", None)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)  # ZeRO wraps torch's
 
-    def _held(self) -> list[torch.Tensor]:
-        """What the optimizer moves: the weights, or this rank's part of a copy of them under ZeRO."""
+    def _optimized(self) -> list[torch.Tensor]:
+        """The weights that the optimizer updates; under ZeRO, this rank's part of a copy of them."""
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]

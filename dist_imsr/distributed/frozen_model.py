@@ -1,4 +1,4 @@
-"""The parameters of a model as they stood at another time."""
+"""A copy of a model's parameters that training does not change."""
 
 import torch
 from torch import nn
@@ -8,14 +8,14 @@ from dist_imsr.distributed.rows import ShardRows
 
 
 class FrozenModel:
-    """A copy of a sharded table and of the dense weights; all methods but `state` are collective.
+    """A copy of the sharded table, without optimizer state, and of the dense weights.
 
-    It holds the table a second time, without the optimizer's state.
+    The copied table grows with the catalogue. The constructor and `copy_from_live` are collective.
 
     Args:
-        catalogue: the table.
-        module: the dense module, the same on every rank.
-        first: whether this rank is the one that saves what all hold.
+        catalogue: the live table.
+        module: the live dense module, the same on every rank.
+        first: whether this rank saves the dense weights, which all ranks hold.
     """
 
     def __init__(self, catalogue: Catalogue, module: nn.Module, first: bool) -> None:
@@ -23,26 +23,26 @@ class FrozenModel:
         self.table = catalogue.frozen_copy()
         self.weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
-    def take(self) -> None:
-        """Copies the model as it stands."""
+    def copy_from_live(self) -> None:
+        """Copies the live parameters as they are now."""
         with torch.no_grad():
-            self.table.weight.copy_(self._catalogue.weight)
+            self.table.flushed_weight().copy_(self._catalogue.flushed_weight())
             for name, parameter in self._module.named_parameters():
                 self.weights[name].copy_(parameter)
 
     def grow(self, items: int) -> None:
-        """Follows the catalogue.
+        """Grows the copied table; does nothing once the catalogue has grown, which grows its copies.
 
         Args:
-            items: how many items are known from here on.
+            items: the number of known items.
         """
         self.table.grow(items)
 
     def state(self) -> dict[str, ShardRows]:
-        """What a checkpoint holds.
+        """The tensors that a checkpoint saves.
 
         Returns:
             Live tensors by name.
         """
         dense = {f"dense.{name}": ShardRows(weight, saved=self._first) for name, weight in self.weights.items()}
-        return {"catalogue": self.table.state["weight"]} | dense
+        return {"catalogue": self.table.flushed_state()["weight"]} | dense

@@ -111,6 +111,8 @@ class Recommender:
         seed: keys every random first value.
         topology: this rank's place.
         events: a folder for TensorBoard's event files; none without it.
+        capacity: the table's rows over all ranks, as a checkpoint has them; by default those of a table that grew from
+            one number of ``items`` to the next.
     """
 
     def __init__(
@@ -125,10 +127,11 @@ class Recommender:
         seed: int,
         topology: Topology,
         events: Path | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.config, self.seed, self.topology = model, seed, topology
         self.extractor = build_extractor(model)
-        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology)
+        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity)
         self.store = InterestStore.build(
             store, bucket_offsets, model.dim, self.extractor.query_dim, seed, topology, self.extractor.state_dim
         )
@@ -286,7 +289,7 @@ class Recommender:
         Returns:
             This rank's rows, by name.
         """
-        parts = {"catalogue": self.catalogue.state, "dense": self.engine.state()}
+        parts = {"catalogue": self.catalogue.flushed_state(), "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
     def _prefetch(self, batch: Batch) -> None:

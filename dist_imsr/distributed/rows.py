@@ -1,23 +1,24 @@
-"""A rank's rows of a tensor that all ranks hold together, as torch.distributed.checkpoint plans them."""
+"""A rank's rows of a tensor that is spread over all ranks, for torch.distributed.checkpoint and between placements."""
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 
 class ShardRows:
-    """Consecutive rows of a tensor; writing to ``values`` writes to what they were taken from.
+    """Consecutive rows of a tensor; ``values`` is not a copy.
 
-    Planners of torch.distributed.checkpoint ask the three methods with underscores. Unlike a DTensor, ranks may hold
-    any numbers of rows, and none; unlike a ShardedTensor, it needs no process group.
+    Planners of torch.distributed.checkpoint call the three methods with underscores. Unlike with a DTensor, ranks may
+    hold any numbers of rows, or none; unlike a ShardedTensor, it needs no process group.
 
     Args:
         values: ``[n, ...]``, rows ``first .. first + n - 1``.
-        first: the number of the first of them.
-        total: the rows of all ranks together; by default these are all.
-        saved: whether this rank writes them; one does where several hold the same.
+        first: the index of the first row.
+        total: the rows of all ranks; by default those of ``values``.
+        saved: whether this rank saves them; one rank does if several hold the same rows.
     """
 
     def __init__(self, values: torch.Tensor, first: int = 0, total: int | None = None, saved: bool = True) -> None:
@@ -28,10 +29,10 @@ class ShardRows:
         """Copies the rows.
 
         Args:
-            device: where it is wanted; beside these by default.
+            device: of the copy; that of ``values`` by default.
 
         Returns:
-            A copy.
+            A copy with its own memory.
         """
         values = self.values.detach().to(device or self.values.device, copy=True)
         return ShardRows(values, self.first, self.total, self.saved)
@@ -58,3 +59,29 @@ class ShardRows:
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
         return self.values
+
+
+def exchange_rows(
+    old: torch.Tensor, old_bounds: list[range], new: torch.Tensor, new_bounds: list[range], rank: int
+) -> None:
+    """Sends rows from the ranks that held them to the ranks that hold them now; collective.
+
+    No rank ever receives more than its own rows. They arrive in order, and begin at the first of ``new``.
+
+    Args:
+        old: ``[len(old_bounds[rank]), ...]``, or more rows.
+        old_bounds: the rows that every rank held.
+        new: ``[len(new_bounds[rank]), ...]``, written to.
+        new_bounds: the rows that every rank holds.
+        rank: this rank.
+    """
+    send = [overlap(old_bounds[rank], rows) for rows in new_bounds]
+    receive = [overlap(rows, new_bounds[rank]) for rows in old_bounds]
+    received = new.new_empty(sum(receive), *new.shape[1:])
+    dist.all_to_all_single(received, old[: sum(send)].contiguous(), receive, send)
+    new[: len(received)] = received
+
+
+def overlap(first: range, second: range) -> int:
+    """How many integers two ranges share."""
+    return max(0, min(first.stop, second.stop) - max(first.start, second.start))

@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: it may finish what it is at first."""
+"""Signals that stop a job, at once or after the current step."""
 
 import logging
 import os
@@ -12,35 +12,35 @@ from types import TracebackType
 from dist_imsr.distributed.command import INTERRUPTED, REQUEUE
 
 logger = logging.getLogger(__name__)
-_ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignals:
-    """While its context lasts, SIGTERM, SIGUSR1 and Ctrl-C end the process, or are noted where it has patience.
+    """Inside this context, SIGTERM, SIGUSR1 and Ctrl-C end the process; inside `deferred`, the first is only recorded.
 
-    A second Ctrl-C ends it all the same. Ending does not wait for Python: the main thread may be inside an exchange
-    with a rank that is gone.
+    A second Ctrl-C always ends the process. A thread ends it without waiting for Python: the main thread may hang in a
+    collective with a rank that has ended.
     """
 
     def __init__(self) -> None:
         self.status = 0
-        """The exit status that the first signal asks for; 0 without one."""
-        self._patient = False
+        """The exit status for the first deferred signal; 0 if there was none."""
+        self._deferred = False
 
     @contextmanager
-    def patience(self) -> Iterator[None]:
-        """While this context lasts, a first signal only sets the status."""
-        self._patient = True
+    def deferred(self) -> Iterator[None]:
+        """Inside this context, the first signal only sets the status."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferred = False
 
     def __enter__(self) -> "StopSignals":
-        self._told, self._tells = socket.socketpair()
-        self._tells.setblocking(False)
-        self._earlier = {number: signal.signal(number, lambda *_: None) for number in _ASKING}
-        self._earlier_fd = signal.set_wakeup_fd(self._tells.fileno())
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
+        self._previous_fd = signal.set_wakeup_fd(self._sender.fileno())
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -48,23 +48,23 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.set_wakeup_fd(self._earlier_fd)
-        for number, handler in self._earlier.items():
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._tells.shutdown(socket.SHUT_RDWR)  # wakes the listener, whoever else holds the socket
-        self._tells.close()
+        self._sender.shutdown(socket.SHUT_RDWR)  # wakes the listener even if a child process holds the socket too
+        self._sender.close()
         self._thread.join()
-        self._told.close()
+        self._receiver.close()
 
     def _listen(self) -> None:
         presses = 0
-        while told := self._told.recv(1):
-            number = told[0]
-            if number not in _ASKING:
+        while received := self._receiver.recv(1):
+            number = received[0]
+            if number not in _STOP_SIGNALS:
                 continue
             presses += number == signal.SIGINT
             status = INTERRUPTED if number == signal.SIGINT else REQUEUE
-            if presses > 1 or not self._patient:
+            if presses > 1 or not self._deferred:
                 logger.warning("%s: stopped at once", signal.Signals(number).name)
                 os._exit(status)
             if not self.status:

@@ -1,4 +1,4 @@
-"""The item table before it is placed: its rows, and TorchRec's planner over them, with or without ranks."""
+"""The item table before it is sharded, and TorchRec's planner for it, with or without ranks."""
 
 import math
 from typing import NamedTuple
@@ -10,8 +10,10 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner import Topology as PlannerTopology
 from torchrec.distributed.types import ParameterSharding, ShardingType
 
+from dist_imsr.distributed.library_internals import set_planned_optimizer
+
 TABLE, FEATURE = "catalogue", "item"
-BAG = 32  # ids of a row on their way to the table: a thread or a warp of FBGEMM's kernels takes them one by one
+BAG = 32  # ids per bag of a request; a thread or a warp of FBGEMM's kernels processes one bag's ids one by one
 
 _OPTIMIZERS = {
     "rowwise_adagrad": optim.RowWiseAdagrad,
@@ -19,33 +21,45 @@ _OPTIMIZERS = {
     "sgd": optim.SGD,
     "adam": optim.Adam,
 }
-# Whole rows in one place: what ranking and growth rely on.
+# Ranking and growth rely on rows that are not split by columns.
 _SHARDINGS = {
     "row_wise": [ShardingType.ROW_WISE.value],
     "planner": [ShardingType.ROW_WISE.value, ShardingType.TABLE_WISE.value, ShardingType.TABLE_ROW_WISE.value],
 }
 
 
-def room(headroom: float, capacity: int, items: int, world_size: int) -> int:
-    """The rows of a table once so many items are known.
+def least_capacity(items: int, world_size: int) -> int:
+    """The fewest rows of a table, over all ranks.
 
     Args:
-        headroom: of the catalogue's section.
-        capacity: the table's rows before; 0 for a new one.
-        items: how many must have a row.
+        items: how many need a row.
         world_size: the number of ranks.
 
     Returns:
-        The rows, over all ranks.
+        So many that every rank holds one: TorchRec's row-wise blocks are ceil(rows / ranks).
+    """
+    return max(items, world_size**2)
+
+
+def grown_capacity(headroom: float, capacity: int, items: int, world_size: int) -> int:
+    """The rows of a table after it grows to a number of items.
+
+    Args:
+        headroom: of the catalogue's section.
+        capacity: rows before; 0 for a new table.
+        items: how many need a row.
+        world_size: the number of ranks.
+
+    Returns:
+        Rows over all ranks; ``capacity`` if it is enough.
     """
     if items <= capacity:
         return capacity
-    # No rank may be left without rows: TorchRec's row-wise blocks are ceil(rows / ranks).
-    return max(math.ceil(items * (1 + headroom)), world_size**2)
+    return least_capacity(math.ceil(items * (1 + headroom)), world_size)
 
 
 class UnshardedTable(NamedTuple):
-    """A table that is not placed yet, with what places it; launch/plan.py asks the same planner without ranks.
+    """A table that is not sharded yet, with its planner; launch/plan.py uses the same planner without ranks.
 
     Args:
         table: on the meta device.
@@ -61,11 +75,11 @@ class UnshardedTable(NamedTuple):
     def of(
         cls, sharding: str, optimizer: str, learning_rate: float, capacity: int, dim: int, topology: PlannerTopology
     ) -> "UnshardedTable":
-        """Authors the table of all items.
+        """Describes the table of all items.
 
         Args:
             sharding: of the catalogue's section.
-            optimizer: as `CatalogueConfig.optimizer_on` names it.
+            optimizer: a result of `CatalogueConfig.optimizer_on`.
             learning_rate: of the fused optimizer.
             capacity: rows, over all ranks.
             dim: d.
@@ -76,8 +90,8 @@ class UnshardedTable(NamedTuple):
         """
         config = EmbeddingConfig(name=TABLE, embedding_dim=dim, num_embeddings=capacity, feature_names=[FEATURE])
         table = EmbeddingCollection(tables=[config], device=torch.device("meta"))
-        for parameter in table.parameters():  # the planner counts the optimizer's state only if it is told so
-            parameter._optimizer_classes, parameter._optimizer_kwargs = [_OPTIMIZERS[optimizer]], [{}]
+        for parameter in table.parameters():
+            set_planned_optimizer(parameter, _OPTIMIZERS[optimizer])
         constraints = {TABLE: ParameterConstraints(sharding_types=_SHARDINGS[sharding])}
         return cls(
             table,
@@ -85,13 +99,13 @@ class UnshardedTable(NamedTuple):
             EmbeddingShardingPlanner(topology=topology, constraints=constraints),
         )
 
-    def placed(self) -> ParameterSharding:
-        """The planner's answer without ranks, as every one of them would get it.
+    def plan_without_ranks(self) -> ParameterSharding:
+        """Plans in this process alone; every rank of a run would get the same plan.
 
         Returns:
-            Shards, kind of sharding and kernel.
+            Shards, sharding type and compute kernel.
 
         Raises:
-            PlannerError: if the topology's memory does not hold the table.
+            PlannerError: if the table does not fit into the topology's memory.
         """
         return self.planner.plan(self.table, [self.sharder]).plan[""][TABLE]

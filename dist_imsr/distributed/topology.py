@@ -1,4 +1,4 @@
-"""This process's place in the world, and the few collectives that are spoken outside the libraries."""
+"""This process's rank and device, and the few collectives that are called outside the libraries."""
 
 import logging
 import math
@@ -16,19 +16,20 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from dist_imsr import devices
+from dist_imsr.distributed import library_internals
 from dist_imsr.distributed.command import Refusal
-from dist_imsr.launcher import Place, place
+from dist_imsr.launcher import RankInfo, read_rank_info
 
 
 @dataclass(frozen=True)
 class Topology:
-    """One rank's place.
+    """One rank among all.
 
     Args:
         rank: this process, 0 to ``world_size - 1``.
-        world_size: the number of processes.
-        local_world_size: the number of processes on this machine.
-        device: where this rank's tensors live.
+        world_size: the number of ranks.
+        local_world_size: the number of ranks on this machine.
+        device: of this rank's tensors.
     """
 
     rank: int
@@ -37,7 +38,7 @@ class Topology:
     device: torch.device
 
     def buckets(self, n_buckets: int) -> range:
-        """The buckets of users that this rank owns: contiguous, so that its users are too.
+        """The buckets of users that this rank owns: contiguous, so that its user ids are too.
 
         Args:
             n_buckets: the number of buckets in the prepared data.
@@ -50,7 +51,7 @@ class Topology:
         """
         if n_buckets < self.world_size:
             raise ValueError(
-                f"{n_buckets} buckets of users cannot be owned by {self.world_size} ranks: "
+                f"{n_buckets} buckets of users cannot be split over {self.world_size} ranks: "
                 f"prepare the data with --buckets {self.world_size} or more"
             )
         return range(self.rank * n_buckets // self.world_size, (self.rank + 1) * n_buckets // self.world_size)
@@ -64,9 +65,9 @@ class Topology:
         Returns:
             ``values``, summed.
         """
-        moved = values.to(self.device)
-        dist.all_reduce(moved)
-        return values.copy_(moved)
+        on_device = values.to(self.device)
+        dist.all_reduce(on_device)
+        return values.copy_(on_device)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Stacks a tensor of the same shape from every rank.
@@ -84,106 +85,103 @@ class Topology:
     def gather_jagged(self, columns: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
         """Gathers tensors whose first dimension differs between ranks, all in one exchange.
 
+        Every rank sends as many bytes as the rank with the most.
+
         Args:
-            columns: of any types, on this rank's device; the same types and further dimensions on every rank. What
-                travels is as long as the longest rank's.
+            columns: of any types, on this rank's device; the same types and further dimensions on every rank.
 
         Returns:
             Each rank's columns, in the order of ranks.
         """
         lengths = self.gather(torch.tensor([len(column) for column in columns], device=self.device)).tolist()
-        width = [math.prod(column.shape[1:]) * column.element_size() for column in columns]
-        rows = [[-(-length * size // 8) * 8 for length, size in zip(each, width, strict=True)] for each in lengths]
+        row_bytes = [math.prod(column.shape[1:]) * column.element_size() for column in columns]
+        # Bytes of every rank's columns, each padded to a multiple of 8, so that any type may be viewed there.
+        sizes = [[-(-length * size // 8) * 8 for length, size in zip(each, row_bytes, strict=True)] for each in lengths]
         raw = [column.contiguous().flatten().view(torch.uint8) for column in columns]
         aligned = torch.cat([pad(one, (0, -len(one) % 8)) for one in raw])
-        packed = self.gather(pad(aligned, (0, max(map(sum, rows)) - len(aligned))))
+        packed = self.gather(pad(aligned, (0, max(map(sum, sizes)) - len(aligned))))
         return [
             [
                 part[: length * size].view(column.dtype).view(length, *column.shape[1:])
                 for part, length, size, column in zip(
-                    packed[rank, : sum(rows[rank])].split(rows[rank]), lengths[rank], width, columns, strict=True
+                    packed[rank, : sum(sizes[rank])].split(sizes[rank]), lengths[rank], row_bytes, columns, strict=True
                 )
             ]
             for rank in range(self.world_size)
         ]
 
 
-def locate() -> Topology:
-    """Reads this process's place from its launcher's environment, and finds its device.
-
-    Returns:
-        This rank's place, before anything is connected.
+def read_topology() -> Topology:
+    """Reads this process's rank from its launcher's environment, and chooses its device; connects nothing.
 
     Raises:
-        ValueError: if its machine has CUDA devices, but not for all its ranks.
+        ValueError: if the machine has more than one CUDA device, but fewer than ranks.
     """
-    told = _seen()
-    device = torch.device("cuda", told.local_rank) if devices.device_count() else torch.device("cpu")
-    return Topology(told.rank, told.world_size, told.local_world_size, device)
+    info = _visible_rank_info()
+    device = torch.device("cuda", info.local_rank) if devices.device_count() else torch.device("cpu")
+    return Topology(info.rank, info.world_size, info.local_world_size, device)
 
 
-def _seen() -> Place:
-    """The place, as far as this rank's devices show it."""
-    told, count = place(), devices.device_count()
-    if count == 1 and told.local_world_size > 1:
-        # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
-        return replace(told, local_rank=0, local_world_size=1)
-    if 1 < count < told.local_world_size:
-        raise ValueError(f"{told.local_world_size} ranks of a machine cannot share {count} GPUs: start one for each")
-    return told
+def _visible_rank_info() -> RankInfo:
+    """The rank, with local numbers that fit the devices that this process sees."""
+    info, count = read_rank_info(), devices.device_count()
+    if count == 1 and info.local_world_size > 1:
+        # Slurm may show each rank only its own device. The libraries expect as many devices as local ranks, so such a
+        # rank counts as alone on its machine.
+        return replace(info, local_rank=0, local_world_size=1)
+    if 1 < count < info.local_world_size:
+        raise ValueError(f"{info.local_world_size} ranks of a machine cannot share {count} GPUs: start one for each")
+    return info
 
 
 def connect(timeout_seconds: float = 1800.0) -> Topology:
-    """Joins the process group of the place that `locate` tells.
+    """Joins the process group of all ranks: NCCL for CUDA tensors, gloo for the host's.
 
     Args:
         timeout_seconds: how long a collective may wait for a rank before the job ends.
 
-    Returns:
-        This rank's place. CUDA devices speak NCCL, everything on the host speaks gloo.
-
     Raises:
-        Refusal: on all ranks, where two of them share a GPU, or some have one and others none.
+        Refusal: on all ranks, if two ranks share a GPU, or some have one and others none.
     """
-    quiet()
-    topology = locate()
-    os.environ.update(_seen().environment)  # no launcher sets all that the libraries read
+    quiet_libraries()
+    topology = read_topology()
+    os.environ.update(_visible_rank_info().environment)  # no launcher sets all variables that the libraries read
     devices.setup_device(topology.device)
     on_cuda = devices.is_cuda(topology.device)
-    # Without a device of its own, so that NCCL begins with the first tensor, once it is known to have a GPU each.
+    # Without ``device_id``, so that NCCL starts at the first tensor, after check_devices has found a GPU for each rank.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         rank=topology.rank,
         world_size=topology.world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
-    join_deepspeed("nccl" if on_cuda else "gloo")
+    initialize_deepspeed("nccl" if on_cuda else "gloo")
     ranks: list[Any] = [None] * topology.world_size
     own = socket.gethostname(), os.sched_getaffinity(0), devices.device_uuid(topology.device)
     dist.all_gather_object(ranks, own)
     check_devices([(machine, device) for machine, _, device in ranks])
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_of(topology.rank, [(machine, cores) for machine, cores, _ in ranks]))
+        torch.set_num_threads(thread_count(topology.rank, [(machine, cores) for machine, cores, _ in ranks]))
     return topology
 
 
 def check_devices(places: Sequence[tuple[str, str | None]]) -> None:
-    """Refuses two ranks on one GPU, and ranks on the host beside ranks on GPUs.
+    """Refuses two ranks on one GPU, and a mix of ranks with and without GPUs.
 
-    DeepSpeed's launcher starts as many ranks as it is asked for, however many GPUs there are.
+    DeepSpeed's launcher starts the requested number of ranks, however many GPUs there are.
 
     Args:
-        places: the machine of every rank, and its GPU, None on the host.
+        places: the machine of every rank, and the UUID of its GPU or None.
 
     Raises:
-        Refusal: naming two ranks and their machines.
+        Refusal: with two ranks and their machines.
     """
     first: dict[str | None, int] = {}
     for rank, (machine, device) in enumerate(places):
         other = first.setdefault(device, rank)
         if device is not None and other != rank:
             raise Refusal(
-                f"ranks {other} and {rank} share a GPU of {machine}: start one rank for each GPU, or all on the host "
+                f"ranks {other} and {rank} share a GPU of {machine}: start one rank for each GPU, or all on the CPU "
                 "with DS_ACCELERATOR=cpu"
             )
     if None in first and len(first) > 1:
@@ -194,42 +192,40 @@ def check_devices(places: Sequence[tuple[str, str | None]]) -> None:
         )
 
 
-def threads_of(rank: int, cores: Sequence[tuple[str, set[int]]]) -> int:
+def thread_count(rank: int, cores: Sequence[tuple[str, set[int]]]) -> int:
     """A rank's share of the cores that it may run on.
 
     Ranks of one machine whose threads share cores wait for each other inside every operator. DeepSpeed's launcher
-    leaves each rank all of them; Slurm may have bound each to its own.
+    lets every rank use all cores; Slurm may bind each rank to its own.
 
     Args:
-        rank: whose share.
+        rank: that needs its number of threads.
         cores: the machine of every rank, and the cores that it may run on.
 
     Returns:
-        How many threads, at least 1.
+        At least 1.
     """
     machine, own = cores[rank]
     return max(1, len(own) // sum(one == machine and bool(own & theirs) for one, theirs in cores))
 
 
-def join_deepspeed(backend: str) -> None:
-    """Lets DeepSpeed speak through the process group that there is.
+def initialize_deepspeed(backend: str) -> None:
+    """Makes DeepSpeed use the existing process group.
 
     Args:
-        backend: by DeepSpeed's name.
+        backend: DeepSpeed's name for it.
     """
-    # DeepSpeed would compile a shared-memory kernel at the first launch, for inference only; training never calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    library_internals.disable_shared_memory_kernel()
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    # DeepSpeed would clone the world, and wait half an hour for a rank whatever was asked for.
-    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+    library_internals.share_world_group()
 
 
-def quiet() -> None:
-    """Brings the libraries' warnings into this project's log, but for what they tell their own developers each time."""
+def quiet_libraries() -> None:
+    """Sends the libraries' warnings to this project's log, without those that are for their own developers."""
     deepspeed.utils.logger.setLevel("WARNING")
     deepspeed.utils.logger.handlers.clear()  # it has its own
     deepspeed.utils.logger.propagate = True
-    for chatter in ("torchrec.distributed.planner", "torch.fx._symbolic_trace"):
-        logging.getLogger(chatter).setLevel("ERROR")
+    for noisy in ("torchrec.distributed.planner", "torch.fx._symbolic_trace"):
+        logging.getLogger(noisy).setLevel("ERROR")
     for library in ("torch", "torchrec", "dist_imsr"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -93,7 +93,7 @@ class SpanState:
         expected = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
         if not np.array_equal(found, expected):
             raise ValueError(f"{self.folder} does not hold every item once: train again with --training.export every")
-        self.catalogue.weight[: len(found)] = torch.from_numpy(vectors).to(topology.device)
+        self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
         own_users = range(self.store.first_user, self.store.first_user + len(self.store.counts))
         owners, vectors = self._part("interests", "user", own_users)
         assert (np.diff(owners) >= 0).all()

@@ -110,7 +110,7 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        weight = state.catalogue.weight[:items].numpy(force=True)
+        weight = state.catalogue.flushed_weight()[:items].numpy(force=True)
         _write_items(partial / "items.parquet", run.dataset, weight)
         _write_interests(partial / "interests.parquet", run.dataset, state)
         index = _build(config.index, weight)
@@ -194,7 +194,7 @@ def _recall(config: ExportConfig, state: SpanState, index: Any, items: int) -> d
                 mine.vectors[mine.mask].numpy(force=True), min(max(config.index.candidates, config.top), items)
             )
             ids = torch.from_numpy(np.unique(found[found >= 0])).to(best.device)
-            scores = score(mine, state.catalogue.weight[ids], state.ranker.how)[0]
+            scores = score(mine, state.catalogue.flushed_weight()[ids], state.ranker.how)[0]
             taken = ids[scores.topk(min(config.top, len(ids))).indices]
             best = best[best >= 0]
             shares.append(torch.isin(best, taken).double().mean().item())

@@ -166,7 +166,7 @@ class Ranker:
     def _chunks(self, items: int, whole: bool) -> list[Shard]:
         """This rank's known rows in chunks; every rank has the same number of them."""
         rows = self.catalogue.rows
-        known = self.catalogue.weight[: max(0, min(rows.stop, items) - rows.start)]
+        known = self.catalogue.flushed_weight()[: max(0, min(rows.stop, items) - rows.start)]
         parts = 1 if whole else 1 + max(0, int(math.log(max(1, items / self.topology.world_size / _FIRST_CHUNK), 4)))
         edges = [0, *(len(known) >> 2 * part for part in reversed(range(parts)))]
         precision, memory = self.config.precision, self.config.memory << 20

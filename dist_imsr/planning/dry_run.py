@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
 from dist_imsr.distributed.recommender import Recommender
-from dist_imsr.distributed.topology import Topology, join_deepspeed
+from dist_imsr.distributed.topology import Topology, initialize_deepspeed
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Step
 from dist_imsr.planning.memory import gradient_bucket
@@ -190,7 +190,7 @@ def _world(ranks: int, local: int) -> Iterator[tuple[Topology, list[int]]]:
     ):
         dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
         try:
-            join_deepspeed("gloo")
+            initialize_deepspeed("gloo")
             yield Topology(0, ranks, local, _CPU), sent
         finally:
             dist.destroy_process_group()

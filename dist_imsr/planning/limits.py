@@ -73,7 +73,7 @@ def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
         compare("host memory of a node", device.host_memory, lambda phase: phase.host, config.gpus_per_node)
     table = accounts.table(spans[-1])[0]
     share = int(
-        0.85 * (config.catalogue.memory_of(device.memory) or 0)
+        0.85 * (config.catalogue.planner_memory(device.memory) or 0)
     )  # TorchRec's planner reserves 15 %, and counts weights alone
     if device.device != "cpu" and table > share:
         found.append(Shortfall("TorchRec's planner", table, share, "bytes", "for the table's weights alone"))

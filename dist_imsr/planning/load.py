@@ -5,7 +5,7 @@ from functools import reduce
 from typing import NamedTuple
 
 from dist_imsr.data.dataset import HELD_OUT, SHORTEST_SPLIT
-from dist_imsr.distributed.table import room
+from dist_imsr.distributed.table import grown_capacity
 from dist_imsr.model.extractors import build_extractor
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.strategies import build_strategy
@@ -78,7 +78,7 @@ def spans_of(config: PlanConfig) -> list[Span]:
     ]
     spans, capacity = list[Span](), 0
     for number in range(config.spans + 1):
-        capacity = room(config.catalogue.headroom, capacity, items[number], config.ranks)
+        capacity = grown_capacity(config.catalogue.headroom, capacity, items[number], config.ranks)
         grown = min(number, config.spans - 1) if detector.enabled else 0
         first = config.model.interests
         mean = min(first + load.new_interests * load.active * grown, max(first, detector.k_max))

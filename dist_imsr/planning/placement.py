@@ -60,11 +60,11 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         config.ranks,
         device.device,
         local_world_size=config.gpus_per_node,
-        hbm_cap=section.memory_of(device.memory if device.device == "cuda" else None),
+        hbm_cap=section.planner_memory(device.memory if device.device == "cuda" else None),
     )
     rate = section.learning_rate
     authored = UnshardedTable.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
-    placed = authored.placed()
+    placed = authored.plan_without_ranks()
     assert placed.sharding_spec is not None
     shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]
     return Placed(placed.sharding_type, placed.compute_kernel, shards)

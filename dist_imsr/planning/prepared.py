@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import NamedTuple
 
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.distributed.table import room
+from dist_imsr.distributed.table import grown_capacity
 from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.load import Span, spans_of
@@ -77,7 +77,7 @@ def plan_of(
     )
     spans, capacity = list[Span](), 0
     for span, (users, count) in zip(spans_of(plan), counts, strict=False):  # a plan has two spans at least
-        capacity = room(plan.catalogue.headroom, capacity, items[span.number], ranks)
+        capacity = grown_capacity(plan.catalogue.headroom, capacity, items[span.number], ranks)
         each = max(2.0, count / max(1, users))
         known = span._replace(items=items[span.number], capacity=capacity)
         spans.append(known._replace(users=max(1, users), interactions=each))

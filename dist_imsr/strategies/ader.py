@@ -83,6 +83,7 @@ class ADER(Strategy):
         with Phase("strategy"):
             if self.teacher is None:
                 self.initialize_state(trainer.model)
+            assert self.teacher is not None
             if not trainer.progress.begun:
                 self.teacher.copy_from_live()
             self.choose_exemplars(trainer, data)

@@ -158,7 +158,7 @@ class SML(Strategy):
         self.transfers.requires_grad_(False)
         dense = torch.cat([weight.detach().flatten() for weight in model.extractor.parameters()])
         squares = {
-            "item": topology.sum(_sum_of_squares(catalogue.state["weight"].values)),
+            "item": topology.sum(_sum_of_squares(catalogue.flushed_state()["weight"].values)),
             "dense": _sum_of_squares(dense),
             "interest": topology.sum(_sum_of_squares(store.values[store.birth_span == 0])),  # trained already
         }
@@ -185,7 +185,7 @@ class SML(Strategy):
     def _apply_transfer(self, model: Recommender) -> None:
         """Replaces w^_t by w_t, on each rank's own rows, chunk by chunk."""
         with torch.no_grad():
-            live, before = (table.state["weight"].values for table in (model.catalogue, self.previous.table))
+            live, before = (table.flushed_state()["weight"].values for table in (model.catalogue, self.previous.table))
             for rows, previous in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
                 rows.copy_(self._transfer("item")(previous, rows))
             weights = dict(model.extractor.named_parameters())
@@ -194,7 +194,7 @@ class SML(Strategy):
     def _restore_tuned(self, model: Recommender) -> None:
         """Replaces w_t by w^_t."""
         with torch.no_grad():
-            model.catalogue.weight.copy_(self.tuned.table.weight)
+            model.catalogue.flushed_weight().copy_(self.tuned.table.flushed_weight())
             model.engine.assign(self.tuned.weights)
 
     def _train_transfer(self, trainer: SpanTrainer, data: SpanData) -> None:

@@ -109,11 +109,12 @@ class SpanTrainer:
     # The model and its data.
 
     @Phase("building")
-    def build_model(self, items: Sequence[int]) -> None:
+    def build_model(self, items: Sequence[int], capacity: int | None = None) -> None:
         """Makes a model of new parameters; collective.
 
         Args:
             items: the number of items known by the end of each span so far.
+            capacity: the table's rows, as in `Recommender`.
         """
         config = self.config
         self.model = Recommender(
@@ -126,6 +127,7 @@ class SpanTrainer:
             seed=config.seed,
             topology=self.topology,
             events=config.run_dir / "events",
+            capacity=capacity,
         )
         self.ranker = Ranker(self.model.catalogue, self.topology, config.model.score, config.ranking)
 
@@ -140,7 +142,7 @@ class SpanTrainer:
         del self.model, self.ranker
         gc.collect()
         self.build_model([self.dataset.items_by_span[span]])
-        self.model.engine.forget(self.progress.steps + 1)  # events of this span from a process that was killed
+        self.model.engine.purge_events(self.progress.steps + 1)  # events of this span from a process that was killed
 
     def add_items(self, span: int) -> None:
         """Gives a row to every item known by the end of a span; collective.

@@ -48,7 +48,7 @@ def export_span(
     )
     tables = {
         "interests": {"user": store.owners + store.first_user, "born": store.birth_span, "vector": store.values},
-        "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.weight[: len(known)]},
+        "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.flushed_weight()[: len(known)]},
         "detections": {"user": users, "fit": fit, "puzzled": puzzled},
     }
     for name, columns in tables.items():

@@ -13,7 +13,7 @@ from dist_imsr import logs
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
-from dist_imsr.distributed.topology import Topology, connect, locate
+from dist_imsr.distributed.topology import Topology, connect, read_topology
 from dist_imsr.files import write_whole
 from dist_imsr.strategies import build_strategy
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> int:
             try:
                 logs.keep(config.run_dir)
                 trainer = begin(settled, dataset, candidates, topology, signals)
-                with signals.patience():
+                with signals.deferred():
                     lines = trainer.run()
             finally:
                 if claim is not None:
@@ -81,7 +81,7 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
     Raises:
         ValueError: naming the key.
     """
-    dataset, topology = Dataset(config.data), locate()
+    dataset, topology = Dataset(config.data), read_topology()
     topology.buckets(dataset.buckets)
     config.training.last(dataset.spans)
     config.catalogue.optimizer_on(topology.device)

@@ -66,6 +66,7 @@ def pack(
     facts = {
         "world_size": ranks,
         "items": model.catalogue.items,
+        "capacity": model.catalogue.capacity,
         "updates": model.catalogue.steps,
         "best_updates": 0 if snapshot is None else snapshot.updates,
         _STRATEGY: bool(state),

@@ -60,12 +60,13 @@ class Trainer:
             stop_signal=(lambda: signals.status) if signals is not None else None,
         )
         known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
-        self.spans.build_model([items for items in dataset.items_by_span if items <= known])
+        capacity = None if stored is None else stored.manifest.get("capacity")  # which older checkpoints lack
+        self.spans.build_model([items for items in dataset.items_by_span if items <= known], capacity)
         if stored is not None and checkpoints is not None:
             self.spans.progress = unpack(
                 stored, self.model, self.strategy, dataset.bucket_offsets, self.spans.buckets, checkpoints.group
             )
-            self.model.engine.forget(self.progress.steps + 1)
+            self.model.engine.purge_events(self.progress.steps + 1)
             self.spans.last_good_state = f"{stored.folder}"
         self._origin = None if stored is None else stored.folder
         own = stored is not None and stored.folder.resolve().parent == (config.run_dir / "checkpoints").resolve()

@@ -1,3 +1,4 @@
+import gc
 import itertools
 from unittest.mock import patch
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig, _kernels
+from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.topology import Topology
 from tests.ranks import on_devices, run_ranks
 
@@ -17,8 +18,8 @@ def _jagged(ids, lengths=None, device="cpu"):
     return JaggedTensor(torch.tensor(ids, dtype=torch.int64, device=device), lengths=lengths)
 
 
-def _whole(catalogue, tensor):
-    """All ranks' rows of a small table, for comparison alone."""
+def _gathered(catalogue, tensor):
+    """All ranks' rows of a small table."""
     longest = -(-catalogue.capacity // catalogue.topology.world_size)
     padded = tensor.new_zeros(longest, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
@@ -26,51 +27,56 @@ def _whole(catalogue, tensor):
 
 
 def _train(topology, config, steps=3):
-    """Steps whose gradients are known: each looked-up row is pulled by its own value times its place in the world."""
+    """Steps of a loss whose gradient is known for every row."""
     catalogue = Catalogue(config, [ITEMS], DIM, 7, topology)
     catalogue.set_learning_rate(RATE)
-    first = _whole(catalogue, catalogue.weight)
+    first = _gathered(catalogue, catalogue.flushed_weight())
     shared, queries = [3, 3, 28], [[0, 5, 0], [28], [], [5, 17, 11, 11]]
     for _ in range(steps):
         mine = queries[topology.rank :: topology.world_size]
         flat, lengths = [item for query in mine for item in query], [len(query) for query in mine]
         sequences = _jagged(flat, lengths, topology.device), _jagged(shared, device=topology.device)
-        looked, common = catalogue.lookup(*sequences)
-        loss = (looked**3).sum() + (common**2).sum() / topology.world_size
+        own, common = catalogue.lookup(*sequences)
+        loss = (own**3).sum() + (common**2).sum() / topology.world_size
         (loss * topology.world_size).backward()
-    state = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
+    state = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     return first, state
 
 
-def _asking(topology, ahead):
-    """Steps of which each is asked for during the one before it, among other lookups."""
+def _steps_with_prefetch(topology, prefetch):
+    """Steps of which each is prefetched during the one before it, between other lookups."""
     catalogue = Catalogue(CatalogueConfig(), [ITEMS], DIM, 7, topology)
     steps = [(_jagged([topology.rank, 3, 3], [1, 2]), _jagged([20 + step])) for step in range(4)]
-    begun = []
-    with patch.object(catalogue, "_ask", wraps=catalogue._ask) as asked:
+    requests_before = []
+    with patch.object(catalogue._table, "start_lookup", wraps=catalogue._table.start_lookup) as start_lookup:
         for step, following in itertools.zip_longest(steps, steps[1:]):
-            begun.append(asked.call_count)
-            looked, common = catalogue.lookup(*step)
-            if ahead and following:
+            requests_before.append(start_lookup.call_count)
+            own, common = catalogue.lookup(*step)
+            if prefetch and following:
                 catalogue.start_lookup(*following)
             with torch.no_grad():
                 catalogue.lookup(_jagged([1, 28]))
-            (looked.square().sum() + common.square().sum()).backward()
-    return catalogue.state["weight"].values.clone(), begun, asked.call_count
+            (own.square().sum() + common.square().sum()).backward()
+    return catalogue.flushed_state()["weight"].values.clone(), requests_before, start_lookup.call_count
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_what_is_asked_ahead_is_what_is_looked_up(world_size):
-    for (ahead, begun, asked), (plain, *_) in zip(
-        *(run_ranks(world_size, _asking, ahead) for ahead in (True, False)), strict=True
+def test_prefetched_lookups_equal_those_without_prefetch(world_size):
+    for (prefetched, requests_before, requests), (plain, *_) in zip(
+        *(run_ranks(world_size, _steps_with_prefetch, prefetch) for prefetch in (True, False)), strict=True
     ):
-        assert torch.equal(ahead, plain)
-        assert begun == [0, 3, 5, 7]  # each step but the first finds its own request
-        assert asked == 8
+        assert torch.equal(prefetched, plain)
+        assert requests_before == [0, 3, 5, 7]  # each step but the first uses its own prefetched request
+        assert requests == 8
 
 
 def _reference(weight, optimizer, steps=3):
-    """The same steps on an unsharded table, in float64: its weight, and the optimizer's moments."""
+    """The same steps on an unsharded table, in float64: its weight, and the optimizer's moments.
+
+    FBGEMM's Adam takes its betas as float32 and computes 1 - beta from them, which for beta2 = 0.999 differs from 0.001
+    by 1.3e-5 of it. The reference starts from the same float32 values.
+    """
+    beta1, beta2 = torch.tensor([0.9, 0.999], dtype=torch.float32).double().tolist()
     weight = weight.double().requires_grad_()
     moment = torch.zeros(ITEMS if optimizer == "rowwise_adagrad" else (ITEMS, DIM), dtype=torch.float64)
     square = torch.zeros_like(moment)
@@ -85,9 +91,9 @@ def _reference(weight, optimizer, steps=3):
                 moment += gradient**2
                 weight -= RATE * gradient / (moment.sqrt() + 1e-8)
             elif optimizer == "adam":
-                moment.lerp_(gradient, 1 - 0.9)
-                square.lerp_(gradient**2, 1 - 0.999)
-                weight -= RATE * moment / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+                moment.lerp_(gradient, 1 - beta1)
+                square.lerp_(gradient**2, 1 - beta2)
+                weight -= RATE * moment / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + 1e-8)
             else:
                 moment += (gradient**2).mean(1)
                 weight -= RATE * gradient / (moment.sqrt().unsqueeze(1) + 1e-8)
@@ -115,13 +121,13 @@ def test_sharded_equals_unsharded(device, world_size, optimizer):
 
 
 @pytest.mark.cuda
-def test_first_rows_depend_on_no_device():
+def test_first_rows_do_not_depend_on_the_device():
     config = CatalogueConfig(optimizer="sgd", headroom=0.0)
-    found, wanted = (run_ranks(1, _train, config, 0, device=device)[0][0] for device in ("cuda", "cpu"))
-    assert torch.equal(found, wanted)  # whole numbers and powers of two, one product and one rounding
+    found, expected = (run_ranks(1, _train, config, 0, device=device)[0][0] for device in ("cuda", "cpu"))
+    assert torch.equal(found, expected)  # whole numbers and powers of two, one product and one rounding
 
 
-def test_first_rows_depend_on_no_world_size():
+def test_first_rows_do_not_depend_on_the_world_size():
     config = CatalogueConfig(headroom=0.0)
     worlds = [run_ranks(world_size, _train, config, 0)[0][0] for world_size in (1, 2, 4)]
     assert torch.equal(worlds[0], worlds[1])
@@ -131,22 +137,22 @@ def test_first_rows_depend_on_no_world_size():
 
 def _grow(topology, config):
     catalogue, device = Catalogue(config, [ITEMS], DIM, 7, topology), topology.device
-    indexed = _whole(catalogue, catalogue.weight)[[1, 14, 28]].to(device)
+    indexed = _gathered(catalogue, catalogue.flushed_weight())[[1, 14, 28]].to(device)
     looked, nothing = catalogue.lookup(_jagged([1, 14, 28], device=device), _jagged([], device=device))
     assert torch.equal(looked, indexed)
     assert not len(nothing)
     looked.square().sum().backward()
-    before = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
+    before = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     assert not catalogue.grow(catalogue.capacity)
     grown = catalogue.grow(70)
-    after = {name: _whole(catalogue, rows.values) for name, rows in catalogue.state.items()}
+    after = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     drawn = Catalogue(CatalogueConfig(headroom=0.0), [70], DIM, 7, topology)
     rows = range(max(ITEMS, catalogue.rows.start), max(ITEMS, catalogue.rows.stop))
-    new = catalogue.weight[rows.start - catalogue.rows.start : rows.stop - catalogue.rows.start].clone()
+    new = catalogue.flushed_weight()[rows.start - catalogue.rows.start : rows.stop - catalogue.rows.start].clone()
     [looked] = catalogue.lookup(_jagged([1, 69], device=device))  # the grown table trains
     looked.square().sum().backward()
-    [wanted] = drawn.lookup(_jagged(list(rows), device=device))
-    assert torch.equal(new, wanted)
+    [expected] = drawn.lookup(_jagged(list(rows), device=device))
+    assert torch.equal(new, expected)
     return grown, catalogue.capacity, before, after, catalogue.learning_rate
 
 
@@ -166,12 +172,51 @@ def test_growth_moves_rows_and_state_bit_identically(device, world_size, shardin
             assert torch.equal(value, after[name])
 
 
-def _bounds(topology):
-    return Catalogue(CatalogueConfig(headroom=0.5), [100], DIM, 0, topology).rows
+def _placement(topology, items, capacity=None):
+    catalogue = Catalogue(CatalogueConfig(headroom=0.5), items, DIM, 0, topology, capacity)
+    with patch.object(catalogue._table._module, "state_dict", side_effect=AssertionError("costs a flush")):
+        return catalogue.rows, catalogue.capacity, catalogue.shards, catalogue.kernel
 
 
 def test_headroom_and_shards():
-    assert run_ranks(2, _bounds) == [range(75), range(75, 150)]
+    assert run_ranks(2, _placement, [100]) == [(range(75), 150, 2, "fused"), (range(75, 150), 150, 2, "fused")]
+
+
+@pytest.mark.parametrize(("capacity", "rows"), [(120, 120), (400, 400), (10, 100)])
+def test_a_known_capacity_replaces_the_headroom(capacity, rows):
+    bounds = run_ranks(2, _placement, [60, 100], capacity)
+    assert [placed for placed, *_ in bounds] == [range(rows // 2), range(rows // 2, rows)]
+    assert [total for _, total, *_ in bounds] == [rows, rows]
+
+
+def _grow_with_copies(topology):
+    """A table with two frozen copies, of which one is lost on every rank but not yet collected on rank 0."""
+    config = CatalogueConfig(headroom=0.0)
+    catalogue = Catalogue(config, [ITEMS], DIM, 7, topology)
+    kept, lost = catalogue.frozen_copy(), catalogue.frozen_copy()
+    uncollected = lost if topology.rank == 0 else None
+    del lost
+    catalogue.lookup(_jagged([1, 14, 28]))[0].sum().backward()
+    assert not torch.equal(_gathered(catalogue, catalogue.flushed_weight()), _gathered(kept, kept.flushed_weight()))
+    catalogue.grow(70)
+    copied = _gathered(kept, kept.flushed_weight())
+    kept.grow(70)  # harmless, as it has grown with the table
+    again = _gathered(kept, kept.flushed_weight())
+    first = Catalogue(config, [ITEMS], DIM, 7, topology)
+    lost_capacity = uncollected.capacity if uncollected else None
+    copies = kept.rows == catalogue.rows, kept.items, kept.capacity, len(catalogue._copies)
+    original = _gathered(first, first.flushed_weight())
+    del kept
+    gc.collect()
+    catalogue.grow(100)
+    return copies, torch.equal(copied, original), torch.equal(again, original), lost_capacity, len(catalogue._copies)
+
+
+def test_frozen_copies_grow_with_the_table_while_every_rank_has_them():
+    (one, *rest), (other, *others) = run_ranks(2, _grow_with_copies)
+    assert one == other == (True, 70, 70, 1)
+    assert rest == [True, True, ITEMS, 0]
+    assert others == [True, True, None, 0]
 
 
 def test_adam_on_cpu_is_refused():
@@ -179,19 +224,19 @@ def test_adam_on_cpu_is_refused():
         Catalogue(CatalogueConfig(optimizer="adam"), [10], DIM, 0, Topology(0, 1, 1, torch.device("cpu")))
 
 
-def _counted(topology):
-    """What the kernel goes by after each step, with lookups without a gradient between, a new count and a new table."""
+def _update_counts(topology):
+    """The kernels' counts after each step, with lookups without gradient between, a restored count and a new table."""
     catalogue, seen = Catalogue(CatalogueConfig(headroom=0.0), [ITEMS], DIM, 7, topology), []
     for steps in (None, None, 40, None):
         catalogue.steps = steps or catalogue.steps
         with torch.no_grad():
             catalogue.lookup(_jagged([1, 2]))
         catalogue.lookup(_jagged([1, 2]))[0].sum().backward()
-        kernels = _kernels(catalogue.table)
+        kernels = catalogue._table.kernels
         seen.append((catalogue.steps, *(int(count) for kernel in kernels for count in (kernel.iter, kernel.iter_cpu))))
         catalogue.grow(ITEMS + len(seen) // 3)
     return seen
 
 
-def test_an_update_counts_once_and_nothing_else_does():
-    assert run_ranks(2, _counted) == [[(count, count, count) for count in (1, 2, 41, 42)]] * 2
+def test_only_updates_are_counted():
+    assert run_ranks(2, _update_counts) == [[(count, count, count) for count in (1, 2, 41, 42)]] * 2

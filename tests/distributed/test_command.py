@@ -10,27 +10,27 @@ from dist_imsr.distributed import command
 from tests.ranks import run_ranks
 
 
-def _asks_of_a_silent_rank(topology):
-    """Rank 0 asks rank 1 for two sums at a time, and waits for one of them: what it tells, by which."""
-    told = []
+def _collectives_with_a_silent_rank(topology):
+    """Rank 0 starts two collectives, which rank 1 never joins, and waits for the first or the second: its messages."""
+    results = []
     for waited in range(2):
         group = dist.new_group(timeout=timedelta(seconds=3))
         dist.barrier(group)
 
         def work(group=group, waited=waited):
-            asked = []
+            pending = []
             for _ in range(2):
-                asked.append(dist.all_reduce(torch.zeros(1), group=group, async_op=True))
+                pending.append(dist.all_reduce(torch.zeros(1), group=group, async_op=True))
                 time.sleep(0.2)
-            asked[waited].wait()
+            pending[waited].wait()
 
         if topology.rank == 0:
-            with contextlib.redirect_stderr(io.StringIO()) as said:
-                told.append((command.run("train", work, "stopped"), said.getvalue()))
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                results.append((command.run("train", work, "stopped"), stderr.getvalue()))
         dist.barrier()
-    return told
+    return results
 
 
-def test_a_silent_rank_is_told_of_whatever_was_waited_for():
-    line = "train: rank 0: another rank said nothing for timeout_seconds: see whether it hangs\n"
-    assert run_ranks(2, _asks_of_a_silent_rank)[0] == [(command.FAILED, line)] * 2
+def test_a_rank_that_does_not_answer_is_reported():
+    line = "train: rank 0: another rank did not answer within timeout_seconds: check whether it hangs\n"
+    assert run_ranks(2, _collectives_with_a_silent_rank)[0] == [(command.FAILED, line)] * 2

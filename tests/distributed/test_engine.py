@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
         ({"optimizer": {"type": "Adam", "params": {"lr": 1.0}}}, r"optimizer\.params\.lr"),
     ],
 )
-def test_what_breaks_beside_a_sharded_table_is_refused(tmp_path, settings, key):
+def test_settings_that_break_training_with_a_sharded_table_are_refused(tmp_path, settings, key):
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps({"optimizer": {"type": "Adam"}} | settings))
     with pytest.raises(ValueError, match=rf"deepspeed\.json: {key}"):
@@ -32,7 +32,7 @@ def test_what_breaks_beside_a_sharded_table_is_refused(tmp_path, settings, key):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])
-def test_files_that_are_no_settings_are_refused(tmp_path, text):
+def test_files_without_settings_are_refused(tmp_path, text):
     path = tmp_path / "deepspeed.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"engine\.deepspeed: .*deepspeed\.json"):
@@ -49,7 +49,7 @@ def test_shipped_settings_name_every_dangerous_default(path):
     assert read_settings(path) == settings | {"train_micro_batch_size_per_gpu": 1}
 
 
-def test_defaults_of_deepspeed_do_not_slip_in(tmp_path):
+def test_dangerous_defaults_of_deepspeed_are_replaced(tmp_path):
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps({"optimizer": {"type": "Adam"}}))
     settings = read_settings(path)
@@ -57,24 +57,31 @@ def test_defaults_of_deepspeed_do_not_slip_in(tmp_path):
     assert settings["optimizer"]["params"] == {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0}
 
 
-class _Asked(NamedTuple):
+class _Inputs(NamedTuple):
     items: torch.Tensor
     mask: torch.Tensor
     start: Start
 
 
-def _train(topology, name, steps=5, **options):
-    """Trains W on rank-dependent items; returns every step's W."""
-    config = EngineConfig(SHIPPED / f"{name}.json", **options)
+def _shifted(weights):
+    """A substitution through which gradients reach the parameters unchanged."""
+    return {name: weight + 0.25 for name, weight in weights.items()}
+
+
+def _train(topology, name, steps=5, substitution=None, offset=0.0):
+    """Trains W on items that differ between ranks; returns W of every step, and checks the names of the weights."""
+    config = EngineConfig(SHIPPED / f"{name}.json")
     engine = DenseEngine(DynamicRouting(8), config, topology.device, None)
     engine.set_learning_rate(0.05)
+    engine.assign({name: weight + offset for name, weight in engine.module.named_parameters()})
     weights = []
     for step in range(steps):
         draw = torch.Generator().manual_seed(step)
         items = torch.randn(12, 3, 8, generator=draw)[topology.rank :: topology.world_size]
         mask = torch.ones(items.shape[:2], dtype=torch.bool)
         stored = torch.ones(len(items), 2, 8), torch.ones(len(items), 2, dtype=torch.bool)
-        interests = engine(*on(topology.device, _Asked(items, mask, Start(Interests(*stored)))))
+        inputs = on(topology.device, _Inputs(items, mask, Start(Interests(*stored))))
+        interests = engine(*inputs, weights=substitution)
         assert interests.vectors.dtype == torch.float32
         engine.update((interests.vectors - 1).square().sum() * topology.world_size / 12)
         weights.append(engine.module.transform.weight.detach().cpu().clone())
@@ -98,13 +105,48 @@ def test_data_parallel_equals_one_rank_and_plain_adam(device, world_size):
             torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
 
 
-def _groups(topology):
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+def test_substitute_weights_get_the_gradients_of_the_parameters(name):
+    """Parameters that are 0.25 lower, and seen 0.25 higher, train as the parameters themselves."""
+    plain = run_ranks(2, _train, name)
+    substituted = run_ranks(2, _train, name, 5, _shifted, -0.25)
+    for expected, found in zip(plain, substituted, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other + 0.25, one, rtol=1e-4, atol=1e-5)
+
+
+def _names(topology):
+    """The names in a checkpoint, the module's outputs with and without substitutes, and those expected."""
+    module = DynamicRouting(8)
+    engine = DenseEngine(module, EngineConfig(), topology.device, None)
+    assert engine.module is module
+    stored = Interests(torch.ones(2, 2, 8), torch.ones(2, 2, dtype=torch.bool))
+    inputs = torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), Start(stored)
+    with torch.no_grad():
+        outputs = [engine(*inputs).vectors, engine(*inputs, weights=_shifted).vectors]
+        before = {name: weight.clone() for name, weight in module.named_parameters()}
+        expected = [module(*inputs).vectors]
+        engine.assign(_shifted(before))
+        expected.append(module(*inputs).vectors)
+    return set(engine.state()), outputs, expected
+
+
+def test_substitute_weights_change_neither_the_module_nor_names_in_checkpoints():
+    ((names, outputs, expected),) = run_ranks(1, _names)
+    weights = {name for name, _ in DynamicRouting(8).named_parameters()}
+    assert names == weights | {f"{name}.{part}" for name in weights for part in ("exp_avg", "exp_avg_sq", "step")}
+    for found, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert not torch.equal(*outputs)
+
+
+def _uses_world_group(topology):
     engine = DenseEngine(DynamicRouting(8), EngineConfig(), topology.device, None)
     return engine._engine.data_parallel_group is torch.distributed.group.WORLD
 
 
-def test_a_rank_is_waited_for_as_long_as_the_world_says():
-    assert run_ranks(2, _groups) == [True, True]
+def test_deepspeed_waits_for_a_rank_as_long_as_the_world_group():
+    assert run_ranks(2, _uses_world_group) == [True, True]
 
 
 @on_devices("world_size", cpu=[2], cuda=[1])

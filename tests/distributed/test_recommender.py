@@ -135,7 +135,7 @@ def _queries(topology):
     gradients, real = [], model.store.learn
     model.store.learn = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
     with torch.no_grad():
-        table = model.catalogue.weight.clone()
+        table = model.catalogue.flushed_weight().clone()
     start = model.extract(batch).start
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
@@ -168,7 +168,7 @@ def _unsharded(topology):
     from dist_imsr.model.scoring import attend
 
     model, batch = _recommender(topology, 50, 20), _batch(20, 50, topology.device)
-    table = model.catalogue.weight.clone().requires_grad_()
+    table = model.catalogue.flushed_weight().clone().requires_grad_()
     start = model.store.gather(batch.users)
     history = table[batch.history.values()].split(batch.history.lengths().tolist())
     padded = torch.nn.utils.rnn.pad_sequence(history, batch_first=True)
@@ -185,7 +185,7 @@ def _unsharded(topology):
     assert NextItem().extra_loss(model, batch, extraction, scores) is None
     loss = sampled_softmax(scores.candidates)
     model.engine.update(loss)
-    moved, rate = model.catalogue.weight - table.detach(), model.catalogue.learning_rate
+    moved, rate = model.catalogue.flushed_weight() - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
     step = torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
     return loss.item(), wanted.item(), on("cpu", moved), on("cpu", step)

@@ -5,7 +5,7 @@ import torch
 
 from dist_imsr import devices
 from dist_imsr.distributed.command import Refusal
-from dist_imsr.distributed.topology import Topology, check_devices, connect, locate, threads_of
+from dist_imsr.distributed.topology import Topology, check_devices, connect, read_topology, thread_count
 from dist_imsr.processes import free_port
 from tests.ranks import run_ranks
 
@@ -38,12 +38,12 @@ def test_collectives():
         ([("one", {0, 1, 2, 3})] * 2, [2, 2]),
         ([("one", {0, 1, 2})] * 4, [1, 1, 1, 1]),
         ([("one", {0, 1}), ("other", {0, 1})], [2, 2]),
-        ([("one", {0, 1}), ("one", {2, 3})], [2, 2]),  # bound by who started them
+        ([("one", {0, 1}), ("one", {2, 3})], [2, 2]),  # bound by the launcher
         ([("one", {0, 1, 2, 3}), ("one", {0, 1})], [2, 1]),
     ],
 )
 def test_ranks_that_may_run_on_the_same_cores_share_them(cores, threads):
-    assert [threads_of(rank, cores) for rank in range(len(cores))] == threads
+    assert [thread_count(rank, cores) for rank in range(len(cores))] == threads
 
 
 _FOUR = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
@@ -51,12 +51,12 @@ _FOUR = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """The last of four ranks on a machine with so many GPUs."""
+    """The topology of the last of four ranks on a machine with some number of GPUs."""
 
     def with_devices(count):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        return locate()
+        return read_topology()
 
     monkeypatch.delenv("DS_ACCELERATOR")
     for name, value in _FOUR.items():
@@ -71,32 +71,32 @@ def test_the_device_of_a_rank(machine, devices, device, local_world_size):
     assert machine(devices) == Topology(7, 8, local_world_size, torch.device(device))
 
 
-def test_fewer_gpus_than_ranks_are_refused_by_all(machine, monkeypatch):
-    for rank in range(4):  # also by those that would have one
+def test_fewer_gpus_than_ranks_are_refused_by_every_rank(machine, monkeypatch):
+    for rank in range(4):  # also those that could have a GPU
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         with pytest.raises(ValueError, match="4 ranks of a machine cannot share 2 GPUs"):
             machine(2)
 
 
-def test_devices_are_left_alone_where_deepspeed_is_told_so(machine, monkeypatch):
+def test_ds_accelerator_cpu_keeps_ranks_on_the_cpu(machine, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert machine(1) == Topology(7, 8, 4, torch.device("cpu"))
 
 
-def test_a_gpu_each_is_accepted_and_the_host_for_all():
+def test_one_gpu_for_each_rank_or_none_for_all_is_accepted():
     check_devices([("one", "a"), ("one", "b"), ("other", "c"), ("other", "d")])
     check_devices([("one", None), ("one", None)])
 
 
-def test_ranks_on_gpus_and_on_the_host_do_not_mix():
+def test_a_mix_of_ranks_with_and_without_gpus_is_refused():
     with pytest.raises(Refusal, match="ranks 0 of one and 1 of other"):
         check_devices([("one", "a"), ("other", None)])
 
 
-def _connects_again(topology, port):
-    """A launcher that asks for more ranks than there are GPUs shows all of them the same one."""
+def _connect_again(topology, port):
+    """As from a launcher that starts more ranks than there are GPUs, and gives all of them the same one."""
     torch.distributed.destroy_process_group()
-    os.environ["MASTER_PORT"] = str(port)  # where nobody listens for the world that there was
+    os.environ["MASTER_PORT"] = str(port)  # the old port may still be in use
     devices.device_uuid = lambda device: "GPU-0"
     try:
         connect()
@@ -104,8 +104,8 @@ def _connects_again(topology, port):
         return str(error)
 
 
-def test_two_ranks_on_one_gpu_are_refused_by_all():
-    told = run_ranks(2, _connects_again, free_port())
-    assert told[0] == told[1]
-    assert "ranks 0 and 1 share a GPU of " in told[0]
-    assert "start one rank for each GPU" in told[0]
+def test_two_ranks_on_one_gpu_are_refused_by_every_rank():
+    errors = run_ranks(2, _connect_again, free_port())
+    assert errors[0] == errors[1]
+    assert "ranks 0 and 1 share a GPU of " in errors[0]
+    assert "start one rank for each GPU" in errors[0]

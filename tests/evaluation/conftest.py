@@ -74,7 +74,7 @@ def state_of(topology, folder, span):
     users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
     items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
     stored = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
-    rows = state.catalogue.weight.double().numpy()
+    rows = state.catalogue.flushed_weight().double().numpy()
     return dict(zip(users, stored, strict=True)), dict(zip(items, rows, strict=False))
 
 

@@ -33,7 +33,7 @@ def _world(seed=0):
 def _ranker(topology, how, tile, precision):
     tiles._CACHED, tiles._COLUMNS, ranking._FIRST_CHUNK = tile, 7, 2
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), [CAPACITY], DIM, 0, topology)
-    catalogue.weight.copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
+    catalogue.flushed_weight().copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
     return Ranker(catalogue, topology, how, RankingConfig(precision))
 
 

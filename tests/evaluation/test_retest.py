@@ -117,7 +117,7 @@ def _grown(topology, folder):
     run = FinishedRun(folder)
     state = SpanState(run, 2, run.dataset.items_by_span[3], topology, RankingConfig())
     items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
-    return None, dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
+    return None, dict(zip(items, state.catalogue.flushed_weight().double().numpy(), strict=False))
 
 
 @pytest.mark.parametrize("part", ["items-001.arrow", "interests-001.arrow", "interests-000.arrow"])

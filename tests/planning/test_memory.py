@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dist_imsr.strategies.interests import InterestPolicy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.profiler import record_function
@@ -21,7 +22,6 @@ from dist_imsr.planning.load import spans_of
 from dist_imsr.planning.memory import Accounts, gradient_bucket, row_wise, total
 from dist_imsr.planning.placement import shard_of
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.trainer import Trainer
@@ -36,7 +36,7 @@ def _allocated(topology, config):
     trainer = Trainer(config, Dataset(config.data), topology)
     lines = trainer.run()
     catalogue, store = trainer.model.catalogue, trainer.model.store
-    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.state.items()}
+    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.flushed_state().items()}
     weight = held.pop("weight")
     slots = sum(tensor.numel() * tensor.element_size() for tensor in (*store.slots, store.offsets))
     snapshot = trainer.model.snapshot()

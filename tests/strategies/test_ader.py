@@ -120,7 +120,7 @@ def _first_step(topology, config):
         scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
         losses.append(strategy.extra_loss(model, batch, extraction, scores).item())
         model.train_step(batch)
-    return losses, torch.equal(strategy.teacher.table.weight, model.catalogue.weight)
+    return losses, torch.equal(strategy.teacher.table.flushed_weight(), model.catalogue.flushed_weight())
 
 
 def test_the_teacher_is_the_model_of_the_span_before(folder, tmp_path):

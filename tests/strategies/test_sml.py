@@ -69,7 +69,7 @@ def _begun(topology, config):
     def look():
         tables = trainer.model.catalogue, strategy.previous.table, strategy.tuned.table
         transfers = torch.cat([parameter.detach().flatten() for parameter in strategy.transfers.parameters()])
-        seen.append([*(table.weight.clone() for table in tables), transfers])
+        seen.append([*(table.flushed_weight().clone() for table in tables), transfers])
 
     def watched_training(*arguments):
         look()

@@ -56,13 +56,11 @@ class _Table:
     def __getattr__(self, name):
         return getattr(self._table, name)
 
-    @property
-    def weight(self):
-        return Moved(self._table.weight)
+    def flushed_weight(self):
+        return Moved(self._table.flushed_weight())
 
-    @property
-    def state(self):
-        state = self._table.state.items()
+    def flushed_state(self):
+        state = self._table.flushed_state().items()
         return {name: ShardRows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
@@ -78,10 +76,10 @@ class _Table:
         asked = (JaggedTensor(held(one.values()), lengths=held(one.lengths())) for one in sequences)
         return [found.to(DEVICE) for found in self._table.lookup(*asked)]
 
-    def twin(self):
-        twin = object.__new__(_Table)
-        twin.topology, twin._table = self.topology, self._table.frozen_copy()
-        return twin
+    def frozen_copy(self):
+        frozen = object.__new__(_Table)
+        frozen.topology, frozen._table = self.topology, self._table.frozen_copy()
+        return frozen
 
 
 class _Dense:

@@ -255,7 +255,7 @@ def _fit_spans(topology, config):
         trainer.model.catalogue.grow(trainer.dataset.items_by_span[span])
         _train_span(trainer, span)
         store = trainer.model.store
-        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.weight.clone()))
+        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.flushed_weight().clone()))
     return store.first_user, states
 
 
