@@ -140,6 +140,11 @@ class DynamicRouting(Extractor):
         agreement = agreement.masked_fill(~both, torch.finfo(votes.dtype).min)
         return (agreement.softmax(-2 if self.normalise == "interests" else -1) * both).to(votes.dtype)
 
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """W once, and two products with the interests in each round; as in `Extractor`."""
+        dim = self.transform.in_features
+        return users * length * (2 * dim * dim + self.iterations * 4 * slots * dim)
+
 
 class SelfAttention(Extractor):
     """ComiRec-SA with queries of each user's own (Eq. 7-9): W_1 is shared, W_u stands beside the user's interests.
@@ -172,6 +177,11 @@ class SelfAttention(Extractor):
         own = (queries * torch.tanh(self.transform(stored.vectors))).sum(-1).to(items.dtype) + start.carried.log()
         weights = torch.cat([logits, own.unsqueeze(-1)], -1).softmax(-1)
         return stored.replace((weights[..., :-1] @ items).to(items.dtype) + weights[..., -1:] * stored.vectors)
+
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """W_1, the logits and the weighted sums; as in `Extractor`."""
+        dim = self.transform.in_features
+        return users * length * (2 * dim * self.query_dim + 2 * slots * (self.query_dim + dim))
 
 
 BASES: dict[str, Callable[[ModelConfig], Extractor]] = {

@@ -81,3 +81,7 @@ class LinearAttention(Extractor):
     def _mapped(self, projection: nn.Linear, items: torch.Tensor) -> torch.Tensor:
         """Phi of one projection for each interest, ``[..., K, f]``; positive."""
         return functional.elu(projection(items)).unflatten(-1, (self.interests, self.features)) + 1
+
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """Keys of each item for each interest; as in `Extractor`."""
+        return 4 * users * length * slots * self.features

@@ -199,6 +199,10 @@ class MemoryNetwork(Extractor):
         hidden, read = dealt.flatten(1).split([config.controller, config.memory], -1)
         return _Memory(moved, channels, used.squeeze(-1), hidden, read)
 
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """The loop keeps rows and channels of every slot for each item; as in `Extractor`."""
+        return 8 * users * length * slots * (self.config.memory + self.config.induction)
+
 
 def _gru(gates: torch.Tensor, cell: nn.GRUCell, hidden: torch.Tensor) -> torch.Tensor:
     """The cell's new hidden state, where what its input makes of the gates is there already, ``[..., 3 h]``."""

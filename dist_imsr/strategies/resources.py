@@ -20,6 +20,7 @@ class Resources:
         replayed: sequences of earlier spans that are trained on beside each new one, at the most.
         pool: sequences that each span adds to those that may be replayed, for each user.
         detector: NID's options; a disabled one where interests do not grow.
+        trims: whether interests are trimmed after a span.
     """
 
     tables: int = 0
@@ -30,6 +31,7 @@ class Resources:
     replayed: int = 0
     pool: int = 0
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(enabled=False))
+    trims: bool = False
 
 
 def resources_of(config: StrategyConfig) -> Resources:
@@ -51,4 +53,5 @@ def resources_of(config: StrategyConfig) -> Resources:
         replayed=config.ader.exemplars if ader and config.ader.pool else 0,
         pool=config.ader.pool if ader else 0,
         detector=strategy.interests.detector,
+        trims=strategy.interests.detector.enabled and strategy.interests.trimmer.trim,
     )
