@@ -17,7 +17,7 @@ from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.load import Step, spans_of
-from dist_imsr.planning.memory import Accounts, row_wise
+from dist_imsr.planning.memory import MemoryModel, row_wise
 from dist_imsr.planning.times import TimeModel
 
 GPU = {"cpu": "cpu", "cuda": "h200"}
@@ -93,7 +93,7 @@ def step_bound(options: Any) -> Bound:
         spans, users = spans_of(config), options.batch // options.ranks
         history, targets = (users * (1 + most) // 2 for most in (options.history, options.targets))  # on average
         step = Step(users, history, targets, options.history, options.targets, options.negatives, options.interests)
-        terms = TimeModel(config, Accounts(config, spans, row_wise(options.ranks))).step(spans[0], step)
+        terms = TimeModel(MemoryModel(config, spans, row_wise(options.ranks))).step_seconds(spans[0], step)
         both = Least(COPY, terms["memory"]), Least(product(rates, options.engine), terms["multiplications"])
         return max(both, key=lambda one: one.seconds)
 

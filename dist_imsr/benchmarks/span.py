@@ -21,7 +21,7 @@ from dist_imsr.distributed.topology import Topology, quiet_libraries
 from dist_imsr.phases import memory_of
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import MemoryPhase, total
-from dist_imsr.planning.prepared import plan_of
+from dist_imsr.planning.plan import plan_of
 from dist_imsr.training.checkpoint import name_of
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.profile import read
@@ -196,7 +196,7 @@ def _figures(
     hardware = HardwareConfig(memory=_bytes(options))
     plan = plan_of(dataset, config, options.ranks, GPU[options.device], hardware, process)
     lines = [line for one in runs for line in one.phases]
-    seconds, users = _seconds(runs), [plan.spans[line["span"]].users for line in lines]
+    seconds, users = _seconds(runs), [plan.memory.spans[line["span"]].users for line in lines]
     bound = _bound(options, dataset, config)
     told = {"paper_seconds": _paper(base, strategy), "metrics": [line for one in runs for line in one.metrics]}
     phases = {"phases": lines, "exact_phases": exact and exact.phases}
@@ -211,7 +211,7 @@ def _figures(
         shares = [one[phase] / sum(one.values()) for one in taken]
         if max(shares) >= _SHOWN:
             figures.append(Figure(f"{name}_share_of_{phase}", "share", shares, settings))
-    memory = [_memory(options, plan.accounts.phases(), line) for line in lines]
+    memory = [_memory(options, plan.memory.phases(), line) for line in lines]
     over = [max(one["bytes"] for one in each) / max(one["planned_bytes"] or 0 for one in each) for each in memory]
     details = {"memory": [one for each in memory for one in each]}
     return [*figures, Figure(f"{name}_peak_bytes_over_plan", "ratio", over, settings, details=details)]
@@ -245,8 +245,8 @@ def _bound(options: SpanBench, dataset: Dataset, config: TrainConfig) -> Bound:
     def least(rates: Rates) -> Least:
         hardware = replace(measured(rates, options.ranks, config.engine), memory=_bytes(options))
         plan = plan_of(dataset, config, options.ranks, GPU[options.device], hardware)
-        spans = plan.spans[1 : options.spans + 1]
-        terms = [plan.clock.span(span, None) for span in spans]  # without a test
+        spans = plan.memory.spans[1 : options.spans + 1]
+        terms = [plan.span_seconds(span, None) for span in spans]  # without a test
         return Least(f"{COPY} and {product(rates, config.engine)}", fmean(sum(one.values()) for one in terms))
 
     return least

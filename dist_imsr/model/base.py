@@ -43,3 +43,24 @@ class Extractor(nn.Module):
             A scalar, summed over users; zero by default.
         """
         return interests.vectors.new_zeros(())
+
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """Estimates the numbers that `forward` and its backward hold at most, besides items and their gradients.
+
+        Args:
+            users: B.
+            length: L, to which histories are padded.
+            slots: K, to which interests are padded.
+
+        Returns:
+            By default that of weights between each item and each interest, five times.
+        """
+        return 5 * users * length * slots
+
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """Estimates the floating-point operations of `forward`; arguments as in `activation_numbers`.
+
+        Returns:
+            By default that of every item passing through all weights.
+        """
+        return 2 * users * length * sum(weight.numel() for weight in self.parameters())

@@ -82,3 +82,7 @@ class LinearAttention(Extractor):
     def _features(self, projection: nn.Linear, items: torch.Tensor) -> torch.Tensor:
         """Phi of a projection, ``[..., K, f]``; positive."""
         return functional.elu(projection(items)).unflatten(-1, (self.interests, self.features)) + 1
+
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """Keys of each item for each interest; as in `Extractor`."""
+        return 4 * users * length * slots * self.features

@@ -186,6 +186,10 @@ class MemoryNetwork(Extractor):
         hidden, read = shared.flatten(1).split([config.controller, config.memory], -1)
         return _Memory(change, channels, usage.squeeze(-1), hidden, read)
 
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """The loop keeps rows and channels of every slot for each item; as in `Extractor`."""
+        return 8 * users * length * slots * (self.config.memory + self.config.induction)
+
 
 def _gru(gates: torch.Tensor, cell: nn.GRUCell, hidden: torch.Tensor) -> torch.Tensor:
     """The cell's new hidden state; ``gates`` is the input's part of its gates, ``[..., 3 h]``."""

@@ -70,3 +70,8 @@ class DynamicRouting(Extractor):
             agreement = agreement + start.logits
         agreement = agreement.masked_fill(~both, torch.finfo(votes.dtype).min)
         return (agreement.softmax(-2 if self.normalise == "interests" else -1) * both).to(votes.dtype)
+
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """W once, and two products with the interests in each round; as in `Extractor`."""
+        dim = self.transform.in_features
+        return users * length * (2 * dim * dim + self.iterations * 4 * slots * dim)

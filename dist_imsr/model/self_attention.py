@@ -38,3 +38,8 @@ class SelfAttention(Extractor):
         own = (queries * torch.tanh(self.transform(stored.vectors))).sum(-1).to(items.dtype) + start.carried.log()
         weights = torch.cat([logits, own.unsqueeze(-1)], -1).softmax(-1)
         return stored.replace((weights[..., :-1] @ items).to(items.dtype) + weights[..., -1:] * stored.vectors)
+
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """W_1, the logits and the weighted sums; as in `Extractor`."""
+        dim = self.transform.in_features
+        return users * length * (2 * dim * self.query_dim + 2 * slots * (self.query_dim + dim))

@@ -8,6 +8,7 @@ from dist_imsr.strategies.ader import ADERConfig
 from dist_imsr.strategies.base import STRATEGIES, Strategy
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.strategies.imsr import IMSRConfig
+from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.sml import SMLConfig
 
 
@@ -47,6 +48,18 @@ def build_strategy(config: StrategyConfig) -> Strategy:
     """
     build, own = STRATEGIES[config.name]
     return build() if own is None else build(getattr(config, config.name))
+
+
+def resources_of(config: StrategyConfig) -> Resources:
+    """What the strategy that a configuration names takes.
+
+    Args:
+        config: the strategy's section.
+
+    Returns:
+        Its resources.
+    """
+    return build_strategy(config).resources()
 
 
 @dataclass

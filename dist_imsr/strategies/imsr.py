@@ -123,4 +123,5 @@ class IMSR(Strategy):
 
     def resources(self) -> Resources:
         """Interests grow by the detector."""
-        return Resources(detector=self.config.detector)
+        detector = self.config.detector
+        return Resources(detector=detector, trims=detector.enabled and self.config.trimmer.trim)

@@ -19,6 +19,7 @@ class Resources:
         replayed: sequences of earlier spans that are trained on beside each new one, at the most.
         pool: sequences that each span adds to those that may be replayed, for each user.
         detector: NID's options; a disabled one where interests do not grow.
+        trims: whether interests are trimmed after a span.
     """
 
     tables: int = 0
@@ -29,3 +30,4 @@ class Resources:
     replayed: int = 0
     pool: int = 0
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(enabled=False))
+    trims: bool = False
