@@ -16,7 +16,7 @@ from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.files import write_whole
-from dist_imsr.launcher import place
+from dist_imsr.launcher import rank_info
 from dist_imsr.training.progress import Reporter
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         finished = FinishedRun(config.run_dir, config.data)
         if config.drift_truth:
-            if place().rank == 0:
+            if rank_info().rank == 0:
                 _tell(config, compare_with_truth(finished, config.match_cosine))
             return
         spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)

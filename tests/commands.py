@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dist_imsr.launcher import Place
+from dist_imsr.launcher import RankInfo
 from dist_imsr.processes import free_port, new_process
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0, forke
     said = Path(tempfile.mkdtemp(dir=folder))
     ranks, port = [], free_port()
     for rank in range(world_size):
-        place = Place(rank, world_size, rank, world_size, port=port).environment
+        place = RankInfo(rank, world_size, rank, world_size, port=port).environment
         environment = os.environ | place | {"SLURM_RESTART_COUNT": str(restarts)}
         if forked:
             ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))

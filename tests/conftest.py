@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dist_imsr.launcher import Place
+from dist_imsr.launcher import RankInfo
 from tests.slurm import DAEMONS
 
 
@@ -59,7 +59,7 @@ def _ranks_of_its_own() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _place_of_its_own() -> Iterator[None]:
     """A command that connects in this process exports its place, which the commands of later tests would inherit."""
-    names = Place().environment
+    names = RankInfo().environment
     before = {name: os.environ[name] for name in names if name in os.environ}
     yield
     for name in names:

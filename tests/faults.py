@@ -20,7 +20,7 @@ from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.config import parse
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.evaluation.ranking import Ranker
-from dist_imsr.files import SealedFile
+from dist_imsr.files import HashedFile
 from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.recommender import Recommender
@@ -30,7 +30,7 @@ from tests.runs import run
 # Training, validation and test, the end of a span; a save's writes, commits and removals.
 _POINTS = [
     *((Recommender, "update"), (Recommender, "snapshot"), (Ranker, "ranks"), (InterestStore, "scatter")),
-    *((SealedFile, "write"), (os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")),
+    *((HashedFile, "write"), (os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")),
 ]
 
 

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_imsr.files import NewerFormat, SealedFile, check_file, check_version, write_whole
+from dist_imsr.files import NewerFormat, HashedFile, check_file, check_version, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -34,7 +34,7 @@ def test_an_old_file_outlives_a_fault(tmp_path, monkeypatch, fault):
 @given(parts=st.lists(st.binary(max_size=50)))
 def test_an_entry_tells_what_is_on_the_disk(tmp_path_factory, parts):
     path = tmp_path_factory.mktemp("sealed") / "file"
-    with SealedFile(path) as file:
+    with HashedFile(path) as file:
         for part in parts:
             file.write(part)
         file.write(np.arange(3.0))

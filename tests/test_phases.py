@@ -38,14 +38,14 @@ def test_outermost_phases_and_the_rest_add_up(at):
 
 def test_a_phase_that_turns_into_others(at):
     clock.start(CPU)
-    clock.turn("nothing")  # is at hand
+    clock.switch_to("nothing")  # is at hand
     with Phase("training"):
-        clock.turn("not this one")
+        clock.switch_to("not this one")
         with Phase("backward"):
             at(1)
-            clock.turn("all-to-all")
+            clock.switch_to("all-to-all")
             at(2)
-            clock.turn("optimizer")
+            clock.switch_to("optimizer")
             at(4)
         with Phase("all-to-all"):
             at(8)

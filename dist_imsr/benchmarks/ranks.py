@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal
 
-from dist_imsr.launcher import Place
+from dist_imsr.launcher import RankInfo
 from dist_imsr.processes import free_port, new_process
 
 DeviceType = Literal["cpu", "cuda"]
@@ -104,7 +104,7 @@ def _serve(rank: int, world_size: int, threads: int, seconds: float, port: int, 
 
     from dist_imsr.distributed.topology import connect
 
-    os.environ.update(Place(rank, world_size, rank, world_size, port=port).environment, OMP_NUM_THREADS=str(threads))
+    os.environ.update(RankInfo(rank, world_size, rank, world_size, port=port).environment, OMP_NUM_THREADS=str(threads))
     torch.set_num_threads(threads)  # this process was forked from one that had read the variable
     topology = None
     while True:

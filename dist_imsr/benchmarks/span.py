@@ -18,7 +18,7 @@ from dist_imsr.checks import require, require_file, require_folder
 from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology, quiet
-from dist_imsr.phases import memory_of
+from dist_imsr.phases import process_memory
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import MemoryPhase, total
 from dist_imsr.planning.prepared import plan_of
@@ -279,7 +279,7 @@ def _run(options: SpanBench, config: TrainConfig) -> _Ran:
 
 def _train(topology: Topology, config: TrainConfig) -> int:
     """Does what launch/train.py does; returns the bytes that this process held before it."""
-    told = memory_of()
+    told = process_memory()
     begin(config, *check(config), topology, None).run()
     return told["RssAnon"] + told["RssShmem"]
 

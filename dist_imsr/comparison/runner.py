@@ -17,7 +17,7 @@ import torch
 from dist_imsr import devices
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.distributed.signals import StopSignals
-from dist_imsr.launcher import Place
+from dist_imsr.launcher import RankInfo
 from dist_imsr.processes import free_port, new_process
 from dist_imsr.training.config import TrainConfig
 
@@ -46,7 +46,7 @@ class Group:
         port = free_port() if ranks > 1 else 0  # a run alone takes any
         self.processes = []
         for rank in range(ranks):
-            environment = Place(rank, ranks, device + rank, ranks, port=port).environment
+            environment = RankInfo(rank, ranks, device + rank, ranks, port=port).environment
             process = new_process(_rank, (job.config, environment, log), cuda=devices.device_count() > 0)
             process.start()
             self.processes.append(process)

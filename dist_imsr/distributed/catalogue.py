@@ -276,9 +276,9 @@ class Catalogue:
         with Phase("all-to-all"):
             embeddings = table.output_dist(context, found).wait()[FEATURE].values()
         if embeddings.requires_grad:  # backward comes here last: back to the owners, who update their rows
-            embeddings.register_hook(lambda _: clock.turn("all-to-all"))
+            embeddings.register_hook(lambda _: clock.switch_to("all-to-all"))
             for rows in found:
-                rows.register_hook(lambda _: clock.turn("optimizer"))
+                rows.register_hook(lambda _: clock.switch_to("optimizer"))
         return embeddings
 
     def _room(self, capacity: int, items: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from dist_imsr import logs
-from dist_imsr.launcher import place
+from dist_imsr.launcher import rank_info
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     """
     # The collector would go again and again through all that torch and TorchRec have brought, for a second at the end.
     gc.freeze()
-    logs.start(place().rank)
+    logs.start(rank_info().rank)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
 
     def end(message: str, status: int, together: bool) -> int:
-        together = together or place().world_size == 1
-        if place().rank == 0 or not together:
-            prefix = "" if together else f"rank {place().rank}: "
+        together = together or rank_info().world_size == 1
+        if rank_info().rank == 0 or not together:
+            prefix = "" if together else f"rank {rank_info().rank}: "
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
         logger.debug("ends with status %d: %s", status, message)
         return status

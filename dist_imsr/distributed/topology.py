@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from dist_imsr import devices
 from dist_imsr.distributed.command import Refusal
-from dist_imsr.launcher import Place, place
+from dist_imsr.launcher import RankInfo, rank_info
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def locate() -> Topology:
     return Topology(told.rank, told.world_size, told.local_world_size, device)
 
 
-def _seen() -> Place:
+def _seen() -> RankInfo:
     """The place, as far as this rank's devices show it."""
-    told, count = place(), devices.device_count()
+    told, count = rank_info(), devices.device_count()
     if count == 1 and told.local_world_size > 1:
         # Slurm may show each rank its own device alone; libraries that count devices by ranks take it for a machine.
         return replace(told, local_rank=0, local_world_size=1)
