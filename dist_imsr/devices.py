@@ -19,7 +19,7 @@ def is_cuda(device: torch.device) -> bool:
 
 
 def device_count() -> int:
-    """The number of CUDA devices that this process sees; 0 if DS_ACCELERATOR=cpu, DeepSpeed's variable, rules them out."""
+    """The number of CUDA devices that this process sees; 0 if DeepSpeed's variable DS_ACCELERATOR is ``cpu``."""
     return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 

@@ -1,4 +1,4 @@
-"""Logging of a command: rank 0 writes to the terminal, and each rank of a run writes everything to a file of its own."""
+"""Logging of a command: rank 0 logs to the terminal, and each rank of a run logs everything to a file of its own."""
 
 import contextlib
 import logging

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_imsr.files import NewerFormat, HashedFile, check_file, check_version, write_whole
+from dist_imsr.files import HashedFile, NewerFormat, check_file, check_version, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -21,7 +21,9 @@ def test_alone():
 
 def test_a_batch_script_is_not_a_rank():
     """sbatch sets these in the script itself, where SLURM_NTASKS counts processes that nobody started."""
-    assert rank_info({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}) == RankInfo()
+    assert (
+        rank_info({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}) == RankInfo()
+    )
 
 
 def test_deepspeed_tells_the_ranks_of_a_machine_under_a_name_of_its_own():
@@ -38,7 +40,9 @@ def test_srun():
     told = rank_info(_STEP)
     assert told == RankInfo(5, 6, 1, 2, "gpu007", told.port)
     assert 15000 <= told.port < 29000
-    assert told.port == rank_info(_STEP | {"SLURM_PROCID": "0"}).port != rank_info(_STEP | {"SLURM_JOB_ID": "30008"}).port
+    assert (
+        told.port == rank_info(_STEP | {"SLURM_PROCID": "0"}).port != rank_info(_STEP | {"SLURM_JOB_ID": "30008"}).port
+    )
 
 
 def test_what_a_user_exports_comes_before_what_slurm_gives():

@@ -85,14 +85,14 @@ def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
             raw = pq.read_table(path, columns=[pq.read_schema(path).names[0]]).column(0).combine_chunks()
         else:
             raw = pa.array([line for line in map(str.strip, path.read_text().splitlines()) if line], pa.string())
-        raw = raw.cast(dataset.raw_type("users"))
+        raw = raw.cast(dataset.raw_id_type("users"))
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
         raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
     if not len(raw) or raw.null_count:
         raise ValueError(f"users: {path} holds {'empty' if raw.null_count else 'no'} user ids")
     raw = raw.unique()
     if config.unknown == "error":  # those whom the data know may still lack interests, which only the ranks can tell
-        _refuse(raw, np.flatnonzero(dataset.dense(raw) < 0))
+        _refuse(raw, np.flatnonzero(dataset.dense_user_ids(raw) < 0))
     return raw
 
 
@@ -145,7 +145,7 @@ def _rows(
     have = store.counts.cpu() > 0
     if raw is None:
         return have.nonzero().squeeze(1)
-    dense = torch.from_numpy(dataset.dense(raw))
+    dense = torch.from_numpy(dataset.dense_user_ids(raw))
     mine = (dense >= store.first_user) & (dense < store.first_user + len(have))
     rows = dense[mine] - store.first_user
     # Whoever no rank holds interests of is unknown: each rank says whom it knows.
@@ -186,8 +186,8 @@ def _table(
     owners = np.broadcast_to(users.numpy(force=True)[:, None], real.shape)
     return pa.table(
         {
-            "user": dataset.raw("users", owners[real]),
-            "item": dataset.raw("items", ids.numpy(force=True)[real]),
+            "user": dataset.raw_ids("users", owners[real]),
+            "item": dataset.raw_ids("items", ids.numpy(force=True)[real]),
             "score": scores.numpy(force=True)[real],
             "rank": place[real],
             "interest": spoke.numpy(force=True)[real].astype(np.int32),

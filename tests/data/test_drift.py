@@ -28,27 +28,27 @@ def test_interactions_follow_the_truth(config):
     for chunk in range(drift.chunks):
         truth = drift.interests(chunk)
         for row in range(len(truth.clusters)):
-            had = truth.born[row] <= SPANS
+            had = truth.birth_span[row] <= SPANS
             assert len(set(truth.clusters[row, had])) == had.sum()  # no interest twice
         for span, (users, items, times) in enumerate(_events(drift, chunk)):
             rows = users - chunk * 1024
-            has = (truth.clusters[rows] == drift.clusters[items][:, None]) & (truth.born[rows] <= span)
+            has = (truth.clusters[rows] == drift.clusters[items][:, None]) & (truth.birth_span[rows] <= span)
             assert has.any(1).all()
-            assert (drift.item_born[items] <= span).all()
+            assert (drift.item_birth_span[items] <= span).all()
             assert (drift.edges[span] <= times).all()
             assert (times < drift.edges[span + 1]).all()
-    assert (truth.born[:, : config.interests] == 0).all()
+    assert (truth.birth_span[:, : config.interests] == 0).all()
 
 
 def test_rates_are_as_asked_for():
     drift = PlantedDrift(SMALL, 0.5, SPANS)
     truth = drift.interests(0)
     users = len(truth.clusters)
-    grown = (truth.born[:, SMALL.interests :] <= SPANS).mean()
+    grown = (truth.birth_span[:, SMALL.interests :] <= SPANS).mean()
     assert grown == pytest.approx(SMALL.growth, abs=4 * 0.5 / np.sqrt(users * SPANS))
     moved = (np.diff(truth.styles, axis=0) != 0).mean()
     assert moved == pytest.approx(SMALL.drift, abs=0.02)
-    assert (drift.item_born > 0).mean() == pytest.approx(1 - (1 - SMALL.fresh) ** 2, abs=0.1)
+    assert (drift.item_birth_span > 0).mean() == pytest.approx(1 - (1 - SMALL.fresh) ** 2, abs=0.1)
     counts = [sum(len(spans[t][0]) for spans in (_events(drift, 0), _events(drift, 1))) for t in range(SPANS + 1)]
     assert counts == pytest.approx([45_000, 15_000, 15_000, 15_000], rel=0.05)
 
@@ -56,11 +56,11 @@ def test_rates_are_as_asked_for():
 def test_a_debut_is_seen_in_the_span_of_its_birth():
     drift = PlantedDrift(replace(SMALL, debut=3.0), 0.5, SPANS)
     truth, (users, items, _) = drift.interests(0), _events(drift, 0)[1]
-    born_now = np.where(truth.born == 1, truth.clusters, -1)
+    born_now = np.where(truth.birth_span == 1, truth.clusters, -1)
     fresh = (born_now[users] == drift.clusters[items][:, None]).any(1)
     grown = (born_now >= 0).any(1)
-    weights = np.where(truth.born == 1, 3 * truth.weights, truth.weights * (truth.born == 0))[grown]
-    wanted = (weights * (truth.born[grown] == 1)).sum(1) / weights.sum(1)
+    weights = np.where(truth.birth_span == 1, 3 * truth.weights, truth.weights * (truth.birth_span == 0))[grown]
+    wanted = (weights * (truth.birth_span[grown] == 1)).sum(1) / weights.sum(1)
     assert fresh[grown[users]].mean() == pytest.approx(wanted.mean(), abs=0.02)
 
 
@@ -109,7 +109,9 @@ def test_prepared_truth_speaks_of_dense_ids(prepared):
     for user, raw in zip(users["user"], users["raw"], strict=True):
         one = planted[raw // 1024]
         at = raw % 1024
-        expected += [(user, int(c), int(b)) for c, b in zip(one.clusters[at], one.born[at], strict=True) if b <= SPANS]
+        expected += [
+            (user, int(c), int(b)) for c, b in zip(one.clusters[at], one.birth_span[at], strict=True) if b <= SPANS
+        ]
     assert list(zip(truth["user"], truth["cluster"], truth["span"], strict=True)) == sorted(expected)
     held = {(user, c): span for user, c, span in expected}
     for span, bucket in itertools.product(range(dataset.spans), range(dataset.buckets)):

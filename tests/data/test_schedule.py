@@ -13,7 +13,7 @@ batches = st.integers(1, 40)
 def _users(buckets, sizes, all_sizes, batch, keys):
     """Who is in each step, as (bucket, user), for the owner of some buckets."""
     schedule = Schedule(buckets, [sizes[bucket] for bucket in buckets], sum(all_sizes), batch)
-    order = schedule.shuffled(*keys)
+    order = schedule.shuffle(*keys)
     names = [(bucket, user) for bucket in buckets for user in range(sizes[bucket])]
     return [[names[order[place]] for place in schedule.places(step)] for step in range(schedule.steps)]
 

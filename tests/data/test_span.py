@@ -165,6 +165,6 @@ def test_a_sample_is_tested_whoever_asks(dataset):
 
 def test_memory_maps_are_read_where_a_batch_needs_them(dataset):
     data = SpanData(dataset, 1, range(8), CONFIG, 0, lambda values: values)
-    for sequences in data._sequences:
+    for sequences in data.reader.sequences:
         assert not sequences.items.flags.owndata
         assert not sequences.items.flags.writeable

@@ -10,11 +10,11 @@ from torchrec import JaggedTensor
 
 from dist_imsr import devices
 from dist_imsr.data.jagged import jagged
-from dist_imsr.data.steps import Movable, Steps
+from dist_imsr.data.steps import Steps, TensorBatch
 
 
 @dataclass
-class _Numbers(Movable):
+class _Numbers(TensorBatch):
     step: int
     values: torch.Tensor
     sequences: JaggedTensor

@@ -85,7 +85,7 @@ def test_what_cannot_be_tested_is_refused(finished, capsys, arguments, named):
 
 def test_popularity_is_that_of_the_log(finished):
     dataset = FinishedRun(finished.folder).dataset
-    items = dataset.raw("items", np.arange(10)).to_pylist()
+    items = dataset.raw_ids("items", np.arange(10)).to_pylist()
     assert dataset.popularity(range(10)).tolist() == [
         sum(item == other for _, other, _ in finished.log) for item in items
     ]
@@ -116,7 +116,7 @@ def _grown(topology, folder):
     """The table that span 2 is tested with on span 3: it holds what span 3 brings, too."""
     run = FinishedRun(folder)
     state = SpanState(run, 2, run.dataset.items_by_span[3], topology, RankingConfig())
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
+    items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
     return None, dict(zip(items, state.catalogue.weight.double().numpy(), strict=False))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import NewerFormat, HashedFile
+from dist_imsr.files import HashedFile, NewerFormat
 from dist_imsr.training.storage import CHECKSUM, MANIFEST, Stored, store
 from tests.ranks import run_ranks
 
