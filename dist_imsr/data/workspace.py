@@ -155,18 +155,22 @@ class Database:
         except OSError as error:
             raise ValueError(f"temp_dir: {parent} cannot be written: {error}") from error
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="duckdb")
-        self.connection = duckdb.connect(
-            str(self._folder / "prepare.duckdb"),
-            config={
-                "memory_limit": f"{memory_limit // 2**20}MiB",
-                "threads": threads,
-                "temp_directory": str(self._folder / "spill"),
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
-        for setting in ("TimeZone = 'UTC'", "enable_progress_bar = true", "enable_progress_bar_print = false"):
-            self.connection.execute(f"SET {setting}")
+        try:
+            self.connection = duckdb.connect(
+                str(self._folder / "prepare.duckdb"),
+                config={
+                    "memory_limit": f"{memory_limit // 2**20}MiB",
+                    "threads": threads,
+                    "temp_directory": str(self._folder / "spill"),
+                    "autoinstall_known_extensions": False,
+                    "autoload_known_extensions": False,
+                },
+            )
+            for setting in ("TimeZone = 'UTC'", "enable_progress_bar = true", "enable_progress_bar_print = false"):
+                self.connection.execute(f"SET {setting}")
+        except BaseException:  # Ctrl-C while the database opens
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
     def __enter__(self) -> Self:
         return self
