@@ -34,9 +34,7 @@ def show(report: Report) -> None:
 def main() -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--limit", type=float, default=120.0, help="seconds after which a process counts as hung"
-    )
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a process counts as hung")
     report = examine(parser.parse_args().limit)
     show(report)
     return 1 if report.findings else 0

@@ -21,12 +21,12 @@ def main(argv: list[str] | None = None) -> int:
             locate().world_size == 1, "ranks", locate().world_size, "one: an index lives on one machine; use python"
         )
         finished = FinishedRun(config.run_dir, config.data)
-        summary = export(config, finished, finished.at(config.span), connect())
+        done = export(config, finished, finished.at(config.span), connect())
         recall = f"recall@{config.top}"
         output_console().print(
-            f"{config.output}: {summary['items']:,} items, {summary['interests']:,} interests of {summary['users']:,} users "
-            f"after span {summary['span']}; the index finds {summary[recall]:.4f} of the exact top {config.top} "
-            f"({summary['sampled_users']:,} users)",
+            f"{config.output}: {done['items']:,} items, {done['interests']:,} interests of {done['users']:,} users "
+            f"after span {done['span']}; the index finds {done[recall]:.4f} of the exact top {config.top} "
+            f"({done['sampled_users']:,} users)",
             highlight=False,
             soft_wrap=True,
         )

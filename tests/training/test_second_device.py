@@ -30,7 +30,7 @@ from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import begin, check
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
-from tests.second_device import DEVICE, Moved, held, there
+from tests.second_device import DEVICE, DeviceTensor, cpu_values, second_device
 
 _HOST = torch.device("cpu")
 
@@ -58,12 +58,12 @@ class _Table:
 
     @property
     def weight(self):
-        return Moved(self._table.weight)
+        return DeviceTensor(self._table.weight)
 
     @property
     def state(self):
         state = self._table.state.items()
-        return {name: ShardRows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
+        return {name: ShardRows(DeviceTensor(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
     def steps(self):
@@ -74,8 +74,8 @@ class _Table:
         self._table.steps = steps
 
     def lookup(self, *sequences):
-        assert all(isinstance(part, Moved) for one in sequences for part in (one.values(), one.lengths()))
-        asked = (JaggedTensor(held(one.values()), lengths=held(one.lengths())) for one in sequences)
+        assert all(isinstance(part, DeviceTensor) for one in sequences for part in (one.values(), one.lengths()))
+        asked = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
         return [found.to(DEVICE) for found in self._table.lookup(*asked)]
 
     def twin(self):
@@ -113,7 +113,7 @@ def _runs(topology, config, device):
     """Lines and interests of a run that stops in a span and goes on from its checkpoint."""
     topology, told, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
     tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
-    with there(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
+    with second_device(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
         for spans in (1, 2):
             config = replace(config, training=replace(config.training, spans=spans))
             dataset, candidates = check(config)
@@ -125,8 +125,8 @@ def _runs(topology, config, device):
         {"offsets": store.offsets, **store.slots._asdict()},
         device == DEVICE and config.store.memory == "device",
     )
-    assert all(isinstance(one, Moved) == far for one in kept.values())
-    return told, {name: held(one) for name, one in kept.items()}
+    assert all(isinstance(one, DeviceTensor) == far for one in kept.values())
+    return told, {name: cpu_values(one) for name, one in kept.items()}
 
 
 _GROWING = InterestPolicy(
