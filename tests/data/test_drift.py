@@ -1,4 +1,4 @@
-"""The generator's promises: its truth holds in its interactions, and both are functions of the options alone."""
+"""Generated interactions agree with their truth, and both are functions of the options alone."""
 
 import itertools
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_interactions_follow_the_truth(config):
     assert (truth.birth_span[:, : config.interests] == 0).all()
 
 
-def test_rates_are_as_asked_for():
+def test_rates_are_as_configured():
     drift = PlantedDrift(SMALL, 0.5, SPANS)
     truth = drift.interests(0)
     users = len(truth.clusters)
@@ -53,7 +53,7 @@ def test_rates_are_as_asked_for():
     assert counts == pytest.approx([45_000, 15_000, 15_000, 15_000], rel=0.05)
 
 
-def test_a_debut_is_seen_in_the_span_of_its_birth():
+def test_new_interests_are_more_frequent_in_their_first_span():
     drift = PlantedDrift(replace(SMALL, debut=3.0), 0.5, SPANS)
     truth, (users, items, _) = drift.interests(0), _events(drift, 0)[1]
     born_now = np.where(truth.birth_span == 1, truth.clusters, -1)
@@ -76,10 +76,10 @@ def test_popularity_is_a_power_law():
 
 
 def test_a_chunk_depends_on_no_other():
-    """So that any size streams: more users change nothing of the first ones, nor does reading them in another order."""
+    """More users, or another order of reading, do not change the first users; so data of any size can be streamed."""
     drift, more = (PlantedDrift(config, 0.5, SPANS) for config in (SMALL, replace(SMALL, users=4000)))
     more.interests(2)
-    scaled = replace(SMALL, users=4000, interactions=[120_000, 40_000])  # as many for each user
+    scaled = replace(SMALL, users=4000, interactions=[120_000, 40_000])  # the same number for each user
     for one, other in zip(_events(drift, 0), _events(PlantedDrift(scaled, 0.5, SPANS), 0), strict=True):
         for mine, theirs in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
@@ -94,7 +94,7 @@ def prepared(tmp_path_factory):
     return folder, prepare(config, Console(quiet=True))
 
 
-def test_prepared_truth_speaks_of_dense_ids(prepared):
+def test_prepared_truth_has_dense_ids(prepared):
     folder, manifest = prepared
     drift, dataset = PlantedDrift(SMALL, 0.5, SPANS), Dataset(DataConfig(folder, verify=True))
     assert manifest["span_edges"] == drift.edges.tolist()
@@ -104,7 +104,7 @@ def test_prepared_truth_speaks_of_dense_ids(prepared):
     cluster = pq.read_table(folder / "truth_items.parquet")["cluster"].to_numpy()
     np.testing.assert_array_equal(cluster, drift.clusters[items["raw"]])
     planted = [drift.interests(chunk) for chunk in range(drift.chunks)]
-    assert len(users["raw"]) < SMALL.users  # min_interactions took some, and their truth with them
+    assert len(users["raw"]) < SMALL.users  # min_interactions removed some, and their truth
     expected = []
     for user, raw in zip(users["user"], users["raw"], strict=True):
         one = planted[raw // 1024]
@@ -113,12 +113,12 @@ def test_prepared_truth_speaks_of_dense_ids(prepared):
             (user, int(c), int(b)) for c, b in zip(one.clusters[at], one.birth_span[at], strict=True) if b <= SPANS
         ]
     assert list(zip(truth["user"], truth["cluster"], truth["span"], strict=True)) == sorted(expected)
-    held = {(user, c): span for user, c, span in expected}
+    birth_span = {(user, c): span for user, c, span in expected}
     for span, bucket in itertools.product(range(dataset.spans), range(dataset.buckets)):
         sequences = dataset.sequences(span, bucket)
         owners = sequences.users.repeat(np.diff(sequences.offsets))
         for user, item in zip(owners.tolist(), sequences.items.tolist(), strict=True):
-            assert held[user, cluster[item]] <= span
+            assert birth_span[user, cluster[item]] <= span
 
 
 def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
@@ -140,7 +140,7 @@ def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
         ({"activity": -1.0}, r"drift\.activity"),
     ],
 )
-def test_impossible_options_are_named(options, key, tmp_path):
+def test_errors_name_impossible_options(options, key, tmp_path):
     with pytest.raises(ValueError, match=key):
         prepare(
             PrepareConfig(source="drift", output=tmp_path / "data", drift=replace(SMALL, **options)),
@@ -149,7 +149,7 @@ def test_impossible_options_are_named(options, key, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_options_of_drift_belong_to_drift(tmp_path):
+def test_other_sources_refuse_options_of_drift(tmp_path):
     with pytest.raises(ValueError, match=r"drift: .*--source drift"):
         PrepareConfig(source="csv", input=tmp_path, output=tmp_path / "data", drift=SMALL)
     with pytest.raises(ValueError, match=r"input: .*--source drift"):

@@ -26,7 +26,7 @@ def test_histories_equal_plain_loops(dataset, span, buckets):
     assert [part.tolist() for part in found.values().split(found.lengths().tolist())] == wanted
 
 
-def test_nobody(dataset):
+def test_no_users(dataset):
     found = History(dataset, range(8), 2)(torch.empty(0, dtype=torch.int64))
     assert len(found.values()) == len(found.lengths()) == 0
     assert not known_users(dataset, range(8), -1).any()

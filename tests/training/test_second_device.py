@@ -47,11 +47,11 @@ def rank():
 
 
 class _Table:
-    """TorchRec's table, which stays on the host, as it looks from the device."""
+    """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, *given):
-        *given, self.topology = given
-        self._table = Catalogue(*given, replace(self.topology, device=_HOST))
+    def __init__(self, *arguments):
+        *arguments, self.topology = arguments
+        self._table = Catalogue(*arguments, replace(self.topology, device=_HOST))
 
     def __getattr__(self, name):
         return getattr(self._table, name)
