@@ -100,9 +100,9 @@ class SpanData:
             The batches of users with at least 2 interactions to train on.
         """
         rows, schedule = self._schedule(self.trainees, self.config.size)
-        keys = (self.seed, self.span, epoch)
+        keys = [self.seed, self.span, epoch]
         if self._own_span != self.span:
-            keys = *keys, self._own_span
+            keys.append(self._own_span)
         drawn = schedule.draw(np.random.Generator.random, _CUT, *keys)
         order = schedule.shuffle(_SHUFFLE, *keys)
         rows, drawn = rows[order], drawn[order]
