@@ -78,7 +78,7 @@ class _Table:
         asked = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
         return [found.to(DEVICE) for found in self._table.lookup(*asked)]
 
-    def twin(self):
+    def frozen_copy(self):
         twin = object.__new__(_Table)
         twin.topology, twin._table = self.topology, self._table.frozen_copy()
         return twin
