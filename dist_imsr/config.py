@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from dist_imsr.checks import require
-from dist_imsr.launcher import read_rank_info
+from dist_imsr.launcher import rank_info
 
 Section = TypeVar("Section")
 
@@ -40,7 +40,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
         return _read(parser, tree, _without_local_rank(sys.argv[1:] if argv is None else argv))
     except (ArgumentError, ValueError) as error:
         line = f"{parser.prog}: {_one_line(error)} (--help lists the keys)\n"
-        parser.exit(2, line if read_rank_info().rank == 0 else None)
+        parser.exit(2, line if rank_info().rank == 0 else None)
 
 
 def resolve(tree: type[Section], argv: Sequence[str]) -> Section:

@@ -1,4 +1,4 @@
-"""Measures on this machine: bench.py BENCHMARK [--json FILE] [OPTIONS]; bench.py BENCHMARK --help lists the options."""
+"""Runs a benchmark on this machine: bench.py BENCHMARK [--json FILE] [OPTIONS]; see bench.py BENCHMARK --help."""
 
 import sys
 
@@ -10,22 +10,22 @@ from dist_imsr.console import output_console
 
 
 def main(argv: list[str]) -> int:
-    """Runs one benchmark, prints its figures and writes them where ``--json`` says; or all of them.
+    """Runs one benchmark, or all; prints the figures and writes them to the file of ``--json``.
 
     Args:
-        argv: the benchmark's name and its options.
+        argv: the name of the benchmark and its options.
 
     Returns:
-        The exit status: 2 without a benchmark's name, 1 where a rank failed, 130 after Ctrl-C.
+        The exit status: 0; 2 without a name, 1 if a rank failed, 130 after Ctrl-C.
     """
     name = argv[0] if argv else ""
     if name == "all":
         return run_all(argv[1:], output_console())
     if name not in BENCHMARKS:
-        asked = name in ("-h", "--help")
+        wants_help = name in ("-h", "--help")
         names = ", ".join((*BENCHMARKS, "all"))
-        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if wants_help else sys.stderr)
+        return 0 if wants_help else 2
     options = parse(BENCHMARKS[name].options, argv[1:])
     try:
         rows = [figure.row() for figure in BENCHMARKS[name].measure(options)]

@@ -1,6 +1,6 @@
-"""Writes each user's best items of the whole catalogue, with raw ids, as a Parquet file.
+"""Writes each user's top items of the whole catalogue, with raw ids, to a Parquet file.
 
-Alone: ``python launch/recommend.py ...``; on several ranks: ``deepspeed --num_accelerators 2 launch/recommend.py ...``.
+On one rank: ``python launch/recommend.py ...``; on two: ``deepspeed --num_accelerators 2 launch/recommend.py ...``.
 """
 
 import logging
@@ -14,14 +14,7 @@ from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: the arguments.
-
-    Returns:
-        The exit status; 2 where the run, its data or its users are missing.
-    """
+    """Runs the command; returns the exit status, 2 if the run, its data or its users are missing."""
     config = parse(RecommendConfig, argv, description=__doc__)
 
     def work() -> None:

@@ -9,8 +9,8 @@ import os
 
 from dist_imsr.config import parse
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.data.rows import span_edges
 from dist_imsr.data.sources import TAOBAO_WINDOW
+from dist_imsr.data.writer import span_edges
 from dist_imsr.files import digest_of
 
 

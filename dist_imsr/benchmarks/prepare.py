@@ -16,7 +16,7 @@ from dist_imsr.checks import require, require_file, require_folder
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.phases import memory_of
+from dist_imsr.phases import process_memory
 
 _OURS = Path(__file__).parents[2] / "launch" / "prepare.py"
 _POLARS = Path(__file__).with_name("polars_prepare.py")
@@ -141,7 +141,7 @@ def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             # The kernel keeps the peak; getrusage would count what this process held when it started the other.
-            peak = max(peak, memory_of(process.pid).get("VmHWM", 0))
+            peak = max(peak, process_memory(process.pid).get("VmHWM", 0))
             time.sleep(_POLL_SECONDS)
         seconds, said = time.perf_counter() - begin, process.communicate()[1].splitlines()
     shutil.rmtree(output, ignore_errors=True)

@@ -12,7 +12,7 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, met
+from dist_imsr.data.history import History, known_users
 from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
@@ -103,7 +103,7 @@ class Evaluator:
         """
         begin, items, most = time.perf_counter(), self.dataset.items_by_span[span], max(self.config.top)
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
-        known = met(self.dataset, self.buckets, span - 1)
+        known = known_users(self.dataset, self.buckets, span - 1)
         history = History(self.dataset, self.buckets, span - 1) if self.config.exclude_seen else None
         metrics = Metrics(self.config.top)
         beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, items) if self.config.beyond else None
@@ -127,8 +127,8 @@ class Evaluator:
         """One row per user; ranks beyond the largest N are not exact and therefore null."""
         items, last = batch.targets.values()[batch.last], ranks[batch.last].numpy(force=True)
         columns = {
-            "user": self.dataset.raw("users", batch.users.numpy(force=True)),
-            "item": self.dataset.raw("items", items.numpy(force=True)),
+            "user": self.dataset.raw_ids("users", batch.users.numpy(force=True)),
+            "item": self.dataset.raw_ids("items", items.numpy(force=True)),
             "rank": pa.array(last, mask=last > max(self.config.top)),
             "new": batch.last_is_new.numpy(force=True),
         }

@@ -134,7 +134,7 @@ def _write_items(path: Path, dataset: Dataset, weight: np.ndarray) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         for first in range(0, len(weight), _ROWS):
             part = weight[first : first + _ROWS]
-            raw = dataset.raw("items", np.arange(first, first + len(part)))
+            raw = dataset.raw_ids("items", np.arange(first, first + len(part)))
             yield pa.record_batch({"item": raw.combine_chunks(), "vector": _lists(part)})
 
     write_table(path, batches())
@@ -150,7 +150,7 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
             part = slice(begin, begin + _ROWS)
             yield pa.record_batch(
                 {
-                    "user": dataset.raw("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
+                    "user": dataset.raw_ids("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
                     "interest": slots[part].int().numpy(),
                     "born": store.birth_span[part].numpy(force=True),
                     "vector": _lists(store.values[part].numpy(force=True)),

@@ -81,14 +81,14 @@ def requested_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | Non
             raw = pq.read_table(path, columns=[pq.read_schema(path).names[0]]).column(0).combine_chunks()
         else:
             raw = pa.array([line for line in map(str.strip, path.read_text().splitlines()) if line], pa.string())
-        raw = raw.cast(dataset.raw_type("users"))
+        raw = raw.cast(dataset.raw_id_type("users"))
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
         raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
     if not len(raw) or raw.null_count:
         raise ValueError(f"users: {path} holds {'empty' if raw.null_count else 'no'} user ids")
     raw = raw.unique()
     if config.unknown == "error":  # users of the data set without interests are found in `recommend`
-        _refuse(raw, np.flatnonzero(dataset.dense(raw) < 0))
+        _refuse(raw, np.flatnonzero(dataset.dense_user_ids(raw) < 0))
     return raw
 
 
@@ -141,7 +141,7 @@ def _rows(
     has_interests = store.counts.cpu() > 0
     if raw is None:
         return has_interests.nonzero().squeeze(1)
-    dense = torch.from_numpy(dataset.dense(raw))
+    dense = torch.from_numpy(dataset.dense_user_ids(raw))
     mine = (dense >= store.first_user) & (dense < store.first_user + len(has_interests))
     rows = dense[mine] - store.first_user
     # A user without interests on any rank is unknown.
@@ -182,8 +182,8 @@ def _table(
     owners = np.broadcast_to(users.numpy(force=True)[:, None], real.shape)
     return pa.table(
         {
-            "user": dataset.raw("users", owners[real]),
-            "item": dataset.raw("items", ids.numpy(force=True)[real]),
+            "user": dataset.raw_ids("users", owners[real]),
+            "item": dataset.raw_ids("items", ids.numpy(force=True)[real]),
             "score": scores.numpy(force=True)[real],
             "rank": place[real],
             "interest": matching.numpy(force=True)[real].astype(np.int32),

@@ -88,13 +88,13 @@ class Profile:
             schedule=schedule(wait=max(0, min(_SKIPPED, steps - _TRACED - 1)), warmup=1, active=_TRACED, repeat=1),
             on_trace_ready=lambda trace: _export(trace, path),
         ) as steps_traced:
-            clock.mark = record_function
+            clock.trace = record_function
             try:
                 for batch in batches:
                     yield batch
                     steps_traced.step()
             finally:
-                clock.mark = None
+                clock.trace = None
 
     def show(self) -> None:
         """Prints the table of all spans on rank 0 and writes it beside the traces, where it is wanted."""

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import SealedFile, check_file, check_version, sync_folder
+from dist_imsr.files import HashedFile, check_file, check_version, sync_folder
 
 FORMAT_VERSION = 1
 MANIFEST, CHECKSUM = "manifest.json", "manifest.json.sha256"  # as sha256sum writes and reads it
@@ -94,7 +94,7 @@ class _Writer(dcp.StorageWriter):
     def write_data(self, plan: SavePlan, planner: Any) -> Future[list[WriteResult]]:
         results, name = list[WriteResult](), f"tensors-{self.rank:03d}.bin"
         if plan.items:
-            with SealedFile(self.partial / name) as file:
+            with HashedFile(self.partial / name) as file:
                 for item in plan.items:
                     tensor = planner.resolve_data(item).detach().cpu().contiguous()
                     results.append(WriteResult(item.index, tensor.nbytes, (name, file.bytes)))
@@ -103,7 +103,7 @@ class _Writer(dcp.StorageWriter):
             results.append(WriteResult(MetadataIndex(name), file.bytes, file.entry))
         for path, table in self.tables.items():
             (self.partial / path).parent.mkdir(parents=True, exist_ok=True)
-            with SealedFile(self.partial / path) as file, pa.ipc.new_file(file, table.schema) as stream:
+            with HashedFile(self.partial / path) as file, pa.ipc.new_file(file, table.schema) as stream:
                 stream.write_batch(table)
             results.append(WriteResult(MetadataIndex(path), file.bytes, file.entry))
         done: Future[list[WriteResult]] = Future()
@@ -130,9 +130,9 @@ class _Writer(dcp.StorageWriter):
         }
         manifest = {"format_version": FORMAT_VERSION, **self.facts, "tensors": tensors, "files": files}
         text = json.dumps(manifest, separators=(",", ":")).encode()
-        with SealedFile(self.partial / MANIFEST) as file:
+        with HashedFile(self.partial / MANIFEST) as file:
             file.write(text)
-        with SealedFile(self.partial / CHECKSUM) as check:
+        with HashedFile(self.partial / CHECKSUM) as check:
             check.write(_checksum_line(hashlib.sha256(text).hexdigest()))
         for folder in {self.partial, *((self.partial / name).parent for name in files)}:
             sync_folder(folder)

@@ -71,8 +71,8 @@ def state_of(topology, folder, span):
     run = FinishedRun(folder)
     state = SpanState(run, span, run.dataset.items_by_span[span], topology, RankingConfig())
     counts = state.store.counts
-    users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
+    users = run.dataset.raw_ids("users", np.arange(len(counts))).to_pylist()
+    items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
     stored = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
     rows = state.catalogue.flushed_weight().double().numpy()
     return dict(zip(users, stored, strict=True)), dict(zip(items, rows, strict=False))

@@ -85,7 +85,7 @@ def test_spans_that_cannot_be_tested_are_refused(finished, capsys, arguments, na
 
 def test_popularity_is_that_of_the_log(finished):
     dataset = FinishedRun(finished.folder).dataset
-    items = dataset.raw("items", np.arange(10)).to_pylist()
+    items = dataset.raw_ids("items", np.arange(10)).to_pylist()
     assert dataset.popularity(range(10)).tolist() == [
         sum(item == other for _, other, _ in finished.log) for item in items
     ]
@@ -116,7 +116,7 @@ def _grown(topology, folder):
     """The item table for testing span 2 on span 3, which also has the new items of span 3."""
     run = FinishedRun(folder)
     state = SpanState(run, 2, run.dataset.items_by_span[3], topology, RankingConfig())
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
+    items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
     return None, dict(zip(items, state.catalogue.flushed_weight().double().numpy(), strict=False))
 
 

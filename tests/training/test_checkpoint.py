@@ -19,7 +19,7 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.evaluator import EvalConfig
-from dist_imsr.files import SealedFile
+from dist_imsr.files import HashedFile
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
@@ -233,7 +233,7 @@ def _chosen(topology, config):
 
 def _with_full_disk(topology, config, after):
     """A run whose disk is full on the last rank after so many writes, and for the five after these."""
-    writes, real = [0], SealedFile.write
+    writes, real = [0], HashedFile.write
 
     def write(file, data):
         writes[0] += 1
@@ -241,13 +241,13 @@ def _with_full_disk(topology, config, after):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    SealedFile.write, said, handler = write, [], logging.Handler()
+    HashedFile.write, said, handler = write, [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("dist_imsr").addHandler(handler)
     try:
         return run(topology, config), said
     finally:
-        SealedFile.write = real
+        HashedFile.write = real
         logging.getLogger("dist_imsr").removeHandler(handler)
 
 

@@ -154,7 +154,7 @@ def test_steps_are_traced_once_a_span_and_an_early_end_is_none(tmp_path):
     steps = profile.traced(iter(range(20)), 0, 20)
     assert next(steps) == 0
     steps.close()
-    assert clock.mark is None
+    assert clock.trace is None
     assert list(profile.traced(iter(range(20)), 0, 20)) == list(range(20))
     assert list((tmp_path / FOLDER).iterdir()) == []
     for steps in (0, 1, 2):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import NewerFormat, SealedFile
+from dist_imsr.files import HashedFile, NewerFormat
 from dist_imsr.training.storage import CHECKSUM, MANIFEST, Stored, store
 from tests.ranks import run_ranks
 
@@ -154,20 +154,20 @@ def test_no_file_is_a_pickle(folder, monkeypatch):
 
 
 def _save_with_fault(topology, folder):
-    real = SealedFile.write
+    real = HashedFile.write
 
     def write(file, data):
         if topology.rank == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    SealedFile.write = write
+    HashedFile.write = write
     try:
         _save(topology, folder)
     except OSError as error:
         return str(error)
     finally:
-        SealedFile.write = real
+        HashedFile.write = real
 
 
 def test_a_fault_of_one_rank_is_told_to_all_and_leaves_the_old(folder):
