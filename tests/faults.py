@@ -76,7 +76,7 @@ def disturbed(config, kills, draw, points, steps, world_size=2, tell=lambda *_: 
             try:
                 told = ranks.call(counted, config, kill)
             except RuntimeError as error:
-                if "died without a word" not in str(error) and "Connection" not in str(error):
+                if "died without an answer" not in str(error) and "Connection" not in str(error):
                     raise
                 deaths += 1
                 tell(kill, time.monotonic() - begin)
