@@ -71,7 +71,7 @@ class Targets(NamedTuple):
     ties: torch.Tensor  # [users]
     excluded: Pairs
 
-    def count(self, kernel: Callable[..., torch.Tensor] = count_better, **launch: Launch) -> torch.Tensor:
+    def count_better(self, kernel: Callable[..., torch.Tensor] = count_better, **launch: Launch) -> torch.Tensor:
         """The number of items that beat each target, by `count_better` or the CUDA kernel."""
         return kernel(self.shard, self.users, self.owners, self.items, self.scores, self.ties, self.excluded, **launch)
 
@@ -101,7 +101,7 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
         "tf32_product": partial(targets.product, torch.float32, tf32=True),
         "bf16_product": partial(targets.product, torch.bfloat16),
     }
-    counters: dict[str, Callable[[], torch.Tensor]] = {"pytorch": targets.count}
+    counters: dict[str, Callable[[], torch.Tensor]] = {"pytorch": targets.count_better}
     counters |= {name: _fused(targets, launch) for name, launch in CANDIDATES.items()}
     # This check is also the warm-up.
     expected = counters["pytorch"]()
@@ -109,7 +109,7 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
         differ = int((count() != expected).sum())
         if differ:
             raise RuntimeError(f"{differ} of {len(expected)} counts of {name} are not those of the PyTorch version")
-    sides: dict[str, Callable[[], object]] = products | counters
+    sides: dict[str, Callable[[], object]] = {**products, **counters}
     clocks = [partial(_seconds, side, targets.users.device) for side in sides.values()]
     take_turns(1, *clocks)
     seconds = dict(zip(sides, take_turns(options.repeats, *clocks), strict=True))
@@ -150,7 +150,7 @@ def draw_targets(options: KernelBench) -> Targets:
 def _fused(targets: Targets, launch: Launch) -> Callable[[], torch.Tensor]:
     from dist_imsr.evaluation import fused  # needs Triton, which machines without CUDA may lack
 
-    return partial(targets.count, fused.count_better, launch=launch)
+    return partial(targets.count_better, fused.count_better, launch=launch)
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:

@@ -117,7 +117,7 @@ def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]
     output = log.with_suffix("")
     values = {key: getattr(options, key) for key in _SHARED if getattr(options, key) is not None}
     arguments = {"source": "taobao", "input": log, "output": output} | values
-    command = [sys.executable, program, *(f"--{key}={value}" for key, value in arguments.items())]
+    command = [sys.executable, str(program), *(f"--{key}={value}" for key, value in arguments.items())]
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:

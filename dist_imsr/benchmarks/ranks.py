@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from dist_imsr.launcher import Place
 from dist_imsr.processes import free_port, new_process
@@ -72,7 +72,7 @@ class LocalRanks:
                     raise RuntimeError(f"rank {rank} of {self.world_size} failed:\n{error}")
         return results
 
-    def __enter__(self) -> "LocalRanks":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
