@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_imsr.benchmarks.options import FolderOptions
-from dist_imsr.benchmarks.report import Bound, Figure, Floor, ratios
+from dist_imsr.benchmarks.report import Bound, Figure, Floor, figures_of, ratios
 from dist_imsr.benchmarks.steps import StepsOptions, StepsWorker, build_recommender
 from dist_imsr.benchmarks.world import Workers, World, take_turns, timed
 from dist_imsr.checks import require
@@ -80,19 +80,28 @@ def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
         saving, quiet = take_turns(
             options.repeats, partial(_train, workers, steps, True), partial(_train, workers, steps, False)
         )
-    settings = options.settings
     lost = [one[0] - other[0] for one, other in zip(saving, quiet, strict=True)]
-    blocks = settings | {"steps": steps, "seconds_waited_at_the_end": [waited for _, _, waited in saving]}
+    bounds = {
+        "seconds_a_save": _plain_bound("seconds_a_plain_write", write),
+        "seconds_a_load": _plain_bound("seconds_a_plain_read", read),
+    }
+    files = {
+        "seconds_a_save": save,
+        "seconds_a_plain_write": write,
+        "seconds_a_load": load,
+        "seconds_a_plain_read": read,
+    }
+    rates = {"save_rate_over_plain_write": ratios(write, save), "load_rate_over_plain_read": ratios(read, load)}
+    training = {
+        "train_seconds_lost_per_save": lost,
+        "train_seconds_blocked_per_save": [blocked for _, blocked, _ in saving],
+    }
+    waited = {"steps": steps, "seconds_waited_at_the_end": [waited for _, _, waited in saving]}
     return [
-        Figure("checkpoint_bytes", "bytes", [size], settings),
-        Figure("save_rate_over_plain_write", "ratio", ratios(write, save), settings),
-        Figure("load_rate_over_plain_read", "ratio", ratios(read, load), settings),
-        Figure("seconds_a_save", "s", save, settings, _plain_bound("seconds_a_plain_write", write)),
-        Figure("seconds_a_plain_write", "s", write, settings),
-        Figure("seconds_a_load", "s", load, settings, _plain_bound("seconds_a_plain_read", read)),
-        Figure("seconds_a_plain_read", "s", read, settings),
-        Figure("train_seconds_lost_per_save", "s", lost, blocks),
-        Figure("train_seconds_blocked_per_save", "s", [blocked for _, blocked, _ in saving], blocks),
+        Figure("checkpoint_bytes", "bytes", [size], options.settings),
+        *figures_of(options.settings, "ratio", rates),
+        *figures_of(options.settings, "s", files, bounds),
+        *figures_of(options.settings | waited, "s", training),
     ]
 
 

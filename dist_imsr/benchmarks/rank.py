@@ -13,7 +13,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.benchmarks.ceilings import matmul_bound
 from dist_imsr.benchmarks.options import MAY_BE_ZERO, WorldOptions
-from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.report import Figure, figures_of, ratios
 from dist_imsr.benchmarks.synthetic import draw_items, draw_users
 from dist_imsr.benchmarks.world import World, take_turns
 from dist_imsr.checks import require
@@ -112,29 +112,23 @@ def _figures(
     exact, first, best = (seconds[precision, query] for query in _QUERIES)
     product = seconds[_PRODUCT]
     kernel = launch_on(torch.device("cuda")).products if options.device == "cuda" else precision
-    bounds = {
-        "ranker_users_per_second": matmul_bound(flops_per_user, kernel),
-        "best_users_per_second": matmul_bound(flops_per_user, precision),
+    users_per_second = {
+        f"ranker_users_per_second{suffix}": [options.users / s for s in exact],
+        f"first_places_users_per_second{suffix}": [options.users / s for s in first],
+        f"best_users_per_second{suffix}": [options.users / s for s in best],
     }
-    rates = {
-        "ranker_users_per_second": exact,
-        "first_places_users_per_second": first,
-        "best_users_per_second": best,
+    bounds = {
+        f"ranker_users_per_second{suffix}": matmul_bound(flops_per_user, kernel),
+        f"best_users_per_second{suffix}": matmul_bound(flops_per_user, precision),
     }
     compared = {
-        "ranker_flops_over_matmul": ratios(product, exact),
-        "best_flops_over_matmul": ratios(product, best),
-        "ranker_users_per_second_over_straightforward": ratios(seconds["straightforward", "best"], best),
-        "ranks_users_per_second_over_straightforward": ratios(seconds["straightforward", "ranks"], exact),
-        "ranker_peak_bytes_over_budget": [peak / (options.memory << 20)],
+        f"ranker_flops_over_matmul{suffix}": ratios(product, exact),
+        f"best_flops_over_matmul{suffix}": ratios(product, best),
+        f"ranker_users_per_second_over_straightforward{suffix}": ratios(seconds["straightforward", "best"], best),
+        f"ranks_users_per_second_over_straightforward{suffix}": ratios(seconds["straightforward", "ranks"], exact),
+        f"ranker_peak_bytes_over_budget{suffix}": [peak / (options.memory << 20)],
     }
-    return [
-        *(
-            Figure(f"{name}{suffix}", "users/s", [options.users / s for s in runs], settings, bounds.get(name))
-            for name, runs in rates.items()
-        ),
-        *(Figure(f"{name}{suffix}", "ratio", runs, settings) for name, runs in compared.items()),
-    ]
+    return figures_of(settings, "users/s", users_per_second, bounds) + figures_of(settings, "ratio", compared)
 
 
 class RankWorker:

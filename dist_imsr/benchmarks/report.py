@@ -80,6 +80,13 @@ class Figure:
         return {"ceiling": {"figure": figure, "value": best, "unit": self.unit, "share": seconds / each}}
 
 
+def figures_of(
+    settings: dict[str, Any], unit: str, runs: Mapping[str, Sequence[float]], bounds: Mapping[str, Bound] | None = None
+) -> list[Figure]:
+    """Figures by name that share settings and unit; some have a bound."""
+    return [Figure(name, unit, each, settings, (bounds or {}).get(name)) for name, each in runs.items()]
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Divides the runs of two sides that took turns, pair by pair."""
     return [one / other for one, other in zip(over, under, strict=True)]

@@ -78,28 +78,18 @@ class StepsOptions(WorldOptions):
         return [rank * self.users // self.ranks for rank in range(self.ranks + 1)]
 
 
-class Side:
-    """One kind of training on a world of ranks.
+Build = Callable[[Topology, StepsOptions], Step]
 
-    Args:
-        world: the ranks; their number is that of the options.
-        options: of the steps.
-        build: makes the step on each rank.
-        batches: made in advance, and used in turn.
-        warmup: steps that are not timed.
+
+class Side:
+    """One kind of training steps on a world of ranks.
 
     Attributes:
-        peak_bytes: the most memory that the ranks' processes have held in all, those of other sides included.
+        peak_bytes: the most memory that the ranks' processes have held, including that of other sides of the world.
     """
 
     def __init__(
-        self,
-        world: World,
-        options: StepsOptions,
-        build: Callable[[Topology, StepsOptions], Step],
-        *,
-        warmup: int,
-        batches: int = _BATCHES,
+        self, world: World, options: StepsOptions, build: Build, *, warmup: int, batches: int = _BATCHES
     ) -> None:
         self.options, self.peak_bytes = options, 0
         self._workers = world.start(StepsWorker, options, build, batches)
@@ -116,22 +106,9 @@ class Side:
 
 
 class StepsWorker:
-    """One rank's training step and its batches.
+    """One rank's training step, and batches that are made in advance and used in turn."""
 
-    Args:
-        topology: this rank's place.
-        options: of the steps.
-        build: makes the step.
-        batches: made in advance, and used in turn.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        options: StepsOptions,
-        build: Callable[[Topology, StepsOptions], Step],
-        batches: int = _BATCHES,
-    ) -> None:
+    def __init__(self, topology: Topology, options: StepsOptions, build: Build, batches: int = _BATCHES) -> None:
         self.topology, self._step = topology, build(topology, options)
         made = [synthetic_batch(options, topology, number).to(topology.device) for number in range(batches)]
         self._batches = pairwise(cycle(made))
@@ -143,7 +120,7 @@ class StepsWorker:
             self._step(batch, following)
 
     def peak_bytes(self) -> int:
-        """The most memory that this process has held: on its CUDA device, or resident on the host."""
+        """The most memory that this process has held, on its CUDA device or resident on the host."""
         return peak_bytes(self.topology.device)
 
 
@@ -159,15 +136,7 @@ def build_recommender(
     interests: int | None = None,
     policy: InterestPolicy | None = None,
 ) -> Recommender:
-    """This rank's part of a model in training, with interests of all users.
-
-    Args:
-        topology: this rank's place.
-        options: sizes and seed.
-        base: the base model.
-        interests: K of every user; the options' by default.
-        policy: how interests are detected, kept and trimmed; not at all by default.
-    """
+    """This rank's part of a model in training, whose users all have K interests, the options' number by default."""
     first_users, interests = options.first_users, interests or options.interests
     model = Recommender(
         policy=policy or InterestPolicy.plain(),

@@ -7,7 +7,7 @@ import torch
 
 from dist_imsr.benchmarks.ceilings import copy_bound
 from dist_imsr.benchmarks.options import MAY_BE_ZERO
-from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.report import Figure, figures_of, ratios
 from dist_imsr.benchmarks.steps import Base, Side, StepsOptions, build_recommender, sharded_step
 from dist_imsr.benchmarks.world import World, take_turns
 from dist_imsr.checks import require
@@ -68,10 +68,8 @@ def bench_store(options: StoreBench) -> list[Figure]:
 
     Figures that end with ``_all_grow`` are of a span in which every user gains ``new`` interests up to ``interests``.
 
-    The ceiling of seconds is the machine's own copy of these bytes.
-
-    The peaks are the memory of the ranks while the store grows for the first time, or is trimmed, without what is not
-    the store, over the store's size afterwards.
+    The ceiling of seconds is the machine's own copy of these bytes. The peaks are of the store's memory while it grows
+    for the first time, or is trimmed, over its size afterwards.
     """
     figures = []
     batches = options.warmup + options.steps * options.repeats
@@ -89,14 +87,7 @@ def bench_store(options: StoreBench) -> list[Figure]:
 
 
 def _growth(options: StoreBench, interests: int, growing: float, suffix: str) -> list[Figure]:
-    """The figures of growth and trimming.
-
-    Args:
-        options: of the benchmark.
-        interests: K of every user before growth.
-        growing: the share of users who gain interests.
-        suffix: of the figures' names.
-    """
+    """The figures of growth and trimming, with K interests of every user before and a share of users who gain more."""
     with World(options) as world:
         workers = world.start(StoreWorker, options, interests, growing)
         peaks = [sum(column) for column in zip(*workers.call(StoreWorker.peak_bytes), strict=True)]
@@ -105,27 +96,24 @@ def _growth(options: StoreBench, interests: int, growing: float, suffix: str) ->
         rounds = [[workers.seconds(method) for method in turn] for _ in range(options.repeats)]
     expand, expand_copy, draw, _, trim, trim_copy, _ = (list(column) for column in zip(*rounds, strict=True))
     both, copies = _sums(expand, trim), _sums(expand_copy, trim_copy)
-    rates = {
-        "expand_and_trim_rate_over_memcpy": ratios(copies, both),
-        "expand_and_trim_rate_over_memcpy_and_drawing": ratios(_sums(copies, draw), both),
-        "expand_rate_over_memcpy": ratios(expand_copy, expand),
-        "trim_rate_over_memcpy": ratios(trim_copy, trim),
-        "expand_peak_bytes_over_held": [peaks[0] / peaks[1]],
-        "trim_peak_bytes_over_held": [peaks[2] / peaks[3]],
-    }
     vector = 2 * 4 * options.dim  # bytes, read and written
     gainers = int(growing * options.users)
     grown, kept = (options.users * interests + gainers * more for more in (options.new, options.new - options.short))
-    seconds = {
-        "seconds_an_expand": (expand, copy_bound(vector * grown)),
-        "seconds_of_its_draws": (draw, None),
-        "seconds_a_trim": (trim, copy_bound(vector * kept)),
-        "seconds_of_both_copies": (copies, copy_bound(vector * (grown + kept))),
+    rates = {
+        f"expand_and_trim_rate_over_memcpy{suffix}": ratios(copies, both),
+        f"expand_and_trim_rate_over_memcpy_and_drawing{suffix}": ratios(_sums(copies, draw), both),
+        f"expand_rate_over_memcpy{suffix}": ratios(expand_copy, expand),
+        f"trim_rate_over_memcpy{suffix}": ratios(trim_copy, trim),
+        f"expand_peak_bytes_over_held{suffix}": [peaks[0] / peaks[1]],
+        f"trim_peak_bytes_over_held{suffix}": [peaks[2] / peaks[3]],
     }
     settings = options.settings | {"interests": interests, "growing": growing}
     return [
-        *(Figure(f"{name}{suffix}", "ratio", runs, settings) for name, runs in rates.items()),
-        *(Figure(f"{name}{suffix}", "s", runs, settings, bound) for name, (runs, bound) in seconds.items()),
+        *figures_of(settings, "ratio", rates),
+        Figure(f"seconds_an_expand{suffix}", "s", expand, settings, copy_bound(vector * grown)),
+        Figure(f"seconds_of_its_draws{suffix}", "s", draw, settings),
+        Figure(f"seconds_a_trim{suffix}", "s", trim, settings, copy_bound(vector * kept)),
+        Figure(f"seconds_of_both_copies{suffix}", "s", copies, settings, copy_bound(vector * (grown + kept))),
     ]
 
 
@@ -134,14 +122,7 @@ def _sums(one: list[float], other: list[float]) -> list[float]:
 
 
 class StoreWorker:
-    """One rank's part of the model, and a block for a copy of its vectors at their largest number.
-
-    Args:
-        topology: this rank's place.
-        options: of the benchmark.
-        interests: K of every user before growth.
-        growing: the share of users who gain interests.
-    """
+    """One rank's part of the model, and a block for a copy of its vectors at their largest number."""
 
     def __init__(self, topology: Topology, options: StoreBench, interests: int, growing: float) -> None:
         self.options, self.topology = options, topology

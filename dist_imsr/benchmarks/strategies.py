@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_imsr.benchmarks.options import MAY_BE_ZERO, WorldOptions
-from dist_imsr.benchmarks.report import Figure, ratios
+from dist_imsr.benchmarks.report import Figure, figures_of, ratios
 from dist_imsr.benchmarks.world import World, take_turns
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import DataConfig, Dataset
@@ -77,14 +77,13 @@ def bench_strategies(options: StrategiesBench) -> list[Figure]:
                 1 + options.spans, *(partial(side.seconds, StrategyWorker.train_next_span) for side in sides)
             )
     ours, theirs = (side[1:] for side in seconds)  # without the pre-training span
-    settings = options.settings
-    return [
-        Figure("imsr_span_seconds", "s", ours, settings),
-        Figure("ft_span_seconds", "s", theirs, settings),
-        Figure("imsr_over_ft_span_seconds", "ratio", ratios(ours, theirs), settings),
-        Figure("span_seconds_last_over_first", "ratio", ratios(ours[-1:], ours[:1]), settings),
-        Figure("ft_span_seconds_last_over_first", "ratio", ratios(theirs[-1:], theirs[:1]), settings),
-    ]
+    compared = {
+        "imsr_over_ft_span_seconds": ratios(ours, theirs),
+        "span_seconds_last_over_first": ratios(ours[-1:], ours[:1]),
+        "ft_span_seconds_last_over_first": ratios(theirs[-1:], theirs[:1]),
+    }
+    spans = figures_of(options.settings, "s", {"imsr_span_seconds": ours, "ft_span_seconds": theirs})
+    return spans + figures_of(options.settings, "ratio", compared)
 
 
 class StrategyWorker:

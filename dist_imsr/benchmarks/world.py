@@ -16,37 +16,17 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """One object on each rank; their methods run on all ranks at the same time.
-
-    Args:
-        world: the ranks.
-        index: of the object among those that these ranks hold.
-    """
+    """One object on each rank, made by `World.start`; their methods run on all ranks at the same time."""
 
     def __init__(self, world: "World", index: int) -> None:
         self._world, self._index = world, index
 
     def call(self, method: Callable[..., Any], *args: Any) -> list[Any]:
-        """Calls a method, such as ``RankWorker.run``, on every rank.
-
-        Args:
-            method: of the workers' class, unbound.
-            args: anything that can be pickled.
-
-        Returns:
-            The method's results, by rank.
-
-        Raises:
-            RuntimeError: with the traceback of the first rank that failed.
-        """
+        """Calls an unbound method, such as ``RankWorker.run``, on every rank; returns its results by rank."""
         return self._world.call(_call, self._index, method, args)
 
     def timed(self, method: Callable[..., Any], *args: Any) -> tuple[float, list[Any]]:
-        """`call` with a clock.
-
-        Returns:
-            Seconds until the slowest rank was done, and the method's results by rank.
-        """
+        """As `call`, preceded by the seconds until the slowest rank was done."""
         seconds, results = zip(*self._world.call(_timed_call, self._index, method, args), strict=True)
         return max(seconds), list(results)
 
@@ -56,12 +36,7 @@ class Workers:
 
 
 class World(LocalRanks):
-    """The ranks that options describe; a context manager that ends them.
-
-    Args:
-        options: device, number of ranks and threads.
-        seconds: limit of one call.
-    """
+    """The ranks that options describe, with a limit of seconds for one call."""
 
     def __init__(self, options: WorldOptions, seconds: float = 600.0) -> None:
         assert options.device != "auto"  # `WorldOptions` has chosen one
@@ -69,12 +44,7 @@ class World(LocalRanks):
         self._count = 0
 
     def start(self, kind: Callable[..., Any], *args: Any) -> Workers:
-        """Makes a worker on every rank.
-
-        Args:
-            kind: a class; its first argument is the rank's topology.
-            args: further arguments, anything that can be pickled.
-        """
+        """Makes an object of a class on every rank, from the rank's topology and further arguments."""
         self.call(_start, kind, args)
         self._count += 1
         return Workers(self, self._count - 1)
@@ -82,13 +52,9 @@ class World(LocalRanks):
 
 @contextmanager
 def start_worlds(*options: WorldOptions) -> Iterator[list[World]]:
-    """Starts several worlds together: loading fbgemm's libraries takes a process on a CUDA machine ten seconds.
+    """Starts several worlds together: on a CUDA machine a process takes ten seconds to load fbgemm's libraries.
 
-    Args:
-        options: of each world.
-
-    Yields:
-        The worlds, all connected; they end with the context, or before with their own.
+    The worlds end with this context, or before with their own.
     """
     with ExitStack() as stack:
         worlds = [stack.enter_context(World(one)) for one in options]
@@ -109,15 +75,7 @@ def timed(topology: Topology, function: Callable[..., Result], *args: Any) -> tu
 
 
 def take_turns(repeats: int, *sides: Callable[[], Result]) -> list[list[Result]]:
-    """Runs each side once per repeat, every second time in reverse order.
-
-    Args:
-        repeats: number of runs of each side.
-        sides: of one comparison.
-
-    Returns:
-        Each side's results, in the order of the repeats.
-    """
+    """Runs each side once per repeat, every second time in reverse order; returns the results of each side."""
     results: list[list[Result]] = [[] for _ in sides]
     for repeat in range(repeats):
         for index in range(len(sides))[:: -1 if repeat % 2 else 1]:
