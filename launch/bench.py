@@ -1,4 +1,4 @@
-"""Runs a benchmark on this machine: bench.py BENCHMARK [--json FILE] [OPTIONS]; see bench.py BENCHMARK --help."""
+"""Measures on this machine: bench.py BENCHMARK [--json FILE] [OPTIONS]; bench.py BENCHMARK --help lists the options."""
 
 import sys
 
@@ -10,22 +10,22 @@ from dist_imsr.console import output_console
 
 
 def main(argv: list[str]) -> int:
-    """Runs one benchmark, or all; prints the figures and writes them to the file of ``--json``.
+    """Runs one benchmark or all, prints the figures and writes them to the file of ``--json``.
 
     Args:
-        argv: the name of the benchmark and its options.
+        argv: the benchmark's name and its options.
 
     Returns:
-        The exit status: 0; 2 without a name, 1 if a rank failed, 130 after Ctrl-C.
+        The exit status: 2 without a benchmark's name, 1 where a rank failed, 130 after Ctrl-C.
     """
     name = argv[0] if argv else ""
     if name == "all":
         return run_all(argv[1:], output_console())
     if name not in BENCHMARKS:
-        wants_help = name in ("-h", "--help")
+        help_wanted = name in ("-h", "--help")
         names = ", ".join((*BENCHMARKS, "all"))
-        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if wants_help else sys.stderr)
-        return 0 if wants_help else 2
+        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if help_wanted else sys.stderr)
+        return 0 if help_wanted else 2
     options = parse(BENCHMARKS[name].options, argv[1:])
     try:
         rows = [figure.row() for figure in BENCHMARKS[name].measure(options)]

@@ -76,7 +76,7 @@ def run_with_kills(config, kills, draw, points, steps, world_size=2, report=lamb
             try:
                 results = ranks.call(run_counted, config, kill)
             except RuntimeError as error:
-                if "died without a word" not in str(error) and "Connection" not in str(error):
+                if "died without an answer" not in str(error) and "Connection" not in str(error):
                     raise
                 deaths += 1
                 report(kill, time.monotonic() - begin)
