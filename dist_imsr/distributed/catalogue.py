@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.table import BAG, FEATURE, TABLE, UnshardedTable, room
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.keys import free, later_spans
 from dist_imsr.phases import Phase, clock
 
 _STREAM = 0xCA7A
@@ -48,11 +49,11 @@ class CatalogueConfig:
 
     optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
     learning_rate: float = 0.03
-    incremental_learning_rate: float = 0.03
+    incremental_learning_rate: float = field(default=0.03, metadata=later_spans())
     init_scale: float = 1.0
     headroom: float = 0.2
-    sharding: Literal["row_wise", "planner"] = "row_wise"
-    device_memory: int | None = None
+    sharding: Literal["row_wise", "planner"] = field(default="row_wise", metadata=free())
+    device_memory: int | None = field(default=None, metadata=free())
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "catalogue.learning_rate", self.learning_rate, "above 0")

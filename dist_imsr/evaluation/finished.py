@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 import yaml
 
+from dist_imsr.config import import_modules, section_of
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
@@ -36,7 +37,9 @@ class FinishedRun:
         self.folder = run_dir
         try:
             self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
-            self.model, self.batch = ModelConfig.of(self.settings["model"]), BatchConfig(**self.settings["batch"])
+            import_modules(self.settings.get("imports", []))
+            self.model = section_of(ModelConfig, self.settings["model"])
+            self.batch = BatchConfig(**self.settings["batch"])
             stood, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error

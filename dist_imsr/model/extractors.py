@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dist_imsr.checks import require
+from dist_imsr.keys import never
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention
@@ -33,7 +34,9 @@ class ModelConfig:
         limarec: the linear attention of limarec.
     """
 
-    base: Literal["comirec_dr", "mind", "comirec_sa", "mimn", "limarec"] = "comirec_dr"
+    base: Literal["comirec_dr", "mind", "comirec_sa", "mimn", "limarec"] = field(
+        default="comirec_dr", metadata=never(compare="grid")
+    )
     dim: int = 64
     interests: int = 4
     iterations: int = 3
@@ -41,7 +44,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     query_dim: int = 64
     positions: int = 0
-    score: Literal["attentive", "max"] = "attentive"
+    score: Literal["attentive", "max"] = field(default="attentive", metadata=never(compare="shared"))
     mimn: MIMNConfig = field(default_factory=MIMNConfig)
     limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dist_imsr.keys import later_spans
 from dist_imsr.strategies.ader import ADERConfig, ader
 from dist_imsr.strategies.base import Strategy
 from dist_imsr.strategies.fine_tuning import fine_tuning
@@ -33,7 +34,9 @@ class StrategyConfig:
         full_retraining: the options of full_retraining.
     """
 
-    name: Literal["frozen", "life_long", "full_retraining", "fine_tuning", "sml", "ader", "imsr"] = "imsr"
+    name: Literal["frozen", "life_long", "full_retraining", "fine_tuning", "sml", "ader", "imsr"] = field(
+        default="imsr", metadata=later_spans(compare="grid")
+    )
     imsr: InterestPolicy = field(default_factory=InterestPolicy)
     sml: SMLConfig = field(default_factory=SMLConfig)
     ader: ADERConfig = field(default_factory=ADERConfig)

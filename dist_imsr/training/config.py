@@ -12,6 +12,7 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.keys import free, later_spans, never
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.strategies import StrategyConfig, build_strategy
 from dist_imsr.training.checkpoint import CheckpointConfig
@@ -35,12 +36,12 @@ class TrainingConfig:
     """
 
     epochs: int = 50
-    incremental_epochs: int = 15
-    patience: int = 5
-    metric: Literal["ndcg", "mrr"] = "ndcg"
-    validation_users: int = 2000
-    spans: int | None = None
-    export: Literal["none", "last", "every"] = "last"
+    incremental_epochs: int = field(default=15, metadata=later_spans(compare="shared"))
+    patience: int = field(default=5, metadata=never(compare="shared"))
+    metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="shared"))
+    validation_users: int = field(default=2000, metadata=never(compare="shared"))
+    spans: int | None = field(default=None, metadata=free(compare="shared"))
+    export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
@@ -93,25 +94,28 @@ class TrainConfig:
         checkpoint: when the state is kept.
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
+        imports: modules that register strategies or base models, imported before anything else is read;
+            ``--import NAME ...`` on the command line, where the current directory counts as well.
     """
 
-    data: DataConfig
-    run_dir: Path
-    seed: int = 0
-    resume: str = "auto"
-    overwrite: bool = False
-    timeout_seconds: float = 1800.0
+    data: DataConfig = field(metadata=never(compare="shared"))  # their digest counts, wherever they are
+    run_dir: Path = field(metadata=free(compare="grid"))
+    seed: int = field(default=0, metadata=never(compare="grid"))
+    resume: str = field(default="auto", metadata=free(compare="grid"))
+    overwrite: bool = field(default=False, metadata=free(compare="grid"))
+    timeout_seconds: float = field(default=1800.0, metadata=free(compare="shared"))
     model: ModelConfig = field(default_factory=ModelConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig, metadata=later_spans())
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig, metadata=never(compare="shared"))
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    ranking: RankingConfig = field(default_factory=RankingConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    profile: bool = False
+    ranking: RankingConfig = field(default_factory=RankingConfig, metadata=free(compare="shared"))
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=never(compare="shared"))
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=free(compare="shared"))
+    profile: bool = field(default=False, metadata=free())
+    imports: list[str] = field(default_factory=list, metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
