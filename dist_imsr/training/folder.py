@@ -65,7 +65,7 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
         OSError: if it cannot be written.
     """
     folder, resumes = config.run_dir, bool(seen)
-    claim = hold(folder, "run_dir")
+    claim = lock_folder(folder, "run_dir")
     try:
         check_folder(config, resumes)
         if not config.overwrite and newest_first(folder / "checkpoints") != seen:
@@ -83,7 +83,7 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     return claim
 
 
-def hold(folder: Path, key: str) -> int:
+def lock_folder(folder: Path, key: str) -> int:
     """Makes a folder and holds it against other processes.
 
     Args:
