@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.files import NewerFormat, SealedFile
-from dist_imsr.training.storage import CHECKSUM, MANIFEST, Stored, store
+from dist_imsr.training.checkpoint_storage import CHECKSUM, MANIFEST
+from dist_imsr.training.storage import Stored, store
 from tests.ranks import run_ranks
 
 WHOLE = {
@@ -188,5 +189,5 @@ def _save_on_small_disk(topology, folder):
 def test_too_small_a_disk_is_seen_before(tmp_path):
     said = run_ranks(2, _save_on_small_disk, tmp_path / "checkpoint")
     assert len(set(said)) == 1
-    assert "wants 0 MiB and 64 to spare, but 5 are free" in said[0]
+    assert "needs 0 MiB and 64 to spare, but 5 are free" in said[0]
     assert os.listdir(tmp_path) == []
