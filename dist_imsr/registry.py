@@ -95,14 +95,17 @@ def extended(tree: type[Section]) -> type[Section]:
     registry = getattr(tree, "registry", {})
     known = {field.name for field in dataclasses.fields(tree)}  # type: ignore[arg-type]
     added = {name: entry.config for name, entry in registry.items() if entry.config and name not in known}
-    return _subclass(tree, tuple(changed.items()), tuple(added.items())) if changed or added else tree
+    if not changed and not added:
+        return tree
+    kind: Any = tree
+    return _subclass(kind, tuple(changed.items()), tuple(added.items()))
 
 
 @functools.cache
 def _subclass(tree: type, changed: tuple[tuple[str, Any], ...], added: tuple[tuple[str, type], ...]) -> type:
     fields: list[tuple[str, type, Any]] = []
     for name, (section, field) in changed:
-        make = dataclasses.MISSING
+        make: Any = dataclasses.MISSING
         if field.default_factory is not dataclasses.MISSING:
             make = functools.partial(_as, section, field.default_factory)
         fields.append((name, section, dataclasses.field(default_factory=make, metadata=field.metadata)))
@@ -124,7 +127,7 @@ def _reduce(config: Any) -> tuple[Any, ...]:
 
 
 def _restored(base: type, values: dict[str, Any]) -> Any:
-    config = object.__new__(extended(base))
+    config: Any = object.__new__(extended(base))
     config.__dict__.update(values)
     return config
 

@@ -1,4 +1,4 @@
-"""The whole tree of a run's keys; each section stands beside its component, that of training here."""
+"""The whole tree of a run's keys; each section is next to its component, that of training is here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class TrainingConfig:
         metric: what validation measures on each user's second last interaction of the span.
         validation_users: about so many users of a span are validated on, where there are more.
         spans: how many spans are trained after the pre-training span; all by default, 0 for pre-training alone. A run
-            may be prolonged: the same command with more of them goes on.
+            may be prolonged: the same command with more of them continues it.
         export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
             trained one is what launch/recommend.py and launch/export.py read.
     """
@@ -60,7 +60,7 @@ class TrainingConfig:
             Its number; the last of the data is for testing alone.
 
         Raises:
-            ValueError: if more are asked for than there are.
+            ValueError: if ``spans`` is more than the data have.
         """
         most = spans - 2
         wanted = most if self.spans is None else self.spans
@@ -77,11 +77,11 @@ class TrainConfig:
         run_dir: the run's folder, for config.yaml, metrics.jsonl, phases.jsonl, events/, spans/, users/, profile/ and
             checkpoints/.
         seed: keys every random number of the run.
-        resume: ``auto`` goes on from the newest sound checkpoint in run_dir, if it holds any; ``never`` refuses a
-            folder that holds a run; the path of a checkpoint goes on from that one where run_dir holds none. One that
-            stands right behind pre-training may be of another strategy, and of other keys that only later spans read.
+        resume: ``auto`` resumes from the newest sound checkpoint in run_dir, if it has any; ``never`` refuses a folder
+            that holds a run; the path of a checkpoint resumes from that one if run_dir has none. A checkpoint right
+            after pre-training may be of another strategy, and differ in other keys that only later spans read.
         overwrite: replace what an earlier run left in run_dir, its checkpoints included.
-        timeout_seconds: how long a rank may be waited for before the job ends.
+        timeout_seconds: that ranks wait for each other before the job ends.
         model: the base model.
         strategy: the incremental strategy.
         training: length and early stopping.
@@ -91,7 +91,7 @@ class TrainConfig:
         engine: the dense weights.
         ranking: how the catalogue is ranked.
         eval: what a test measures.
-        checkpoint: when the state is kept.
+        checkpoint: when checkpoints are written.
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
         imports: modules that register strategies or base models, imported before anything else is read;

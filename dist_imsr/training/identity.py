@@ -21,7 +21,7 @@ def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, 
 
     Returns:
         Plain values by dotted key; what a key resolves to (the data's digest, the device's optimizer, the contents of
-        DeepSpeed's file) stands in the place of a path or of ``auto``.
+        DeepSpeed's file) replaces a path or ``auto``.
     """
     values = _flat(plain(dataclasses.asdict(config)))
     kept = {key: value for key, value in values.items() if rules_of(type(config), key).resume != "free"}

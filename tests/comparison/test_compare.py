@@ -132,7 +132,7 @@ def _free(folder, seconds=60):
             return
         except ValueError:
             time.sleep(0.02)
-    raise AssertionError(f"{folder} is held after {seconds} s")
+    raise AssertionError(f"{folder} is locked after {seconds} s")
 
 
 def _stop_once_it_goes_on(log):
