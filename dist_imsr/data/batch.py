@@ -1,6 +1,6 @@
 """The input of a training or test step: users with their histories and targets, jagged."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torchrec import JaggedTensor
@@ -8,6 +8,7 @@ from torchrec import JaggedTensor
 from dist_imsr.checks import require
 from dist_imsr.data.jagged import last_rows
 from dist_imsr.data.steps import TensorBatch
+from dist_imsr.keys import free
 
 
 @dataclass
@@ -29,12 +30,12 @@ class BatchConfig:
     max_targets: int = 50
     negatives: int = 1000
     eval_size: int = 1024
-    prefetch: int = 2
+    prefetch: int = field(default=2, metadata=free())
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            require(value >= 1, f"batch.{field.name}", value, "at least 1")
+        for key in fields(self):
+            value = getattr(self, key.name)
+            require(value >= 1, f"batch.{key.name}", value, "at least 1")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Opens and checks a prepared data set, and reads its buckets."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_imsr.files import check_file, check_version, digest_of
+from dist_imsr.keys import free
 
 FORMAT_VERSION = 1
 HELD_OUT = 2  # interactions of a user and span: the last one for testing, the second last for validation
@@ -27,8 +28,8 @@ class DataConfig:
         verify: read every file once and compare its checksum.
     """
 
-    path: Path
-    verify: bool = False
+    path: Path = field(metadata=free(compare="grid"))
+    verify: bool = field(default=False, metadata=free())
 
 
 @dataclass(frozen=True)

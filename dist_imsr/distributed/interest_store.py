@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from dist_imsr.checks import require
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.columns import moved, padded, sent
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.keys import free
 from dist_imsr.model.interests import Interests
 from dist_imsr.phases import Phase
 
@@ -33,7 +34,7 @@ class InterestStoreConfig:
         query_learning_rate: of ComiRec-SA's queries, under row-wise Adagrad.
     """
 
-    memory: Literal["auto", "device", "host"] = "auto"
+    memory: Literal["auto", "device", "host"] = field(default="auto", metadata=free())
     query_learning_rate: float = 0.03
 
     def __post_init__(self) -> None:

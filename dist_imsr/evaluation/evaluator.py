@@ -21,6 +21,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.keys import free
 from dist_imsr.phases import Phase
 
 _TAIL = 0.2  # share of all interactions that belongs to the long tail
@@ -47,7 +48,7 @@ class EvalConfig:
     exclude_seen: bool = False
     beyond: bool = False
     max_users: int | None = None
-    per_user: bool = False
+    per_user: bool = field(default=False, metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:
         require(bool(self.top) and min(self.top) >= 1, "eval.top", self.top, "numbers of at least 1")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 import yaml
 
+from dist_imsr.config import import_modules, section_of
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
@@ -36,8 +37,9 @@ class FinishedRun:
         self.folder = run_dir
         try:
             self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
-            self.imports: list[str] = self.settings.get("imports") or []  # modules to import before reading the model
-            self.model, self.batch = ModelConfig.of(self.settings["model"]), BatchConfig(**self.settings["batch"])
+            import_modules(self.settings.get("imports") or [])
+            self.model = section_of(ModelConfig, self.settings["model"])
+            self.batch = BatchConfig(**self.settings["batch"])
             original, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error

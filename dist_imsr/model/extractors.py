@@ -1,12 +1,13 @@
 """The base models by name, and their configuration."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Self, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
 from dist_imsr.checks import require
+from dist_imsr.keys import never
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention
 from dist_imsr.model.mimn import MemoryNetwork, MIMNConfig
@@ -38,7 +39,8 @@ class ModelConfig:
         limarec: the linear attention of limarec.
     """
 
-    base: str = "comirec_dr"
+    registry: ClassVar[Registry[Callable[["ModelConfig"], Extractor]]] = BASE_MODELS
+    base: str = field(default="comirec_dr", metadata=never(compare="grid"))
     dim: int = 64
     interests: int = 4
     iterations: int = 3
@@ -46,7 +48,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     query_dim: int = 64
     positions: int = 0
-    score: Literal["attentive", "max"] = "attentive"
+    score: Literal["attentive", "max"] = field(default="attentive", metadata=never(compare="shared"))
     mimn: MIMNConfig = field(default_factory=MIMNConfig)
     limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 
@@ -60,24 +62,6 @@ class ModelConfig:
         require(self.positions >= 0, "model.positions", self.positions, "at least 0")
         if self.base == "mimn":
             self.mimn.check(self.interests)
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """The section from plain values, as in the config.yaml of a run.
-
-        Args:
-            plain: values by key, those of a nested section as a dict; missing keys take their defaults.
-
-        Raises:
-            TypeError: for an unknown key.
-            ValueError: for an impossible value.
-        """
-        sections = {
-            each.name: each.type(**plain[each.name])
-            for each in fields(cls)
-            if isinstance(each.type, type) and is_dataclass(each.type) and each.name in plain
-        }
-        return cls(**plain | sections)
 
 
 def register_base_model(name: str, config: type | None = None) -> Callable[[Build], Build]:

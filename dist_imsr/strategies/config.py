@@ -1,9 +1,12 @@
 """The sections of training and of its strategy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dist_imsr.checks import require
+from dist_imsr.keys import free, later_spans, never
+from dist_imsr.registry import Registry
 from dist_imsr.strategies.ader import ADERConfig
 from dist_imsr.strategies.base import STRATEGIES, Strategy
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
@@ -27,7 +30,8 @@ class StrategyConfig:
         full_retraining: the options of full_retraining.
     """
 
-    name: str = "imsr"
+    registry: ClassVar[Registry[Callable[..., Strategy]]] = STRATEGIES
+    name: str = field(default="imsr", metadata=later_spans(compare="grid"))
     imsr: IMSRConfig = field(default_factory=IMSRConfig)
     sml: SMLConfig = field(default_factory=SMLConfig)
     ader: ADERConfig = field(default_factory=ADERConfig)
@@ -74,18 +78,18 @@ class TrainingConfig:
         metric: what validation measures on each user's second last interaction of the span.
         validation_users: about so many users of a span are validated on, where there are more.
         spans: how many spans are trained after the pre-training span; all by default, 0 for pre-training alone. A run
-            may be prolonged: the same command with more of them goes on.
+            may be prolonged: the same command with more of them continues it.
         export: of which spans interests, items and the detector's findings are written under run_dir/spans/; the last
             trained one is what launch/recommend.py and launch/export.py read.
     """
 
     epochs: int = 50
-    incremental_epochs: int = 15
-    patience: int = 5
-    metric: Literal["ndcg", "mrr"] = "ndcg"
-    validation_users: int = 2000
-    spans: int | None = None
-    export: Literal["none", "last", "every"] = "last"
+    incremental_epochs: int = field(default=15, metadata=later_spans(compare="shared"))
+    patience: int = field(default=5, metadata=never(compare="shared"))
+    metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="shared"))
+    validation_users: int = field(default=2000, metadata=never(compare="shared"))
+    spans: int | None = field(default=None, metadata=free(compare="shared"))
+    export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
