@@ -1,4 +1,4 @@
-"""Columns of jagged rows: padded for some users, sent to a device, moved inside their memory."""
+"""Columns of jagged rows: padding for some users, transfers to a device, moves inside their memory."""
 
 import math
 
@@ -7,18 +7,16 @@ import torch
 from dist_imsr import devices
 from dist_imsr.distributed.host_memory import resize_in_place
 
-PART = {
-    "cpu": 1 << 20,
-    "cuda": 64 << 20,
-}  # bytes that are moved at a time: what a processor's cache holds; worth a call
+# Bytes that are moved at a time: what fits a processor's cache; on a device, what is worth a kernel launch.
+PART = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
-def padded(column: torch.Tensor, places: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Some users' rows of a column, each user's beside each other.
+def pad_rows(column: torch.Tensor, places: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Gathers some users' rows of a column, padded to the same number for each user.
 
     Args:
         column: ``[S, ...]``.
-        places: ``[B, K]`` int64, where the rows are; any number for padding.
+        places: ``[B, K]`` int64, indices into the column; any number for padding.
         mask: ``[B, K]`` bool, false for padding.
 
     Returns:
@@ -28,24 +26,24 @@ def padded(column: torch.Tensor, places: torch.Tensor, mask: torch.Tensor) -> to
     return rows.masked_fill_(~mask.view(*mask.shape, *[1] * (rows.dim() - 2)), 0)
 
 
-def sent(made: torch.Tensor, device: torch.device | None) -> torch.Tensor:
-    """Sends a tensor on its way, so that a CUDA device goes on working meanwhile.
+def send_to(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+    """Copies a tensor to a device, without blocking if that is a CUDA device.
 
     Args:
-        made: on any device.
-        device: where it is wanted; where it is without it.
+        tensor: on any device.
+        device: the destination; None leaves the tensor where it is.
 
     Returns:
         The tensor there.
     """
-    if device is None or made.device == device:
-        return made
-    # What comes to the host is waited for: nobody could tell when it is there.
-    return devices.pin(made, device).to(device, non_blocking=True) if devices.is_cuda(device) else made.to(device)
+    if device is None or tensor.device == device:
+        return tensor
+    # A copy to the host must block: the host would not wait for it before it reads.
+    return devices.pin(tensor, device).to(device, non_blocking=True) if devices.is_cuda(device) else tensor.to(device)
 
 
-def moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Moves a column's rows, in the same memory where it has room; the column itself is lost.
+def move_rows(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Moves a column's rows, within its memory if that is large enough; the column itself is overwritten.
 
     Args:
         column: ``[S, ...]``.
@@ -54,15 +52,15 @@ def moved(column: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     Returns:
         ``column[source]``.
     """
-    made, parts = resize_in_place(column, len(source)), _parts(column, len(source))
-    # Rows that move back are in the way of those before them, and rows that move forward of those behind.
+    moved, parts = resize_in_place(column, len(source)), _parts(column, len(source))
+    # In ascending order, rows that move down overwrite only rows already read; rows that move up need descending order.
     for part in parts if len(source) <= len(column) else reversed(parts):
-        made[part] = column.index_select(0, source[part])
-    return made
+        moved[part] = column.index_select(0, source[part])
+    return moved
 
 
 def _parts(column: torch.Tensor, rows: int) -> list[slice]:
-    """So many rows of a column cut into parts; none where there is nothing to move."""
+    """Slices of so many rows of a column, `PART` bytes each; none for an empty column."""
     width = math.prod(column.shape[1:]) * column.element_size()
     step = max(PART[column.device.type] // max(width, 1), 1)
     return [slice(at, min(at + step, rows)) for at in range(0, rows if column.numel() else 0, step)]

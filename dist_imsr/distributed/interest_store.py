@@ -1,17 +1,16 @@
-"""Every user's interests, held by the rank that owns the user's bucket."""
+"""Every user's interests, on the rank that owns the user's bucket."""
 
 import logging
-import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch.nn.functional import pad
 
 from dist_imsr import devices
 from dist_imsr.checks import require
-from dist_imsr.distributed import keyed_random
-from dist_imsr.distributed.columns import moved, padded, sent
+from dist_imsr.distributed.columns import move_rows, pad_rows, send_to
+from dist_imsr.distributed.slots import DRAWN, Slots, StoreSnapshot, View, padded_places, sources_around
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.keys import free
 from dist_imsr.model.interests import Interests
@@ -19,18 +18,14 @@ from dist_imsr.phases import Phase
 
 logger = logging.getLogger(__name__)
 
-_STREAM, _QUERIES = 0x1D7E, 0x90E7
-_EPSILON = 1e-8
-DRAWN = 1 << 12  # interests drawn at a time, which a processor's cache holds with all that a draw leaves
-
 
 @dataclass
 class InterestStoreConfig:
-    """Where interests live, and how the queries beside them learn.
+    """Where interests live, and how their queries are trained.
 
     Args:
-        memory: of which kind of memory; ``auto`` is the device's as long as interests leave as much again of what the
-            catalogue leaves free, and from then on the host's, from which a step's interests are fetched ahead.
+        memory: ``device`` or ``host``; ``auto`` is the device's memory as long as interests take at most half of what
+            the catalogue leaves free, and then the host's, from which the interests of each step are prefetched.
         query_learning_rate: of ComiRec-SA's queries, under row-wise Adagrad.
     """
 
@@ -41,78 +36,28 @@ class InterestStoreConfig:
         require(self.query_learning_rate > 0, "store.query_learning_rate", self.query_learning_rate, "above 0")
 
     def fits(self, needed: int, free: int) -> bool:
-        """Whether interests stay on the device.
+        """Whether interests belong on the device.
 
         Args:
-            needed: bytes that they take.
-            free: bytes of the device that nothing else takes.
-
-        Returns:
-            Whether ``memory`` says so.
+            needed: bytes of the interests.
+            free: bytes of the device that nothing else uses.
         """
         return self.memory == "device" or (self.memory == "auto" and 2 * needed <= free)
 
 
-class Slots(NamedTuple):
-    """The interests of all users of a rank, user after user; S = sum K_u.
-
-    Args:
-        values: ``[S, d]``, the vectors h_k.
-        birth_span: ``[S]`` int16, the span of each one's birth.
-        queries: ``[S, d_a]``, each one's column of W_u (Eq. 8); d_a is 0 where the base model has none.
-        moments: ``[S, 1]``, the queries' row-wise Adagrad state; ``[S, 0]`` where there are none.
-        states: ``[S, m]``, what a life-long base model keeps of the user's life beside each one, zero before the first
-            interaction; m is 0 for the other base models.
-    """
-
-    values: torch.Tensor
-    birth_span: torch.Tensor
-    queries: torch.Tensor
-    moments: torch.Tensor
-    states: torch.Tensor
-
-
-class View(NamedTuple):
-    """What training does not change of some users' interests, padded to the largest K_u among them.
-
-    Args:
-        interests: a copy, ``[B, K, d]``.
-        existing: ``[B, K]`` bool, those that are older than the span at hand.
-        states: a copy, ``[B, K, m]``; zero for padding.
-    """
-
-    interests: Interests
-    existing: torch.Tensor
-    states: torch.Tensor
-
-
-class StoreSnapshot(NamedTuple):
-    """What `InterestStore.restore` takes: which interests there were, and what their queries had learnt.
-
-    Args:
-        offsets: where each user's began.
-        queries: of `Slots`.
-        moments: of `Slots`.
-    """
-
-    offsets: torch.Tensor
-    queries: torch.Tensor
-    moments: torch.Tensor
-
-
 class InterestStore:
-    """Jagged interests of a contiguous range of users; a row is a user's number inside that range.
+    """Jagged interests of a contiguous range of users; a row is a user's index in that range.
 
-    Memory and cost follow the interests that exist: a user who was not met yet has none.
+    Memory and cost follow the number of interests: users without interactions have none.
 
     Args:
         config: the store's section.
-        users: how many users this rank owns.
+        users: the number of users that this rank owns.
         first_user: the dense id of row 0.
         dim: d, the width of an interest.
         query_dim: d_a, the width of a query; 0 for none.
         seed: keys the first vectors of new interests.
-        device: where the values live.
+        device: of the columns.
         state_dim: m, the width of a state; 0 for none.
     """
 
@@ -128,13 +73,7 @@ class InterestStore:
         state_dim: int = 0,
     ) -> None:
         self.config, self.first_user, self.seed = config, first_user, seed
-        self.slots = Slots(
-            values=torch.zeros(0, dim, device=device),
-            birth_span=torch.zeros(0, dtype=torch.int16, device=device),
-            queries=torch.zeros(0, query_dim, device=device),
-            moments=torch.zeros(0, min(query_dim, 1), device=device),
-            states=torch.zeros(0, state_dim, device=device),
-        )
+        self.slots = Slots.empty(dim, query_dim, state_dim, device)
         self.offsets = torch.zeros(users + 1, dtype=torch.int64, device=device)
 
     @classmethod
@@ -148,20 +87,7 @@ class InterestStore:
         topology: Topology,
         state_dim: int = 0,
     ) -> "InterestStore":
-        """An empty store for the buckets that this rank owns.
-
-        Args:
-            config: the store's section.
-            bucket_offsets: the first user of each bucket, and the number of users.
-            dim: d.
-            query_dim: d_a.
-            seed: the run's seed.
-            topology: this rank's place.
-            state_dim: m.
-
-        Returns:
-            The store.
-        """
+        """An empty store for the buckets that this rank owns; ``bucket_offsets`` is as in the data set."""
         buckets = topology.buckets(len(bucket_offsets) - 1)
         first, end = bucket_offsets[buckets.start], bucket_offsets[buckets.stop]
         device = torch.device("cpu") if config.memory == "host" else topology.device
@@ -174,7 +100,7 @@ class InterestStore:
 
     @property
     def birth_span(self) -> torch.Tensor:
-        """The span of each interest's birth, ``[S]`` int16."""
+        """The span in which each interest was created, ``[S]`` int16."""
         return self.slots.birth_span
 
     @property
@@ -189,146 +115,105 @@ class InterestStore:
 
     @property
     def bytes(self) -> int:
-        """The memory of the slots and the offsets."""
+        """The memory of the columns and the offsets."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.slots, self.offsets))
 
     @Phase("interests")
     def gather(self, rows: torch.Tensor, device: torch.device | None = None) -> Interests:
-        """The padded view of some users' interests.
+        """Copies some users' interests to a device, the store's by default.
 
         Args:
             rows: ``[B]`` int64.
-            device: where the view is wanted; the store's own by default.
+            device: of the copy.
 
         Returns:
-            A copy, ``[B, K, d]`` with K the largest K_u among ``rows``.
+            ``[B, K, d]``, padded to the largest K_u among ``rows``.
         """
-        slots, mask = self._slots(rows)
-        return Interests(*(sent(one, device) for one in (padded(self.values, slots, mask), mask)))
+        places, mask = padded_places(self.offsets, rows)
+        return Interests(send_to(pad_rows(self.values, places, mask), device), send_to(mask, device))
 
     @Phase("interests")
     def view(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> View:
-        """The padded view of some users' interests, with all that training does not change.
-
-        Args:
-            rows: ``[B]`` int64.
-            span: the span at hand.
-            device: where the view is wanted; the store's own by default.
-
-        Returns:
-            Copies.
-        """
-        slots, mask = self._slots(rows)
+        """As `gather`, with the states and with which interests are older than ``span``."""
+        places, mask = padded_places(self.offsets, rows)
         values, birth_span, states = (
-            padded(one, slots, mask) for one in (self.values, self.birth_span, self.slots.states)
+            pad_rows(column, places, mask) for column in (self.values, self.birth_span, self.slots.states)
         )
         values, mask, existing, states = (
-            sent(one, device) for one in (values, mask, (birth_span < span) & mask, states)
+            send_to(tensor, device) for tensor in (values, mask, (birth_span < span) & mask, states)
         )
         return View(Interests(values, mask), existing, states)
 
     @Phase("interests")
     def queries(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """Some users' queries W_u.
-
-        Args:
-            rows: ``[B]`` int64.
-            device: where they are wanted; the store's own by default.
-
-        Returns:
-            A copy, ``[B, K, d_a]`` in the slots of `gather`; zero for padding.
-        """
-        return sent(padded(self.slots.queries, *self._slots(rows)), device)
+        """As `gather`, for the queries W_u: ``[B, K, d_a]``, zero for padding."""
+        return send_to(pad_rows(self.slots.queries, *padded_places(self.offsets, rows)), device)
 
     def created(self, span: int) -> torch.Tensor:
-        """The interests that users with older ones gained in a span.
-
-        Args:
-            span: of their birth.
-
-        Returns:
-            ``[n]`` int64, their places in the slots, ascending.
-        """
+        """The slots of interests created in ``span`` for users who had older ones: ``[n]`` int64, ascending."""
         known = self.counts > 0
         known[known.clone()] = self.birth_span[self.offsets[:-1][known]] < span  # a user's first interest is the oldest
         return (known.repeat_interleave(self.counts).logical_and_(self.birth_span == span)).nonzero().squeeze(1)
 
     def norms(self, places: torch.Tensor) -> torch.Tensor:
-        """How long some interests are.
-
-        Args:
-            places: ``[n]`` int64, in the slots.
-
-        Returns:
-            ``[n]``.
-        """
+        """The Euclidean norms of the interests in some slots, ``[n]``."""
         return torch.cat([self.values.index_select(0, part).norm(dim=1) for part in places.split(DRAWN)])
 
     @Phase("interests")
-    def learn(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        """One step of row-wise Adagrad for some users' queries; every other user's bytes stay as they are.
+    def update_queries(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        """One step of row-wise Adagrad for some users' queries; no other user's bytes change.
 
         Args:
-            rows: ``[B]`` int64; the gradients of a user who is there several times are summed.
-            gradient: ``[B, K, d_a]`` in the slots of `gather`.
+            rows: ``[B]`` int64; gradients of the same user are summed.
+            gradient: ``[B, K, d_a]``, padded as in `gather`.
         """
-        slots, mask = self._slots(rows)
-        place, owner = slots[mask].unique(return_inverse=True)
-        each = gradient.to(self.slots.queries)[mask]
-        step = each.new_zeros(len(place), each.shape[1]).index_add_(0, owner, each)
-        self.slots.moments[place] += step.square().mean(1, keepdim=True)
-        rate = self.config.query_learning_rate / (self.slots.moments[place].sqrt() + _EPSILON)
-        self.slots.queries[place] -= rate * step
+        places, mask = padded_places(self.offsets, rows)
+        gradients = gradient.to(self.slots.queries)[mask]
+        self.slots.update_queries(places[mask], gradients, self.config.query_learning_rate)
 
     @Phase("interests")
     def scatter(self, rows: torch.Tensor, interests: Interests) -> None:
-        """Writes some users' interests back, and their states; every other user's bytes stay as they are.
+        """Writes some users' interests and states back; no other user's bytes change.
 
         Args:
             rows: ``[B]`` int64, distinct.
-            interests: with the counts that the store holds, ``[B, K, d]``; without states, those here stay.
+            interests: ``[B, K, d]``, as many for each user as in the store; without states, the stored states stay.
         """
-        slots, mask = self._slots(rows)
+        places, mask = padded_places(self.offsets, rows)
         for column, new in ((self.values, interests.vectors), (self.slots.states, interests.states)):
             if new is not None:
-                column[slots[mask]] = new.detach().to(column)[:, : slots.shape[1]][mask]
+                column[places[mask]] = new.detach().to(column)[:, : places.shape[1]][mask]
 
     def load(self, rows: torch.Tensor, **columns: torch.Tensor) -> None:
-        """Takes interests that were stored elsewhere in the place of what is here.
+        """Replaces all interests by others, for example those of a checkpoint.
 
         Args:
             rows: ``[S]`` int64, ascending, each interest's user.
-            columns: of `Slots`, by name, whose memory is the store's from here on; zero where they are not given.
+            columns: of `Slots`, by name; the store uses their memory. Missing columns are zero.
         """
-        self._settle(len(rows))
+        self._move_to_host_unless_fits(len(rows))
         counts = torch.bincount(rows.to(self.offsets), minlength=len(self.counts))
         self.offsets = torch.cat([self.offsets[:1], counts.cumsum(0)])
-        self.slots = Slots(
-            *(
-                columns[name].to(old) if name in columns else old.new_zeros(len(rows), *old.shape[1:])
-                for name, old in self.slots._asdict().items()
-            )
-        )
+        self.slots = self.slots.replaced(len(rows), columns)
 
     @Phase("interests")
     def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
-        """Gives users more interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
+        """Creates interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
 
-        Their queries start at what (seed, span, slot) keys, the same for all users: as in ComiRec, whose users share
-        them.
-        Costs one pass over the store. Interests move inside their memory while it has room.
+        Their queries are drawn by (seed, span, slot), the same for all users, as in ComiRec, where users share them.
+        The cost is one pass over the store, within its memory if that is large enough.
 
         Args:
             rows: ``[B]`` int64, distinct.
-            count: how many more each of them gets; one number, or ``[B]`` int64.
-            span: the span of birth.
+            count: new interests of each user; one number, or ``[B]`` int64.
+            span: of creation.
         """
-        each = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
-        self._settle(len(self.values) + int(each))
+        created = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
+        self._move_to_host_unless_fits(len(self.values) + int(created))
         device, counts = self.values.device, self.counts
         more = torch.zeros_like(counts)
         more[rows.to(device)] = count.to(device) if isinstance(count, torch.Tensor) else count
-        # New where nobody gains any too: by it all ranks tell alike whether a snapshot is of the same interests.
+        # A new tensor even if this rank creates none: `restore` compares identities, and ranks must agree.
         self.offsets = self.offsets + pad(more.cumsum(0), (1, 0))
         growing = more.nonzero().squeeze(1)
         if not len(growing):
@@ -336,47 +221,44 @@ class InterestStore:
         before = more.cumsum(0) - more  # new interests of all users before
         owners = growing.repeat_interleave(more[growing])
         slot = counts[owners] + torch.arange(len(owners), device=device) - before[owners]
-        place = self.offsets[owners] + slot
-        old = torch.ones(len(self.values) + len(place), dtype=torch.bool, device=device).index_fill_(0, place, False)
-        source = old.cumsum(0).sub_(1).clamp_(min=0)  # a new one takes that of the one before it for now
-        fresh = {"birth_span": span, "moments": 0, "states": 0}
-        for name in Slots._fields:  # one after the other, as a block may have to be made anew
-            column = moved(getattr(self.slots, name), source)
-            if name in fresh:
-                column.index_fill_(0, place, fresh[name])
+        places = self.offsets[owners] + slot
+        source = sources_around(places, len(self.values) + len(places))
+        initial = {"birth_span": span, "moments": 0, "states": 0}  # vectors and queries are drawn
+        for name in Slots._fields:  # one by one, so that at most one column exists twice
+            column = move_rows(getattr(self.slots, name), source)
+            if name in initial:
+                column.index_fill_(0, places, initial[name])
             self.slots = self.slots._replace(**{name: column})
-        self._draw(place, owners + self.first_user, span, slot)
+        self.slots.draw(places, owners + self.first_user, span, slot, self.seed)
 
     def trim(self, keep: torch.Tensor) -> None:
-        """Removes interests; what stays keeps its order and its bytes, and costs one pass over the store.
+        """Removes interests; the others keep their order and their bytes.
 
-        Interests move inside their memory, which is kept for those to come.
+        The cost is one pass over the store, within its memory, which stays allocated for later interests.
 
         Args:
             keep: ``[S]`` bool.
         """
         keep = keep.to(self.values.device)
-        kept = keep.nonzero().squeeze(1)
         self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
-        self.slots = Slots(*(moved(column, kept) for column in self.slots))
+        self.slots = self.slots.selected(keep.nonzero().squeeze(1))
 
     def snapshot(self) -> StoreSnapshot:
-        """What training may change between two spans' ends: which interests there are, and their queries.
+        """Copies what training may change before a span ends: which interests exist, and their queries.
 
-        Returns:
-            What `restore` takes. Vectors, births and states are not in it: `scatter` writes them only once a span is
-            trained, and until then interests come and none goes.
+        Vectors, spans of creation and states are left out: `scatter` writes them only when a span ends, and until then
+        interests are only added.
         """
         return StoreSnapshot(self.offsets, self.slots.queries.clone(), self.slots.moments.clone())
 
     def restore(self, snapshot: StoreSnapshot) -> None:
-        """Puts a snapshot back: what came since goes.
+        """Restores a snapshot; removes interests created after it.
 
         Args:
-            snapshot: taken since the last `scatter` or `trim`.
+            snapshot: taken after the last `scatter` or `trim`.
         """
         if self.offsets is not snapshot.offsets:
-            self.trim(self._older(snapshot))
+            self.trim(self._in_snapshot(snapshot))
         self.offsets = snapshot.offsets.to(self.offsets.device)
         self.slots.queries.copy_(snapshot.queries)
         self.slots.moments.copy_(snapshot.moments)
@@ -385,47 +267,32 @@ class InterestStore:
         """The interests of a snapshot.
 
         Args:
-            snapshot: taken since the last `scatter` or `trim`.
+            snapshot: taken after the last `scatter` or `trim`.
 
         Returns:
-            Its own queries and moments; the other columns are the store's where no interests came since, else copies.
+            The snapshot's queries and moments; the store's other columns, or copies if interests were created since.
         """
-        columns = self.slots
+        slots = self.slots
         if self.offsets is not snapshot.offsets:
-            older = self._older(snapshot)
-            shared = {name: getattr(columns, name)[older] for name in ("values", "birth_span", "states")}
-            columns = columns._replace(**shared)
-        return columns._replace(queries=snapshot.queries, moments=snapshot.moments)
+            known = self._in_snapshot(snapshot)
+            slots = slots._replace(**{name: getattr(slots, name)[known] for name in ("values", "birth_span", "states")})
+        return slots._replace(queries=snapshot.queries, moments=snapshot.moments)
 
-    def _older(self, snapshot: StoreSnapshot) -> torch.Tensor:
-        """Which interests are in a snapshot, ``[S]`` bool: each user's first."""
+    def _in_snapshot(self, snapshot: StoreSnapshot) -> torch.Tensor:
+        """The interests in a snapshot, ``[S]`` bool: the first of each user."""
         end = (self.offsets[:-1] + snapshot.offsets.diff().to(self.offsets)).repeat_interleave(self.counts)
         return torch.arange(len(end), device=end.device) < end
 
-    def _draw(self, place: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor) -> None:
-        """First vectors and queries of new interests."""
-        dim, query_dim = self.values.shape[1], self.slots.queries.shape[1]
-        slots = torch.arange(int(slot.max()) + 1, device=slot.device)
-        queries = keyed_random.normal(query_dim, _QUERIES, self.seed, span, slots) / math.sqrt(max(query_dim, 1))
-        for at, user, number in zip(*(column.split(DRAWN) for column in (place, users, slot)), strict=True):
-            self.values.index_copy_(0, at, keyed_random.normal(dim, _STREAM, self.seed, user, span, number))
-            self.slots.queries.index_copy_(0, at, queries.index_select(0, number))
-
-    def _slots(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places of each user's interests, ``[B, K]``, and which of them exist."""
-        rows = rows.to(self.offsets.device)
-        first, counts = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        slot = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device)
-        return first.unsqueeze(1) + slot, slot < counts.unsqueeze(1)
-
-    def _settle(self, interests: int) -> None:
-        """Leaves the device for good where it has no room for so many interests."""
+    def _move_to_host_unless_fits(self, interests: int) -> None:
+        """Leaves the device for good if so many interests do not fit there."""
         free = devices.free_bytes(self.offsets.device)
-        width = sum(math.prod(column.shape[1:]) * column.element_size() for column in self.slots)
-        if free is None or self.config.fits(interests * width, free + self.bytes):
+        needed = interests * self.slots.bytes_per_interest
+        if free is None or self.config.fits(needed, free + self.bytes):
             return
         logger.info(
-            "%d interests take %d MiB; %d MiB of the device are free beside them: they move to the host's memory",
-            *(interests, interests * width >> 20, free + self.bytes >> 20),
+            "%d interests take %d MiB, and the device has %d MiB free for them: they move to the host's memory",
+            interests,
+            needed >> 20,
+            free + self.bytes >> 20,
         )
         self.slots, self.offsets = Slots(*(column.cpu() for column in self.slots)), self.offsets.cpu()

@@ -1,10 +1,10 @@
 """Random numbers as a pure function of keys, the same on every rank and world size.
 
-Uniform ones are the same on all devices; normal ones pass through a logarithm and a cosine, of which CUDA may round the
-last of float64's bits otherwise.
+Uniform numbers are the same on all devices. Normal ones use a logarithm and a cosine, whose last float64 bit may differ
+on CUDA.
 
-SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") is chained over the
-keys; a counter takes the place of a state.
+The generator chains SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")
+over the keys, and has a counter instead of a state.
 """
 
 import math
@@ -21,7 +21,7 @@ def uniform(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
     """Uniform numbers in [0, 1).
 
     Args:
-        dim: how many for each key.
+        dim: numbers for each key.
         keys: integers, or int64 tensors that broadcast to one shape ``[...]``.
 
     Returns:
@@ -34,7 +34,7 @@ def normal(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
     """Standard normal numbers, by Box and Muller's transform.
 
     Args:
-        dim: how many for each key.
+        dim: numbers for each key.
         keys: integers, or int64 tensors that broadcast to one shape ``[...]``.
 
     Returns:
@@ -56,7 +56,7 @@ def _hash(dim: int, *keys: int | torch.Tensor) -> torch.Tensor:
 
 
 def _mix(bits: torch.Tensor) -> torch.Tensor:
-    # In place where it can be: what is written anew leaves the cache.
+    # In place where possible: new tensors would leave the cache.
     bits = (bits + 1).mul_(_signed(_GOLDEN))
     bits.bitwise_xor_(_shift(bits, 30)).mul_(_signed(_FIRST))
     bits.bitwise_xor_(_shift(bits, 27)).mul_(_signed(_SECOND))
@@ -64,7 +64,7 @@ def _mix(bits: torch.Tensor) -> torch.Tensor:
 
 
 def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """A logical shift to the right; that of int64 tensors drags the sign along."""
+    """A logical shift to the right; the one of int64 tensors keeps the sign."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 

@@ -255,7 +255,7 @@ class Recommender:
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
-            self.store.learn(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
+            self.store.update_queries(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
         with Phase("losses"):
             reported = losses.detach().double()
             return self.topology.gather(torch.cat([reported, reported.new_tensor([stop_signal])]))

@@ -135,8 +135,8 @@ def test_substitute_weights_change_neither_the_module_nor_names_in_checkpoints()
     ((names, outputs, expected),) = run_ranks(1, _names)
     weights = {name for name, _ in DynamicRouting(8).named_parameters()}
     assert names == weights | {f"{name}.{part}" for name in weights for part in ("exp_avg", "exp_avg_sq", "step")}
-    for found, wanted in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for found, correct in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(found, correct)
     assert not torch.equal(*outputs)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr import devices
-from dist_imsr.distributed import columns, interest_store
+from dist_imsr.distributed import columns, slots
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
@@ -19,7 +19,7 @@ def _store(users, first_user, dim, seed, query_dim=0, state_dim=0, device="cpu")
 
 
 def _as_lists(store):
-    """A plain-Python view: for every user the vectors and the spans of birth."""
+    """For every user, the vectors and the spans of creation, as Python lists."""
     return [
         (store.values[a:b].tolist(), store.birth_span[a:b].tolist())
         for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
@@ -31,24 +31,24 @@ expansions = st.lists(st.tuples(st.sets(st.integers(0, 6)), st.integers(1, 3)), 
 
 @settings(deadline=None)
 @given(expansions)
-def test_expand_keeps_what_was_there(device, steps):
+def test_expand_keeps_older_interests(device, steps):
     store = _store(7, 100, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         before = _as_lists(store)
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
-        for user, ((vectors, birth_span), (old_vectors, old_born)) in enumerate(
+        for user, ((vectors, birth_span), (old_vectors, old_birth_span)) in enumerate(
             zip(_as_lists(store), before, strict=True)
         ):
             added = count if user in users else 0
             assert vectors[: len(old_vectors)] == old_vectors
-            assert birth_span == old_born + [span] * added
+            assert birth_span == old_birth_span + [span] * added
             assert len(vectors) == len(old_vectors) + added
     assert len(store.values) == store.offsets[-1]
 
 
 @settings(deadline=None)
 @given(expansions, st.permutations(range(7)), st.integers(0, 7))
-def test_gather_and_scatter_touch_their_users_alone(device, steps, order, number):
+def test_gather_and_scatter_touch_only_their_users(device, steps, order, number):
     store = _store(7, 0, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
@@ -64,7 +64,7 @@ def test_gather_and_scatter_touch_their_users_alone(device, steps, order, number
         assert torch.equal(torch.tensor(vectors), moved)
 
 
-def test_new_interests_depend_on_user_and_slot_alone():
+def test_new_interests_depend_only_on_user_and_slot():
     whole = _store(6, 10, 8, seed=1)
     whole.expand(torch.arange(6), 4, span=0)
     whole.expand(torch.tensor([1, 4]), 2, span=1)
@@ -77,7 +77,7 @@ def test_new_interests_depend_on_user_and_slot_alone():
     assert not torch.isin(other.values, whole.values).any()
 
 
-def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch):
+def test_new_interests_do_not_depend_on_the_chunk_size(monkeypatch):
     def drawn():
         store = _store(9, 5, 6, seed=1, query_dim=3)
         store.expand(torch.arange(9), 2, span=0)
@@ -85,7 +85,7 @@ def test_new_interests_are_the_same_however_many_are_drawn_at_a_time(monkeypatch
         return store.slots
 
     whole = drawn()
-    monkeypatch.setattr(interest_store, "DRAWN", 4)
+    monkeypatch.setattr(slots, "DRAWN", 4)
     monkeypatch.setitem(columns.PART, "cpu", 50)
     assert all(map(torch.equal, whole, drawn()))
 
@@ -100,14 +100,14 @@ def test_build_owns_the_users_of_its_buckets():
 
 @settings(deadline=None)
 @given(expansions, st.lists(st.booleans(), min_size=40, max_size=40))
-def test_trim_removes_what_is_named_and_nothing_else(device, steps, draws):
+def test_trim_removes_only_the_named_interests(device, steps, draws):
     store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     store.slots.states.copy_(torch.randn(len(store.values), 3))
     store.slots.moments.copy_(torch.arange(len(store.values)).unsqueeze(1))
     keep = torch.tensor((draws * (1 + len(store.values) // 40))[: len(store.values)], dtype=torch.bool)
-    wanted = [
+    expected = [
         [column[a:b][keep[a:b]].tolist() for column in store.slots]
         for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
     ]
@@ -116,13 +116,13 @@ def test_trim_removes_what_is_named_and_nothing_else(device, steps, draws):
         [column[a:b].tolist() for column in store.slots]
         for a, b in zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
     ]
-    assert found == wanted
+    assert found == expected
     assert store.offsets[-1] == len(store.values) == keep.sum()
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.integers(0, 3)))
-def test_expand_gives_each_user_its_own_number(device, more):
+def test_expand_creates_a_number_of_interests_for_each_user(device, more):
     store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
@@ -140,7 +140,7 @@ def test_expand_gives_each_user_its_own_number(device, more):
     assert torch.equal(store.view(rows, 1).existing, store.gather(rows).mask & (slots < 2))
 
 
-def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
+def test_queries_start_equal_for_all_users_and_different_for_all_slots():
     store = _store(3, 0, 4, seed=3, query_dim=8)
     store.expand(torch.arange(3), 2, span=0)
     queries = store.queries(torch.arange(3))
@@ -148,32 +148,32 @@ def test_queries_start_alike_for_all_users_and_apart_for_all_slots():
     assert not torch.equal(queries[0, 0], queries[0, 1])
 
 
-def test_snapshot_brings_back_interests_and_queries(device):
+def test_a_snapshot_restores_interests_and_queries(device):
     store = _store(3, 0, 4, seed=3, query_dim=8, device=device)
     store.expand(torch.arange(3), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     for _ in range(2):
         store.expand(torch.tensor([1]), 2, span=1)
-        store.learn(torch.arange(3), torch.ones(3, 4, 8))
+        store.update_queries(torch.arange(3), torch.ones(3, 4, 8))
         store.restore(snapshot)
         assert all(torch.equal(a, b) for a, b in zip(store.slots, before, strict=True))
         assert store.counts.tolist() == [2, 2, 2]
 
 
-def test_a_snapshot_tells_its_interests_whatever_came_since(device):
+def test_slots_of_a_snapshot_do_not_change_when_interests_are_created(device):
     store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2, device=device)
     store.expand(torch.tensor([0, 2]), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     assert store.slots_of(snapshot).values is store.values
     store.expand(torch.tensor([1, 2]), 3, span=1)
-    store.learn(torch.arange(4), torch.ones(4, 5, 8))
+    store.update_queries(torch.arange(4), torch.ones(4, 5, 8))
     assert all(map(torch.equal, store.slots_of(snapshot), before))
     store.restore(snapshot)
     assert store.offsets is snapshot.offsets
     assert all(map(torch.equal, store.slots, before))
 
 
-def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
+def test_expanding_no_user_changes_nothing_but_the_identity_of_offsets():
     store = _store(4, 0, 4, seed=3, query_dim=8)
     store.expand(torch.tensor([0, 2]), 2, span=0)
     snapshot, values = store.snapshot(), store.values
@@ -186,7 +186,7 @@ def test_who_gains_nothing_keeps_all_and_a_snapshot_is_of_before():
 
 
 @pytest.mark.parametrize("part", [1, 100, 1 << 20])
-def test_interests_move_inside_their_memory_while_it_has_room(device, monkeypatch, part):
+def test_interests_move_within_their_memory_while_it_is_large_enough(device, monkeypatch, part):
     monkeypatch.setitem(columns.PART, device, part)
     store = _store(50, 0, 4, seed=3, device=device)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
@@ -207,7 +207,7 @@ def test_interests_move_inside_their_memory_while_it_has_room(device, monkeypatc
     assert store.values.data_ptr() == block
 
 
-def test_created_interests_are_those_of_users_with_older_ones(device):
+def test_created_interests_are_only_those_of_users_with_older_ones(device):
     store = _store(5, 0, 4, seed=3, device=device)
     store.expand(torch.tensor([1, 3]), 2, span=0)
     store.expand(torch.tensor([3, 4]), 2, span=1)
@@ -219,7 +219,7 @@ def test_created_interests_are_those_of_users_with_older_ones(device):
     assert not len(store.norms(store.created(2)))
 
 
-def test_states_move_with_the_interests_of_their_users_alone(device):
+def test_states_move_with_the_interests_of_their_users(device):
     store = _store(4, 0, 4, seed=3, state_dim=5, device=device)
     store.expand(torch.arange(3), 2, span=0)
     rows = torch.tensor([2, 0])
@@ -240,8 +240,8 @@ def test_states_move_with_the_interests_of_their_users_alone(device):
 
 
 @pytest.mark.parametrize("memory", ["auto", "device"])
-def test_interests_leave_a_device_that_they_would_fill(monkeypatch, caplog, memory):
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 800)  # beside what the store holds
+def test_interests_move_to_the_host_before_they_fill_the_device(monkeypatch, caplog, memory):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 800)  # besides the store
     store = InterestStore(InterestStoreConfig(memory), 6, 0, 4, 0, 3, CPU)
     with caplog.at_level("INFO"):
         store.expand(torch.arange(6), 3, span=0)  # 18 of 18 bytes
@@ -255,7 +255,7 @@ def test_interests_leave_a_device_that_they_would_fill(monkeypatch, caplog, memo
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("moved", [False, True])
-def test_interests_that_left_the_device_are_the_same(monkeypatch, moved):
+def test_interests_on_the_host_equal_those_on_the_device(monkeypatch, moved):
     stores = [InterestStore(InterestStoreConfig(memory), 50, 0, 4, 2, 3, CUDA) for memory in ("auto", "device")]
     auto, stayed = stores
     for store in stores:
@@ -276,50 +276,50 @@ def test_interests_that_left_the_device_are_the_same(monkeypatch, moved):
         assert store.slots_of(snapshot).queries.shape == (150, 2)
 
 
-def _life(device):
-    """What a span of every method leaves in a store, after each of them, on the host."""
+def _columns_after_every_method(device):
+    """The columns of a store after each method, as copies on the host."""
     store, rows = _store(40, 7, 6, seed=5, query_dim=3, state_dim=2, device=device), torch.arange(0, 40, 3)
-    draw, left = torch.Generator().manual_seed(0), []
+    draw, copies = torch.Generator().manual_seed(0), []
 
-    def leave():
-        left.append([on("cpu", column).clone() for column in (*store.slots, store.offsets)])
+    def copy():
+        copies.append([on("cpu", column).clone() for column in (*store.slots, store.offsets)])
 
     store.expand(torch.arange(40), 2, span=0)
-    leave()
+    copy()
     store.expand(rows, torch.randint(4, rows.shape, generator=draw), span=1)
-    leave()
+    copy()
     snapshot, width = store.snapshot(), int(store.counts[on(device, rows)].max())
     for _ in range(3):
-        store.learn(rows, torch.randn(len(rows), width, 3, generator=draw))
-        leave()
+        store.update_queries(rows, torch.randn(len(rows), width, 3, generator=draw))
+        copy()
     found = store.gather(rows, CPU)
     states = torch.randn(*found.mask.shape, 2, generator=draw)
     store.restore(snapshot)
-    leave()
+    copy()
     store.scatter(rows, Interests(0.5 * found.vectors, found.mask, states))
-    leave()
+    copy()
     store.trim(store.values.norm(dim=1) > 1.5)
-    leave()
-    return left
+    copy()
+    return copies
 
 
 @pytest.mark.cuda
-def test_a_device_holds_what_the_host_would():
-    for found, wanted in zip(_life("cuda"), _life("cpu"), strict=True):
-        for one, other in zip(found, wanted, strict=True):
-            # Drawn and learnt numbers pass through logarithms and roots, of which devices round the last bit their way.
+def test_a_store_on_a_device_equals_one_on_the_host():
+    for found, expected in zip(_columns_after_every_method("cuda"), _columns_after_every_method("cpu"), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            # Draws and updates use logarithms and roots, whose last bit differs between devices.
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
             assert one.is_floating_point() or torch.equal(one, other)
 
 
 @pytest.mark.cuda
 def test_a_store_on_the_host_serves_a_device():
-    """With ``store.memory: host``: views come to the device, and rows, gradients and vectors from there."""
+    """With ``store.memory: host``, views go to the device, and rows, gradients and vectors come from it."""
     store, alone = _store(5, 0, 4, seed=3, query_dim=2), _store(5, 0, 4, seed=3, query_dim=2)
     rows, gradient = torch.tensor([4, 1]), torch.randn(2, 2, 2)
     for one, place in ((store, "cuda"), (alone, "cpu")):
         one.expand(on(place, torch.arange(5)), on(place, torch.full((5,), 2)), span=0)
-        one.learn(on(place, rows), on(place, gradient))
+        one.update_queries(on(place, rows), on(place, gradient))
         view = one.gather(on(place, rows), torch.device(place))
         assert view.vectors.device.type == view.mask.device.type == place
         assert one.view(on(place, rows), 1, torch.device(place)).existing.device.type == place

@@ -14,7 +14,7 @@ def test_distributions():
     assert neighbours.abs().max() < 0.05
 
 
-def test_depends_on_keys_alone():
+def test_numbers_depend_only_on_keys():
     users = torch.tensor([4, 9, 2])
     whole = normal(7, 1, users, 5)
     assert torch.equal(whole[1:], normal(7, 1, users[1:], 5))
@@ -30,7 +30,7 @@ def test_known_values():
 
 
 @pytest.mark.cuda
-def test_a_device_draws_what_the_host_draws():
+def test_numbers_are_equal_on_all_devices():
     keys = torch.arange(20_000) - 10_000
     assert torch.equal(uniform(5, 3, keys.cuda(), 8).cpu(), uniform(5, 3, keys, 8))  # whole numbers and powers of two
     drawn = normal(5, 3, keys.cuda(), 8).cpu()

@@ -6,7 +6,7 @@ from dist_imsr.distributed.host_memory import peak_bytes, resize_in_place
 CPU = torch.device("cpu")
 
 
-def test_a_block_is_kept_while_it_has_room(monkeypatch):
+def test_a_block_is_reused_while_it_is_large_enough(monkeypatch):
     for threshold in (host_memory._OWN_MAPPING, 64):
         monkeypatch.setattr(host_memory, "_OWN_MAPPING", threshold)
         few = torch.arange(12.0).view(4, 3)
@@ -22,7 +22,7 @@ def test_a_block_is_kept_while_it_has_room(monkeypatch):
     assert resize_in_place(torch.zeros(0, 0), 5).shape == (5, 0)
 
 
-def test_the_peak_is_what_was_held_since_the_reset():
+def test_the_peak_counts_memory_in_use_since_the_reset():
     before = peak_bytes(CPU, reset=True)
     block = torch.ones(8 << 20)
     size = block.numel() * block.element_size()

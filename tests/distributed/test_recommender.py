@@ -132,8 +132,8 @@ def _queries(topology):
     """The store's queries before and after a step, and what plain autograd makes of them."""
     model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50, topology.device)
     before = model.store.slots.queries.clone()
-    gradients, real = [], model.store.learn
-    model.store.learn = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
+    gradients, real = [], model.store.update_queries
+    model.store.update_queries = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
     with torch.no_grad():
         table = model.catalogue.flushed_weight().clone()
     start = model.extract(batch).start

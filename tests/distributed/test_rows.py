@@ -3,7 +3,7 @@ import torch
 from dist_imsr.distributed.rows import ShardRows
 
 
-def test_a_copy_has_its_own_memory_and_rows_have_not():
+def test_a_copy_has_its_own_memory_unlike_the_rows():
     table = torch.zeros(6, 2)
     rows = ShardRows(table[2:5], 2, 6)
     copy = rows.copied()
@@ -13,7 +13,7 @@ def test_a_copy_has_its_own_memory_and_rows_have_not():
     assert (copy.first, copy.total, copy.saved) == (2, 6, True)
 
 
-def test_what_planners_ask():
+def test_the_methods_for_checkpoint_planners():
     (item,) = ShardRows(torch.zeros(3, 2), 2, 6).__create_write_items__("name", None)
     assert item.index.fqn == "name"
     assert item.index.offset == torch.Size([2, 0])
