@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -48,25 +49,44 @@ def train(config: TrainConfig) -> int:
 
     def work() -> None:
         with StopSignals() as signals:
-            settled = as_started(config)
-            dataset, candidates = check(settled)
-            topology = connect(config.timeout_seconds)
-            claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
-            try:
-                logs.keep(config.run_dir)
-                trainer = begin(settled, dataset, candidates, topology, signals)
-                with signals.deferred():
-                    lines = trainer.run()
-            finally:
-                if claim is not None:
-                    os.close(claim)
+            trainer = run_training(config, signals)
         title = f"{config.run_dir}: {config.strategy.name}"
-        trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
+        trainer.reporter.table(trainer.progress.lines, _columns(config.eval.top), title, _CAPTION)
         trainer.profile.show()
         if trainer.checkpoints is not None and trainer.checkpoints.refusal:
             raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
+
+
+def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Trainer:
+    """Trains and tests a run to its end, from its newest checkpoint if there is one; every rank calls it.
+
+    Args:
+        config: the whole tree.
+        signals: the requests to stop that this process receives; None for none.
+
+    Returns:
+        The trainer; ``progress.lines`` are those of metrics.jsonl.
+
+    Raises:
+        ValueError: naming the key, for what cannot work.
+        FloatingPointError: for a loss that is not finite.
+        Stopped: where a signal asked for it, once the state is on the disk.
+    """
+    settled = as_started(config)
+    dataset, candidates = check(settled)
+    topology = connect(config.timeout_seconds)
+    claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
+    try:
+        logs.keep(config.run_dir)
+        trainer = begin(settled, dataset, candidates, topology, signals)
+        with signals.deferred() if signals is not None else nullcontext():
+            trainer.run()
+    finally:
+        if claim is not None:
+            os.close(claim)
+    return trainer
 
 
 def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
