@@ -166,8 +166,13 @@ def _log_start(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> Non
     users, rows = model.store.first_user, model.catalogue.rows
     logger.debug(
         "process %d on %s, %s: users %d:%d, item rows %d:%d",
-        *(os.getpid(), socket.gethostname(), topology.device),
-        *(users, users + len(model.store.counts), rows.start, rows.stop),
+        os.getpid(),
+        socket.gethostname(),
+        topology.device,
+        users,
+        users + len(model.store.counts),
+        rows.start,
+        rows.stop,
     )
 
 
