@@ -42,8 +42,8 @@ REFERENCE = re.compile(r"`(dist_imsr(?:\.\w+)+)(?::(\w+(?:\.\w+)*))?`")
 def imports_of(path: Path, root: Path = ROOT) -> set[str]:
     """All modules that a file imports, as names with dots: ``from a import b`` is ``a.b``.
 
-    Imports inside functions and under ``TYPE_CHECKING`` count as well. So does a string that is a module's name, which may
-    be an argument of ``importlib``.
+    Imports inside functions and under ``TYPE_CHECKING`` count as well. So does a string that is a module's name, since
+    it may be an argument of ``importlib``.
     """
     found, package = set[str](), path.relative_to(root).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
