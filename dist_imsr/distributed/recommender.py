@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchrec import JaggedTensor
 
 from dist_imsr import devices
 from dist_imsr.data.batch import Batch
@@ -15,11 +14,12 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot, View
+from dist_imsr.distributed.objective import Extraction, NextItem, Objective, score_batch
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
-from dist_imsr.model.scoring import Candidates, attend, candidates, sampled_softmax
+from dist_imsr.model.scoring import sampled_softmax
 from dist_imsr.phases import Phase
 
 _LOGITS = 0x106175  # a stream of random numbers
@@ -28,74 +28,12 @@ Embed = Callable[..., list[torch.Tensor]]
 Forward = Callable[[torch.Tensor, torch.Tensor, Start], Interests]
 
 
-class Extraction(NamedTuple):
-    """Interests extracted from a batch's history, with their inputs.
-
-    Args:
-        interests: H_u^t, ``[B, K, d]``.
-        start: the extractor's start: stored interests, queries, states.
-        existing: ``[B, K]`` bool, the interests that are older than the span.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
-    """
-
-    interests: Interests
-    start: Start
-    existing: torch.Tensor
-    targets: torch.Tensor
-    negatives: torch.Tensor
-
-
-class Scores(NamedTuple):
-    """Scores of a batch's targets and negatives, with what they were computed from.
-
-    Args:
-        candidates: each target's score and those of the negatives.
-        targets: ``[B, T, d]``, the targets' embeddings, padded.
-        target_mask: ``[B, T]`` bool, false for padding.
-        agreement: ``[B, K, T]``, dot products of interests and targets.
-    """
-
-    candidates: Candidates
-    targets: torch.Tensor
-    target_mask: torch.Tensor
-    agreement: torch.Tensor
-
-
 class Snapshot(NamedTuple):
     """What `Recommender.restore` needs: copies of the trained tensors, and the store's own snapshot."""
 
     tensors: dict[str, ShardRows]
     store: StoreSnapshot
     updates: int  # of the table, by which Adam corrects its moments
-
-
-class Objective(Protocol):
-    """How a step turns a batch into interests and losses; every strategy is one."""
-
-    def extract(self, model: "Recommender", batch: Batch, training: bool = False) -> Extraction:
-        """The interests of the batch's users."""
-        ...
-
-    def extra_loss(
-        self, model: "Recommender", batch: Batch, extraction: Extraction, scores: Scores
-    ) -> torch.Tensor | None:
-        """A loss that is added to Eq. 6, summed over this rank's targets; None for none."""
-        ...
-
-
-class NextItem:
-    """The plain objective: interests as the base model extracts them, and Eq. 6 alone."""
-
-    def extract(self, model: "Recommender", batch: Batch, training: bool = False) -> Extraction:
-        """Extracts the interests of a batch's users from its history (Eq. 1)."""
-        return model.extract(batch, training=training)
-
-    def extra_loss(
-        self, model: "Recommender", batch: Batch, extraction: Extraction, scores: Scores
-    ) -> torch.Tensor | None:
-        """Adds nothing to Eq. 6."""
-        return None
 
 
 class Recommender:
@@ -318,35 +256,3 @@ class Recommender:
         place = torch.arange(length, device=users.device)
         drawn = keyed_random.normal(1, _LOGITS, self.seed, users[:, None, None], slot, place)  # [B, K, L, 1]
         return self.extractor.logit_scale * drawn.squeeze(-1)
-
-
-def score_batch(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Scores:
-    """Scores a batch's targets and negatives, each for its own v_u of Eq. 5.
-
-    Args:
-        batch: B users.
-        interests: of the users, ``[B, K, d]``.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
-
-    Returns:
-        The scores.
-    """
-    padded, mask = pad(targets, batch.targets.lengths())
-    agreement = interests.vectors @ padded.mT
-    place = mask.flatten().nonzero().squeeze(1)
-    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), padded))
-    scored = candidates(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
-    return Scores(scored, padded, mask, agreement)
-
-
-def sequence(items: torch.Tensor) -> JaggedTensor:
-    """Item ids as one sequence, for `Catalogue.lookup`.
-
-    Args:
-        items: ``[n]`` int64.
-
-    Returns:
-        The sequence.
-    """
-    return JaggedTensor(items, lengths=torch.tensor([len(items)], device=items.device))

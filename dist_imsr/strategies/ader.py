@@ -14,7 +14,8 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
 from dist_imsr.distributed.frozen_model import FrozenModel
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores, score_batch
+from dist_imsr.distributed.objective import Extraction, Scores, score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Candidates, distillation

@@ -10,7 +10,8 @@ import torch
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores
+from dist_imsr.distributed.objective import Extraction, Scores
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.registry import Registry
 from dist_imsr.strategies.resources import Resources

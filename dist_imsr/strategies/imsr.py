@@ -7,7 +7,8 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.span import SpanData
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores
+from dist_imsr.distributed.objective import Extraction, Scores
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig, project

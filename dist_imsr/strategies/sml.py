@@ -12,9 +12,11 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import one_sequence
 from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.frozen_model import FrozenModel
-from dist_imsr.distributed.recommender import Extraction, Recommender, score_batch, sequence
+from dist_imsr.distributed.objective import Extraction, score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
@@ -223,9 +225,9 @@ class SML(Strategy):
         values = torch.cat([one.values() for one in sequences])
         items, place = values.unique(return_inverse=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._transfer_learns):
-            [tuned] = model.catalogue.lookup(sequence(items))
+            [tuned] = model.catalogue.lookup(one_sequence(items))
         with torch.no_grad():
-            [previous] = self.previous.table.lookup(sequence(items))
+            [previous] = self.previous.table.lookup(one_sequence(items))
         rows = self._transfer("item")(previous, tuned)[place]
         return list(rows.split([len(one.values()) for one in sequences]))
 

@@ -20,7 +20,8 @@ from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.recommender import Objective, Recommender
+from dist_imsr.distributed.objective import Objective
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.metrics import discount

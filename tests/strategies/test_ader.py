@@ -8,7 +8,7 @@ import torch
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.replay import ReplayedSpan
-from dist_imsr.distributed.recommender import score_batch
+from dist_imsr.distributed.objective import score_batch
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.ader import ADERConfig, adapted, best_of, herded
 from dist_imsr.training.trainer import Trainer
