@@ -2,7 +2,8 @@
 
 from dist_imsr.strategies import ader, fine_tuning, frozen, full_retraining, imsr, life_long, sml  # noqa: F401 (register)
 from dist_imsr.strategies.base import STRATEGIES, Strategy, register_strategy
-from dist_imsr.strategies.config import StrategyConfig, TrainingConfig, build_strategy, resources_of
+from dist_imsr.strategies.config import StrategyConfig, build_strategy, resources_of
+from dist_imsr.strategies.training_config import TrainingConfig
 
 __all__ = [
     "STRATEGIES",

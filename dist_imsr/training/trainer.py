@@ -7,7 +7,7 @@ from dist_imsr import logs
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import INTERRUPTED, Stopped
 from dist_imsr.distributed.recommender import Recommender
-from dist_imsr.distributed.signals import StopSignals
+from dist_imsr.distributed.signals import StopRequested, StopSignals
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import Evaluator
 from dist_imsr.phases import Phase
@@ -15,7 +15,7 @@ from dist_imsr.progress import Reporter
 from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.growth import store_stats
 from dist_imsr.strategies.progress import Progress
-from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer, StopRequested
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 from dist_imsr.training.checkpoint import Checkpoints, name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
