@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Extraction(NamedTuple):
-    """Interests extracted from a batch's history, with their inputs.
+    """Interests extracted from a batch's histories, with their inputs.
 
     Args:
         interests: H_u^t, ``[B, K, d]``.
-        start: the extractor's start: stored interests, queries, states.
+        start: the extractor's inputs besides the items: stored interests, queries, states.
         existing: ``[B, K]`` bool, the interests that are older than the span.
         targets: ``[A, d]``, the targets' embeddings.
         negatives: ``[N, d]``, the negatives' embeddings.
@@ -34,10 +34,10 @@ class Extraction(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Scores of a batch's targets and negatives, with what they were computed from.
+    """Scores of a batch's targets and negatives, with the padded targets.
 
     Args:
-        candidates: each target's score and those of the negatives.
+        candidates: the scores of each target and of its negatives.
         targets: ``[B, T, d]``, the targets' embeddings, padded.
         target_mask: ``[B, T]`` bool, false for padding.
         agreement: ``[B, K, T]``, dot products of interests and targets.
@@ -50,7 +50,7 @@ class Scores(NamedTuple):
 
 
 class Objective(Protocol):
-    """How a step turns a batch into interests and losses; every strategy is one."""
+    """Defines how a step turns a batch into interests and losses; every strategy does."""
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
         """The interests of the batch's users."""
@@ -64,34 +64,31 @@ class Objective(Protocol):
 
 
 class NextItem:
-    """The plain objective: interests as the base model extracts them, and Eq. 6 alone."""
+    """The objective without a strategy: Eq. 6 alone."""
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
-        """Extracts the interests of a batch's users from its history (Eq. 1)."""
+        """Extraction by the base model (Eq. 1)."""
         return model.extract(batch, training=training)
 
     def extra_loss(
         self, model: Recommender, batch: Batch, extraction: Extraction, scores: Scores
     ) -> torch.Tensor | None:
-        """Adds nothing to Eq. 6."""
+        """None."""
         return None
 
 
 def score_batch(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Scores:
-    """Scores a batch's targets and negatives, each for its own v_u of Eq. 5.
+    """Scores a batch's targets and negatives with the targets' v_u (Eq. 5).
 
     Args:
         batch: B users.
         interests: of the users, ``[B, K, d]``.
         targets: ``[A, d]``, the targets' embeddings.
         negatives: ``[N, d]``, the negatives' embeddings.
-
-    Returns:
-        The scores.
     """
     padded, mask = pad(targets, batch.targets.lengths())
     agreement = interests.vectors @ padded.mT
     place = mask.flatten().nonzero().squeeze(1)
-    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), padded))
-    scored = candidates(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
+    users, targets = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), padded))
+    scored = candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values())
     return Scores(scored, padded, mask, agreement)

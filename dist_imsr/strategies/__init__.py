@@ -1,4 +1,4 @@
-"""What happens to the model when a span arrives: one file for each strategy, registered by its name."""
+"""Strategies update the model when a span arrives: one file for each, registered by its name."""
 
 from dist_imsr.strategies import ader, fine_tuning, frozen, full_retraining, imsr, life_long, sml  # noqa: F401 (register)
 from dist_imsr.strategies.base import STRATEGIES, Strategy, register_strategy

@@ -20,7 +20,7 @@ from dist_imsr.distributed.signals import StopRequested
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.phases import Phase
-from dist_imsr.progress import Reporter
+from dist_imsr.reporter import Reporter
 from dist_imsr.strategies.early_stopping import EarlyStopping
 from dist_imsr.strategies.growth import Growth
 from dist_imsr.strategies.progress import Best, Progress
