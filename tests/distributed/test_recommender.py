@@ -69,25 +69,25 @@ def _largest(topology, items, users):
     return largest.numel
 
 
-def test_a_step_costs_its_batch_and_not_the_catalogue_or_the_users():
+def test_a_step_costs_by_its_batch_and_not_by_the_catalogue_or_the_users():
     small, large = (run_ranks(1, _largest, *size)[0] for size in [(50, 20), (50_000, 20_000)])
     assert 0 < large <= 2 * small
 
 
-def _steps(topology, base, ahead):
-    """Steps of the same users, whose queries each step moves."""
+def _steps(topology, base, prefetch):
+    """Steps of the same users, each of which updates their queries."""
     model, batches = _recommender(topology, 50, 20, base), [_batch(20, 50) for _ in range(4)]
-    told = [
-        model.train_step(batch, following if ahead else None)
+    losses = [
+        model.train_step(batch, following if prefetch else None)
         for batch, following in itertools.zip_longest(batches, batches[1:])
     ]
-    return torch.stack(told), {name: rows.copied().values for name, rows in model.tensors().items()}
+    return torch.stack(losses), {name: rows.copied().values for name, rows in model.tensors().items()}
 
 
 @pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
-def test_what_is_fetched_ahead_changes_nothing(base):
-    (ahead, state), (plain, same) = (run_ranks(1, _steps, base, ahead)[0] for ahead in (True, False))
-    assert torch.equal(ahead, plain)
+def test_prefetching_changes_nothing(base):
+    (prefetched, state), (plain, same) = (run_ranks(1, _steps, base, prefetch)[0] for prefetch in (True, False))
+    assert torch.equal(prefetched, plain)
     assert state.keys() == same.keys()
     assert all(torch.equal(state[name], same[name]) for name in same)
 
@@ -115,7 +115,7 @@ def _snapshots(topology, base):
 
 
 @on_devices("base", cpu=["comirec_dr", "comirec_sa"], cuda=["comirec_dr", "comirec_sa"])
-def test_training_goes_on_from_a_snapshot_bit_for_bit(device, base):
+def test_training_continues_from_a_snapshot_bit_for_bit(device, base):
     ((one, two, again, from_fresh),) = run_ranks(1, _snapshots, base, device=device)
     assert (int(one[0]), int(two[0])) == (1, 2)
     assert any(not torch.equal(a, b) for a, b in zip(one[1:], two[1:], strict=True))
@@ -130,7 +130,7 @@ def _histories(table, batch):
 
 
 def _queries(topology):
-    """The store's queries before and after a step, and what plain autograd makes of them."""
+    """The store's queries before and after a step, and their gradient in plain autograd."""
     model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50, topology.device)
     before = model.store.slots.queries.clone()
     gradients, real = [], model.store.update_queries
@@ -150,7 +150,7 @@ def _queries(topology):
     return on("cpu", before), slots.queries, slots.moments, on("cpu", gradient), model.store.config
 
 
-def test_queries_learn_by_rowwise_adagrad_for_their_users_alone(device):
+def test_queries_are_trained_by_rowwise_adagrad_for_their_users_alone(device):
     ((before, after, moments, gradient, config),) = run_ranks(1, _queries, device=device)
     touched = torch.zeros(20, dtype=torch.bool)
     touched[[0, 3, 19]] = True
@@ -164,7 +164,7 @@ def test_queries_learn_by_rowwise_adagrad_for_their_users_alone(device):
 
 
 def _unsharded(topology):
-    """Loss and new rows against the same step in plain autograd."""
+    """The loss and the change of the table, and those of the same step in plain autograd."""
     from dist_imsr.model.interests import Interests, Start
     from dist_imsr.model.scoring import attend
 
@@ -186,13 +186,13 @@ def _unsharded(topology):
     assert NextItem().extra_loss(model, batch, extraction, scores) is None
     loss = sampled_softmax(scores.candidates)
     model.engine.update(loss)
-    moved, rate = model.catalogue.flushed_weight() - table.detach(), model.catalogue.learning_rate
+    change, rate = model.catalogue.flushed_weight() - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()
     step = torch.where(scale > 0, -rate * gradient / (scale + 1e-8), 0.0)
-    return loss.item(), wanted.item(), on("cpu", moved), on("cpu", step)
+    return loss.item(), wanted.item(), on("cpu", change), on("cpu", step)
 
 
 def test_sharded_step_equals_plain_autograd(device):
-    ((loss, wanted, moved, step),) = run_ranks(1, _unsharded, device=device)
+    ((loss, wanted, change, step),) = run_ranks(1, _unsharded, device=device)
     assert loss == pytest.approx(wanted, rel=1e-6)
-    torch.testing.assert_close(moved, step, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(change, step, rtol=1e-4, atol=1e-6)

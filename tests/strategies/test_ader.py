@@ -63,7 +63,7 @@ def test_herding_equals_the_slow_reference(most):
         assert [one for one in mine if chosen[one]] == sorted(taken)
 
 
-def test_nobody_has_a_pool():
+def test_an_empty_pool():
     nothing = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
     assert not len(herding(*nothing, 2))
     assert not len(top_per_owner(nothing[0][:, 0], nothing[1], 2))

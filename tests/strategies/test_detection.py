@@ -6,15 +6,15 @@ from tests.distributed.test_recommender import _batch, _recommender
 from tests.ranks import run_ranks
 
 
-def _judged(topology, detector, trained):
-    """How many interests each of three users gets, and how many users' fit was measured."""
+def _detected(topology, detector, trained):
+    """The numbers of new interests of three users, and the number of users with a measured fit."""
     model, batch = _recommender(topology, 50, 20), _batch(20, 50)
     _, growth = detect([batch], 1, trained, model.catalogue, model.store, detector)
     return (model.store.counts[batch.users] - 4).tolist(), growth.detected
 
 
 @pytest.mark.parametrize(
-    ("untrained", "trained", "granted", "detected"),
+    ("untrained", "trained", "created", "detected"),
     [
         (False, 50, [2, 2, 2], 3),
         (False, 6, [2, 2, 0], 2),  # the third user met item 7 alone
@@ -22,6 +22,6 @@ def _judged(topology, detector, trained):
         (True, 0, [2, 2, 2], 3),
     ],
 )
-def test_items_that_were_never_trained_puzzle_nobody(untrained, trained, granted, detected):
-    everybody = DetectorConfig(c1=2.0, share=0.0, delta_k=2, untrained=untrained)
-    assert run_ranks(1, _judged, everybody, trained) == [(granted, detected)]
+def test_untrained_items_puzzle_no_user(untrained, trained, created, detected):
+    all_puzzled = DetectorConfig(c1=2.0, share=0.0, delta_k=2, untrained=untrained)
+    assert run_ranks(1, _detected, all_puzzled, trained) == [(created, detected)]

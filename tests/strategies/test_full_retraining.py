@@ -21,8 +21,8 @@ def folder(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), HISTORY)
 
 
-def _learnt(topology, config, spans):
-    """What each of some spans leaves, without times and lines."""
+def _trained(topology, config, spans):
+    """The state after each span, without times and lines."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     states = []
@@ -35,15 +35,15 @@ def _learnt(topology, config, spans):
 def test_at_the_first_span_it_is_pre_training(folder, tmp_path):
     names = ("full_retraining", "fine_tuning")
     retrained, tuned = (
-        run_ranks(2, _learnt, _config(folder, tmp_path / name, strategy=StrategyConfig(name)), 2) for name in names
+        run_ranks(2, _trained, _config(folder, tmp_path / name, strategy=StrategyConfig(name)), 2) for name in names
     )
     for one, other in zip(retrained, tuned, strict=True):
         assert one[0] == other[0]
         assert one[1] != other[1]
 
 
-def _forgetful(topology, config):
-    """A second span learnt after the first, and by a trainer that never saw the first."""
+def _with_and_without_past(topology, config):
+    """The state after the second span, of a trainer with and without the first span."""
     config.run_dir.mkdir(exist_ok=True)
     states = []
     for spans in ([0, 1], [1]):
@@ -59,11 +59,11 @@ def _forgetful(topology, config):
 def test_nothing_is_inherited(folder, tmp_path, base):
     model = replace(_config(folder, tmp_path).model, base=base)
     config = _config(folder, tmp_path / "run", strategy=StrategyConfig("full_retraining"), model=model)
-    for one, other in run_ranks(2, _forgetful, config):
+    for one, other in run_ranks(2, _with_and_without_past, config):
         assert one == other
 
 
-def test_users_get_as_many_interests_as_another_run_left(folder, tmp_path):
+def test_users_get_the_numbers_of_interests_of_another_run(folder, tmp_path):
     grown = _config(folder, tmp_path / "imsr", strategy=GROWING)
     run_ranks(2, run, grown)
     strategy = StrategyConfig("full_retraining", full_retraining=FullRetrainingConfig(grown.run_dir))
@@ -85,6 +85,6 @@ def _counts(topology, config):
     return trainer.model.store.counts.numpy()
 
 
-def test_a_run_that_cannot_tell_is_refused(folder, tmp_path):
+def test_a_run_without_exported_spans_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"interests_from: .*span=0.*--training.export every"):
         InterestCounts(tmp_path).check(Dataset(DataConfig(folder)))

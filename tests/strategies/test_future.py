@@ -16,11 +16,11 @@ from tests.runs import left
 from tests.training.test_checkpoint import GROWING, _config
 
 HISTORY = drawn_history(users=60, items=80, spans=4, longest=12)
-LAST = 2  # span 3 is the future: SML's transfer has learnt by then, and ADER's pool is of two spans
+LAST = 2  # span 3 is the future: by then SML's transfer is trained, and ADER's pool covers two spans
 
 
 def _others(folder, history, span):
-    """The same data up to a span, and other interactions, as many, of each user after it."""
+    """The same data up to a span, with other items in the later spans."""
     draw, changed = np.random.default_rng(1), {}
     known = max(item for spans in history.values() for items in spans[: span + 1] for item in items)
     for user, spans in history.items():
@@ -30,15 +30,15 @@ def _others(folder, history, span):
 
 
 def _tested(topology, config):
-    """What each span leaves, each model tested before the next span is learnt."""
+    """The states after each span, and the numbers of users; each model is tested before the next span is trained."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    states, told = [], []
+    states, tests = [], []
     for span in range(LAST + 1):
         trainer.train_span(span)
         states.append(left(trainer)[1])
-        told.append(trainer.test(span + 1))
-    return states, [line["users"] for line in told]
+        tests.append(trainer.test(span + 1))
+    return states, [line["users"] for line in tests]
 
 
 RUNS = [(name, "comirec_sa" if name in ("sml", "imsr") else "comirec_dr") for name in STRATEGIES]
@@ -46,7 +46,7 @@ RUNS = [(name, "comirec_sa" if name in ("sml", "imsr") else "comirec_dr") for na
 
 @pytest.mark.parametrize(("name", "base"), [*RUNS, ("life_long", "mimn"), ("life_long", "limarec")])
 def test_the_future_reaches_no_parameter(tmp_path, name, base):
-    """Poison of span t + 1 changes nothing of M^t, of which each was tested before."""
+    """Other interactions in span t + 1 do not change M^t."""
     folders = write_dataset(tmp_path / "data", HISTORY), _others(tmp_path / "poisoned", HISTORY, LAST)
     model = ModelConfig(base, dim=12, interests=3, mimn=MIMNConfig(12, 12, 12))
     changes = {"strategy": replace(GROWING, name=name), "model": model}

@@ -35,8 +35,8 @@ def test_projection_is_switched_by_its_key():
     projected = _extracted(IMSRConfig(), extraction).interests
     torch.testing.assert_close(projected, project(extraction.interests, extraction.existing))
     assert _extracted(IMSRConfig(trimmer=TrimmerConfig(project=False)), extraction) is extraction
-    nobody = _extraction(torch.zeros(2, 3, dtype=torch.bool))
-    assert _extracted(IMSRConfig(), nobody).interests is nobody.interests
+    no_existing = _extraction(torch.zeros(2, 3, dtype=torch.bool))
+    assert _extracted(IMSRConfig(), no_existing).interests is no_existing.interests
 
 
 def test_the_carried_evidence_is_the_key_rho():
@@ -52,19 +52,19 @@ def test_the_extra_loss_is_the_weighted_retention_loss(name):
     scores = _scores(extraction)
     imsr = IMSR(IMSRConfig(retainer=RetainerConfig(name, weight=3.0, tau=2.0)))
     drift = Drift(
-        extraction.start.interests.vectors,
-        extraction.interests.vectors,
-        extraction.existing,
-        extraction.interests.mask,
-        scores.targets,
-        scores.agreement,
-        scores.target_mask,
-        extraction.negatives,
+        before=extraction.start.interests.vectors,
+        now=extraction.interests.vectors,
+        existing=extraction.existing,
+        mask=extraction.interests.mask,
+        targets=scores.targets,
+        agreement=scores.agreement,
+        target_mask=scores.target_mask,
+        negatives=extraction.negatives,
     )
     loss = imsr.extra_loss(None, None, extraction, scores)
     assert loss == pytest.approx(3 * RETAINERS[name](drift, 2.0).item())
-    nobody = _extraction(torch.zeros(2, 3, dtype=torch.bool))
-    assert imsr.extra_loss(None, None, nobody, _scores(nobody)) is None
+    no_existing = _extraction(torch.zeros(2, 3, dtype=torch.bool))
+    assert imsr.extra_loss(None, None, no_existing, _scores(no_existing)) is None
 
 
 def test_without_a_retainer_nothing_is_added():

@@ -33,13 +33,13 @@ def _sml(folder, run_dir, options=OPTIONS, **changes):
 
 
 def _returning(topology, config):
-    """A run whose transfer outputs what was tuned, whatever it learns."""
+    """A run whose transfer outputs the tuned parameters."""
     Transfer.forward = lambda transfer, previous, tuned: tuned + 0 * transfer.output.bias.sum()
     return run(topology, config)[0]
 
 
 @pytest.mark.parametrize("base", ["comirec_dr", "mind", "comirec_sa"])
-def test_a_transfer_that_returns_what_was_tuned_is_fine_tuning(folder, tmp_path, base):
+def test_a_transfer_that_returns_its_tuned_input_is_fine_tuning(folder, tmp_path, base):
     model = ModelConfig(base, dim=8, interests=3)
     found = run_ranks(2, _returning, _sml(folder, tmp_path / "sml", model=model))[0]
     tuned = _config(folder, tmp_path / "ft", model=model, strategy=StrategyConfig("fine_tuning"))
@@ -52,7 +52,7 @@ def test_a_transfer_that_returns_what_was_tuned_is_fine_tuning(folder, tmp_path,
 
 
 def _begun(topology, config):
-    """The tables and transfers around the transfer's own epochs, and the sizes of what goes through it in a span."""
+    """Tables and transfers before and after the transfer's epochs, and the most rows that pass it at once."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     trainer.train_span(0)
@@ -81,7 +81,7 @@ def _begun(topology, config):
     return seen, max(sizes)
 
 
-def test_only_the_transfer_learns_in_its_epochs_and_rows_go_through_in_chunks(folder, tmp_path):
+def test_only_the_transfer_is_trained_in_its_epochs_and_rows_pass_in_chunks(folder, tmp_path):
     config = _sml(folder, tmp_path / "run", replace(OPTIONS, chunk=30))
     for (before, after), largest in run_ranks(2, _begun, config):
         *tables, transfers = before
@@ -93,13 +93,13 @@ def test_only_the_transfer_learns_in_its_epochs_and_rows_go_through_in_chunks(fo
         assert largest <= 60  # a step's distinct items; the whole table is larger
 
 
-def test_the_transfer_learns_from_the_second_span_on(folder, tmp_path):
-    told = [
+def test_the_transfer_is_trained_from_the_second_span_on(folder, tmp_path):
+    lines = [
         run_ranks(1, run, _sml(folder, tmp_path / str(epochs), replace(OPTIONS, epochs=epochs)))[0][0]
         for epochs in (0, 2)
     ]
-    assert told[0][0] == told[1][0]  # in span 1 nothing was tuned before
-    assert told[0][1]["loss"] != told[1][1]["loss"]
+    assert lines[0][0] == lines[1][0]  # in span 1 there is no tuned model yet
+    assert lines[0][1]["loss"] != lines[1][1]["loss"]
 
 
 @pytest.mark.parametrize(("base", "stage"), [("comirec_dr", "zero2"), ("comirec_sa", "bf16")])
@@ -125,22 +125,22 @@ def test_nothing_is_kept_before_the_second_span():
     assert SML(OPTIONS).state() == {}
 
 
-class _Asked:
-    """Signals that ask to stop when they were looked at so many times."""
+class _DelayedStop:
+    """Stop signals that arrive after a number of reads of their status."""
 
-    def __init__(self, looks):
-        self._looks = looks
+    def __init__(self, reads):
+        self._reads = reads
 
     @property
     def status(self):
-        self._looks -= 1
-        return REQUEUE if self._looks < 0 else 0
+        self._reads -= 1
+        return REQUEUE if self._reads < 0 else 0
 
 
-def _stopped(topology, config, asked):
-    """A run that is asked to stop, and goes on; where it stopped, and what it ends with."""
+def _stopped(topology, config, reads):
+    """A run that is stopped and resumed; the checkpoint that it resumed from, and its final state."""
     dataset, candidates = check(config)
-    trainer = begin(config, dataset, candidates, topology, _Asked(asked))
+    trainer = begin(config, dataset, candidates, topology, _DelayedStop(reads))
     with pytest.raises(Stopped):
         trainer.run()
     del trainer
@@ -153,17 +153,17 @@ def _stopped(topology, config, asked):
     return resumed, left(trainer)
 
 
-def test_stopped_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
-    """In the transfer's epochs and in validation as well, where what was tuned has given way."""
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(folder, tmp_path):
+    """Also in the transfer's epochs and in validation, when the live model is not the tuned one."""
     config = _sml(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=0, keep_spans=9))
     resumed = set()
     with LocalRanks(2, seconds=120) as ranks:
         wanted = ranks.call(run, config)
         begun = config.run_dir / "checkpoints" / name_of(2, 0, 0)
-        for asked in range(1, 20, 4):
-            again = replace(config, run_dir=tmp_path / str(asked), resume=str(begun))
+        for reads in range(1, 20, 4):
+            again = replace(config, run_dir=tmp_path / str(reads), resume=str(begun))
             again.run_dir.mkdir()
-            for (name, found), one in zip(ranks.call(_stopped, again, asked), wanted, strict=True):
-                assert found == one, (asked, name)
+            for (name, found), one in zip(ranks.call(_stopped, again, reads), wanted, strict=True):
+                assert found == one, (reads, name)
                 resumed.add(name)
     assert len(resumed) >= 4  # steps of its epochs, their ends, and the span's beginning

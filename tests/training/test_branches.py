@@ -1,4 +1,4 @@
-"""Runs that begin from another's pre-training, that are cut short and prolonged, and what they write of users."""
+"""Runs that start from another run's pre-training, shortened runs that are continued, and results by user."""
 
 import shutil
 from dataclasses import replace
@@ -59,7 +59,7 @@ def _users(run_dir):
     ("base", "names"),
     [("comirec_sa", ("frozen", "fine_tuning", "imsr", "sml")), ("comirec_dr", ("imsr", "full_retraining", "ader"))],
 )
-def test_every_strategy_goes_on_from_one_pretraining(folder, tmp_path, base, names):
+def test_every_strategy_resumes_from_one_pretraining(folder, tmp_path, base, names):
     with LocalRanks(1, seconds=120) as ranks:
         pretrainer = {"frozen": "imsr", "fine_tuning": "frozen", "imsr": "fine_tuning", "full_retraining": "frozen"}
         pretrainer |= {"sml": "fine_tuning", "ader": "frozen"}
@@ -77,20 +77,20 @@ def test_every_strategy_goes_on_from_one_pretraining(folder, tmp_path, base, nam
             _same(ranks.call(run, branch)[0][0], ranks.call(run, alone)[0][0])
 
 
-def test_only_what_later_spans_read_may_differ(folder, tmp_path):
+def test_only_keys_of_later_spans_may_differ(folder, tmp_path):
     frozen = _config(folder, tmp_path / "frozen", "frozen", spans=1)
     with LocalRanks(1, seconds=120) as ranks:
         ranks.call(run, frozen)
         folders = {path.name: path for path in newest_first(frozen.run_dir / "checkpoints")}
         other = _config(folder, tmp_path / "other", "fine_tuning", resume=str(folders[PRETRAINED]))
-        for changed, said in (
+        for changed, message in (
             (replace(other, seed=1), "seed was 0 and is 1"),
             (replace(other, catalogue=CatalogueConfig(learning_rate=0.5, headroom=0.05)), "catalogue.learning_rate"),
             (replace(other, training=replace(other.training, epochs=4)), "training.epochs was 3 and is 4"),
             (replace(other, resume=str(folders[name_of(2, 0, 0)])), "strategy.name was frozen and is fine_tuning"),
             (replace(other, run_dir=frozen.run_dir, resume="auto"), "strategy.name was frozen and is fine_tuning"),
         ):
-            with pytest.raises(RuntimeError, match=said):
+            with pytest.raises(RuntimeError, match=message):
                 ranks.call(run, changed)
         rates = replace(other.catalogue, incremental_learning_rate=0.5)
         later = replace(other, catalogue=rates, training=replace(other.training, incremental_epochs=1))
@@ -98,7 +98,7 @@ def test_only_what_later_spans_read_may_differ(folder, tmp_path):
 
 
 def test_counts_of_interests_are_part_of_pretraining(folder, tmp_path):
-    """full_retraining gives users other first interests where it takes their numbers from a run."""
+    """full_retraining with ``interests_from`` pre-trains with other numbers of interests."""
     source = _config(folder, tmp_path / "source", "imsr")
     source = replace(source, training=replace(source.training, export="every"))
     counted = StrategyConfig("full_retraining", full_retraining=FullRetrainingConfig(source.run_dir))
@@ -112,7 +112,7 @@ def test_counts_of_interests_are_part_of_pretraining(folder, tmp_path):
             ranks.call(run, replace(tuned, strategy=replace(counted, name="fine_tuning")))
 
 
-def test_a_run_is_cut_short_and_prolonged(folder, tmp_path):
+def test_a_shortened_run_is_continued(folder, tmp_path):
     short = _config(folder, tmp_path / "short", "imsr", spans=1)
     with LocalRanks(2, seconds=120) as ranks:
         wanted = ranks.call(run, _config(folder, tmp_path / "whole", "imsr"))

@@ -73,7 +73,9 @@ IN_HOST_MEMORY = CatalogueConfig("adagrad", headroom=2000.0, device_memory=1)
 
 
 @on_devices(
-    *("base", "strategy", "stage"),
+    "base",
+    "strategy",
+    "stage",
     cpu=[
         ("comirec_dr", "imsr", "bf16"),
         ("comirec_sa", "imsr", "zero1"),
@@ -90,12 +92,12 @@ IN_HOST_MEMORY = CatalogueConfig("adagrad", headroom=2000.0, device_memory=1)
         ("mind", "fine_tuning", "bf16"),
     ],
 )
-def test_from_every_checkpoint_on_the_same_bits(folder, tmp_path, device, base, strategy, stage):
+def test_every_checkpoint_resumes_to_the_same_bits(folder, tmp_path, device, base, strategy, stage):
     _resumes(folder, tmp_path, device, base, strategy, stage, TABLE)
 
 
 @pytest.mark.cuda
-def test_a_table_in_host_memory_goes_on_with_the_same_bits(folder, tmp_path):
+def test_a_table_in_host_memory_resumes_to_the_same_bits(folder, tmp_path):
     ((kernel, *_),) = run_ranks(
         1, _kernel, _config(folder, tmp_path / "kernel", catalogue=IN_HOST_MEMORY), device="cuda"
     )
@@ -125,7 +127,7 @@ def _resumes(folder, tmp_path, device, base, strategy, stage, table):
         kept = {json.loads((path / "manifest.json").read_text())["snapshot"] for path in checkpoints}
         apart = "interests apart" if strategy == "imsr" or base == "comirec_sa" else "apart"
         assert kept >= ({"none", "this"} if trains_once else {"none", "this", apart})
-        every = 2 if strategy == "imsr" and base == "comirec_dr" else 5  # they take their turns
+        every = 2 if strategy == "imsr" and base == "comirec_dr" else 5  # a part of them each
         for number, checkpoint in enumerate(checkpoints[len(base) % every :: every]):
             again = replace(whole, run_dir=tmp_path / str(number), resume=str(checkpoint))
             assert ranks.call(run, again) == wanted, checkpoint.name
@@ -135,7 +137,7 @@ def _resumes(folder, tmp_path, device, base, strategy, stage, table):
 
 
 @pytest.mark.parametrize(("base", "stage"), [("comirec_dr", "zero0"), ("comirec_sa", "zero2")])
-def test_other_world_sizes_go_on_with_the_same_numbers(folder, tmp_path, base, stage):
+def test_other_world_sizes_resume_to_the_same_numbers(folder, tmp_path, base, stage):
     whole = _config(
         folder,
         tmp_path / "whole",
@@ -158,7 +160,7 @@ def test_other_world_sizes_go_on_with_the_same_numbers(folder, tmp_path, base, s
                 assert line[key] == (pytest.approx(one[key], **near) if number else one[key]), key
 
 
-def test_auto_takes_the_newest_that_is_sound_and_prunes(folder, tmp_path, caplog):
+def test_auto_resumes_from_the_newest_sound_checkpoint_and_prunes(folder, tmp_path, caplog):
     config = _config(folder, tmp_path / "run", checkpoint=CheckpointConfig(every_steps=2, keep_last=3, keep_spans=2))
     checkpoints = config.run_dir / "checkpoints"
     with LocalRanks(2, seconds=120) as ranks:
@@ -241,11 +243,11 @@ def _with_full_disk(topology, config, after):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    HashedFile.write, said, handler = write, [], logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    HashedFile.write, messages, handler = write, [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
     logging.getLogger("dist_imsr").addHandler(handler)
     try:
-        return run(topology, config), said
+        return run(topology, config), messages
     finally:
         HashedFile.write = real
         logging.getLogger("dist_imsr").removeHandler(handler)
@@ -256,13 +258,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run(folder, tmp_path
     with LocalRanks(2, seconds=120) as ranks:
         wanted = ranks.call(run, replace(config, run_dir=tmp_path / "whole"))
         for after in (0, 300, 900):
-            told = ranks.call(_with_full_disk, replace(config, run_dir=tmp_path / str(after)), after)
-            assert [left for left, _ in told] == wanted
-            assert 1 <= len(told[0][1]) <= 5
-            for said in told[0][1]:
-                assert "was not written: rank 1: [Errno 28] No space left on device" in said
-                assert ("the last good one is missing" in said) == (after == 0)
-            assert not told[1][1]
+            results = ranks.call(_with_full_disk, replace(config, run_dir=tmp_path / str(after)), after)
+            assert [left for left, _ in results] == wanted
+            assert 1 <= len(results[0][1]) <= 5
+            for message in results[0][1]:
+                assert "was not written: rank 1: [Errno 28] No space left on device" in message
+                assert ("the last good one is missing" in message) == (after == 0)
+            assert not results[1][1]
             assert [path.name for path in (tmp_path / str(after) / "checkpoints").iterdir()] == [
                 "span=03-epoch=000-step=000000"
             ]
@@ -276,7 +278,7 @@ def test_impossible_values_are_refused(key, value):
         CheckpointConfig(**{key: value})
 
 
-def test_nothing_random_has_a_state(folder, tmp_path):
+def test_random_numbers_have_no_state(folder, tmp_path):
     """Generators need no place in a checkpoint: another state of torch's own changes nothing."""
     config = _config(folder, tmp_path / "a")
     with LocalRanks(2, seconds=120) as ranks:
@@ -288,7 +290,7 @@ def _stirred(topology, config, seed):
     return run(topology, config)
 
 
-def test_a_checkpoint_named_elsewhere_begins_a_branch_that_goes_on(folder, tmp_path):
+def test_a_checkpoint_of_another_folder_starts_a_branch_that_resumes(folder, tmp_path):
     config = _config(folder, tmp_path / "run")
     with LocalRanks(2, seconds=120) as ranks:
         wanted = ranks.call(run, config)
@@ -316,22 +318,22 @@ def test_without_checkpoints_nothing_is_kept_or_removed(folder, tmp_path):
 
 
 def _copies(topology, config):
-    """How many copies of the weights were held whenever early stopping made one."""
-    real, made, held = Recommender.snapshot, [], []
+    """The numbers of earlier copies of the weights that were alive whenever early stopping made one."""
+    real, made, alive = Recommender.snapshot, [], []
 
     def counted(self):
-        held.append(sum(copy() is not None for copy in made))
+        alive.append(sum(copy() is not None for copy in made))
         taken = real(self)
         made.append(weakref.ref(taken.tensors["catalogue.flushed_weight()"].values))
         return taken
 
     with patch.object(Recommender, "snapshot", counted):
         run(topology, config)
-    return held
+    return alive
 
 
 def test_early_stopping_holds_one_copy_at_a_time(folder, tmp_path):
     config = _config(folder, tmp_path / "run", training=TrainingConfig(epochs=4, incremental_epochs=4, patience=4))
-    for held in run_ranks(2, _copies, config):
-        assert len(held) > 4
-        assert max(held) == 0
+    for alive in run_ranks(2, _copies, config):
+        assert len(alive) > 4
+        assert max(alive) == 0

@@ -12,8 +12,8 @@ def config(tmp_path):
     return TrainConfig(data=DataConfig(tmp_path), run_dir=tmp_path / "run")
 
 
-def _begun(config):
-    """What a process leaves that was killed before its first checkpoint."""
+def _killed_early(config):
+    """Writes the files of a process that was killed before its first checkpoint."""
     os.close(claim_folder(config, []))
     for name in ("events", "checkpoints"):
         (config.run_dir / name).mkdir()
@@ -28,7 +28,7 @@ def _begun(config):
 
 
 def test_a_run_without_results_is_replaced(config):
-    _begun(config)
+    _killed_early(config)
     check_folder(config, False)
     _ = claim_folder(config, [])
     assert sorted(path.name for path in config.run_dir.iterdir()) == [".lock", "config.yaml", "logs"]
@@ -42,19 +42,19 @@ def test_a_run_without_results_is_replaced(config):
         *(("checkpoints/damaged-span=00", "x"), ("config.yaml", "# my own\nseed: 1\n")),
     ],
 )
-def test_what_is_worth_something_is_refused_and_kept(config, name, content):
-    _begun(config)
+def test_results_are_refused_and_kept(config, name, content):
+    _killed_early(config)
     path = config.run_dir / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"holds an earlier run \({name.split('/')[0]}\)"):
         check_folder(config, False)
     assert path.read_text() == content
-    check_folder(config, True)  # with a checkpoint to go on from
+    check_folder(config, True)  # with a checkpoint to resume from
 
 
-def test_overwriting_empties_folders_that_stand_elsewhere(config, tmp_path):
-    _begun(config)
+def test_overwriting_empties_linked_folders(config, tmp_path):
+    _killed_early(config)
     scratch = tmp_path / "scratch"
     (config.run_dir / "checkpoints").rename(scratch)
     (config.run_dir / "checkpoints").symlink_to(scratch)
@@ -80,20 +80,20 @@ def test_files_in_the_place_of_folders_are_refused(config):
         check_folder(config, True)
 
 
-def test_what_changed_meanwhile_is_refused(config, tmp_path):
+def test_a_folder_that_changed_meanwhile_is_refused(config, tmp_path):
     (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
     with pytest.raises(ValueError, match="start it again"):
         claim_folder(config, [config.run_dir / "checkpoints" / "span=00-epoch=000-step=000002"])
 
 
-def test_what_appeared_meanwhile_is_not_removed(config):
+def test_a_checkpoint_that_appeared_meanwhile_is_not_removed(config):
     (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds an earlier run"):
         claim_folder(config, [])
     assert (config.run_dir / "checkpoints" / "span=00-epoch=001-step=000000").exists()
 
 
-def test_what_a_killed_process_left_is_cleared_away(config):
+def test_partial_checkpoints_of_a_killed_process_are_removed(config):
     checkpoints = config.run_dir / "checkpoints"
     for name in (".discarded-a", ".partial-b", "span=00-epoch=001-step=000000"):
         (checkpoints / name / "files").mkdir(parents=True)

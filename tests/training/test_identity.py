@@ -15,7 +15,7 @@ from dist_imsr.training.identity import differences, identity, pretraining
 CONFIG = TrainConfig(data=DataConfig(Path("data")), run_dir=Path("run"))
 SHIPPED = EngineConfig().deepspeed.parent
 OLD = json.loads(Path(__file__).with_name("identity.json").read_text())
-"""What the manifest of a checkpoint of `CONFIG` held before keys carried rules."""
+"""The identity in a checkpoint of `CONFIG` of an earlier version."""
 LATER = ("training.incremental_epochs", "catalogue.incremental_learning_rate", "engine.incremental_learning_rate")
 COUNTS = "strategy.full_retraining.interests_from"
 
@@ -37,12 +37,12 @@ def _changed(key, value):
         *(("catalogue.learning_rate", 0.5), ("eval.top", [5]), ("engine.deepspeed", SHIPPED / "zero1.json")),
     ],
 )
-def test_what_makes_another_run_is_named(key, value):
+def test_a_key_that_makes_another_run_is_named(key, value):
     (difference,) = differences(_identity(CONFIG), _identity(_changed(key, value)))
     assert difference.startswith(f"{key} was ")
 
 
-def test_other_data_are_named_wherever_they_stand():
+def test_other_data_are_named_wherever_they_are():
     assert differences(_identity(CONFIG, "one"), _identity(CONFIG, "other")) == ["data was one and is other"]
 
 
@@ -62,11 +62,11 @@ def test_other_data_are_named_wherever_they_stand():
         ("imports", ["a_module"]),
     ],
 )
-def test_what_makes_no_other_run_is_allowed(key, value):
+def test_a_free_key_makes_no_other_run(key, value):
     assert differences(_identity(CONFIG), _identity(_changed(key, value))) == []
 
 
-def test_a_checkpoint_from_before_a_key_was_there_did_as_its_default():
+def test_a_new_key_had_its_default_in_an_older_checkpoint():
     older = _identity(CONFIG)
     del older["engine.tf32"]
     assert differences(older, _identity(CONFIG)) == []
@@ -109,7 +109,7 @@ def test_every_key_is_free_or_kept():
     assert free | OLD.keys() - {"data"} == set(keys_of(TrainConfig))
 
 
-def test_it_outlives_json_and_moved_settings(tmp_path):
+def test_json_and_moved_settings_keep_the_identity(tmp_path):
     moved = tmp_path / "moved.json"
     moved.write_text((SHIPPED / "zero0.json").read_text())
     there = json.loads(json.dumps(_identity(CONFIG)))

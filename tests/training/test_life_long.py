@@ -46,9 +46,9 @@ def _free(trainer):
     gc.collect()
 
 
-def _lives(topology, configs):
-    """What each configuration's spans leave in the store, and the parameters before and after the later ones."""
-    told = []
+def _written_spans(topology, configs):
+    """For each configuration, the store after each span, and the parameters before and after the later spans."""
+    results = []
     for config in configs:
         trainer = Trainer(config, Dataset(config.data), topology)
         trainer.model.engine.log = lambda values, step: None
@@ -61,15 +61,15 @@ def _lives(topology, configs):
             spans.append((store.offsets.clone(), store.values.clone(), store.slots.states.clone()))
             trainer.train_span(span)
         spans.append((store.offsets, store.values, store.slots.states))
-        moved = {name: rows.values[: len(parameters[name])] for name, rows in trainer.model.tensors().items()}
-        told.append((spans, parameters, moved))
+        later = {name: rows.values[: len(parameters[name])] for name, rows in trainer.model.tensors().items()}
+        results.append((spans, parameters, later))
         _free(trainer)
-    return told
+    return results
 
 
 def _trained(topology, configs):
     """The losses, lines and stored interests and states of whole runs."""
-    told = []
+    results = []
     for config in configs:
         config = replace(config, run_dir=config.run_dir / str(topology.world_size))
         config.run_dir.mkdir(exist_ok=True, parents=True)
@@ -78,34 +78,34 @@ def _trained(topology, configs):
         lines = timeless(trainer.run())
         for line in lines:
             line.pop("store_bytes")  # counts one more offset a rank
-        told.append((losses, lines, trainer.model.store.values, trainer.model.store.slots.states))
+        results.append((losses, lines, trainer.model.store.values, trainer.model.store.slots.states))
         _free(trainer)
-    return told
+    return results
 
 
 def _updated(topology, config, weight):
-    """What a step tells where the regularisation has some weight, and the gradient that it leaves to W_g."""
+    """The reported losses of a step whose regularisation has this weight, and the gradient of W_g."""
     mimn = replace(config.model.mimn, regularisation=weight)
     trainer = Trainer(replace(config, model=replace(config.model, mimn=mimn)), Dataset(config.data), topology)
     data, gradients = trainer.spans.open_span(0), []
     trainer.spans.admit_users(data)
     trainer.model.extractor.balance.register_hook(gradients.append)
-    told = trainer.model.train_step(data.training(0).read(0))
+    reported = trainer.model.train_step(data.training(0).read(0))
     _free(trainer)
-    return told, gradients[0]
+    return reported, gradients[0]
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """By base: `_lives` on one rank, histories cut to 3 and to 50; and `_trained` on one rank, and on each of two.
+    """By base: `_written_spans` with histories of at most 3 and of at most 50, and `_trained` on one rank and on two.
 
     Under ``updates``: `_updated` with the weights 0, 1 and 2.
     """
     folder, runs = write_dataset(tmp_path_factory.mktemp("data"), HISTORY), tmp_path_factory.mktemp("runs")
     short, long = ([_config(folder, runs / base, base, max_history=most) for base in BASES] for most in (3, 50))
     with LocalRanks(1, seconds=120) as ranks:
-        ((*pieces,),) = ranks.call(_lives, short)
-        ((*whole,),) = ranks.call(_lives, long)
+        ((*pieces,),) = ranks.call(_written_spans, short)
+        ((*whole,),) = ranks.call(_written_spans, long)
         (alone,) = ranks.call(_trained, short)
         updates = [ranks.call(_updated, short[BASES.index("mimn")], weight)[0] for weight in (0.0, 1.0, 2.0)]
     two = run_ranks(2, _trained, short)
@@ -116,7 +116,7 @@ def worlds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_a_span_written_in_pieces_leaves_what_the_whole_span_leaves(worlds, base):
+def test_a_span_written_in_pieces_equals_the_whole_span(worlds, base):
     assert max(len(items) for spans in HISTORY.values() for items in spans) > 9
     pieces, whole, *_ = worlds[base]
     for (offsets, *found), (wanted_offsets, *wanted) in zip(pieces[0], whole[0], strict=True):
@@ -128,9 +128,9 @@ def test_a_span_written_in_pieces_leaves_what_the_whole_span_leaves(worlds, base
 
 @pytest.mark.parametrize("base", BASES)
 def test_only_states_of_active_users_move_after_span_0(worlds, base):
-    for spans, parameters, moved in worlds[base][:2]:
+    for spans, parameters, later in worlds[base][:2]:
         for name, value in parameters.items():
-            assert torch.equal(value, moved[name]), name
+            assert torch.equal(value, later[name]), name
         for span, (before, after) in enumerate(itertools.pairwise(spans), 1):
             for row in range(len(HISTORY)):
                 old, new = (
@@ -148,8 +148,8 @@ def test_world_size_changes_nothing(worlds, base):
     for column, whole in enumerate(wanted, 2):
         found = torch.cat([rank[column] for rank in ranks])
         torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
-    for told, lines_there, *_ in ranks:
-        assert told == pytest.approx(losses, rel=1e-4)
+    for losses_there, lines_there, *_ in ranks:
+        assert losses_there == pytest.approx(losses, rel=1e-4)
         for found, line in zip(lines_there, lines, strict=True):
             assert found == {
                 key: pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
@@ -157,21 +157,21 @@ def test_world_size_changes_nothing(worlds, base):
             }
 
 
-def test_a_step_trains_on_the_regularisation_and_does_not_tell_it(worlds):
-    (told, without), (same, once), (_, twice) = worlds["updates"]
-    assert torch.equal(told, same)
+def test_the_regularisation_is_trained_but_not_reported(worlds):
+    (losses, without), (same, once), (_, twice) = worlds["updates"]
+    assert torch.equal(losses, same)
     assert (once - without).norm() > 1e-3 * without.norm()
     torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("life_long", "frozen")])
-def test_a_state_needs_parameters_that_stand_still(tmp_path, base, strategy):
+def test_base_models_with_states_require_fixed_parameters(tmp_path, base, strategy):
     with pytest.raises(ValueError, match=rf"strategy\.name: '{strategy}'.*model\.base {base}"):
         _config(tmp_path, tmp_path, base, strategy)
 
 
-def test_what_stands_still_goes_with_every_base(tmp_path):
+def test_fixed_parameters_fit_every_base_model(tmp_path):
     for base in ("comirec_dr", "comirec_sa", "mind", "limarec", "mimn"):
         for strategy in ("life_long", "frozen"):
             config = _config(tmp_path, tmp_path, base, strategy)

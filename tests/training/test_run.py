@@ -66,16 +66,16 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert any(path.name.startswith("events") for path in (run / "events").iterdir())
     assert "hr@5_any" in out  # the table of the spans
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
-    for word in (
-        *(
-            "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",
-            "item rows of 8 in 2 shards",
-            "8 buckets of users",
-            "16 users a step",
-        ),
-        *(f"{folder}: 4 spans, 60 users", "imsr with comirec_dr, seed 0", "no checkpoint"),
+    for fact in (
+        "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",
+        "item rows of 8 in 2 shards",
+        "8 buckets of users",
+        "16 users a step",
+        f"{folder}: 4 spans, 60 users",
+        "imsr with comirec_dr, seed 0",
+        "no checkpoint",
     ):
-        assert word in start
+        assert fact in start
     logs = [(run / "logs" / f"rank=000{rank}.log").read_text() for rank in (0, 1)]
     assert re.search(r"rank 0 span - step - DEBUG .*users 0:\d+, item rows 0:", logs[0])
     assert re.search(r"rank 1 span - step - DEBUG .*users [1-9]\d*:60, item rows [1-9]", logs[1])
@@ -123,15 +123,15 @@ def test_an_earlier_run_is_refused_and_kept(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("data", "run", "said"),
+    ("data", "run", "message"),
     [("nowhere", "run", "data.path"), ("data", "file", "is a file"), ("data", "file/run", "cannot be written")],
 )
-def test_wrong_paths_are_refused_in_one_line(folder, tmp_path, capsys, data, run, said):
+def test_wrong_paths_are_refused_in_one_line(folder, tmp_path, capsys, data, run, message):
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "data").symlink_to(folder)
     assert train(TrainConfig(data=DataConfig(tmp_path / data), run_dir=tmp_path / run)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
-    assert said in errors
+    assert message in errors
     assert (tmp_path / "file").read_text() == "mine\n"
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from torchrec import JaggedTensor
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
-from dist_imsr.distributed import columns
+from dist_imsr.distributed import columns, recommender
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.rows import ShardRows
@@ -25,7 +25,6 @@ from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.strategies.sml import SMLConfig
-from dist_imsr.training import recommender
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import begin, check
 from tests.prepared import drawn_history, write_dataset
@@ -75,13 +74,13 @@ class _Table:
 
     def lookup(self, *sequences):
         assert all(isinstance(part, DeviceTensor) for one in sequences for part in (one.values(), one.lengths()))
-        asked = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
-        return [found.to(DEVICE) for found in self._table.lookup(*asked)]
+        requests = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
+        return [found.to(DEVICE) for found in self._table.lookup(*requests)]
 
     def frozen_copy(self):
-        twin = object.__new__(_Table)
-        twin.topology, twin._table = self.topology, self._table.frozen_copy()
-        return twin
+        copy = object.__new__(_Table)
+        copy.topology, copy._table = self.topology, self._table.frozen_copy()
+        return copy
 
 
 class _Dense:
@@ -110,8 +109,8 @@ def _initialize(model, model_parameters, config):
 
 
 def _runs(topology, config, device):
-    """Lines and interests of a run that stops in a span and goes on from its checkpoint."""
-    topology, told, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
+    """Lines and interests of a run that is continued from its checkpoint for another span."""
+    topology, lines, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
     tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
     with second_device(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
         for spans in (1, 2):
@@ -119,14 +118,14 @@ def _runs(topology, config, device):
             dataset, candidates = check(config)
             config.run_dir.mkdir(exist_ok=True)
             trainer = begin(config, dataset, candidates, topology, None)
-            told.append(timeless(trainer.run()))
+            lines.append(timeless(trainer.run()))
     store = trainer.model.store
     kept, far = (
         {"offsets": store.offsets, **store.slots._asdict()},
         device == DEVICE and config.store.memory == "device",
     )
     assert all(isinstance(one, DeviceTensor) == far for one in kept.values())
-    return told, {name: cpu_values(one) for name, one in kept.items()}
+    return lines, {name: cpu_values(one) for name, one in kept.items()}
 
 
 _GROWING = IMSRConfig(

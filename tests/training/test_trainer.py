@@ -65,8 +65,8 @@ def _run(topology, config):
     store = trainer.model.store
     for line in lines:
         line.pop("store_bytes")  # counts one more offset a rank
-    held = store.offsets.cpu(), store.values.cpu()
-    return losses, lines, store.first_user, *held, trainer.model.catalogue.capacity
+    offsets, values = store.offsets.cpu(), store.values.cpu()
+    return losses, lines, store.first_user, offsets, values, trainer.model.catalogue.capacity
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
 
 
 def _compare(lines, expected, rel, atol, hits=0.0):
-    """Lines of metrics.jsonl, whose counts must be the same; so many hits may be another user's."""
+    """Compares lines of metrics.jsonl, whose counts must be equal; rates may differ by ``hits`` users."""
     for found, wanted in zip(lines, expected, strict=True):
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -124,10 +124,11 @@ def _compare(lines, expected, rel, atol, hits=0.0):
         ("mind", _growing(), "adagrad"),
     ],
 )
-def test_a_device_trains_as_the_host_does(folder, tmp_path, base, strategy, optimizer):
-    """Loss by loss, span by span. Where a number depends on how many ranks sum, it does on what a device rounds.
+def test_a_device_trains_like_the_host(folder, tmp_path, base, strategy, optimizer):
+    """The losses of all steps and the lines of all spans, with ten times the tolerance between world sizes.
 
-    Logarithms, roots and quotients are rounded otherwise too, at each of hundreds of steps: ten times the tolerance.
+    A device sums in another order, as other world sizes do, and it also rounds logarithms, roots and quotients
+    differently at each of hundreds of steps.
     """
     model, table = ModelConfig(base, dim=8, interests=3), CatalogueConfig(optimizer=optimizer, headroom=0.0)
     config = _config(folder, tmp_path / "host", model=model, strategy=strategy, catalogue=table)
@@ -144,7 +145,7 @@ def test_a_device_trains_as_the_host_does(folder, tmp_path, base, strategy, opti
 
 @pytest.mark.cuda
 def test_a_device_trains_in_bf16_nearly_as_the_host_in_fp32(folder, tmp_path):
-    """Eight bits of a factor, so a part in 256 at each product: losses within a tenth, their mean within a fiftieth."""
+    """bf16 has 8 bits, an error of 1/256 in each product: losses agree within 10 %, their mean within 2 %."""
     config = _config(folder, tmp_path / "host", catalogue=CatalogueConfig(optimizer="adagrad", headroom=0.0))
     config.training.patience = 0  # the same number of steps, whatever validation says
     (wanted,) = run_ranks(1, _run, config)
@@ -166,13 +167,13 @@ def test_same_seed_same_bits_and_another_seed_other_bits(folder, tmp_path):
 
 
 def _train_span(trainer, span):
-    """Trains a span from its beginning, whatever the run did before."""
+    """Trains a span from its beginning."""
     trainer.spans.progress = trainer.progress.at(span)
     return trainer.strategy.train_span(trainer.spans, span)
 
 
 def _restart(topology, config):
-    """What a span leaves when it is trained once, and again from the state before it."""
+    """The state after a span, and after it is trained again from the state before it."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     _train_span(trainer, 0)
@@ -180,12 +181,12 @@ def _restart(topology, config):
     store, before, left = trainer.model.store, trainer.model.snapshot(), []
     owners, vectors = store.owners, [column.clone() for column in store.slots]  # a snapshot lasts until the span ends
     for _ in range(2):
-        told = _train_span(trainer, 1)
-        told.pop("train_seconds")
+        report = _train_span(trainer, 1)
+        report.pop("train_seconds")
         after = trainer.model.snapshot()
         left.append(
             (
-                told,
+                report,
                 [
                     *(rows.values for rows in after.tensors.values()),
                     after.store.offsets,
@@ -199,7 +200,7 @@ def _restart(topology, config):
 
 
 @pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
-def test_a_span_begun_anew_ends_with_the_same_bits(folder, tmp_path, base):
+def test_a_span_trained_again_ends_with_the_same_bits(folder, tmp_path, base):
     model, strategy = ModelConfig(base, dim=8, interests=3), _growing()
     for first, again in run_ranks(2, _restart, _config(folder, tmp_path / "run", model=model, strategy=strategy)):
         assert first[0] == again[0]
@@ -207,17 +208,17 @@ def test_a_span_begun_anew_ends_with_the_same_bits(folder, tmp_path, base):
         assert all(torch.equal(one, two) for one, two in zip(first[1], again[1], strict=True))
 
 
-def _account(topology, config):
-    """The account of a span, and the interests before and after it by row."""
+def _reported(topology, config):
+    """The report of a span, and the interests before and after it by row."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     _train_span(trainer, 0)
     trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
     store = trainer.model.store
     before = store.counts.clone()
-    told = _train_span(trainer, 1)
+    report = _train_span(trainer, 1)
     return (
-        told,
+        report,
         before,
         store.counts,
         store.birth_span.split(store.counts.tolist()),
@@ -228,15 +229,15 @@ def _account(topology, config):
 @pytest.mark.parametrize("detector", [{}, {"each_epoch": True}, {"rule": "count", "items": 2}, {"enabled": False}])
 def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, detector):
     strategy = _growing(**detector)
-    ((told, before, after, birth_span, values),) = run_ranks(
-        1, _account, _config(folder, tmp_path / "run", strategy=strategy)
+    ((report, before, after, birth_span, values),) = run_ranks(
+        1, _reported, _config(folder, tmp_path / "run", strategy=strategy)
     )
     known = before > 0
-    assert told["interests_created"] == told["interests_kept"] + told["interests_trimmed"]
-    asked = told["puzzled_users"] * strategy.imsr.detector.delta_k
-    assert told["interests_created"] + told["interests_refused"] == asked
-    assert told["interests_kept"] == (after - before)[known].sum()
-    assert bool(asked) == strategy.imsr.detector.enabled
+    assert report["interests_created"] == report["interests_kept"] + report["interests_trimmed"]
+    requested = report["puzzled_users"] * strategy.imsr.detector.delta_k
+    assert report["interests_created"] + report["interests_refused"] == requested
+    assert report["interests_kept"] == (after - before)[known].sum()
+    assert bool(requested) == strategy.imsr.detector.enabled
     assert after.max() <= 5
     for row in known.nonzero().flatten().tolist():
         assert birth_span[row].tolist() == sorted(birth_span[row].tolist())
@@ -246,8 +247,8 @@ def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, det
     assert (after[newcomers] == 3).all()
 
 
-def _fit_spans(topology, config):
-    """What each span leaves in the store and in the table."""
+def _trained_spans(topology, config):
+    """The store and the table after each span."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     states = []
@@ -260,7 +261,7 @@ def _fit_spans(topology, config):
 
 
 def test_inactive_users_keep_their_bytes(folder, tmp_path):
-    for first_user, states in run_ranks(2, _fit_spans, _config(folder, tmp_path / "run")):
+    for first_user, states in run_ranks(2, _trained_spans, _config(folder, tmp_path / "run")):
         for span, (before, after) in enumerate(itertools.pairwise(states), 1):
             for row in range(len(after[0]) - 1):
                 old, new = (values[offsets[row] : offsets[row + 1]] for offsets, values, _ in (before, after))
@@ -271,9 +272,9 @@ def test_inactive_users_keep_their_bytes(folder, tmp_path):
                     assert torch.equal(old, new)
 
 
-def test_frozen_moves_nothing_after_span_0(folder, tmp_path):
+def test_frozen_changes_nothing_after_span_0(folder, tmp_path):
     config = _config(folder, tmp_path / "run", strategy=StrategyConfig("frozen"))
-    ((_, states),) = run_ranks(1, _fit_spans, config)
+    ((_, states),) = run_ranks(1, _trained_spans, config)
     known = len(states[0][2])
     for offsets, values, weight in states[1:]:
         assert torch.equal(offsets, states[0][0])
@@ -359,12 +360,12 @@ def test_impossible_values_are_refused(key, value):
         TrainingConfig(**{key: value})
 
 
-def test_positions_must_hold_the_longest_history(folder, tmp_path):
+def test_positions_must_cover_the_longest_history(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.positions"):
         _config(folder, tmp_path, model=ModelConfig("comirec_sa", positions=9))
 
 
-def test_a_rank_may_sit_a_span_out(tmp_path):
+def test_a_rank_without_users_in_a_span(tmp_path):
     away = {user: [spans[0], spans[1] if user < 30 else [], *spans[2:]] for user, spans in HISTORY.items()}
     config = _config(write_dataset(tmp_path / "data", away), tmp_path / "run", strategy=StrategyConfig("imsr"))
     for _, lines, *_ in run_ranks(2, _run, config):
