@@ -3,6 +3,8 @@
 Each function has a contract test, which fails when a new version of the library moves the name.
 """
 
+from typing import Any
+
 import deepspeed
 import torch
 import torch.distributed as dist
@@ -80,7 +82,7 @@ def disable_shared_memory_kernel() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def placement_on_cpu(rank: int) -> object:
+def placement_on_cpu(rank: int) -> Any:
     """Names a rank's CPU as the place of a shard; torch has no public constructor for it.
 
     Args:
