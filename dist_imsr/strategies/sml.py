@@ -221,7 +221,8 @@ class MetaLearner(Companion):
         """Puts w_t in the place of w^_t, on each rank's own rows, some at a time."""
         self._look(False)
         with torch.no_grad():
-            live, before = (table.flushed_state()["weight"].values for table in (self.parts.catalogue, self.previous.table))
+            tables = self.parts.catalogue, self.previous.table
+            live, before = (table.flushed_state()["weight"].values for table in tables)
             for mine, then in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
                 mine.copy_(self._of("item")(then, mine))
             self.parts.engine.assign(self._seen(dict(self._dense.named_parameters())))

@@ -69,7 +69,7 @@ def _begun(topology, config):
     def look():
         tables = trainer.model.catalogue, companion.previous.table, companion.tuned.table
         transfers = torch.cat([parameter.detach().flatten() for parameter in companion.transfers.parameters()])
-        seen.append([*(table.weight.clone() for table in tables), transfers])
+        seen.append([*(table.flushed_weight().clone() for table in tables), transfers])
 
     def learning(*given):
         look()
