@@ -1,11 +1,11 @@
-# `make setup` builds .venv from nothing; demo, test and check see to it first. `make help` lists the rest.
+# `make setup` builds .venv from scratch; demo, test and check run it first. `make help` lists all targets.
 #
-#   PYTHON=...       the interpreter of a new .venv, 3.11 or 3.12
-#   DEVICE=...       cpu, cuda or cuda-torch211: an extra of pyproject.toml; default: cuda where nvidia-smi answers
-#   TORCH_INDEX=...  one more package index for torch, when those that pip asks have no CPU build
+#   PYTHON=...       the interpreter for a new .venv, 3.11 or 3.12
+#   DEVICE=...       cpu, cuda or cuda-torch211: an extra of pyproject.toml; default: cuda if nvidia-smi works
+#   TORCH_INDEX=...  another package index for torch, if pip's indexes have no CPU build
 #   ARGS=...         arguments for pytest: make test ARGS="-k schedule"
-#   WORKERS=...      processes that share the tests, file by file; default: 2
-#   RANKS=...        of the demo; default: 1 where there is one GPU, else 2
+#   WORKERS=...      test processes; default: 2
+#   RANKS=...        ranks of the demo; default: 1 if there is one GPU, else 2
 
 SHELL := /bin/sh
 WORKERS ?= 2
@@ -16,18 +16,18 @@ ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif
 
-# The base interpreter, not that of an activated .venv, which a rebuild deletes under itself; one that can make a .venv,
-# which on Debian takes a package of its own.
+# The base interpreter, not that of an activated .venv, which a rebuild would delete. It needs the venv module, which is
+# a separate package on Debian.
 supported = import ensurepip, sys, venv; \
   sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) or print(sys._base_executable))
 find_python = $(firstword $(foreach python,$(or $(PYTHON),python3.11 python3.12 python3),\
   $(shell $(python) -c '$(supported)' 2>/dev/null)))
 
-# pyproject.toml holds every version; this reads the first pin of a package from it.
+# Reads the first pin of a package from pyproject.toml, which has all versions.
 pin = $(shell sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml | head -n 1)
 
-# .venv/.state is `unfinished` from a setup's first command to its last, then what it was made from. A .venv without
-# one was made by hand, by somebody who wants it kept.
+# .venv/.state is `unfinished` during a setup, then the key of the setup's inputs. A .venv without it was made by hand and
+# is kept.
 KEY := $(DEVICE) $(shell cat pyproject.toml Makefile | cksum)
 STATE := $(shell cat .venv/.state 2>/dev/null || { test -x .venv/bin/python && echo $(DEVICE); })
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
@@ -41,9 +41,9 @@ help:
 	@echo "make demo    prepare Complete Journey and train it on $(RANKS) rank(s): frozen, fine_tuning, imsr"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
-	@echo "make clean   remove .venv and caches; data/ and runs/ stay"
+	@echo "make clean   remove .venv and caches, but not data/ and runs/"
 
-# A make of its own, so that it reads the state after `clean` in `make clean setup`.
+# Runs make again, so that `make clean setup` reads the state after `clean`.
 setup:
 	@$(MAKE) --no-print-directory venv DEVICE=$(DEVICE)
 
@@ -71,19 +71,19 @@ packages:
 	@echo unfinished > .venv/.state
 ifeq ($(DEVICE),cpu)
 	$(SAY) "$(call pin,torch)+cpu (about 200 MB)"
-	@# Plain torch is the CUDA build on Linux, with gigabytes of libraries beside it: never fall back to it.
+	@# On Linux, plain torch is the CUDA build with gigabytes of libraries: never fall back to it.
 	@$(PIP) install $(TORCH_INDEX:%=--extra-index-url %) "$(call pin,torch)+cpu" || { echo "make setup: no CPU build of" \
-	  "torch for this interpreter at the indexes that pip asks. Name the CPU index that PyTorch's install page gives:" \
+	  "torch for this interpreter in pip's package indexes. Pass the CPU index of PyTorch's install page:" \
 	  "make setup TORCH_INDEX=URL" >&2; exit 1; }
-	$(SAY) "$(call pin,torchrec), without its own list, which asks for the CUDA build of fbgemm"
+	$(SAY) "$(call pin,torchrec), without its dependencies, which include the CUDA build of fbgemm"
 	@$(PIP) install --no-deps "$(call pin,torchrec)"
 endif
 	$(SAY) "this project with its extras $(DEVICE), demo and test"
 	@$(PIP) install --no-warn-conflicts --editable ".[$(DEVICE),demo,test]"
 	@echo "$(KEY)" > .venv/.state
-	$(SAY) "done; .venv/bin/python launch/doctor.py looks it over"
+	$(SAY) "done; check it with .venv/bin/python launch/doctor.py"
 
-# DeepSpeed's launcher and the ninja that it calls are found by name.
+# DeepSpeed's launcher and ninja must be on PATH.
 demo test check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: setup
@@ -97,7 +97,7 @@ demo: setup
 	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
 
 test: setup
-	@# In the files' own order: those with the fewest tests take longest, and would come last.
+	@# In the files' own order: by default, the files with the fewest tests, which take longest, would run last.
 	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup

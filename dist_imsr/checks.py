@@ -1,4 +1,4 @@
-"""Refuses impossible values by the names of their keys; imports nothing of the project."""
+"""Checks of configuration values, whose errors name the key; imports nothing of the project."""
 
 import os
 from pathlib import Path
@@ -11,40 +11,40 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         condition: whether the value is possible.
         key: the key as a user writes it, e.g. ``"model.dim"``.
         value: the value as read.
-        expected: what would be accepted, e.g. ``"at least 1"``.
+        expected: the accepted values, e.g. ``"at least 1"``.
 
     Raises:
-        ValueError: if ``condition`` does not hold.
+        ValueError: if ``condition`` is false.
     """
     if not condition:
         raise ValueError(f"{key}: {value!r} is impossible here; expected {expected}")
 
 
 def require_file(path: Path | None, key: str) -> None:
-    """Refuses a file to be written that could not be.
+    """Refuses the path of an output file that cannot be written.
 
     Args:
         path: the file, or None for none.
         key: as a user writes it.
 
     Raises:
-        ValueError: naming the key, if there is no such folder to write it into, or what stands in its place is no file.
+        ValueError: naming the key, if its folder does not exist or cannot be written, or the path is not a file.
     """
     if path is not None:
-        replaced = path.is_file() or not path.exists()  # whole: a device or a pipe would be gone
-        able = replaced and path.parent.is_dir() and os.access(path.parent, os.W_OK)
+        replaceable = path.is_file() or not path.exists()  # a rename would remove a device or a pipe
+        able = replaceable and path.parent.is_dir() and os.access(path.parent, os.W_OK)
         require(able, key, str(path), "a file in a folder that exists and can be written")
 
 
 def require_folder(path: Path, key: str) -> None:
-    """Refuses a folder in which nothing could be written.
+    """Refuses an output folder that cannot be written.
 
     Args:
         path: the folder.
         key: as a user writes it.
 
     Raises:
-        ValueError: naming the key, if it is no folder, or cannot be written.
+        ValueError: naming the key, if it is not a folder, or cannot be written.
     """
     able = path.is_dir() and os.access(path, os.W_OK)
     require(able, key, str(path), "a folder that exists and can be written")

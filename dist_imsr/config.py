@@ -1,13 +1,18 @@
-"""How every command reads its configuration: one tree of dataclasses, a YAML file, dotted overrides.
+"""How every command reads its configuration: one tree of dataclasses, YAML files, dotted overrides.
 
-A component's section is a dataclass that stands beside the component; a command's tree is a dataclass of such
-sections. Types are checked by jsonargparse; values are checked in each section's ``__post_init__`` through
-`dist_imsr.checks.require`.
+A component's section is a dataclass next to the component; a command's tree is a dataclass of such sections. Types are
+checked by jsonargparse; values are checked in each section's ``__post_init__`` through `dist_imsr.checks.require`.
+
+A section whose component is chosen by name has a class attribute ``registry``; what is registered with a configuration
+of its own has a section of its name in there (`dist_imsr.registry.extended`).
 """
 
 import dataclasses
+import importlib
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +20,17 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from dist_imsr.checks import require
-from dist_imsr.launcher import read_rank_info
+from dist_imsr.launcher import rank_info
+from dist_imsr.registry import extended
 
 Section = TypeVar("Section")
 
 
 def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description: str | None = None) -> Section:
-    """Reads a command's configuration from ``--config FILE`` and dotted overrides, later ones winning.
+    """Reads a command's configuration from ``--config FILE`` and dotted overrides.
+
+    Later files win over earlier ones, and overrides over all files, wherever they are on the command line. Modules that
+    ``--import NAME ...`` or the key ``imports`` name are imported first.
 
     Args:
         tree: the command's dataclass; its and its sections' docstrings become the help.
@@ -35,16 +44,16 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
         SystemExit: with status 2 and the key's name on stderr for an unknown key, a wrong type or an impossible
             value; with status 0 after ``--help`` and ``--print_config``.
     """
-    parser = _parser(tree, description)
     try:
-        return _read(parser, tree, _without_local_rank(sys.argv[1:] if argv is None else argv))
+        return _read(tree, _without_local_rank(sys.argv[1:] if argv is None else argv), description)
     except (ArgumentError, ValueError) as error:
-        line = f"{parser.prog}: {_one_line(error)} (--help lists the keys)\n"
-        parser.exit(2, line if read_rank_info().rank == 0 else None)
+        if rank_info().rank == 0:
+            sys.stderr.write(f"{Path(sys.argv[0]).name}: {_one_line(error)} (--help lists the keys)\n")
+        raise SystemExit(2) from None
 
 
 def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
-    """Reads what `parse` would, for another command than the one at hand.
+    """Reads the configuration of another command, as `parse` does.
 
     Args:
         tree: that command's dataclass.
@@ -57,21 +66,154 @@ def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
         ValueError: with the key's name, where `parse` would end the process.
     """
     try:
-        return _read(_parser(tree), tree, argv)
+        return _read(tree, argv)
     except ArgumentError as error:
         raise ValueError(_one_line(error)) from None
 
 
-def _parser(tree: type, description: str | None = None) -> ArgumentParser:
+def section_of(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """A section from the plain values of a run's config.yaml.
+
+    Args:
+        kind: the section's dataclass.
+        values: by key; a missing one has its default.
+
+    Raises:
+        ValueError: naming the key, for an unknown one, a wrong type or an impossible value.
+    """
+    kind = extended(kind)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        return _instance(parser, kind, parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules that register strategies or base models; the current directory is searched first.
+
+    Args:
+        names: of modules, with dots.
+
+    Raises:
+        ValueError: naming the first one that cannot be imported, or that raises.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"import: {name}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _read(tree: type[Section], argv: Sequence[str], description: str | None = None) -> Section:
+    files, modules, overrides = _sorted_arguments(argv)
+    documents = [_document(Path(file)) for file in files if os.path.isfile(file)]
+    records = any(field.name == "imports" for field in dataclasses.fields(tree))  # type: ignore[arg-type]
+    if records:
+        modules = [name for document in documents for name in _listed(document.get("imports"))] + modules
+    modules = list(dict.fromkeys(modules))
+    import_modules(modules)
+    kind = extended(tree)
+    parser = _parser(kind, description)
+    arguments = [*(f"--config={file}" for file in files), *_completed(overrides, kind)]
+    if records and modules:
+        arguments.append(f"--imports={json.dumps(modules)}")
+    return _instance(parser, kind, parser.parse_args(arguments))
+
+
+def _sorted_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The files, the modules to import and the overrides of a command line."""
+    files, modules, overrides = list[str](), list[str](), list[str]()
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "--import", "--imports"):
+            overrides.append(argument)
+            continue
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--") and not (name == "--config" and values):
+            values.append(rest.pop(0))
+        if name == "--config":
+            if not values:
+                raise ValueError("config: expected the path of a YAML file")
+            files += values
+        else:
+            for text in values or [""]:
+                names = _listed(_loaded(text))
+                require(bool(names), "import", text, "the name of a module, or a list of them")
+                modules += names
+    return files, modules, overrides
+
+
+def _listed(value: Any) -> list[str]:
+    """Names of modules, alone or in a list; anything else is left to the parser to refuse."""
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(one, str) and one for one in values) else []
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A YAML file's top level, or nothing where the parser will refuse it.
+
+    Raises:
+        ValueError: for a key that is there twice, where YAML would silently take the last.
+    """
+    try:
+        text = path.read_text()
+        root = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        return {}
+    for key, first, second in _repeated(root):
+        raise ValueError(f"config: {path}: {key} is there twice, in lines {first} and {second}")
+    document = _loaded(text)
+    return document if isinstance(document, dict) else {}
+
+
+def _repeated(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if name in seen:
+                yield name, seen[name], line
+            seen[name] = line
+            yield from _repeated(value, f"{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated(value, prefix)
+
+
+def _parser(tree: type, description: str | None) -> ArgumentParser:
     about = description or _first_paragraph(tree)
     parser = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML file of these keys; later arguments override it.")
+    parser.add_argument("--config", action="config", help="A YAML file of these keys; overrides win over all files.")
     parser.add_class_arguments(tree, as_group=False)
+    registries = dict(_registries(tree))
+    for action in parser._actions:
+        if action.dest in registries:
+            action.metavar = f"{{{','.join(registries[action.dest])}}}"
     return parser
 
 
-def _read(parser: ArgumentParser, tree: type[Section], argv: Sequence[str]) -> Section:
-    arguments = parser.parse_args(_completed(argv, tree))
+def _registries(section: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if hasattr(section, "registry"):
+        yield section.registry.key, section.registry
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type):
+            yield from _registries(field.type)  # type: ignore[arg-type]
+
+
+def _instance(parser: ArgumentParser, tree: type[Section], arguments: Namespace) -> Section:
     for field in dataclasses.fields(tree):  # type: ignore[arg-type]
         if dataclasses.is_dataclass(field.type):
             read = arguments[field.name]
@@ -80,7 +222,7 @@ def _read(parser: ArgumentParser, tree: type[Section], argv: Sequence[str]) -> S
     return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -89,12 +231,12 @@ def _first_paragraph(tree: type) -> str:
 
 
 def _without_local_rank(argv: Sequence[str]) -> list[str]:
-    """Drops the ``--local_rank=N`` that DeepSpeed's launcher appends; the environment holds it as well."""
+    """Drops the ``--local_rank=N`` that DeepSpeed's launcher appends; the environment has it as well."""
     return [argument for argument in argv if not argument.startswith("--local_rank=")]
 
 
 def _completed(argv: Sequence[str], tree: type) -> list[str]:
-    """Gives ``true`` to switches that stand alone: ``--overwrite`` is ``--overwrite true``."""
+    """Adds ``true`` to switches without a value: ``--overwrite`` is ``--overwrite true``."""
 
     def switches(section: type, prefix: str) -> set[str]:
         kinds = {f"{prefix}{field.name}": field.type for field in dataclasses.fields(section)}
@@ -121,14 +263,7 @@ def to_yaml(config: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What text formats can hold in place of a configuration's values.
-
-    Args:
-        value: of any kind that a configuration holds.
-
-    Returns:
-        The same of dicts, lists, strings and numbers.
-    """
+    """Dicts, lists, strings and numbers for a configuration's values, as text formats need them."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where commands without ranks print, and how they end."""
+"""Terminal output and exit statuses of commands that run in one process."""
 
 import signal
 import sys
@@ -10,26 +10,22 @@ _PLAIN_WIDTH = 160  # a file has no edge to wrap at
 
 
 def output_console() -> Console:
-    """Standard output, wide enough for the tables where it is no terminal.
-
-    Returns:
-        The console.
-    """
+    """Standard output; wide enough for the tables if it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def run_writer(name: str, work: Callable[[Console], None]) -> int:
-    """Does the work of a command that writes all or nothing; where it fails, one line on standard error says why.
+    """Runs a command that writes all of its output or nothing; a failure is one line on standard error.
 
     Args:
-        name: of the command.
+        name: the command's, for the error line.
         work: takes the console for its progress.
 
     Returns:
-        The exit status: 0; 2 where input is refused, 1 where the machine fails, 130 after Ctrl-C or SIGTERM.
+        The exit status: 0; 2 for invalid input, 1 for a failure of the machine, 130 after Ctrl-C or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as well
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a terminated job cleans up as well
     try:
         work(Console(stderr=True))
         return 0

@@ -1,4 +1,4 @@
-"""Reads what a span of a run left as Arrow files: one for each rank that wrote, over known data."""
+"""Reads the Arrow files that a run exports after a span, one from each rank."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +9,7 @@ from dist_imsr.data.dataset import Dataset
 
 
 def read_batch(path: Path) -> pa.RecordBatch:
-    """Opens an exported file by memory map.
-
-    Args:
-        path: an Arrow file.
-
-    Returns:
-        Its one batch.
+    """Opens an exported Arrow file by memory map.
 
     Raises:
         ValueError: naming the file, if it cannot be read.
@@ -27,26 +21,26 @@ def read_batch(path: Path) -> pa.RecordBatch:
 
 
 def read_parts(folder: Path, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:
-    """Opens what all ranks wrote of one kind.
+    """Opens the files of one kind from all ranks.
 
     Args:
-        folder: of a span.
+        folder: the folder of a span.
         name: ``interests``, ``items`` or ``detections``.
-        dataset: over which they must have been written.
-        remedy: what to do where they were not.
+        dataset: the data set that the run must have been trained on.
+        remedy: advice in the error message, if it was another one.
 
     Yields:
-        A batch for each rank of that run.
+        One batch for each rank of the run.
 
     Raises:
-        ValueError: naming the file that is missing or was written over other data.
+        ValueError: naming the file that is missing or belongs to other data.
     """
     part, ranks = 0, 1
     while part < ranks:
         path = folder / f"{name}-{part:03d}.arrow"
         batch = read_batch(path)
-        told = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
-        if told.get("data") != dataset.digest:
+        metadata = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+        if metadata.get("data") != dataset.digest:
             raise ValueError(f"{path} was written over other data than {dataset.path}: {remedy}")
-        ranks, part = int(told["ranks"]), part + 1
+        ranks, part = int(metadata["ranks"]), part + 1
         yield batch

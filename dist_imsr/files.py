@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the checks of those that a manifest names."""
+"""Atomic and checksummed files, and checks of the files that a manifest lists."""
 
 import hashlib
 import os
@@ -11,29 +11,20 @@ _DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
 
 
 class NewerFormat(ValueError):
-    """A newer version of this package wrote it."""
+    """The file was written by a newer version of this package."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all, even if the machine fails.
-
-    Args:
-        path: the file; an older one is replaced.
-        text: what it is to hold.
-    """
+    """Writes a text file atomically, replacing an older one: after a crash, the file is the old or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    with SealedFile(partial) as file:
+    with HashedFile(partial) as file:
         file.write(text.encode())
     os.replace(partial, path)
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Brings a folder's names to the disk: without it, a rename may be lost with the machine.
-
-    Args:
-        path: the folder.
-    """
+    """Flushes a folder's entries to the disk: without it, a crash of the machine may undo a rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,8 +32,8 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-class SealedFile:
-    """A new file that is hashed while it is written, and on the disk when its context ends.
+class HashedFile:
+    """A new file that is hashed while it is written, and flushed to the disk at the end of its context.
 
     Args:
         path: the file; an older one is replaced.
@@ -60,18 +51,11 @@ class SealedFile:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What a manifest tells of the file."""
+        """The file's entry in a manifest: bytes and checksum."""
         return {"bytes": self.bytes, "xxh128": self._digest.hexdigest()}
 
     def write(self, data: Any) -> int:
-        """Appends.
-
-        Args:
-            data: bytes, or what gives a view of them.
-
-        Returns:
-            How many bytes.
-        """
+        """Appends bytes, or any object with the buffer protocol; returns the number of bytes."""
         view = memoryview(data).cast("B")
         self._digest.update(view)
         self._file.write(view)
@@ -79,9 +63,9 @@ class SealedFile:
         return len(view)
 
     def flush(self) -> None:
-        """Does nothing: the file reaches the disk when its context ends."""
+        """Does nothing: the file is flushed at the end of its context."""
 
-    def __enter__(self) -> "SealedFile":
+    def __enter__(self) -> "HashedFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -92,30 +76,27 @@ class SealedFile:
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
-    """A file's checksum.
+    """The checksum of a file in hexadecimal digits.
 
     Args:
         path: the file.
         kind: ``sha256`` or ``xxh128``.
-
-    Returns:
-        Hexadecimal digits.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, _DIGESTS[kind]).hexdigest()
 
 
 def check_version(path: Path, found: object, newest: int) -> None:
-    """Refuses a manifest that a newer version wrote.
+    """Refuses a manifest of a newer version.
 
     Args:
         path: the manifest.
         found: its format version.
-        newest: the last one that this version reads.
+        newest: the last version that this package reads.
 
     Raises:
         NewerFormat: if it is newer.
-        ValueError: if it is none.
+        ValueError: if it is no version at all.
     """
     if not isinstance(found, int) or found < 1:
         raise ValueError(f"{path} has no format version")
@@ -124,16 +105,16 @@ def check_version(path: Path, found: object, newest: int) -> None:
 
 
 def check_file(manifest: Path, name: str, entry: dict[str, Any], checksum: bool) -> None:
-    """Refuses a file that is not what its manifest tells.
+    """Refuses a file that differs from its manifest entry.
 
     Args:
-        manifest: in whose folder the file stands.
-        name: the file's path inside the folder.
+        manifest: the manifest, in the folder of the file.
+        name: the file's path relative to the folder.
         entry: its ``bytes``, and ``sha256`` or ``xxh128``.
-        checksum: whether the file is read and its checksum compared.
+        checksum: read the file and compare the checksum too, not only the size.
 
     Raises:
-        ValueError: naming the file, if it is missing, or of another size or checksum, or stands outside the folder.
+        ValueError: naming the file, if it is missing, has another size or checksum, or is outside of the folder.
     """
     path = manifest.parent / name
     if not path.resolve().is_relative_to(manifest.parent.resolve()):
@@ -145,6 +126,6 @@ def check_file(manifest: Path, name: str, entry: dict[str, Any], checksum: bool)
     if checksum:
         kind = next((kind for kind in _DIGESTS if kind in entry), None)
         if kind is None:
-            raise ValueError(f"{manifest} tells no checksum of {name}")
+            raise ValueError(f"{manifest} has no checksum of {name}")
         if digest_of(path, kind) != entry[kind]:
             raise ValueError(f"{path} does not match its checksum")

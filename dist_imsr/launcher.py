@@ -1,4 +1,4 @@
-"""What started this process tells it of its place: DeepSpeed's launcher, torchrun, Slurm's srun, or nobody."""
+"""Rank and world size as set by DeepSpeed's launcher, torchrun or Slurm's srun."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 _PORT = 29500  # torch's own default
-_SLURM_PORTS = range(15000, 29000)  # below those that Linux gives to connections
+_SLURM_PORTS = range(15000, 29000)  # below the ports that Linux assigns to outgoing connections
 _STEP = {
     *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
     *("SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"),
@@ -18,12 +18,12 @@ class RankInfo:
     """One process among those of its job.
 
     Args:
-        rank: its number, 0 to ``world_size - 1``.
-        world_size: how many there are.
-        local_rank: its number among those of its machine.
-        local_world_size: how many its machine has.
+        rank: 0 to ``world_size - 1``.
+        world_size: the number of processes.
+        local_rank: the rank among the processes of this machine.
+        local_world_size: the number of processes on this machine.
         address: where rank 0 listens.
-        port: on which it does; 0 for any that is free, where nobody else has to know.
+        port: where rank 0 listens; 0 for any free one, if no other process has to know it.
     """
 
     rank: int = 0
@@ -35,8 +35,8 @@ class RankInfo:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which torch, TorchRec and DeepSpeed know the place."""
-        told = {
+        """The variables that torch, TorchRec and DeepSpeed read."""
+        variables = {
             "RANK": self.rank,
             "WORLD_SIZE": self.world_size,
             "LOCAL_RANK": self.local_rank,
@@ -44,24 +44,21 @@ class RankInfo:
             "MASTER_ADDR": self.address,
             "MASTER_PORT": self.port,
         }
-        return {name: str(value) for name, value in told.items()}
+        return {name: str(value) for name, value in variables.items()}
 
 
-def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
-    """Reads the place of a process.
+def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
+    """Reads the rank of this process from its environment.
 
-    RANK and its kin, which DeepSpeed's launcher and torchrun set, come before the variables of a step of srun. Those
-    of a Slurm job alone say nothing: its script is not a rank. MASTER_ADDR and MASTER_PORT always count; else rank 0
-    listens on the first node of the step, on a port that the job's number gives.
-
-    Args:
-        environment: the variables.
+    RANK and the related variables of DeepSpeed's launcher and torchrun take precedence over those of an srun step. The
+    variables of a Slurm job alone do not count: a batch script is not a rank. MASTER_ADDR and MASTER_PORT always count;
+    without them, rank 0 listens on the first node of the step, at a port derived from the job id.
 
     Returns:
-        The place; alone where nobody tells.
+        The rank; rank 0 of 1 if no launcher set any variable.
     """
     if "RANK" in environment:
-        told = RankInfo(
+        info = RankInfo(
             rank=int(environment["RANK"]),
             world_size=(world_size := int(environment.get("WORLD_SIZE", "1"))),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
@@ -70,7 +67,7 @@ def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
             port=_PORT,
         )
     elif environment.keys() >= _STEP:
-        told = RankInfo(
+        info = RankInfo(
             rank=int(environment["SLURM_PROCID"]),
             world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environment["SLURM_LOCALID"]),
@@ -79,26 +76,22 @@ def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
             port=_SLURM_PORTS[int(environment["SLURM_JOB_ID"]) % len(_SLURM_PORTS)],
         )
     else:
-        told = RankInfo()
-    near = told if told.world_size > 1 else RankInfo()
-    address, port = environment.get("MASTER_ADDR", near.address), int(environment.get("MASTER_PORT", near.port))
-    return replace(told, address=address, port=port)
+        info = RankInfo()
+    default = info if info.world_size > 1 else RankInfo()
+    return replace(
+        info,
+        address=environment.get("MASTER_ADDR", default.address),
+        port=int(environment.get("MASTER_PORT", default.port)),
+    )
 
 
 def first_host(nodes: str) -> str:
-    """The first of the hosts that a Slurm node list names.
-
-    Args:
-        nodes: for example ``"gpu[003-010,012],login1"``.
-
-    Returns:
-        The name, here ``"gpu003"``.
-    """
+    """The first host of a Slurm node list: ``"gpu003"`` for ``"gpu[003-010,012],login1"``."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
-def _tasks(each: str) -> list[int]:
-    """The tasks of every node, of Slurm's ``"2(x3),1"``."""
-    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", each)
+def _tasks(tasks_per_node: str) -> list[int]:
+    """The number of tasks of each node: ``[2, 2, 2, 1]`` for Slurm's ``"2(x3),1"``."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
     return [int(tasks) for tasks, nodes in runs for _ in range(int(nodes or 1))]

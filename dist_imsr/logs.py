@@ -1,4 +1,4 @@
-"""Where a command's log goes: the terminal tells what rank 0 says, and each rank of a run keeps all in its own file."""
+"""Logging of a command: rank 0 logs to the terminal, and each rank of a run logs everything to a file of its own."""
 
 import contextlib
 import logging
@@ -8,23 +8,20 @@ from pathlib import Path
 
 FOLDER = "logs"
 _FORMAT = "%(asctime)s rank %(rank)d span %(span)s step %(step)s %(levelname)s %(name)s: %(message)s"
-_EARLY = 1000  # records that wait for the file at most
+_EARLY = 1000  # at most so many records are buffered before the file is open
 
-_place: dict[str, int | str] = {"rank": 0, "span": "-", "step": "-"}
+_position: dict[str, int | str] = {"rank": 0, "span": "-", "step": "-"}
 _early: logging.handlers.BufferingHandler | None = None
 
 
 def start(rank: int) -> None:
-    """Sends what is logged, and what Python warns of, to the terminal; a file may follow.
+    """Sends log records and Python's warnings to the terminal, and buffers them for a file that `keep` may open.
 
-    The terminal gets this project's words and the libraries' warnings from rank 0, each warning once, and errors from
-    every rank.
-
-    Args:
-        rank: this process's.
+    The terminal shows this package's messages and the libraries' warnings from rank 0 (each warning once), and errors
+    from every rank.
     """
     global _early
-    _place.update(rank=rank, span="-", step="-")
+    _position.update(rank=rank, span="-", step="-")
     terminal = logging.StreamHandler()
     terminal.setLevel("ERROR" if rank else "INFO")
     terminal.setFormatter(logging.Formatter(f"%(asctime)s {f'rank {rank}: ' if rank else ''}%(message)s", "%H:%M:%S"))
@@ -36,10 +33,10 @@ def start(rank: int) -> None:
 
 
 def keep(run_dir: Path) -> None:
-    """Writes everything from now on to this rank's file as well, and first what was logged since `start`.
+    """Writes all records to this rank's file as well, those since `start` first.
 
     Args:
-        run_dir: the run's folder; the file of an earlier process of the run is gone on with.
+        run_dir: the run's folder; the file of an earlier process of the run is appended to.
 
     Raises:
         OSError: if the file cannot be written.
@@ -47,8 +44,8 @@ def keep(run_dir: Path) -> None:
     global _early
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
-    file = _RankFile(folder / f"rank={_place['rank']:04d}.log", encoding="utf-8")
-    file.addFilter(_placed)
+    file = _RankFile(folder / f"rank={_position['rank']:04d}.log", encoding="utf-8")
+    file.addFilter(_add_position)
     file.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()
     root.addHandler(file)
@@ -60,38 +57,38 @@ def keep(run_dir: Path) -> None:
 
 
 def at(span: int, step: int) -> None:
-    """Notes where the run stands, for the lines of the file.
+    """Sets the position in the run that the lines of the file show.
 
     Args:
-        span: the span at hand.
+        span: the current span.
         step: updates since the run began.
     """
-    _place.update(span=span, step=step)
+    _position.update(span=span, step=step)
 
 
-def _placed(record: logging.LogRecord) -> bool:
-    vars(record).update(_place)
+def _add_position(record: logging.LogRecord) -> bool:
+    vars(record).update(_position)
     return True
 
 
 class _Once(logging.Filter):
-    """Lets a library's warning pass once."""
+    """Drops repetitions of a library's warning."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("dist_imsr"):
             return True
-        told = record.name, record.getMessage()
-        first = told not in self._told
-        self._told.add(told)
+        warning = record.name, record.getMessage()
+        first = warning not in self._seen
+        self._seen.add(warning)
         return first
 
 
 class _RankFile(logging.FileHandler):
-    """A file whose disk may fail: then the log ends, and the run goes on."""
+    """A log file that is closed when its disk fails, so that the run continues without it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.addFilter(lambda _: False)

@@ -1,7 +1,6 @@
-"""Where a process's time goes and what memory it takes, by the names of phases.
+"""Time and memory of a process by named phase.
 
-Any module marks its part of the work with a `Phase`. What is marked is always counted; a run reads the `clock` span by
-span.
+Any module marks its part of the work with a `Phase`. Phases are always measured; a run reads the `clock` once a span.
 """
 
 import functools
@@ -21,18 +20,18 @@ from dist_imsr import devices
 logger = logging.getLogger(__name__)
 
 OTHER = "other"
-_LONG = 5.0  # seconds from which on a phase that shows nothing is told of
+_LONG = 5.0  # seconds; longer phases without a progress bar are logged at level INFO
 
 
 @dataclass
-class Memory:
-    """The most bytes that a phase was seen with.
+class PhaseMemory:
+    """Maximal bytes of a phase over all its occurrences.
 
     Args:
-        peak: resident at any time in it, what is mapped of files included: the kernel's own high-water mark.
-        own: resident when it ended, without what is mapped of files: that is page cache, which the kernel takes back.
-        files: resident when it ended, of mapped files: libraries and prepared data.
-        device: allocated on the CUDA device at any time in it.
+        peak: the kernel's high-water mark of resident memory during the phase, mapped files included.
+        own: resident at its end, without mapped files (page cache, which the kernel can reclaim).
+        files: resident at its end in mapped files: libraries and prepared data.
+        device: the peak allocation on the CUDA device during the phase.
     """
 
     peak: int = 0
@@ -42,123 +41,118 @@ class Memory:
 
 
 @dataclass
-class Account:
-    """What phases took.
+class PhaseTotals:
+    """Time and memory of all phases between `Clock.start` and `Clock.stop`.
 
     Args:
-        seconds: by path; ``training/lookup`` is a part of ``training``. The outermost ones, with ``other`` for what no
-            phase names, add up to the time between `Clock.start` and `Clock.stop`.
-        memory: of the outermost ones.
+        seconds: by path; ``training/lookup`` is a part of ``training``. The outermost phases and ``other``, the time
+            outside of any phase, add up to the whole time.
+        memory: of the outermost phases.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    memory: dict[str, Memory] = field(default_factory=lambda: defaultdict(Memory))
+    memory: dict[str, PhaseMemory] = field(default_factory=lambda: defaultdict(PhaseMemory))
 
 
-class _Entered(NamedTuple):
+class _OpenPhase(NamedTuple):
     path: str
     begin: float
-    mark: AbstractContextManager[Any] | None
+    trace: AbstractContextManager[Any] | None
 
 
 class Clock:
-    """Counts the phases of one thread; a process has one, `clock`."""
+    """Measures the phases of one thread; a process has one, `clock`."""
 
     def __init__(self) -> None:
-        self.mark: Callable[[str], AbstractContextManager[Any]] | None = None
-        """Makes what surrounds each phase, where somebody traces it."""
-        self._account = Account()
-        self._entered = list[_Entered]()
-        self._turned = 0.0  # when the outermost phase changed last
+        self.trace: Callable[[str], AbstractContextManager[Any]] | None = None
+        """Makes a context to enter with each phase, given its path, e.g. ``torch.profiler.record_function``."""
+        self._totals = PhaseTotals()
+        self._open = list[_OpenPhase]()
+        self._last_change = 0.0  # when an outermost phase began or ended
         self._meter: _Meter | None = None
         self._wait: Callable[[], None] | None = None
 
     def start(self, device: torch.device, exact: bool = False) -> None:
-        """Opens an account, with memory.
+        """Resets all totals and begins to measure memory too.
 
         Args:
-            device: where the work is done.
-            exact: wait for a CUDA device wherever a phase begins or ends, so that each gets its own seconds. Else
-                those of the device count where the host waits for it, and nothing is slowed down.
+            device: the rank's device.
+            exact: synchronize a CUDA device at the begin and end of each phase, so that its seconds count in the right
+                phase. By default they count in the phase in which the host waits for them, at no cost.
         """
-        self._account, self._meter = Account(), _Meter(device)
+        self._totals, self._meter = PhaseTotals(), _Meter(device)
         self._wait = functools.partial(devices.synchronize, device) if exact else None
-        self._turned = self._now()
+        self._last_change = self._now()
 
-    def stop(self) -> Account:
-        """Closes the account.
-
-        Returns:
-            What phases took since `start`.
-        """
-        self._turn(OTHER, self._now())
-        account, self._account, self._meter, self._wait = self._account, Account(), None, None
-        return account
+    def stop(self) -> PhaseTotals:
+        """Ends the measurement and returns the totals since `start`."""
+        self._charge(OTHER, self._now())
+        totals, self._totals, self._meter, self._wait = self._totals, PhaseTotals(), None, None
+        return totals
 
     def enter(self, name: str) -> None:
         """Begins a phase."""
         now = self._now()
-        if not self._entered:
-            self._turn(OTHER, now)
-        path = f"{self._entered[-1].path}/{name}" if self._entered else name
-        mark = self.mark(path) if self.mark else None
-        if mark is not None:
-            mark.__enter__()
-        self._entered.append(_Entered(path, now, mark))
+        if not self._open:
+            self._charge(OTHER, now)
+        path = f"{self._open[-1].path}/{name}" if self._open else name
+        trace = self.trace(path) if self.trace else None
+        if trace is not None:
+            trace.__enter__()
+        self._open.append(_OpenPhase(path, now, trace))
 
     def leave(self) -> float:
-        """Ends the phase that was entered last; returns the seconds that it took."""
-        path, begin, mark = self._entered.pop()
+        """Ends the innermost phase; returns its seconds."""
+        path, begin, trace = self._open.pop()
         now = self._now()
-        if mark is not None:
-            mark.__exit__(None, None, None)
-        if self._entered:
-            self._account.seconds[path] += now - begin
+        if trace is not None:
+            trace.__exit__(None, None, None)
+        if self._open:
+            self._totals.seconds[path] += now - begin
         else:
-            self._turn(path, now)
+            self._charge(path, now)
         return now - begin
 
-    def turn(self, name: str) -> None:
-        """From here on the phase at hand goes by another name, unless it is an outermost one.
+    def switch_to(self, name: str) -> None:
+        """Ends the innermost phase and begins another one at the same level; does nothing to an outermost phase.
 
-        Args:
-            name: for what cannot be entered and left in one place, such as a part of a backward pass.
+        For work that no context can surround, such as a part of a backward pass.
         """
-        if len(self._entered) > 1:
-            path, begin, mark = self._entered[-1]
+        if len(self._open) > 1:
+            path, begin, trace = self._open[-1]
             now = self._now()
-            self._account.seconds[path] += now - begin
-            self._entered[-1] = _Entered(f"{self._entered[-2].path}/{name}", now, mark)
+            self._totals.seconds[path] += now - begin
+            self._open[-1] = _OpenPhase(f"{self._open[-2].path}/{name}", now, trace)
 
     @property
     def outermost(self) -> bool:
-        """Whether no phase is at hand, while an account is open."""
-        return self._meter is not None and not self._entered
+        """Whether the clock is started and no phase is open."""
+        return self._meter is not None and not self._open
 
     def _now(self) -> float:
         if self._wait is not None:
             self._wait()
         return time.perf_counter()
 
-    def _turn(self, path: str, now: float) -> None:
-        """Time and memory since the outermost phase changed last were those of ``path``."""
-        self._account.seconds[path] += now - self._turned
-        self._turned = now
+    def _charge(self, path: str, now: float) -> None:
+        """Adds the time and memory since the last change of the outermost phase to ``path``."""
+        self._totals.seconds[path] += now - self._last_change
+        self._last_change = now
         if self._meter is not None:
-            self._meter.read(self._account.memory[path])
+            self._meter.read(self._totals.memory[path])
 
 
 clock = Clock()
 
 
 class Phase(ContextDecorator):
-    """A stretch of work, as a context or around a function; inside another phase it is a part of that one.
+    """A named part of the work, as a context manager or a decorator; it nests in the phase that surrounds it.
 
-    Only the thread that trains enters phases.
+    Only the training thread may enter phases.
 
     Args:
-        name: of the phase.
-        shown: whether it shows its progress; the end of one that does not is told of where it took long.
+        name: one component of the path.
+        shown: whether it has a progress bar; other long phases are logged at level INFO when they end.
     """
 
     def __init__(self, name: str, shown: bool = False) -> None:
@@ -174,14 +168,14 @@ class Phase(ContextDecorator):
             logger.log(logging.INFO if long else logging.DEBUG, "%s: %.3f s", self.name, seconds)
 
 
-def memory_of(process: int | str = "self") -> dict[str, int]:
-    """What the kernel tells of a process's memory.
+def process_memory(process: int | str = "self") -> dict[str, int]:
+    """Reads the memory counters of a process from /proc.
 
     Args:
-        process: its number; this one by default.
+        process: its id; this process by default.
 
     Returns:
-        Bytes by the kernel's names, e.g. ``VmHWM``, the most that was ever resident; none of one that has ended.
+        Bytes by the kernel's names, e.g. ``VmHWM``, the peak of resident memory; empty for a process that has ended.
     """
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     sizes = (line.removesuffix(" kB").split(":") for line in lines if line.endswith(" kB"))
@@ -189,32 +183,29 @@ def memory_of(process: int | str = "self") -> dict[str, int]:
 
 
 class _Meter:
-    """Reads the memory that the process was seen with since the last reading.
+    """Reads the maximal memory of the process since the last reading.
 
-    The kernel keeps the peak, so that nothing between two readings is missed and no thread has to look. It keeps that
-    of all resident pages alone; therefore those of files are told beside it.
-
-    Args:
-        device: where the work is done.
+    The kernel keeps the peak, so no thread has to sample it. It keeps one peak for all resident pages; mapped files are
+    therefore reported separately.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._resets = device, True
-        self.read(Memory())
+        self._device, self._can_reset = device, True
+        self.read(PhaseMemory())
 
-    def read(self, into: Memory) -> None:
-        """Raises what was seen before, and begins anew."""
-        told = memory_of()
+    def read(self, maxima: PhaseMemory) -> None:
+        """Raises ``maxima`` to what was seen since the last reading, and resets the peaks."""
+        memory = process_memory()
         resident, anonymous, files, shared, peak = (
-            told[name] for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM")
+            memory[name] for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM")
         )
-        # Where the mark cannot be reset it would be that of phases before.
-        into.peak = max(into.peak, peak if self._resets else resident)
-        into.own, into.files = max(into.own, anonymous + shared), max(into.files, files)
+        # A peak that cannot be reset may belong to an earlier phase.
+        maxima.peak = max(maxima.peak, peak if self._can_reset else resident)
+        maxima.own, maxima.files = max(maxima.own, anonymous + shared), max(maxima.files, files)
         try:
-            with open("/proc/self/clear_refs", "w") as mark:
-                mark.write("5")
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
         except OSError:
-            self._resets = False
-        into.device = max(into.device, devices.peak_bytes(self._device))
+            self._can_reset = False
+        maxima.device = max(maxima.device, devices.peak_bytes(self._device))
         devices.reset_peak_bytes(self._device)

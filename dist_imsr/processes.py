@@ -1,4 +1,4 @@
-"""New processes on this machine, for ranks: as fast to start as the device allows."""
+"""New processes on this machine for ranks, started as fast as the device allows."""
 
 import multiprocessing
 import socket
@@ -11,29 +11,22 @@ _FORKED.set_forkserver_preload(["dist_imsr.preloaded"])
 
 
 def new_process(target: Callable[..., None], args: tuple[Any, ...], cuda: bool) -> BaseProcess:
-    """A process that is not started yet and ends with this one.
+    """Makes a daemon process, not started yet.
 
-    Ranks on the host are forked from one process that has imported the stack once. It has looked for CUDA devices, as
-    the stack does, and what is forked from such a process cannot work on them.
+    Ranks on the CPU are forked from a server process that has imported the libraries once. The libraries initialize
+    CUDA there, and a process that is forked afterwards cannot use CUDA; those ranks are spawned.
 
     Args:
         target: a module's function.
-        args: for it, anything that can be pickled.
-        cuda: whether it works on a CUDA device.
-
-    Returns:
-        The process.
+        args: its arguments, which must be picklable.
+        cuda: whether the process uses a CUDA device.
     """
     make: Callable[..., BaseProcess] = _SPAWNED.Process if cuda else _FORKED.Process
     return make(target=target, args=args, daemon=True)
 
 
 def free_port() -> int:
-    """Finds where rank 0 of a new world may listen on this machine.
-
-    Returns:
-        A port that nobody listens on.
-    """
+    """Finds a port of this machine on which no process listens, for rank 0 of a new world."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -11,11 +11,11 @@ class Sheet:
     """A table of texts.
 
     Args:
-        title: above it.
-        caption: how to read it.
+        title: above the table.
+        caption: below the table: how to read it.
         columns: their names.
-        rows: as many texts each.
-        labels: how many of the columns tell what a row is; numbers follow.
+        rows: one text for each column.
+        labels: the number of leading columns that identify a row and are aligned left; numbers follow.
     """
 
     title: str
@@ -25,11 +25,7 @@ class Sheet:
     labels: int = 2
 
     def show(self, console: Console) -> None:
-        """Prints it.
-
-        Args:
-            console: where.
-        """
+        """Prints the table."""
         table = Table(title=self.title, caption=self.caption, caption_justify="left")
         for place, name in enumerate(self.columns):
             table.add_column(name, justify="left" if place < self.labels else "right", overflow="fold")
@@ -38,11 +34,7 @@ class Sheet:
         console.print(table)
 
     def markdown(self) -> str:
-        """The same as Markdown.
-
-        Returns:
-            Lines that end with a newline.
-        """
+        """The table as lines of Markdown, each with its newline."""
         rows = [self.columns, ["---"] * len(self.columns), *self.rows]
         lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
         return "\n".join([f"## {self.title}", "", *lines, "", self.caption, ""])

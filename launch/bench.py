@@ -10,7 +10,7 @@ from dist_imsr.console import output_console
 
 
 def main(argv: list[str]) -> int:
-    """Runs one benchmark, prints its figures and writes them where ``--json`` says; or all of them.
+    """Runs one benchmark or all, prints the figures and writes them to the file of ``--json``.
 
     Args:
         argv: the benchmark's name and its options.
@@ -22,10 +22,10 @@ def main(argv: list[str]) -> int:
     if name == "all":
         return run_all(argv[1:], output_console())
     if name not in BENCHMARKS:
-        asked = name in ("-h", "--help")
+        help_wanted = name in ("-h", "--help")
         names = ", ".join((*BENCHMARKS, "all"))
-        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        print(__doc__, f"BENCHMARK is one of: {names}", file=sys.stdout if help_wanted else sys.stderr)
+        return 0 if help_wanted else 2
     options = parse(BENCHMARKS[name].options, argv[1:])
     try:
         rows = [figure.row() for figure in BENCHMARKS[name].measure(options)]

@@ -1,6 +1,6 @@
-"""Compares strategies over base models, seeds and data sets: tunes, trains what is missing, tests and tabulates.
+"""Compares strategies over base models, seeds and data sets: tunes, trains missing runs, tests and writes tables.
 
-``python launch/compare.py --config configs/compare_samples.yaml``; the same command goes on where it stopped.
+Example: ``python launch/compare.py --config configs/compare_samples.yaml``. The same command resumes after a stop.
 """
 
 import sys

@@ -1,24 +1,20 @@
-"""Looks over this installation and says how to mend what is off.
+"""Checks this installation and prints a fix for each problem.
 
-Exits with status 1 when something is off. It needs nothing installed, rich included.
+The exit status is 1 if there is a problem. The check itself needs no installed package.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-# The doctor must also run where the project itself is not installed.
+# The doctor must also run if the project itself is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dist_imsr.doctor import Report, examine
 
 
 def show(report: Report) -> None:
-    """Prints a report: a table of the facts, then one line for each thing that is off.
-
-    Args:
-        report: what was seen.
-    """
+    """Prints a table of the facts, then each problem with its fix."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -30,19 +26,15 @@ def show(report: Report) -> None:
             table.add_row(name, value)
         Console().print(table)
         lines = []
-    lines += [f"OFF: {finding.wrong}\n     mend: {finding.mend}" for finding in report.findings]
-    lines += [] if report.findings else ["Everything fits."]
+    lines += [f"PROBLEM: {finding.problem}\n         fix: {finding.fix}" for finding in report.findings]
+    lines += [] if report.findings else ["Everything works."]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def main() -> int:
-    """Runs the doctor.
-
-    Returns:
-        0 if the installation is sound, 1 otherwise.
-    """
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds until a library or rank counts as hung")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a process counts as hung")
     report = examine(parser.parse_args().limit)
     show(report)
     return 1 if report.findings else 0

@@ -1,6 +1,6 @@
-"""Evaluates a finished run: tests its exported spans anew, or compares them with planted truth (--drift_truth true).
+"""Evaluates a finished run: tests its exported spans again, or compares them with planted truth (--drift_truth true).
 
-Alone: ``python launch/evaluate.py ...``; on several ranks: ``deepspeed --num_accelerators 2 launch/evaluate.py ...``.
+On one rank: ``python launch/evaluate.py ...``; on two: ``deepspeed --num_accelerators 2 launch/evaluate.py ...``.
 """
 
 import json
@@ -16,43 +16,40 @@ from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
 from dist_imsr.files import write_whole
-from dist_imsr.launcher import read_rank_info
-from dist_imsr.training.progress import Reporter
+from dist_imsr.launcher import rank_info
+from dist_imsr.progress import Reporter
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: the arguments.
-
-    Returns:
-        The exit status; 2 where the run, its data or its exported spans are missing.
-    """
+    """Runs the command; returns the exit status, 2 if the run, its data or its exported spans are missing."""
     config = parse(EvaluateConfig, argv, description=__doc__)
 
     def work() -> None:
         finished = FinishedRun(config.run_dir, config.data)
         if config.drift_truth:
-            if read_rank_info().rank == 0:
-                _tell(config, compare_with_truth(finished, config.match_cosine))
+            if rank_info().rank == 0:
+                _report(config, compare_with_truth(finished, config.match_cosine))
             return
         spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
         reporter = Reporter(topology.rank == 0)
         rows = retest(
-            config, finished, spans, topology, lambda steps, *told: reporter.moved(steps, topology.device, *told)
+            config,
+            finished,
+            spans,
+            topology,
+            lambda steps, phase, users: reporter.on_device(steps, topology.device, phase, users),
         )
         if topology.rank == 0:
-            _tell(config, rows)
+            _report(config, rows)
 
     return run("evaluate.py", work, "interrupted; nothing was written")
 
 
-def _tell(config: EvaluateConfig, rows: list[dict[str, float | int | None]]) -> None:
+def _report(config: EvaluateConfig, rows: list[dict[str, float | int | None]]) -> None:
     table = Table(
         "span",
         *(str(row["span"]) for row in rows),
-        title=f"{config.run_dir}{': without what was seen' * config.eval.exclude_seen}",
+        title=f"{config.run_dir}{': without seen items' * config.eval.exclude_seen}",
     )
     for name in list(rows[0])[1:]:
         values = (row[name] for row in rows)

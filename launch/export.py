@@ -1,4 +1,4 @@
-"""Writes item embeddings and interests with raw ids, and a FAISS index of the items with its recall."""
+"""Exports item embeddings and interests with raw ids, and a FAISS index of the items with its recall."""
 
 import sys
 
@@ -12,27 +12,24 @@ from dist_imsr.evaluation.index import ExportConfig, export, require_faiss
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: the arguments.
-
-    Returns:
-        The exit status; 2 where the run, its data or FAISS are missing.
-    """
+    """Runs the command; returns the exit status, 2 if the run, its data or FAISS are missing."""
     config = parse(ExportConfig, argv, description=__doc__)
 
     def work() -> None:
         require_faiss()
-        ranks = read_topology().world_size
-        require(ranks == 1, "ranks", ranks, "one: an index lives on one machine; use python")
+        require(
+            read_topology().world_size == 1,
+            "ranks",
+            read_topology().world_size,
+            "one: an index lives on one machine; use python",
+        )
         finished = FinishedRun(config.run_dir, config.data)
-        told = export(config, finished, finished.at(config.span), connect())
+        done = export(config, finished, finished.resolve_span(config.span), connect())
         recall = f"recall@{config.top}"
         output_console().print(
-            f"{config.output}: {told['items']:,} items, {told['interests']:,} interests of {told['users']:,} users "
-            f"after span {told['span']}; the index finds {told[recall]:.4f} of the exact top {config.top} "
-            f"({told['sampled_users']:,} users)",
+            f"{config.output}: {done['items']:,} items, {done['interests']:,} interests of {done['users']:,} users "
+            f"after span {done['span']}; the index finds {done[recall]:.4f} of the exact top {config.top} "
+            f"({done['sampled_users']:,} users)",
             highlight=False,
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""Writes planted drift as a raw log in the format of Taobao's UserBehavior.csv, of any size."""
+"""Generates a raw log of any size with planted drift, in the format of Taobao's UserBehavior.csv."""
 
 import sys
 
@@ -10,11 +10,7 @@ from dist_imsr.data.generate import GenerateConfig, generate
 
 
 def main() -> int:
-    """Runs the command.
-
-    Returns:
-        0; 2 where arguments are refused, 1 where the machine fails, 130 after Ctrl-C.
-    """
+    """Runs the command; returns the exit status of `run_writer`."""
     config = parse(GenerateConfig, description=__doc__)
 
     def work(console: Console) -> None:

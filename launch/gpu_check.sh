@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What shows this project on a machine with a CUDA device, part by part; each writes what it found when it ends.
+# Checks and measures this project on a machine with a CUDA device, part by part; each part writes its results at its end.
 #
 #   launch/gpu_check.sh [--device cpu] OUT [PART ...]
 #
-# Parts, in the order in which they run by default: doctor, quick, tests, figures, waits, span. A part that fails or
-# takes longer than its limit stops no other; OUT/summary.txt has a line for each.
+# Parts, in their default order: doctor, quick, tests, figures, waits, span. The others still run after a part that
+# fails or exceeds its time limit; OUT/summary.txt has a line for each.
 set -u
 cd "$(dirname "$0")/.."
 device=cuda
@@ -28,7 +28,7 @@ part() { # NAME SECONDS COMMAND...
 
 doctor() { part doctor 90 python3 launch/doctor.py; cat "$out/doctor.log"; }
 quick() { part quick 150 python3 launch/bench.py all --device "$device" --quick --json "$out/quick.json"; }
-tests() { # files in which something needs a device; one rank each, so that few share it
+tests() { # files with tests that need a device; one worker each, so that few processes share the device
   local files mark=cuda
   [[ $device == cuda ]] || mark='not slurm'
   files=$(grep -rlE 'pytest.mark.cuda|on_devices\(|def test.*\bdevice\b' tests --include='test_*.py')
@@ -45,7 +45,7 @@ drift() {
   [[ -e $data/drift/dataset.json ]] ||
     part drift_data 120 python3 launch/prepare.py --config configs/drift_data.yaml --output "$data/drift"
 }
-waits() { # where the host waits for the device, by line of code; seconds by phase; what a fixed order of sums costs
+waits() { # where the host waits for the device, by line of code; seconds by phase; the cost of deterministic sums
   local train=(--config configs/drift.yaml --data.path "$data/drift" --overwrite true --training.epochs 1
     --training.incremental_epochs 1)
   local before='import runpy, sys, torch

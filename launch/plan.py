@@ -1,6 +1,6 @@
-"""Plans a run without any device: memory, links and time, what breaks first, and a dry run of one step.
+"""Plans a run without any device: memory, links and time, what fails first, and a dry run of one step.
 
-``python launch/plan.py --items 2000000000 --users 500000000 --dim 64 --nodes 64 --gpus_per_node 8``
+Example: ``python launch/plan.py --items 2000000000 --users 500000000 --dim 64 --nodes 64 --gpus_per_node 8``
 """
 
 import sys
@@ -18,11 +18,9 @@ from dist_imsr.planning.report import show, write_json
 def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
-    Args:
-        argv: the arguments.
-
     Returns:
-        The exit status; 2 for a plan that does not fit, with one line that says what would; 1 where it is not written.
+        The exit status: 0; 2 for a plan that does not fit, with one line that proposes one that does; 1 if the output
+        cannot be written.
     """
     config = parse(PlanConfig, argv, description=__doc__)
     quiet_libraries()

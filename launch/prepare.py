@@ -12,11 +12,7 @@ from dist_imsr.data.prepare import PrepareConfig, prepare
 
 
 def main() -> int:
-    """Runs the command.
-
-    Returns:
-        0; 2 where arguments or input are refused, 1 where the machine fails, 130 after Ctrl-C.
-    """
+    """Runs the command; returns the exit status of `run_writer`."""
     config = parse(PrepareConfig, description=__doc__)
 
     def work(console: Console) -> None:
@@ -28,7 +24,7 @@ def main() -> int:
 
 
 def _report(manifest: dict[str, Any], console: Console) -> None:
-    """The data set's row of the paper's Table II, and what was rejected."""
+    """Prints the data set's row of the paper's Table II and the numbers of rejected rows."""
     spans = manifest["interactions_per_span"]
     names = ("dataset", "#users", "#items", "pre-training", *(f"span {span}" for span in range(1, len(spans))))
     counts = (f"{count:,}" for count in (manifest["users"], manifest["items"], *spans))

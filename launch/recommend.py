@@ -1,6 +1,6 @@
-"""Writes each user's best items of the whole catalogue, with raw ids, as a Parquet file.
+"""Writes each user's top items of the whole catalogue, with raw ids, to a Parquet file.
 
-Alone: ``python launch/recommend.py ...``; on several ranks: ``deepspeed --num_accelerators 2 launch/recommend.py ...``.
+On one rank: ``python launch/recommend.py ...``; on two: ``deepspeed --num_accelerators 2 launch/recommend.py ...``.
 """
 
 import logging
@@ -10,23 +10,16 @@ from dist_imsr.config import parse
 from dist_imsr.distributed.command import run
 from dist_imsr.distributed.topology import connect
 from dist_imsr.evaluation.finished import FinishedRun
-from dist_imsr.evaluation.recommend import RecommendConfig, asked_users, recommend
+from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested_users
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: the arguments.
-
-    Returns:
-        The exit status; 2 where the run, its data or its users are missing.
-    """
+    """Runs the command; returns the exit status, 2 if the run, its data or its users are missing."""
     config = parse(RecommendConfig, argv, description=__doc__)
 
     def work() -> None:
         finished = FinishedRun(config.run_dir, config.data)
-        span, users = finished.at(config.span), asked_users(config, finished.dataset)
+        span, users = finished.resolve_span(config.span), requested_users(config, finished.dataset)
         count = recommend(config, finished, span, users, connect(config.timeout_seconds))
         logging.getLogger("dist_imsr").info("%d users, span %d: written to %s", count, span, config.output)
 

@@ -1,6 +1,6 @@
 """Trains a multi-interest recommender span by span and tests it on each next span.
 
-Alone: ``python launch/train.py ...``; on several ranks: ``deepspeed --num_accelerators 2 launch/train.py ...``.
+On one rank: ``python launch/train.py ...``; on two: ``deepspeed --num_accelerators 2 launch/train.py ...``.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""``launch/train.py`` on ranks without a launcher, forked from a process that has imported the stack."""
+"""Runs ``launch/train.py`` on ranks without a launcher, forked from a process that has imported the libraries."""
 
 import os
 import re
@@ -14,19 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 
 class Rank:
-    """A rank that nobody but itself ends, with what `subprocess.Popen` tells of a process.
+    """A forked rank with the interface of `subprocess.Popen`.
 
     Args:
         arguments: of the command.
-        environment: all of its variables.
-        said: a file for its standard error.
-        before: what the process does first.
+        environment: variables to set.
+        errors: a file for its standard error.
+        before: a function that the process calls first, or None.
     """
 
-    def __init__(self, arguments, environment, said, before):
-        said.touch()
-        self._said = said
-        self._process = new_process(_command, (arguments, environment, said, before), cuda=False)
+    def __init__(self, arguments, environment, errors, before):
+        errors.touch()
+        self._errors = errors
+        self._process = new_process(_command, (arguments, environment, errors, before), cuda=False)
         self._process.start()
 
     @property
@@ -43,15 +43,15 @@ class Rank:
         return self._process.exitcode
 
     def communicate(self, timeout=60):
-        """Standard output, which is not kept, and standard error."""
+        """Returns None for standard output, and standard error."""
         self.wait(timeout)
-        return None, self._said.read_text()
+        return None, self._errors.read_text()
 
     def send_signal(self, number):
         os.kill(self._process.pid, number)
 
-    def hears(self, number):
-        """Whether it does something of its own about a signal; never if it has ended."""
+    def handles(self, number):
+        """Whether the process has installed a handler for a signal; False after its end."""
         status = Path(f"/proc/{self._process.pid}/status")
         caught = re.findall(r"SigCgt:\s*(\w+)", status.read_text()) if status.exists() else []
         return any(int(signals, 16) >> (number - 1) & 1 for signals in caught)
@@ -61,17 +61,17 @@ class Rank:
 
 
 def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0, forked=True):
-    """Starts the command on so many ranks, which write what they say into ``folder``; returns them by rank.
+    """Starts the command on several ranks, with files for standard error in ``folder``; returns the ranks.
 
-    What is forked begins fast, and ends without Python's own teardown.
+    Forked ranks start fast, but skip Python's teardown at their end.
     """
-    said = Path(tempfile.mkdtemp(dir=folder))
+    errors = Path(tempfile.mkdtemp(dir=folder))
     ranks, port = [], free_port()
     for rank in range(world_size):
-        place = RankInfo(rank, world_size, rank, world_size, port=port).environment
-        environment = os.environ | place | {"SLURM_RESTART_COUNT": str(restarts)}
+        variables = RankInfo(rank, world_size, rank, world_size, port=port).environment
+        environment = os.environ | variables | {"SLURM_RESTART_COUNT": str(restarts)}
         if forked:
-            ranks.append(Rank([*map(str, arguments)], environment, said / f"rank={rank}", before))
+            ranks.append(Rank([*map(str, arguments)], environment, errors / f"rank={rank}", before))
         else:
             command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, arguments)]
             piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -79,8 +79,8 @@ def start_ranks(folder, *arguments, world_size=2, before=None, restarts=0, forke
     return ranks
 
 
-def _command(arguments, environment, said, before):
-    for standard, path in ((1, os.devnull), (2, said)):
+def _command(arguments, environment, errors, before):
+    for standard, path in ((1, os.devnull), (2, errors)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(descriptor, standard)
         os.close(descriptor)

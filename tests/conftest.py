@@ -1,7 +1,7 @@
-"""Skips what this machine cannot run; pyproject.toml declares the marks.
+"""Skips tests that this machine cannot run; pyproject.toml declares the marks.
 
-Tests see no CUDA device, nor do the processes that they start, unless pytest is asked for those that need one: ``-m
-cuda``. Ranks of several tests would share a device otherwise, which NCCL refuses.
+CUDA devices are hidden from the tests and their processes, unless pytest runs with ``-m cuda``. Otherwise, ranks of
+concurrent tests would share a device, which NCCL refuses.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.slurm import DAEMONS
 def _no_cuda() -> str:
     from dist_imsr import devices
 
-    return "" if devices.device_count() else "no CUDA device; where there is one: -m cuda"
+    return "" if devices.device_count() else "no CUDA device, or no -m cuda"
 
 
 def _no_slurm() -> str:
@@ -28,7 +28,7 @@ def _no_slurm() -> str:
 
 
 def _no_big_data() -> str:
-    return "" if os.environ.get("DIST_IMSR_BIGDATA") else "DIST_IMSR_BIGDATA names no folder"
+    return "" if os.environ.get("DIST_IMSR_BIGDATA") else "DIST_IMSR_BIGDATA is not set"
 
 
 _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, "bigdata": _no_big_data}
@@ -37,28 +37,28 @@ _REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "cuda":
         early = "torch" in sys.modules and sys.modules["torch"].cuda.device_count()
-        assert not early, "a folder's own conftest.py has seen the devices before: name files, or select tests by -k"
-        # DeepSpeed's launcher sets the first anew for its ranks.
+        assert not early, "a conftest.py of a folder has initialized CUDA before: pass files, or select tests by -k"
+        # The second is needed because DeepSpeed's launcher overwrites the first for its ranks.
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Of each kind that work is done on."""
+    """Each kind of device."""
     return str(request.param)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _ranks_of_its_own() -> Iterator[None]:
-    """A module's tests may share ranks, and no other's."""
+def _close_shared_ranks() -> Iterator[None]:
+    """Only tests of one module share ranks."""
     yield
     if "tests.ranks" in sys.modules:
-        sys.modules["tests.ranks"].end_kept()
+        sys.modules["tests.ranks"].close_shared()
 
 
 @pytest.fixture(autouse=True)
-def _place_of_its_own() -> Iterator[None]:
-    """A command that connects in this process exports its place, which the commands of later tests would inherit."""
+def _restore_rank_variables() -> Iterator[None]:
+    """A command that runs in this process exports its rank, which commands of later tests would inherit."""
     names = RankInfo().environment
     before = {name: os.environ[name] for name in names if name in os.environ}
     yield
@@ -68,9 +68,9 @@ def _place_of_its_own() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for mark, why_not in _REASONS.items():
+    for mark, find_reason in _REASONS.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
-        reason = why_not() if marked else ""
+        reason = find_reason() if marked else ""
         if reason:
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,10 +1,10 @@
-"""Does on a device what a test asks for with tensors of the host."""
+"""Moves values to a device for a test, and results back."""
 
 import torch
 
 
 def on(device, value):
-    """The same on a device: tensors, modules, and what named tuples hold of them; all else as it is."""
+    """Moves tensors, modules, and those in named tuples to a device; returns other values unchanged."""
     if isinstance(value, (torch.Tensor, torch.nn.Module)):
         return value.to(device)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -13,5 +13,5 @@ def on(device, value):
 
 
 def call_on(device, function, *args):
-    """What a function or module finds on a device, back on the host."""
+    """Calls a function or module with arguments on a device; returns the result on the CPU."""
     return on("cpu", on(device, function)(*(on(device, one) for one in args)))

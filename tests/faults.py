@@ -1,7 +1,7 @@
-"""Kills ranks at chosen points of a run and lets it go on, again and again, until it ends.
+"""Kills ranks at chosen points of a run and resumes it, repeatedly, until it completes.
 
-``python -m tests.faults --data DIR --config configs/drift.yaml --kills 30 --seed 0`` compares the end with that of a
-run that nobody disturbed.
+``python -m tests.faults --data DIR --config configs/drift.yaml --kills 30 --seed 0`` compares the final state with that
+of an uninterrupted run.
 """
 
 import argparse
@@ -19,36 +19,36 @@ import pytest
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.config import parse
 from dist_imsr.distributed.interest_store import InterestStore
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.ranking import Ranker
-from dist_imsr.files import SealedFile
+from dist_imsr.files import HashedFile
 from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.storage import Stored
 from tests.runs import run
 
-# Training, validation and test, the end of a span; a save's writes, commits and removals.
+# In training, validation, testing and at the end of a span; in the writes, commits and removals of checkpoints.
 _POINTS = [
     *((Recommender, "update"), (Recommender, "snapshot"), (Ranker, "ranks"), (InterestStore, "scatter")),
-    *((SealedFile, "write"), (os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")),
+    *((HashedFile, "write"), (os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")),
 ]
 
 
-def counted(topology, config, kill=None, only=None):
-    """A run that tells how many points each rank passed, or kills a rank with SIGKILL at one of them.
+def run_counted(topology, config, kill=None, only=None):
+    """Completes a run and counts the points that this rank passes, or kills a rank with SIGKILL at one of them.
 
-    ``kill`` is (rank, number of the point); ``only`` restricts points to those of some names.
+    ``kill`` is (rank, number of the point); ``only`` restricts the points to some names.
     """
-    passed, real = [0], []
+    passed, patched = [0], []
     for owner, name in _POINTS:
         if only is None or name in only:
             original = getattr(owner, name)
-            real.append((owner, name, original))
+            patched.append((owner, name, original))
             setattr(owner, name, _counting(original, passed, kill, topology.rank))
     try:
         return run(topology, config), passed[0]
     finally:
-        for owner, name, original in real:
+        for owner, name, original in patched:
             setattr(owner, name, original)
 
 
@@ -62,39 +62,39 @@ def _counting(original, passed, kill, rank):
     return call
 
 
-def disturbed(config, kills, draw, points, steps, world_size=2, tell=lambda *_: None):
-    """Runs until the end through kills that are spread over the run; returns what `run` does.
+def run_with_kills(config, kills, draw, points, steps, world_size=2, report=lambda *_: None):
+    """Completes a run through kills that are spread over it; returns the results of `run` by rank.
 
-    ``points`` and ``steps`` are those of the whole run; what the newest checkpoint leaves of them sets the next kill.
+    ``points`` and ``steps`` are those of the whole run; the part after the newest checkpoint bounds the next kill.
     """
     deaths = 0
     while True:
-        longest = int(2 * points * (1 - steps_of(config) / steps) / (kills - deaths + 1))
+        longest = int(2 * points * (1 - steps_done(config) / steps) / (kills - deaths + 1))
         kill = (draw.randrange(world_size), draw.randint(1, longest)) if deaths < kills else None
         begin = time.monotonic()
         with LocalRanks(world_size, seconds=300) as ranks:
             try:
-                told = ranks.call(counted, config, kill)
+                results = ranks.call(run_counted, config, kill)
             except RuntimeError as error:
-                if "died without a word" not in str(error) and "Connection" not in str(error):
+                if "died without an answer" not in str(error) and "Connection" not in str(error):
                     raise
                 deaths += 1
-                tell(kill, time.monotonic() - begin)
+                report(kill, time.monotonic() - begin)
             else:
                 assert deaths == kills
-                return [left for left, _ in told]
+                return [state for state, _ in results]
 
 
-def killed_once(config, kill, only, world_size=2):
-    """Kills a rank at one point of those of some names; returns what `run` does when it goes on."""
+def run_killed_once(config, kill, only, world_size=2):
+    """Kills a rank at one of the points of some names and resumes; returns the results of `run` by rank."""
     with LocalRanks(world_size, seconds=300) as ranks, pytest.raises(RuntimeError, match=r"died without|Connection"):
-        ranks.call(counted, config, kill, only)
+        ranks.call(run_counted, config, kill, only)
     with LocalRanks(world_size, seconds=300) as ranks:
         return ranks.call(run, config)
 
 
-def steps_of(config):
-    """The steps that the newest checkpoint has behind it."""
+def steps_done(config):
+    """The number of steps before the newest checkpoint."""
     newest = next(iter(newest_first(config.run_dir / "checkpoints")), None)
     return Stored(newest).manifest["progress"]["steps"] if newest else 0
 
@@ -111,17 +111,18 @@ def main():
         config = parse(TrainConfig, [*arguments, f"--run_dir={scratch}/whole"])
         begin = time.monotonic()
         with LocalRanks(2, seconds=600) as ranks:
-            told = ranks.call(counted, config)
-        print(f"undisturbed: {time.monotonic() - begin:.0f} s, points {[passed for _, passed in told]}", flush=True)
+            results = ranks.call(run_counted, config)
+        print(f"alone: {time.monotonic() - begin:.0f} s, points {[passed for _, passed in results]}", flush=True)
 
-        def tell(kill, seconds):
+        def report(kill, seconds):
             newest = next(iter(newest_first(again.run_dir / "checkpoints")), None)
             print(f"rank {kill[0]} killed at point {kill[1]} after {seconds:.0f} s, newest {newest}", flush=True)
 
         again = replace(config, run_dir=Path(scratch, "killed"))
-        points = min(passed for _, passed in told)
-        left = disturbed(again, options.kills, random.Random(options.seed), points, steps_of(config), tell=tell)
-        same = [one == another for (one, _), another in zip(told, left, strict=True)]
+        points = min(passed for _, passed in results)
+        draw = random.Random(options.seed)
+        states = run_with_kills(again, options.kills, draw, points, steps_done(config), report=report)
+        same = [one == another for (one, _), another in zip(results, states, strict=True)]
         print(f"{options.kills} kills; lines, table, interests and dense weights bit-equal on each rank: {same}")
 
 

@@ -1,4 +1,4 @@
-"""Writes small prepared data sets with plain loops, apart from the code that prepares real ones."""
+"""Writes small prepared data sets with plain loops, independent of the code that prepares real ones."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ History = dict[int, list[list[int]]]  # user -> the items of each span
 
 
 def drawn_history(users: int = 40, items: int = 60, spans: int = 4, longest: int = 9, seed: int = 0) -> History:
-    """Users of two tastes each, with spans that some of them sit out; later spans know more items."""
+    """Users of two tastes each, not all of them active in each span; later spans have more items."""
     draw = np.random.default_rng(seed)
     history = {}
     for user in range(users):

@@ -1,4 +1,4 @@
-"""Runs as launch/train.py makes them, on ranks that are connected already, and what they leave."""
+"""Runs training as launch/train.py does, on ranks that are already connected, and returns the final state."""
 
 import hashlib
 import os
@@ -12,9 +12,9 @@ _TIMES = ("train_seconds", "eval_seconds")
 
 
 def run(topology, config):
-    """Begins or resumes a run, and ends it; returns `left`."""
+    """Starts or resumes a run and completes it; returns `left`."""
     dataset, candidates = check(config)
-    dist.barrier()  # until then nobody changes the folder
+    dist.barrier()  # before any rank changes the folder
     claim = claim_folder(config, candidates.own) if topology.rank == 0 else None
     dist.barrier()
     trainer = begin(config, dataset, candidates, topology, None)
@@ -25,9 +25,9 @@ def run(topology, config):
 
 
 def left(trainer):
-    """What a run ends with on this rank: its lines without times, and a digest of each tensor."""
+    """The final state of a run on this rank: its lines of metrics.jsonl without times, and a digest of each tensor."""
     store = trainer.model.store
-    kept = {f"companion.{name}": rows for name, rows in trainer.model.companion.state().items()}
+    kept = {f"companion.{name}": rows for name, rows in trainer.strategy.state().items()}
     tensors = {name: rows.values for name, rows in (trainer.model.tensors() | kept).items()}
     tensors |= {"offsets": store.offsets, **store.slots._asdict()}
     digests = {
@@ -37,5 +37,5 @@ def left(trainer):
 
 
 def timeless(lines):
-    """Lines of metrics.jsonl without what a clock wrote."""
+    """Lines of metrics.jsonl without times."""
     return [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]

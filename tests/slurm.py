@@ -1,4 +1,4 @@
-"""A real Slurm cluster on this machine: one controller, two nodes on the loopback, and munge between them."""
+"""A real Slurm cluster on this machine: a controller and two nodes on the loopback interface, with munge."""
 
 import getpass
 import os
@@ -7,9 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
-NODES = ("127.0.0.1", "127.0.0.2")  # names that need no name server
+NODES = ("127.0.0.1", "127.0.0.2")  # no name server needed
 DAEMONS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
-"""Where they are, besides PATH."""
+"""Folders of Slurm's daemons, besides PATH."""
 
 _CONF = """\
 ClusterName=test
@@ -19,7 +19,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# A job that is put back waits until its credential has expired: two minutes by default.
+# A requeued job waits until its credential has expired: two minutes by default.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -45,7 +45,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class Cluster:
-    """Two nodes; a context manager that ends them with all their jobs.
+    """A cluster of two nodes; a context manager that ends it with all its jobs.
 
     Args:
         folder: for its files; its path must be short enough for a socket.
@@ -58,10 +58,10 @@ class Cluster:
         self._environment["PATH"] = os.pathsep.join((self._environment["PATH"], *DAEMONS))
 
     def __enter__(self):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            for each in (one, two, three):
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            for each in (first, second, third):
                 each.bind(("127.0.0.1", 0))
-            ports = [each.getsockname()[1] for each in (one, two, three)]
+            ports = [each.getsockname()[1] for each in (first, second, third)]
         conf = _CONF.format(folder=self.folder, user=getpass.getuser(), nodes=NODES, ports=ports)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "state").mkdir()
@@ -69,11 +69,11 @@ class Cluster:
         self.call("mungekey", "--create", "--keyfile", self.folder / "munge.key-file")
         try:
             self._start("munged", "--foreground", "--force", *places, f"--socket={self.folder}/munge.socket")
-            self.until(lambda: (self.folder / "munge.socket").exists())
+            self.wait_until(lambda: (self.folder / "munge.socket").exists())
             self._start("slurmctld", "-D", "-i")
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            self.until(lambda: self._idle() == len(NODES))
+            self.wait_until(lambda: self._idle() == len(NODES))
         except BaseException:
             self.__exit__()
             raise
@@ -83,7 +83,7 @@ class Cluster:
         if len(self._daemons) > 1:
             self.call("scancel", "--state=PENDING", check=False)
             self.call("scancel", "--state=RUNNING", check=False)
-            self.until(lambda: not self.call("squeue", "--noheader", check=False))
+            self.wait_until(lambda: not self.call("squeue", "--noheader", check=False))
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
@@ -93,9 +93,9 @@ class Cluster:
                 daemon.wait()
 
     def call(self, *command, check: bool = True, **environment) -> str:
-        """What one of Slurm's commands prints."""
+        """Runs one of Slurm's commands; returns its output."""
         done = subprocess.run(
-            [str(word) for word in command],
+            [str(argument) for argument in command],
             env=self._environment | {name: str(value) for name, value in environment.items()},
             capture_output=True,
             text=True,
@@ -109,16 +109,16 @@ class Cluster:
         """Submits a job; returns its number."""
         return self.call("sbatch", "--parsable", *arguments, **environment)
 
-    def told(self, job: str) -> dict[str, str]:
-        """What Slurm tells of a job."""
-        words = self.call("scontrol", "--oneliner", "show", "job", job).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+    def job_info(self, job: str) -> dict[str, str]:
+        """The fields of a job by name."""
+        fields = self.call("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
 
-    def until(self, condition, seconds: float = 60, say=lambda: "") -> None:
-        """Waits for something."""
+    def wait_until(self, condition, seconds: float = 60, describe=lambda: "") -> None:
+        """Waits for a condition; fails after some seconds, or when a daemon has died."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it never came there: {self._state()}\n{say()}"
+            assert time.monotonic() < deadline, f"timed out: {self._state()}\n{describe()}"
             ended = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
             assert not ended, f"{ended}: {[path.read_text()[-2000:] for path in self.folder.glob('slurm*.log')]}"
             time.sleep(0.1)

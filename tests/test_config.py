@@ -129,13 +129,47 @@ def test_the_process_arguments_are_the_default(monkeypatch):
     assert parse(Command).seed == 7
 
 
-def test_later_arguments_override_the_file_and_earlier_ones(tmp_path):
+def test_later_arguments_override_earlier_ones_and_all_files(tmp_path):
     first = write(tmp_path / "first.yaml", "run_dir: r\nseed: 1\nmodel: {dim: 8, base: mind}\n")
     second = write(tmp_path / "second.yaml", "model: {dim: 16}\n")
     command = parse(Command, ["--config", first, "--config", second, "--seed", "2", "--seed", "3"])
     assert command == Command(run_dir=Path("r"), seed=3, model=Model(dim=16, base="mind"))
-    command = parse(Command, ["--model.dim", "32", "--config", first])
-    assert command.model.dim == 8
+    assert parse(Command, ["--config", second, f"--config={first}"]).model.dim == 8  # the later file wins
+
+
+def test_the_command_line_wins_over_files_wherever_it_is(tmp_path):
+    first = write(tmp_path / "first.yaml", "run_dir: r\nseed: 1\noverwrite: false\nmodel: {dim: 8, base: mind}\n")
+    second = write(tmp_path / "second.yaml", "run_dir: s\nmodel: {dim: 16}\n")
+    expected = Command(run_dir=Path("mine"), overwrite=True, seed=1, model=Model(dim=32, base="mind"))
+    overrides = ["--run_dir", "mine", "--model.dim=32", "--overwrite"]
+    for place in (0, 2, 3, 4):
+        argv = [*overrides[:place], "--config", first, f"--config={second}", *overrides[place:]]
+        assert parse(Command, argv) == expected
+    argv = ["--config", first, "--run_dir", "mine", "--config", second, "--overwrite", "--model.dim=32"]
+    assert parse(Command, argv) == expected
+
+
+@pytest.mark.parametrize("argv", [["--run_dir", "r", "--config"], ["--config", "--run_dir", "r"]])
+def test_a_file_that_is_not_named_is_refused(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(Command, argv)
+    assert "config: expected the path of a YAML file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run_dir: r\nmodel: {dim: 8}\nseed: 1\nmodel:\n  base: mind\n", "model is there twice, in lines 2 and 4"),
+        ("run_dir: r\nmodel:\n  dim: 8\n  base: mind\n  dim: 9\n", "model.dim is there twice, in lines 3 and 5"),
+    ],
+)
+def test_a_key_that_a_file_holds_twice_is_refused(text, message, tmp_path, capsys):
+    file = write(tmp_path / "c.yaml", text)
+    with pytest.raises(SystemExit, match="2"):
+        parse(Command, ["--config", file, "--model.dim", "8"])
+    errors = capsys.readouterr().err
+    assert f"config: {file}: {message}" in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])

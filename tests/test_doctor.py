@@ -1,4 +1,4 @@
-"""The doctor: each kind of mismatch, of broken library and of silent rank is found, and a sound machine passes."""
+"""The doctor finds each kind of mismatch, broken library and silent rank, and passes a working installation."""
 
 import importlib.metadata
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_imsr import doctor
+from dist_imsr import doctor, probes
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,37 +33,37 @@ def without(versions: dict[str, str], package: str) -> dict[str, str]:
     return {name: version for name, version in versions.items() if name != package}
 
 
-@pytest.mark.parametrize("sound", [CPU, CUDA, CUDA | {"torch": "2.13.0"}, OLDER_CUDA], ids=str)
-def test_versions_that_fit_give_no_finding(sound):
-    assert doctor.mismatches(sound, {"torchmetrics": "1.0.3"}) == []
+@pytest.mark.parametrize("versions", [CPU, CUDA, CUDA | {"torch": "2.13.0"}, OLDER_CUDA], ids=str)
+def test_matching_versions_give_no_finding(versions):
+    assert doctor.mismatches(versions, {"torchmetrics": "1.0.3"}) == []
 
 
 @pytest.mark.parametrize(
-    ("versions", "wrong", "mend"),
+    ("versions", "problem", "fix"),
     [
         (CPU | {"python": "3.13.0"}, "Python 3.13.0", "PYTHON="),
         (CPU | {"python": "3.10.9"}, "Python 3.10.9", "PYTHON="),
-        (CPU | {"torch": "2.12.0+cpu"}, "torch 2.12.0+cpu is in no pair", "make clean setup"),
-        (CPU | {"torch": "2.11.0+cpu", "fbgemm-gpu-cpu": "1.6.0"}, "torchrec 1.8.0 does not go", "torchrec==1.6.1"),
-        (CPU | {"torchrec": "1.9.2"}, "torchrec 1.9.2 does not go with torch 2.13.0+cpu", "torchrec==1.8.0"),
-        (CPU | {"fbgemm-gpu-cpu": "1.7.0"}, "fbgemm-gpu-cpu 1.7.0 does not go", "fbgemm-gpu-cpu==1.8.0"),
-        (OLDER_CUDA | {"fbgemm-gpu": "1.8.0"}, "fbgemm-gpu 1.8.0 does not go", "fbgemm-gpu==1.6.0"),
+        (CPU | {"torch": "2.12.0+cpu"}, "torch 2.12.0+cpu is in no combination", "make clean setup"),
+        (CPU | {"torch": "2.11.0+cpu", "fbgemm-gpu-cpu": "1.6.0"}, "torchrec 1.8.0 does not match", "torchrec==1.6.1"),
+        (CPU | {"torchrec": "1.9.2"}, "torchrec 1.9.2 does not match torch 2.13.0+cpu", "torchrec==1.8.0"),
+        (CPU | {"fbgemm-gpu-cpu": "1.7.0"}, "fbgemm-gpu-cpu 1.7.0 does not match", "fbgemm-gpu-cpu==1.8.0"),
+        (OLDER_CUDA | {"fbgemm-gpu": "1.8.0"}, "fbgemm-gpu 1.8.0 does not match", "fbgemm-gpu==1.6.0"),
         (CPU | {"fbgemm-gpu": "1.8.0"}, "both installed", "uninstall --yes fbgemm-gpu fbgemm-gpu-cpu"),
         (CPU | {"torch": "2.13.0+cu130"}, "is the CUDA build and fbgemm-gpu-cpu", "--no-deps fbgemm-gpu==1.8.0"),
         (CUDA | {"torch": "2.13.0+cpu"}, "is the CPU build and fbgemm-gpu", "--no-deps fbgemm-gpu-cpu==1.8.0"),
-        (CPU | {"torchmetrics": "1.4.0"}, "torchmetrics 1.4.0 stands where 1.0.3", "torchmetrics==1.0.3"),
-        (CPU | {"duckdb": "2.1.0"}, "duckdb 2.1.0 stands where 1.0.0", "duckdb==1.0.0"),
+        (CPU | {"torchmetrics": "1.4.0"}, "torchmetrics 1.4.0 is installed, but 1.0.3 is", "torchmetrics==1.0.3"),
+        (CPU | {"duckdb": "2.1.0"}, "duckdb 2.1.0 is installed, but 1.0.0 is", "duckdb==1.0.0"),
         (without(CPU, "torch"), "torch is not installed", "make clean setup"),
         (without(CPU, "fbgemm-gpu-cpu"), "fbgemm-gpu-cpu is not installed", "make clean setup"),
         (without(CPU, "rich"), "rich is not installed", "make clean setup"),
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
-def test_a_mismatch_is_found_once_with_its_mend(versions, wrong, mend):
+def test_a_mismatch_is_found_once_with_its_fix(versions, problem, fix):
     [finding] = doctor.mismatches(versions, {"torchmetrics": "1.0.3", "duckdb": "1.0.0"})
-    assert wrong in finding.wrong
-    assert mend in finding.mend
-    assert "\n" not in finding.wrong + finding.mend
+    assert problem in finding.problem
+    assert fix in finding.fix
+    assert "\n" not in finding.problem + finding.fix
 
 
 def test_several_mismatches_are_all_found():
@@ -87,7 +87,7 @@ def test_every_dependency_is_examined_and_pinned():
     assert all("==" in pin for pin in PYPROJECT["dependencies"])
 
 
-def test_pins_are_read_from_what_is_installed(monkeypatch):
+def test_pins_are_read_from_installed_packages(monkeypatch):
     requirements = {
         "torchrec": ["fbgemm-gpu", "torchmetrics==1.0.3"],
         "dist-imsr": ["jsonargparse[signatures]==4.53.0", 'mypy==2.4.1; extra == "test"'],
@@ -98,7 +98,7 @@ def test_pins_are_read_from_what_is_installed(monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Puts a package before the installed one of its name."""
+    """Shadows an installed package."""
 
     def put(name: str, source: str) -> None:
         (tmp_path / f"{name}.py").write_text(source)
@@ -108,7 +108,7 @@ def broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "fault"),
+    ("source", "error"),
     [
         ("raise ImportError('libcudart.so.13: cannot open shared object file')", "ImportError: libcudart.so.13"),
         ("import os; os.abort()", "died of signal 6"),
@@ -116,16 +116,16 @@ def broken(tmp_path, monkeypatch):
         ("", "has no attribute"),
     ],
 )
-def test_a_library_that_does_not_work_is_reported(broken, source, fault):
+def test_a_library_that_does_not_work_is_reported(broken, source, error):
     broken("duckdb", source)
     report = doctor.examine_library("duckdb", limit=1 if "sleep" in source else 60)
     [finding] = report.findings
-    assert "duckdb does not work" in finding.wrong
-    assert fault in finding.wrong
-    assert finding.mend == "make clean setup"
+    assert "duckdb does not work" in finding.problem
+    assert error in finding.problem
+    assert finding.fix == "make clean setup"
 
 
-@pytest.mark.parametrize("name", list(doctor.LIBRARIES))
+@pytest.mark.parametrize("name", list(probes.LIBRARIES))
 def test_every_library_works_here(name):
     report = doctor.examine_library(name)
     assert report.findings == []
@@ -133,13 +133,13 @@ def test_every_library_works_here(name):
 
 
 def test_the_all_to_all_moves_data():
-    assert doctor.exchange(world_size=2) == [[0, 10], [1, 11]]
+    assert doctor.check_all_to_all(world_size=2) == [[0, 10], [1, 11]]
 
 
 def test_a_failing_rank_is_named(broken):
     broken("torch", "raise ImportError('no torch here')")
     with pytest.raises(RuntimeError, match="rank 0: ImportError: no torch here"):
-        doctor.exchange()
+        doctor.check_all_to_all()
 
 
 def run_doctor() -> "subprocess.CompletedProcess[str]":
@@ -150,7 +150,7 @@ def run_doctor() -> "subprocess.CompletedProcess[str]":
 def test_the_script_passes_here():
     result = run_doctor()
     assert result.returncode == 0, result.stdout + result.stderr
-    for expected in ("torchrec", "devices", "gloo", "threads", "[[0, 10], [1, 11]]", "Everything fits."):
+    for expected in ("torchrec", "devices", "gloo", "threads", "[[0, 10], [1, 11]]", "Everything works."):
         assert expected in result.stdout
 
 
@@ -159,7 +159,7 @@ def test_the_script_survives_broken_packages_and_fails(broken):
     broken("rich", "raise ImportError('no rich here')")
     result = run_doctor()
     assert result.returncode == 1, result.stderr
-    assert "OFF: torch does not work: ImportError: undefined symbol" in result.stdout
-    assert "mend: make clean setup" in result.stdout
+    assert "PROBLEM: torch does not work: ImportError: undefined symbol" in result.stdout
+    assert "fix: make clean setup" in result.stdout
     assert "gloo all-to-all failed" in result.stdout
     assert "duckdb runs" in result.stdout

@@ -7,10 +7,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_imsr.files import NewerFormat, SealedFile, check_file, check_version, write_whole
+from dist_imsr.files import HashedFile, NewerFormat, check_file, check_version, write_whole
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "file"
     write_whole(path, "old")
     write_whole(path, "new\n")
@@ -19,7 +19,7 @@ def test_a_file_is_replaced_whole(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["fsync", "replace"])
-def test_an_old_file_outlives_a_fault(tmp_path, monkeypatch, fault):
+def test_an_old_file_survives_an_error(tmp_path, monkeypatch, fault):
     def fail(*_):
         raise OSError("no")
 
@@ -32,9 +32,9 @@ def test_an_old_file_outlives_a_fault(tmp_path, monkeypatch, fault):
 
 
 @given(parts=st.lists(st.binary(max_size=50)))
-def test_an_entry_tells_what_is_on_the_disk(tmp_path_factory, parts):
+def test_an_entry_describes_the_file_on_disk(tmp_path_factory, parts):
     path = tmp_path_factory.mktemp("sealed") / "file"
-    with SealedFile(path) as file:
+    with HashedFile(path) as file:
         for part in parts:
             file.write(part)
         file.write(np.arange(3.0))
@@ -64,7 +64,7 @@ def test_files_are_checked(tmp_path, kind):
         check_file(manifest, "a/file", entry, checksum=False)
 
 
-def test_no_name_leaves_the_folder(tmp_path):
+def test_names_outside_of_the_folder_are_refused(tmp_path):
     folder, outside = tmp_path / "folder", tmp_path / "outside"
     folder.mkdir()
     outside.write_bytes(b"x")

@@ -21,7 +21,7 @@ folder = Path(sys.argv[2])
 logs.keep(folder)
 logs.at(span=3, step=17)
 ours.error("lost")
-ours.info("the last word")
+ours.info("finished")
 """
 
 
@@ -33,42 +33,42 @@ def _run(rank, folder):
     return [line[len("00:00:00 ") :] for line in done.stderr.splitlines() if re.match(r"\d\d:", line)]
 
 
-def _kept(path):
+def _lines(path):
     return path.read_text().splitlines()
 
 
-def test_rank_0_tells_and_repeats_no_warning_of_a_library(tmp_path):
-    told = _run(0, tmp_path)
-    assert sum("takes long" in line for line in told) == 1
-    assert sum("UserWarning: old" in line for line in told) == 1
-    assert [line for line in told if "takes" not in line and "old" not in line] == [
+def test_rank_0_logs_each_warning_of_a_library_once(tmp_path):
+    lines = _run(0, tmp_path)
+    assert sum("takes long" in line for line in lines) == 1
+    assert sum("UserWarning: old" in line for line in lines) == 1
+    assert [line for line in lines if "takes" not in line and "old" not in line] == [
         *["epoch"] * 3,
-        *["lost", "the last word"],
+        *["lost", "finished"],
     ]
 
 
-def test_other_ranks_tell_of_errors_alone(tmp_path):
+def test_other_ranks_log_only_errors(tmp_path):
     assert _run(2, tmp_path) == ["rank 2: lost"]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_each_rank_keeps_everything_in_a_file_of_its_own(tmp_path, rank):
+def test_each_rank_logs_everything_to_its_own_file(tmp_path, rank):
     _run(rank, tmp_path)
-    _run(rank, tmp_path)  # goes on with it
+    _run(rank, tmp_path)  # appends to it
     (path,) = (tmp_path / "logs").iterdir()
     assert path.name == f"rank=000{rank}.log"
-    kept = [line for line in _kept(path) if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line)]
+    lines = [line for line in _lines(path) if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line)]
     early, late = f"rank {rank} span - step - ", f"rank {rank} span 3 step 17 "
-    assert sum(f"{early}WARNING library: takes long" in line for line in kept) == 2 * 3
-    assert sum(f"{early}INFO dist_imsr.part: epoch" in line for line in kept) == 2 * 3
-    assert sum(f"{early}DEBUG dist_imsr.part: detail" in line for line in kept) == 2
-    assert sum(f"{late}ERROR dist_imsr.part: lost" in line for line in kept) == 2
-    assert not any("chatter" in line for line in kept)
+    assert sum(f"{early}WARNING library: takes long" in line for line in lines) == 2 * 3
+    assert sum(f"{early}INFO dist_imsr.part: epoch" in line for line in lines) == 2 * 3
+    assert sum(f"{early}DEBUG dist_imsr.part: detail" in line for line in lines) == 2
+    assert sum(f"{late}ERROR dist_imsr.part: lost" in line for line in lines) == 2
+    assert not any("chatter" in line for line in lines)
 
 
-def test_a_disk_that_fails_ends_the_file_and_not_the_run(tmp_path):
+def test_a_disk_error_ends_the_file_but_not_the_run(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "rank=0000.log").symlink_to("/dev/full")
-    told = _run(0, tmp_path)
-    assert sum("rank=0000.log ends here: [Errno 28] No space left on device" in line for line in told) == 1
-    assert told[-2:] == ["lost", "the last word"]
+    lines = _run(0, tmp_path)
+    assert sum("rank=0000.log ends here: [Errno 28] No space left on device" in line for line in lines) == 1
+    assert lines[-2:] == ["lost", "finished"]

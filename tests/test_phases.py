@@ -13,14 +13,14 @@ MIB = 2**20
 
 @pytest.fixture
 def at():
-    """A clock that goes only where a test says so."""
+    """Advances a fake clock by some seconds."""
     now = [100.0]
     with patch("time.perf_counter", lambda: now[0]):
 
-        def pass_(seconds):
+        def advance(seconds):
             now[0] += seconds
 
-        yield pass_
+        yield advance
 
 
 def test_outermost_phases_and_the_rest_add_up(at):
@@ -36,16 +36,16 @@ def test_outermost_phases_and_the_rest_add_up(at):
     assert clock.stop().seconds == {OTHER: 17, "training": 12, "training/lookup": 8, "test": 16}
 
 
-def test_a_phase_that_turns_into_others(at):
+def test_a_phase_switches_to_others(at):
     clock.start(CPU)
-    clock.turn("nothing")  # is at hand
+    clock.switch_to("nothing")  # no phase is open
     with Phase("training"):
-        clock.turn("not this one")
+        clock.switch_to("outermost")
         with Phase("backward"):
             at(1)
-            clock.turn("all-to-all")
+            clock.switch_to("all-to-all")
             at(2)
-            clock.turn("optimizer")
+            clock.switch_to("optimizer")
             at(4)
         with Phase("all-to-all"):
             at(8)
@@ -54,7 +54,7 @@ def test_a_phase_that_turns_into_others(at):
     assert seconds == {OTHER: 0, "training": 15, **parts}
 
 
-def test_an_error_leaves_its_phases(at):
+def test_an_error_ends_its_phases(at):
     clock.start(CPU)
 
     @Phase("training")
@@ -70,17 +70,17 @@ def test_an_error_leaves_its_phases(at):
     assert clock.stop().seconds == {OTHER: 0}
 
 
-def test_the_end_of_a_long_silent_phase_is_told(at, caplog):
+def test_the_end_of_a_long_phase_without_progress_is_logged(at, caplog):
     caplog.set_level(logging.DEBUG, "dist_imsr")
-    with Phase("before any account"):
+    with Phase("before the start"):
         at(60)
     clock.start(CPU)
     for name, shown, seconds in (("short", False, 1), ("long", False, 60), ("shown", True, 60)):
         with Phase(name, shown), Phase("part"):
             at(seconds)
     clock.stop()
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told == [("DEBUG", "short: 1.000 s"), ("INFO", "long: 60.000 s"), ("DEBUG", "shown: 60.000 s")]
+    records = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert records == [("DEBUG", "short: 1.000 s"), ("INFO", "long: 60.000 s"), ("DEBUG", "shown: 60.000 s")]
 
 
 def test_memory_of_each_phase():
@@ -105,14 +105,14 @@ def test_memory_of_each_phase():
     assert block.all()
 
 
-def test_a_peak_that_cannot_be_reset_is_none_of_the_phases_after(tmp_path):
-    def barred(name, *mode):
+def test_a_peak_that_cannot_be_reset_does_not_count_for_later_phases(tmp_path):
+    def fail_to_reset(name, *mode):
         if name == "/proc/self/clear_refs":
             raise PermissionError(name)
         return open(name, *mode)
 
     own = Clock()
-    with patch("dist_imsr.phases.open", barred, create=True):
+    with patch("dist_imsr.phases.open", fail_to_reset, create=True):
         own.start(CPU)
         own.enter("passing")
         block = np.ones(64 * MIB, np.uint8)

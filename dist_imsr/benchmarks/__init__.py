@@ -1,17 +1,17 @@
-"""What launch/bench.py measures: one file a subcommand, one registry.
+"""The benchmarks of launch/bench.py, one file each, and their registry.
 
-A new benchmark is a dataclass of options with a ``json`` path, a function that returns figures, and an entry here. One
-that starts ranks settles its ``device`` and ``ranks`` (`dist_imsr.benchmarks.world`); one that the subcommand ``all``
-runs says so here.
+A new benchmark is a dataclass of options (`dist_imsr.benchmarks.options`), a function that returns figures
+(`dist_imsr.benchmarks.report`), and an entry here. What it measures on ranks is a class whose objects live in the
+ranks' processes (`dist_imsr.benchmarks.world`).
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dist_imsr.benchmarks.ablation import AblationBench, bench_ablation
 from dist_imsr.benchmarks.ceilings import CeilingsBench, bench_ceilings
 from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
 from dist_imsr.benchmarks.kernel import KernelBench, bench_kernel
+from dist_imsr.benchmarks.options import Options
 from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
 from dist_imsr.benchmarks.report import Figure
@@ -22,57 +22,70 @@ from dist_imsr.benchmarks.train import TrainBench, bench_train
 
 
 class Benchmark(NamedTuple):
-    """A subcommand.
+    """A subcommand of bench.py.
 
     Args:
-        options: the dataclass of its keys; its docstring is the help.
-        measure: takes the options and returns the figures.
-        of_all: the kinds of devices that the subcommand ``all`` measures by it.
-        on_cuda: arguments that ``all`` gives it on CUDA, before those of the command line.
-        quick: arguments of ``all --quick``.
+        options: the dataclass of its keys; the docstring is the help.
+        measure: computes the figures from the options.
+        device_types: the devices on which the subcommand ``all`` runs it by default; none for never.
+        cuda_arguments: used by ``all`` on CUDA, before those of the command line.
+        quick_arguments: used by ``all --quick``.
     """
 
-    options: type[Any]
+    options: type[Options]
     measure: Callable[[Any], list[Figure]]
-    of_all: tuple[str, ...] = ()
-    on_cuda: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ()
+    device_types: tuple[str, ...] = ()
+    cuda_arguments: tuple[str, ...] = ()
+    quick_arguments: tuple[str, ...] = ()
 
 
 _BOTH = ("cpu", "cuda")
-_FEW_STEPS = ("--items=3000", "--batch=32", "--dim=8", "--steps=2", "--repeats=2")
+_FEW_STEPS = ("--items=3000", "--batch=32", "--dim=8", "--steps=2", "--repeats=2", "--users=400")
+_FEW_RANKS = ("--items=3000", "--users=8", "--memory=16", "--repeats=2")
 
 BENCHMARKS = {
-    "ceilings": Benchmark(CeilingsBench, bench_ceilings, _BOTH, quick=("--block=1", "--size=64", "--repeats=2")),
+    "ceilings": Benchmark(
+        CeilingsBench, bench_ceilings, _BOTH, quick_arguments=("--block=1", "--size=64", "--repeats=2")
+    ),
     "train": Benchmark(
-        *(TrainBench, bench_train, _BOTH, ("--users=977000", "--batch=8192", "--steps=50")),
-        quick=(*_FEW_STEPS, "--users=400", "--history=5", "--negatives=16", "--warmup=1"),
+        TrainBench,
+        bench_train,
+        _BOTH,
+        cuda_arguments=("--users=977000", "--batch=8192", "--steps=50"),
+        quick_arguments=(*_FEW_STEPS, "--history=5", "--negatives=16", "--warmup=1"),
     ),
-    # The paper's catalogue and a day's users; tiles as large as a GPU wants them.
+    # On CUDA the paper's catalogue, a day's users, and tiles as large as a GPU needs them.
     "rank": Benchmark(
-        *(RankBench, bench_rank, _BOTH, ("--users=10000", "--memory=2048")),
-        quick=("--items=3000", "--users=8", "--dim=8", "--memory=16", "--repeats=2"),
+        RankBench,
+        bench_rank,
+        _BOTH,
+        cuda_arguments=("--users=10000", "--memory=2048"),
+        quick_arguments=(*_FEW_RANKS, "--dim=8"),
     ),
-    "kernel": Benchmark(
-        *(KernelBench, bench_kernel, ("cuda",)),
-        quick=("--items=3000", "--users=8", "--memory=16", "--repeats=2"),
-    ),
+    "kernel": Benchmark(KernelBench, bench_kernel, ("cuda",), quick_arguments=_FEW_RANKS),
     "store": Benchmark(
-        *(StoreBench, bench_store, _BOTH, ("--batch=8192", "--steps=20")),
-        quick=(*_FEW_STEPS, "--users=400", "--few=100", "--warmup=1"),
+        StoreBench,
+        bench_store,
+        _BOTH,
+        cuda_arguments=("--batch=8192", "--steps=20"),
+        quick_arguments=(*_FEW_STEPS, "--few=100", "--warmup=1"),
     ),
     "checkpoint": Benchmark(
-        *(CheckpointBench, bench_checkpoint, _BOTH, ("--users=977000", "--batch=8192")),
-        quick=(*_FEW_STEPS, "--users=400", "--buckets=8"),
+        CheckpointBench,
+        bench_checkpoint,
+        _BOTH,
+        cuda_arguments=("--users=977000", "--batch=8192"),
+        quick_arguments=(*_FEW_STEPS, "--buckets=8"),
     ),
     "strategies": Benchmark(
-        *(StrategiesBench, bench_strategies, _BOTH),
-        quick=(
+        StrategiesBench,
+        bench_strategies,
+        _BOTH,
+        quick_arguments=(
             *("--drift.users=80", "--drift.items=200", "--drift.clusters=20", "--drift.interactions=[2000, 1000]"),
             *("--spans=2", "--epochs=1", "--pretraining_epochs=1"),
         ),
     ),
     "span": Benchmark(SpanBench, bench_span, _BOTH),
     "prepare": Benchmark(PrepareBench, bench_prepare),
-    "ablation": Benchmark(AblationBench, bench_ablation),
 }

@@ -1,34 +1,35 @@
-"""The CUDA kernel that counts ranks, launched in several ways, against bare matrix products and its twin in PyTorch.
+"""Launches of the CUDA kernel that counts ranks, against bare matrix products and the PyTorch version.
 
-Items and users are those of the ``rank`` benchmark. A user's target is the item that has a log-uniform place among
-4,096 of them, so that ranks are log-uniform too, but for the very first ones.
+Items and users are those of the ``rank`` benchmark. A user's target is the item at a log-uniform place among 4,096
+items, so that ranks are log-uniform too, except for the very first ones.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 
 from dist_imsr import devices
-from dist_imsr.benchmarks.ceilings import multiplied
-from dist_imsr.benchmarks.rank import RankBench, items_of, users_of
+from dist_imsr.benchmarks.ceilings import matmul_bound
+from dist_imsr.benchmarks.options import MAY_BE_ZERO, Options
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.world import check_counts, settings_of
-from dist_imsr.checks import require, require_file
+from dist_imsr.benchmarks.synthetic import draw_items, draw_users
+from dist_imsr.benchmarks.world import take_turns
+from dist_imsr.checks import require
 from dist_imsr.evaluation.counting import count_better
 from dist_imsr.evaluation.launches import CANDIDATES, Launch
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard
 
-_SAMPLE = 4096  # items among which targets are chosen
+_SAMPLE = 4096  # items that targets are chosen from
 
 
-@dataclass(frozen=True)
-class KernelBench:
+@dataclass(frozen=True, kw_only=True)
+class KernelBench(Options):
     """Times the launches of the CUDA kernel that counts ranks.
 
     Args:
@@ -36,11 +37,10 @@ class KernelBench:
         dim: d.
         users: each with one target.
         interests: K of every user.
-        memory: MiB for what the kernel copies and lists, and for a part of a product.
+        memory: MiB for the kernel's copies and lists, and for a part of a product.
         repeats: runs of each side.
         seed: of the synthetic items, users and targets.
         device: cpu is for Triton's interpreter, with TRITON_INTERPRET=1, and for tiny sizes.
-        json: where the figures are written as a list of objects.
     """
 
     items: int = 1_700_000
@@ -49,21 +49,19 @@ class KernelBench:
     interests: int = 4
     memory: int = 1024
     repeats: int = 5
-    seed: int = 0
+    seed: int = field(default=0, metadata=MAY_BE_ZERO)
     device: Literal["cuda", "cpu"] = "cuda"
-    json: Path | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self)
+        super().__post_init__()
         if self.device == "cuda":
             require(devices.device_count() > 0, "device", self.device, "a machine with a CUDA device")
         else:
             require(os.environ.get("TRITON_INTERPRET") == "1", "device", self.device, "cuda, or TRITON_INTERPRET=1")
-        require_file(self.json, "json")
 
 
-class _Asked(NamedTuple):
-    """What all sides are asked: the arguments of `count_better`."""
+class Targets(NamedTuple):
+    """The inputs of `count_better`: users with one target each, and the shard that they are ranked in."""
 
     shard: Shard
     users: torch.Tensor  # [users, K, d]
@@ -73,12 +71,22 @@ class _Asked(NamedTuple):
     ties: torch.Tensor  # [users]
     excluded: Pairs
 
+    def count_better(self, kernel: Callable[..., torch.Tensor] = count_better, **launch: Launch) -> torch.Tensor:
+        """The number of items that beat each target, by `count_better` or the CUDA kernel."""
+        return kernel(self.shard, self.users, self.owners, self.items, self.scores, self.ties, self.excluded, **launch)
+
+    def product(self, dtype: torch.dtype, tf32: bool = False) -> None:
+        """The dot products alone, for as many items at a time as memory holds."""
+        users, items = self.users.flatten(0, 1).to(dtype), self.shard.weight.to(dtype)
+        size = max(1, self.shard.memory // (users.element_size() * len(users)))
+        room = users.new_empty(len(users) * min(size, len(items)))
+        with devices.matmul_precision(users.device, tf32):
+            for part in items.split(size):
+                torch.mm(users, part.T, out=room[: len(users) * len(part)].view(len(users), len(part)))
+
 
 def bench_kernel(options: KernelBench) -> list[Figure]:
     """Measures every launch of the kernel.
-
-    Args:
-        options: the subcommand's.
 
     Returns:
         Seconds and FLOP/s of the bare products, of each launch and of the PyTorch version, where FLOP are those of the
@@ -87,46 +95,44 @@ def bench_kernel(options: KernelBench) -> list[Figure]:
     Raises:
         RuntimeError: if a launch counts otherwise than the PyTorch version.
     """
-    asked = _asked(options)
+    targets = draw_targets(options)
     products: dict[str, Callable[[], None]] = {
-        "fp32_product": lambda: _product(asked, torch.float32),
-        "tf32_product": lambda: _product(asked, torch.float32, tf32=True),
-        "bf16_product": lambda: _product(asked, torch.bfloat16),
+        "fp32_product": partial(targets.product, torch.float32),
+        "tf32_product": partial(targets.product, torch.float32, tf32=True),
+        "bf16_product": partial(targets.product, torch.bfloat16),
     }
-    counters: dict[str, Callable[[], torch.Tensor]] = {"pytorch": lambda: count_better(*asked)}
-    counters |= {name: _fused(asked, launch) for name, launch in CANDIDATES.items()}
-    # First of all, and so a warm-up of what is timed.
-    wanted = counters["pytorch"]()
+    counters: dict[str, Callable[[], torch.Tensor]] = {"pytorch": targets.count_better}
+    counters |= {name: _fused(targets, launch) for name, launch in CANDIDATES.items()}
+    # This check is also the warm-up.
+    expected = counters["pytorch"]()
     for name, count in counters.items():
-        differ = int((count() != wanted).sum())
+        differ = int((count() != expected).sum())
         if differ:
-            raise RuntimeError(f"{differ} of {len(wanted)} counts of {name} are not those of the PyTorch version")
-    sides = products | counters
-    rounds = [[_seconds(side, asked.users.device) for side in sides.values()] for _ in range(1 + options.repeats)][1:]
-    seconds = dict(zip(sides, zip(*rounds, strict=True), strict=True))
+            raise RuntimeError(f"{differ} of {len(expected)} counts of {name} are not those of the PyTorch version")
+    sides: dict[str, Callable[[], object]] = {**products, **counters}
+    clocks = [partial(_seconds, side, targets.users.device) for side in sides.values()]
+    take_turns(1, *clocks)
+    seconds = dict(zip(sides, take_turns(options.repeats, *clocks), strict=True))
 
-    settings = settings_of(options)
     precisions = {name: name.removesuffix("_product") for name in products}
+    precisions |= {name: launch.products for name, launch in CANDIDATES.items()}
     flops = 2 * options.users * options.interests * options.dim * options.items
     figures = []
     for name, runs in seconds.items():
-        setting = settings | {"launch": CANDIDATES[name]._asdict()} if name in CANDIDATES else settings
-        precision = CANDIDATES[name].products if name in CANDIDATES else precisions.get(name, "fp32")
-        figures.append(Figure(f"{name}_seconds", "s", runs, setting, multiplied(flops, precision)))
-        figures.append(Figure(f"{name}_flops_per_second", "flops/s", [flops / one for one in runs], setting))
-        if name in counters:
-            figures += [
-                Figure(f"{name}_flops_over_{product}", "ratio", ratios(seconds[product], runs), setting)
-                for product in products
-            ]
+        settings = options.settings | ({"launch": CANDIDATES[name]._asdict()} if name in CANDIDATES else {})
+        bound = matmul_bound(flops, precisions.get(name, "fp32"))
+        figures.append(Figure(f"{name}_seconds", "s", runs, settings, bound))
+        figures.append(Figure(f"{name}_flops_per_second", "flops/s", [flops / one for one in runs], settings))
+        for product in products if name in counters else ():
+            over = ratios(seconds[product], runs)
+            figures.append(Figure(f"{name}_flops_over_{product}", "ratio", over, settings))
     return figures
 
 
-def _asked(options: KernelBench) -> _Asked:
-    names = ("items", "dim", "users", "interests", "seed")
-    sizes = RankBench(**{name: getattr(options, name) for name in names}, top=1, ranks=1)
-    table = items_of(sizes).to(options.device)
-    users, _ = users_of(sizes, table)
+def draw_targets(options: KernelBench) -> Targets:
+    """Synthetic users with targets whose ranks are about log-uniform."""
+    table = draw_items(options.items, options.dim, options.seed).to(options.device)
+    users, _ = draw_users(table, options.users, options.interests, options.seed)
     sample = table[:_SAMPLE]
     draw = torch.Generator().manual_seed(options.seed + 2)
     places = torch.exp(math.log(len(sample)) * torch.rand(options.users, generator=draw)).long() - 1
@@ -137,29 +143,18 @@ def _asked(options: KernelBench) -> _Asked:
         parts.append((scores.gather(1, place.unsqueeze(1)), order.gather(1, place.unsqueeze(1))))
     scores, items = (torch.cat(column).squeeze(1) for column in zip(*parts, strict=True))
     ties = TIE * users.norm(dim=-1).amax(1) * table[items].norm(dim=1)
-    nothing = Pairs(items[:0], items[:0])
-    shard = Shard(table, 0, memory=options.memory << 20)
-    return _Asked(shard, users, torch.arange(options.users, device=table.device), items, scores, ties, nothing)
+    shard, owners = Shard(table, 0, memory=options.memory << 20), torch.arange(options.users, device=table.device)
+    return Targets(shard, users, owners, items, scores, ties, excluded=Pairs(items[:0], items[:0]))
 
 
-def _fused(asked: _Asked, launch: Launch) -> Callable[[], torch.Tensor]:
-    from dist_imsr.evaluation import fused  # asks for Triton, which machines without CUDA need not have
+def _fused(targets: Targets, launch: Launch) -> Callable[[], torch.Tensor]:
+    from dist_imsr.evaluation import fused  # needs Triton, which machines without CUDA may lack
 
-    return lambda: fused.count_better(*asked, launch)
-
-
-def _product(asked: _Asked, dtype: torch.dtype, tf32: bool = False) -> None:
-    """The dot products and nothing else, for as many items at a time as memory holds."""
-    users, items = asked.users.flatten(0, 1).to(dtype), asked.shard.weight.to(dtype)
-    size = max(1, asked.shard.memory // (users.element_size() * len(users)))
-    room = users.new_empty(len(users) * min(size, len(items)))
-    with devices.matmul_precision(users.device, tf32):
-        for part in items.split(size):
-            torch.mm(users, part.T, out=room[: len(users) * len(part)].view(len(users), len(part)))
+    return partial(targets.count_better, fused.count_better, launch=launch)
 
 
-def _seconds(act: Callable[[], object], device: torch.device) -> float:
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
-    act()
+    function()
     devices.synchronize(device)
     return time.perf_counter() - begin

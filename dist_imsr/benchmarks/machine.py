@@ -1,4 +1,4 @@
-"""On what figures were measured: device, host, versions, and the commit of this project."""
+"""The machine and the software that figures were measured with."""
 
 import os
 import platform
@@ -17,18 +17,18 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Tells of this machine what figures depend on.
+    """Describes what figures depend on.
 
     Args:
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        ``device``: its name, that of the host's processor where ranks work there; ``devices``: how many there are;
-        ``host``: processor, cores that this process may use, and bytes of memory; ``versions`` of what is installed,
-        with CUDA's and its driver's; ``commit`` of this project and whether files were ``modified`` since, None where
-        git tells nothing.
+        ``device``: its name, or the processor's where ranks work on the host; ``devices``: their number; ``host``:
+        processor, cores that this process may use, and bytes of memory; ``versions`` of packages, CUDA and its driver;
+        ``commit`` of this project and whether files were ``modified`` since, None outside of a git repository.
     """
     on_cuda = device == "cuda"
+    changes = _output_of("git", "-C", str(_ROOT), "status", "--porcelain")
     return {
         "device": torch.cuda.get_device_name(0) if on_cuda else _processor(),
         "devices": devices.device_count() if on_cuda else 0,
@@ -39,15 +39,15 @@ def machine(device: str) -> dict[str, Any]:
             "system": platform.platform(),
         },
         "versions": installed() | {"triton": _version("triton"), "cuda": torch.version.cuda, "driver": _driver()},
-        "commit": _said("git", "-C", str(_ROOT), "rev-parse", "HEAD"),
-        "modified": None if (said := _said("git", "-C", str(_ROOT), "status", "--porcelain")) is None else bool(said),
+        "commit": _output_of("git", "-C", str(_ROOT), "rev-parse", "HEAD"),
+        "modified": None if changes is None else bool(changes),
     }
 
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _version(package: str) -> str | None:
@@ -58,14 +58,14 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's driver, which no library tells."""
-    said = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return said.splitlines()[0] if said else None
+    """The version of NVIDIA's driver, which no library reports."""
+    versions = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.splitlines()[0] if versions else None
 
 
-def _said(*command: str) -> str | None:
+def _output_of(*command: str) -> str | None:
     """What a command printed; None where it is not installed or failed."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return None if done.returncode else done.stdout.strip()
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if result.returncode else result.stdout.strip()

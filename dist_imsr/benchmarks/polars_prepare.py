@@ -1,6 +1,6 @@
-"""The yardstick of `bench.py prepare`: launch/prepare.py's steps in Polars, straightforwardly, with tables in memory.
+"""The baseline of `bench.py prepare`: launch/prepare.py's steps in straightforward Polars, with tables in memory.
 
-A program of its own, so that what it holds is its own.
+It is a program, so that its memory can be measured.
 """
 
 import hashlib
@@ -9,8 +9,8 @@ import os
 
 from dist_imsr.config import parse
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.data.rows import span_edges
 from dist_imsr.data.sources import TAOBAO_WINDOW
+from dist_imsr.data.writer import span_edges
 from dist_imsr.files import digest_of
 
 
@@ -18,10 +18,10 @@ def prepare(config: PrepareConfig) -> None:
     """Writes the files of design.md section 6.
 
     Args:
-        config: of a log in UserBehavior's format; a limit of memory is not kept.
+        config: of a log in UserBehavior's format; its limit of memory is ignored.
     """
     if config.threads is not None:
-        os.environ["POLARS_MAX_THREADS"] = str(config.threads)  # read when it is imported
+        os.environ["POLARS_MAX_THREADS"] = str(config.threads)  # Polars reads it when it is imported
     import polars as pl
 
     assert config.input is not None

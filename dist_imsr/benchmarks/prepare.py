@@ -3,20 +3,21 @@
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from dist_imsr.benchmarks.options import MAY_BE_ZERO, FolderOptions
 from dist_imsr.benchmarks.report import Figure, ratios
-from dist_imsr.benchmarks.world import settings_of
-from dist_imsr.checks import require, require_file, require_folder
+from dist_imsr.benchmarks.world import take_turns
+from dist_imsr.checks import require
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.phases import memory_of
+from dist_imsr.phases import process_memory
 
 _OURS = Path(__file__).parents[2] / "launch" / "prepare.py"
 _POLARS = Path(__file__).with_name("polars_prepare.py")
@@ -26,21 +27,20 @@ _SHARED = ("buckets", "memory_limit", "threads")  # with prepare.py
 _POLL_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class PrepareBench:
-    """Times launch/prepare.py on made-up logs in UserBehavior's format, users and items in proportion to rows.
+@dataclass(frozen=True, kw_only=True)
+class PrepareBench(FolderOptions):
+    """Times launch/prepare.py on synthetic logs in UserBehavior's format, users and items in proportion to rows.
 
     Args:
-        rows: about how many each log has, the fewest first.
-        polars_rows: which of them is also prepared with Polars.
+        rows: approximate sizes of the logs, in rising order.
+        polars_rows: the size that is also prepared with Polars.
         memory_limit: prepare.py's.
         buckets: of users.
         threads: of DuckDB and of Polars; all that this process may use by default.
         repeats: runs of each side and size.
-        folder: where logs and prepared data are written, about 90 bytes a row, and removed at the end; the current
-            directory by default.
+        folder: parent of a scratch folder for logs and prepared data, about 90 bytes a row, which is removed at the
+            end; the current directory by default.
         seed: of the logs.
-        json: where the figures are written as a list of objects.
     """
 
     rows: list[int] = field(default_factory=lambda: [1_700_000, 17_000_000, 170_000_000])
@@ -49,64 +49,56 @@ class PrepareBench:
     buckets: int = 64
     threads: int | None = None
     repeats: int = 3
-    folder: Path | None = None
-    seed: int = 0
-    json: Path | None = None
+    seed: int = field(default=0, metadata=MAY_BE_ZERO)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.rows) and min(self.rows) >= 10_000, "rows", self.rows, "numbers of at least 10000")
-        require(self.rows == sorted(set(self.rows)), "rows", self.rows, "the fewest first")
+        require(self.rows == sorted(set(self.rows)), "rows", self.rows, "rising numbers")
         require(self.polars_rows in self.rows, "polars_rows", self.polars_rows, f"one of rows, {self.rows}")
-        require(self.repeats >= 1, "repeats", self.repeats, "at least 1")
-        # What prepare.py itself would refuse.
+        # These keys are checked by prepare.py's own section.
         PrepareConfig(source="taobao", output=Path(), **{key: getattr(self, key) for key in _SHARED})
-        require_folder(self.folder or Path(), "folder")
-        require_file(self.json, "json")
 
 
 def bench_prepare(options: PrepareBench) -> list[Figure]:
     """Measures rows/s and the peak of resident memory at each size, how they grow, and both over Polars'.
 
-    Args:
-        options: the subcommand's.
-
     Returns:
-        The figures; sizes in their names are those asked for, and ``rows_read`` of their settings those of the log.
+        The figures; sizes in their names are those of the options, and ``rows_read`` of their settings is the log's.
 
     Raises:
-        RuntimeError: if a side failed, as for memory.
+        RuntimeError: if a side failed, such as for lack of memory.
     """
     figures = []
-    sizes: dict[int, tuple[list[float], list[float]]] = {}  # seconds a row, and peaks
-    with tempfile.TemporaryDirectory(dir=options.folder or Path(), prefix="bench-") as scratch:
+    seconds_per_row, peak_bytes = list[list[float]](), list[list[float]]()  # of each size
+    with options.scratch() as scratch:
         for rows in options.rows:
-            log = Path(scratch) / f"{rows}.csv"
-            settings = settings_of(options)
-            settings["rows_read"] = read = _generate(options, rows, log)
+            log = scratch / f"{rows}.csv"
+            settings = options.settings
+            settings["rows_read"] = read = generate_log(options, rows, log)
             programs = [_OURS, _POLARS] if rows == options.polars_rows else [_OURS]
-            runs = [[_run(options, program, log) for program in programs] for _ in range(options.repeats)]
+            sides = take_turns(options.repeats, *(partial(_run, options, program, log) for program in programs))
             log.unlink()
-            (seconds, peaks), *plain = [
-                ([run[0] for run in side], [run[1] for run in side]) for side in zip(*runs, strict=True)
-            ]
-            sizes[rows] = [one / read for one in seconds], peaks
+            (seconds, peaks), *others = [([one for one, _ in side], [peak for _, peak in side]) for side in sides]
+            seconds_per_row.append([one / read for one in seconds])
+            peak_bytes.append(peaks)
             figures += [
                 Figure(f"prepare_rows_per_second_{rows}", "rows/s", [read / one for one in seconds], settings),
                 Figure(f"prepare_peak_bytes_{rows}", "bytes", peaks, settings),
             ]
-            for plain_seconds, plain_peaks in plain:
+            for polars_seconds, polars_peaks in others:
                 figures += [
-                    Figure("prepare_seconds_over_polars", "ratio", ratios(seconds, plain_seconds), settings),
-                    Figure("prepare_peak_bytes_over_polars", "ratio", ratios(peaks, plain_peaks), settings),
+                    Figure("prepare_seconds_over_polars", "ratio", ratios(seconds, polars_seconds), settings),
+                    Figure("prepare_peak_bytes_over_polars", "ratio", ratios(peaks, polars_peaks), settings),
                 ]
-    few, many = options.rows[0], options.rows[-1]
-    for place, name in enumerate(("seconds_per_row", "peak_bytes")):
-        growth = ratios(sizes[many][place], sizes[few][place])
-        figures.append(Figure(f"prepare_{name}_{many}_over_{few}", "ratio", growth, settings))
+    for name, sizes in (("seconds_per_row", seconds_per_row), ("peak_bytes", peak_bytes)):
+        name = f"prepare_{name}_{options.rows[-1]}_over_{options.rows[0]}"
+        figures.append(Figure(name, "ratio", ratios(sizes[-1], sizes[0]), settings))
     return figures
 
 
-def _generate(options: PrepareBench, rows: int, log: Path) -> int:
+def generate_log(options: PrepareBench, rows: int, log: Path) -> int:
+    """Writes a synthetic log of about so many rows; returns their number."""
     users, items = rows // _ROWS_OF_A_USER, rows // _ROWS_OF_AN_ITEM
     drift = DriftConfig(
         users=users,
@@ -121,30 +113,19 @@ def _generate(options: PrepareBench, rows: int, log: Path) -> int:
 
 
 def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]:
-    """Seconds of a command from its start to its end, and the most bytes that it ever held."""
+    """Seconds of a command from start to end, and its peak of resident bytes."""
     output = log.with_suffix("")
-    shared = [
-        text for key in _SHARED if (value := getattr(options, key)) is not None for text in (f"--{key}", str(value))
-    ]
-    command: list[str | Path] = [
-        sys.executable,
-        program,
-        "--source",
-        "taobao",
-        "--input",
-        log,
-        "--output",
-        output,
-        *shared,
-    ]
+    values = {key: getattr(options, key) for key in _SHARED if getattr(options, key) is not None}
+    arguments = {"source": "taobao", "input": log, "output": output} | values
+    command = [sys.executable, str(program), *(f"--{key}={value}" for key, value in arguments.items())]
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            # The kernel keeps the peak; getrusage would count what this process held when it started the other.
-            peak = max(peak, memory_of(process.pid).get("VmHWM", 0))
+            # The kernel keeps the peak. getrusage would include what this process held when it started the other.
+            peak = max(peak, process_memory(process.pid).get("VmHWM", 0))
             time.sleep(_POLL_SECONDS)
-        seconds, said = time.perf_counter() - begin, process.communicate()[1].splitlines()
+        seconds, errors = time.perf_counter() - begin, process.communicate()[1].splitlines()
     shutil.rmtree(output, ignore_errors=True)
     if process.returncode:
-        raise RuntimeError(f"{program.name} ended with {process.returncode}: {said[-1] if said else 'killed?'}")
+        raise RuntimeError(f"{program.name} ended with {process.returncode}: {errors[-1] if errors else 'killed?'}")
     return seconds, peak

@@ -1,4 +1,4 @@
-"""Real ranks on this machine that stay for several calls and wait idly between them."""
+"""Real ranks on this machine that serve several calls and are idle between them."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from dist_imsr.launcher import RankInfo
 from dist_imsr.processes import free_port, new_process
@@ -21,10 +21,10 @@ class LocalRanks:
     """A world of gloo or NCCL ranks, one process each; a context manager that ends them.
 
     Args:
-        world_size: how many.
+        world_size: number of ranks.
         threads: torch's threads in each of them.
-        seconds: how long one call may take.
-        device: what they work on; on CUDA a device each.
+        seconds: limit of one call.
+        device: of the ranks; on CUDA each has its own.
     """
 
     def __init__(self, world_size: int, threads: int = 1, seconds: float = 600.0, device: DeviceType = "cpu") -> None:
@@ -49,7 +49,7 @@ class LocalRanks:
             args: anything that can be pickled.
 
         Returns:
-            What it returned, by rank.
+            The function's results, by rank.
 
         Raises:
             RuntimeError: with the traceback of the first rank that failed, or naming those that died or took too long.
@@ -61,18 +61,18 @@ class LocalRanks:
         while waiting:
             ready = wait([self._pipes[rank] for rank in waiting], self._seconds)
             if not ready:
-                raise RuntimeError(f"ranks {sorted(waiting)} said nothing for {self._seconds:.0f} seconds")
+                raise RuntimeError(f"ranks {sorted(waiting)} did not answer within {self._seconds:.0f} seconds")
             for rank in [rank for rank in waiting if self._pipes[rank] in ready]:
                 waiting.remove(rank)
                 try:
                     error, results[rank] = pickle.loads(self._pipes[rank].recv_bytes())
                 except EOFError:
-                    error = "it died without a word"
+                    error = "it died without an answer"
                 if error:
                     raise RuntimeError(f"rank {rank} of {self.world_size} failed:\n{error}")
         return results
 
-    def __enter__(self) -> "LocalRanks":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -85,38 +85,38 @@ class LocalRanks:
 
 @contextmanager
 def _no_cuda() -> Iterator[None]:
-    """Processes that are started inside see no CUDA devices, nor does DeepSpeed tell them of any."""
-    told = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    before = {name: os.environ[name] for name in told if name in os.environ}
-    os.environ.update(told)
+    """Processes that are started inside see no CUDA devices, and DeepSpeed takes the host as their accelerator."""
+    variables = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in told:
+        for name in variables:
             del os.environ[name]
         os.environ.update(before)
 
 
 def _serve(rank: int, world_size: int, threads: int, seconds: float, port: int, pipe: Connection) -> None:
-    """One rank: connects at its first call, then answers until it is killed; Ctrl-C is for who has started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One rank: connects at its first call, then answers until it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     import torch
 
     from dist_imsr.distributed.topology import connect
 
     os.environ.update(RankInfo(rank, world_size, rank, world_size, port=port).environment, OMP_NUM_THREADS=str(threads))
-    torch.set_num_threads(threads)  # this process was forked from one that had read the variable
+    torch.set_num_threads(threads)  # the variable was read before this process was forked
     topology = None
     while True:
         try:
             function, args = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        said: tuple[str | None, Any]
+        answer: tuple[str | None, Any]
         try:
             topology = topology or connect(seconds)
-            said = None, function(topology, *args)
+            answer = None, function(topology, *args)
         except BaseException:
-            said = traceback.format_exc(), None
-        # Plain bytes: multiprocessing's own pickle would share tensors that die with this rank.
-        pipe.send_bytes(pickle.dumps(said))
+            answer = traceback.format_exc(), None
+        # Plain bytes: multiprocessing's own pickle would share tensors, whose memory ends with this rank.
+        pipe.send_bytes(pickle.dumps(answer))

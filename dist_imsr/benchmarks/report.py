@@ -1,4 +1,4 @@
-"""Figures: several runs of one number, beside what the machine could do at most, printed and written as JSON."""
+"""Figures: repeated measurements of one number and the machine's limit for it, as a table and as JSON."""
 
 import json
 import statistics
@@ -13,14 +13,14 @@ from rich.table import Column, Table
 from dist_imsr.files import write_whole
 
 Rates = Mapping[str, float]
-"""What the machine does a second at most, by the names of the figures that `dist_imsr.benchmarks.ceilings` measures."""
+"""The machine's highest rates per second, by the names of the figures of `dist_imsr.benchmarks.ceilings`."""
 
 
-class Least(NamedTuple):
-    """The time below which nothing can be done.
+class Floor(NamedTuple):
+    """The shortest time in which the machine can do something.
 
     Args:
-        figure: the ceiling that says so.
+        figure: the ceiling that it follows from.
         seconds: of one run of a figure in seconds; of one unit of a figure that is a rate.
     """
 
@@ -28,8 +28,8 @@ class Least(NamedTuple):
     seconds: float
 
 
-Bound = Callable[[Rates], Least]
-"""Raises KeyError where the rate that it asks for was not measured."""
+Bound = Callable[[Rates], Floor]
+"""Raises KeyError where a rate that it needs was not measured."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Figure:
     """A number that was measured several times.
 
     Args:
-        name: under which it can be asked for.
-        unit: of the runs; ``s``, or something ``/s`` for a figure that has a bound.
+        name: of the figure in tables and files.
+        unit: of the runs; ``s`` or ``.../s`` for a figure with a bound.
         runs: the measured values, in the order of measuring.
-        settings: what it was measured with.
-        bound: tells the figure's ceiling from the machine's rates; None for a figure without one.
-        details: further keys of the figure as it is written.
+        settings: the options that it was measured with.
+        bound: computes the figure's ceiling from the machine's rates; None for a figure without one.
+        details: further keys of the written figure.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Figure:
             rates: of the machine, where they were measured.
 
         Returns:
-            ``figure``, ``value`` (the median), ``unit``, ``median``, ``mean``, ``min``, ``max``, ``runs`` (how many)
-            and ``settings``, the details, and ``ceiling`` where one is known: the ``figure`` that is its measure, the
-            best ``value`` of this figure under it with its ``unit``, and ``share``, how much of that was reached.
+            ``figure``, ``value`` (the median), ``unit``, ``median``, ``mean``, ``min``, ``max``, ``runs`` (their
+            number), ``settings``, the details, and ``ceiling`` where one is known: the limiting ``figure``, the best
+            ``value`` that it allows with its ``unit``, and the ``share`` of that value that was reached.
         """
         median, mean = statistics.median(self.runs), statistics.fmean(self.runs)
         spread = {"median": median, "mean": mean, "min": min(self.runs), "max": max(self.runs), "runs": len(self.runs)}
-        told = {"figure": self.name, "value": median, "unit": self.unit, **spread, "settings": self.settings}
-        return told | dict(self.details) | self._ceiling(rates or {}, median)
+        row = {"figure": self.name, "value": median, "unit": self.unit, **spread, "settings": self.settings}
+        return row | dict(self.details) | self._ceiling(rates or {}, median)
 
     def _ceiling(self, rates: Rates, median: float) -> dict[str, Any]:
         if self.bound is None:
@@ -80,26 +80,20 @@ class Figure:
         return {"ceiling": {"figure": figure, "value": best, "unit": self.unit, "share": seconds / each}}
 
 
+def figures_of(
+    settings: dict[str, Any], unit: str, runs: Mapping[str, Sequence[float]], bounds: Mapping[str, Bound] | None = None
+) -> list[Figure]:
+    """Figures by name that share settings and unit; some have a bound."""
+    return [Figure(name, unit, each, settings, (bounds or {}).get(name)) for name, each in runs.items()]
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Divides the runs of two sides that took turns, pair by pair.
-
-    Args:
-        over: of the one side.
-        under: of the other, as many.
-
-    Returns:
-        One ratio a pair.
-    """
+    """Divides the runs of two sides that took turns, pair by pair."""
     return [one / other for one, other in zip(over, under, strict=True)]
 
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Prints figures as a table.
-
-    Args:
-        rows: as `Figure.row` gives them, in their order.
-        console: where.
-    """
+    """Prints rows of `Figure.row` as a table."""
     known = any("ceiling" in row for row in rows)
     table = Table(Column("figure", no_wrap=True), "median", "mean", "min", "max", "runs", "unit")
     for name in ("share", "of its ceiling by") if known else ():
@@ -112,20 +106,14 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def write_json(told: Any, path: Path) -> None:
-    """Writes what was measured, a figure a line, whole or not at all.
-
-    Args:
-        told: of lists, dicts, texts and numbers.
-        path: the file; an older one is replaced.
-    """
-    write_whole(path, _lines(told) + "\n")
+def write_json(report: Any, path: Path) -> None:
+    """Replaces a file by a report, atomically; each key, and each item of a list, gets a line of its own."""
+    write_whole(path, _lines(report) + "\n")
 
 
-def _lines(told: Any) -> str:
-    """JSON with each key of a dict, and each item of a list in it, on a line."""
-    if isinstance(told, list):
-        return "[\n" + ",\n".join(json.dumps(one) for one in told) + "\n]"
-    if isinstance(told, dict):
-        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(one)}" for key, one in told.items()) + "\n}"
-    return json.dumps(told)
+def _lines(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(json.dumps(one) for one in value) + "\n]"
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(one)}" for key, one in value.items()) + "\n}"
+    return json.dumps(value)

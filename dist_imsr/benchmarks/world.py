@@ -1,85 +1,102 @@
-"""What benchmarks on ranks share: which devices, how many ranks, and what is told of both."""
+"""Workers on real ranks: what a benchmark measures runs in their methods, and sides that are compared take turns."""
 
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
 
 from dist_imsr import devices
+from dist_imsr.benchmarks.options import WorldOptions
 from dist_imsr.benchmarks.ranks import LocalRanks
-from dist_imsr.checks import require
-from dist_imsr.config import plain
+from dist_imsr.distributed.topology import Topology
 
-Device = Literal["auto", "cpu", "cuda"]
-_ON_HOST = 2  # ranks, where nobody says how many
-_PROJECT = Path(__file__).resolve().parents[2]
-_WHERE = ("json", "folder")  # keys that tell where something is written, and nothing of what is measured
+Result = TypeVar("Result")
 
 
-def settle(options: Any) -> None:
-    """Puts a device and a number of ranks where options leave them open, and refuses those that there are not.
+class Workers:
+    """One object on each rank, made by `World.start`; their methods run on all ranks at the same time."""
 
-    Args:
-        options: a dataclass with ``device``, ``auto`` for CUDA where there is a device of it, and ``ranks``, 0 for two
-            on the host and for one on each device of CUDA.
+    def __init__(self, world: "World", index: int) -> None:
+        self._world, self._index = world, index
 
-    Raises:
-        ValueError: naming the key.
+    def call(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls an unbound method, such as ``RankWorker.run``, on every rank; returns its results by rank."""
+        return self._world.call(_call, self._index, method, args)
+
+    def timed(self, method: Callable[..., Any], *args: Any) -> tuple[float, list[Any]]:
+        """As `call`, preceded by the seconds until the slowest rank was done."""
+        seconds, results = zip(*self._world.call(_timed_call, self._index, method, args), strict=True)
+        return max(seconds), list(results)
+
+    def seconds(self, method: Callable[..., Any], *args: Any) -> float:
+        """`timed` without the results."""
+        return self.timed(method, *args)[0]
+
+
+class World(LocalRanks):
+    """The ranks that options describe, with a limit of seconds for one call."""
+
+    def __init__(self, options: WorldOptions, seconds: float = 600.0) -> None:
+        assert options.device != "auto"  # `WorldOptions` has chosen one
+        super().__init__(options.ranks, options.threads, seconds, options.device)
+        self._count = 0
+
+    def start(self, kind: Callable[..., Any], *args: Any) -> Workers:
+        """Makes an object of a class on every rank, from the rank's topology and further arguments."""
+        self.call(_start, kind, args)
+        self._count += 1
+        return Workers(self, self._count - 1)
+
+
+@contextmanager
+def start_worlds(*options: WorldOptions) -> Iterator[list[World]]:
+    """Starts several worlds together: on a CUDA machine a process takes ten seconds to load fbgemm's libraries.
+
+    The worlds end with this context, or before with their own.
     """
-    found = devices.device_count()
-    device = options.device if options.device != "auto" else "cuda" if found else "cpu"
-    require(device == "cpu" or found > 0, "device", device, "cpu: this machine shows no CUDA device")
-    require(options.ranks >= 0, "ranks", options.ranks, "at least 1, or 0")
-    ranks = options.ranks or (found if device == "cuda" else _ON_HOST)
-    require(device == "cpu" or ranks <= found, "ranks", ranks, f"one for each CUDA device at most, of {found}")
-    object.__setattr__(options, "device", device)  # as a frozen dataclass must; who replaces a key settles it again
-    object.__setattr__(options, "ranks", ranks)
+    with ExitStack() as stack:
+        worlds = [stack.enter_context(World(one)) for one in options]
+        for world in worlds:
+            world.call(_connected)
+        yield worlds
 
 
-def check_counts(options: Any, *or_zero: str) -> None:
-    """Refuses whole numbers below 1.
-
-    Args:
-        options: a dataclass whose whole numbers count something.
-        or_zero: keys that may be 0, beside ``seed``.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, int):
-            require(value >= (0 if field.name in ("seed", *or_zero) else 1), field.name, value, "at least 1")
+def timed(topology: Topology, function: Callable[..., Result], *args: Any) -> tuple[float, Result]:
+    """Seconds until the slowest rank has run a function, and this rank's result; collective."""
+    devices.synchronize(topology.device)
+    dist.barrier()
+    begin = time.perf_counter()
+    result = function(*args)
+    devices.synchronize(topology.device)
+    dist.barrier()
+    return time.perf_counter() - begin, result
 
 
-def world(options: Any, seconds: float = 600.0) -> LocalRanks:
-    """The ranks that options ask for.
-
-    Args:
-        options: a dataclass that was settled, with ``threads``.
-        seconds: how long one call may take.
-
-    Returns:
-        A context manager that ends them.
-    """
-    return LocalRanks(options.ranks, options.threads, seconds, options.device)
+def take_turns(repeats: int, *sides: Callable[[], Result]) -> list[list[Result]]:
+    """Runs each side once per repeat, every second time in reverse order; returns the results of each side."""
+    results: list[list[Result]] = [[] for _ in sides]
+    for repeat in range(repeats):
+        for index in range(len(sides))[:: -1 if repeat % 2 else 1]:
+            results[index].append(sides[index]())
+    return results
 
 
-def settings_of(options: Any) -> dict[str, Any]:
-    """What a figure tells of the options that it was measured with.
-
-    Args:
-        options: a dataclass.
-
-    Returns:
-        Its values by key; files of this project by their places in it.
-    """
-    return {name: _told(value) for name, value in asdict(options).items() if name not in _WHERE}
+_workers: list[Any] = []  # of this rank's process
 
 
-def _told(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _told(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_told(inner) for inner in value]
-    within = isinstance(value, Path) and value.is_relative_to(_PROJECT)
-    return plain(value.relative_to(_PROJECT) if within else value)
+def _connected(topology: Topology) -> None:
+    pass
+
+
+def _start(topology: Topology, kind: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    _workers.append(kind(topology, *args))
+
+
+def _call(topology: Topology, index: int, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return method(_workers[index], *args)
+
+
+def _timed_call(topology: Topology, index: int, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return timed(topology, method, _workers[index], *args)

@@ -9,30 +9,30 @@ from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.grid import Grid
 from dist_imsr.comparison.jobs import Jobs
-from dist_imsr.comparison.report import publish, quality, seconds, tried, tuned
-from dist_imsr.comparison.results import Cells, measured, summary, write_table
+from dist_imsr.comparison.report import publish, quality_tables, time_tables, trial_records, tuning_tables
+from dist_imsr.comparison.results import Cells, cell_records, summary_records, write_table
 from dist_imsr.comparison.runner import Runner
-from dist_imsr.comparison.tuning import chosen, trials_of
+from dist_imsr.comparison.tuning import best_trial, trials_of
 from dist_imsr.config import to_yaml
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import read_topology
 from dist_imsr.files import write_whole
-from dist_imsr.training.folder import hold
+from dist_imsr.training.folder import lock_folder
 
 logger = logging.getLogger(__name__)
 
 
 def compare(config: CompareConfig) -> int:
-    """Tunes, trains and compares, from where an earlier process came to.
+    """Tunes, trains and compares; runs that an earlier process finished are kept.
 
     Args:
         config: the comparison's keys.
 
     Returns:
         The exit status: 0; 2 for refused inputs; 1 where cells failed, once all others are finished and the tables
-        are written; 75 after SIGTERM, 130 after Ctrl-C, when the same command goes on.
+        are written; 75 after SIGTERM, 130 after Ctrl-C, where the same command continues.
     """
 
     def work() -> None:
@@ -45,19 +45,19 @@ def compare(config: CompareConfig) -> int:
             require(config.output.is_dir(), "output", str(config.output), "the folder of an earlier comparison")
             comparison.report()
             return
-        claim = hold(config.output, "output")
+        lock = lock_folder(config.output, "output")
         try:
             write_whole(config.output / "config.yaml", to_yaml(config))
             with StopSignals() as signals, signals.deferred():
                 comparison.train(Runner(config.cores, config.ranks, signals, count))
                 if signals.status:
                     finished = f"{comparison.finished} of {len(comparison.cells)} rows are finished"
-                    raise Stopped(f"stopped; {finished}, and the same command goes on", signals.status)
+                    raise Stopped(f"stopped; {finished}, and the same command continues", signals.status)
             comparison.report()
         finally:
-            os.close(claim)
+            os.close(lock)
 
-    return run("compare", work, "interrupted; the same command goes on")
+    return run("compare", work, "interrupted; the same command continues")
 
 
 class _Comparison:
@@ -66,7 +66,7 @@ class _Comparison:
     def __init__(self, config: CompareConfig, grid: Grid) -> None:
         self.config, self.grid = config, grid
         self.jobs = Jobs(config.output, grid.device, config.keep)
-        self.trials = [trials_of(grid, self.jobs, entry) for entry in grid.entries]
+        self.trials = [trials_of(grid, self.jobs, experiment) for experiment in grid.experiments]
         self.cells = self._cells()
 
     @property
@@ -75,8 +75,8 @@ class _Comparison:
         return sum(not cells.missing for cells in self.cells)
 
     def train(self, runner: Runner) -> None:
-        """Runs what is left, until somebody asks to stop; the output must be held."""
-        self.jobs.refresh()  # another process may have held it until now
+        """Runs what is left, until a signal stops it; the output folder must be locked."""
+        self.jobs.refresh()  # another process may have written to it until now
         if not runner.run([trial.job for trials in self.trials for trial in trials], "trials"):
             return
         self.cells = self._cells()
@@ -88,14 +88,16 @@ class _Comparison:
         Raises:
             Stopped: if cells failed.
         """
-        output, records = self.config.output, summary(self.config, self.cells)
-        write_table(measured(self.cells), output / "results.parquet")
+        output, records = self.config.output, summary_records(self.config, self.cells)
+        write_table(cell_records(self.cells), output / "results.parquet")
         write_table(records, output / "summary.parquet")
         if any(self.trials):
-            write_table(tried(self.trials), output / "trials.parquet")
-        sheets = [*tuned(self.config, self.trials), *quality(self.config, records), *seconds(self.config, self.cells)]
-        publish(sheets, output / "tables.md", output_console())
-        missing = [f"{'/'.join(cells.entry.place.parts)} {reason}" for cells in self.cells for reason in cells.missing]
+            write_table(trial_records(self.trials), output / "trials.parquet")
+        tables = tuning_tables(self.config, self.trials) + quality_tables(self.config, records)
+        publish(tables + time_tables(self.config, self.cells), output / "tables.md", output_console())
+        missing = [
+            f"{'/'.join(cells.experiment.path.parts)} {reason}" for cells in self.cells for reason in cells.missing
+        ]
         if missing:
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise Stopped(
@@ -105,16 +107,21 @@ class _Comparison:
             )
 
     def _cells(self) -> list[Cells]:
-        """With the values that the trials tell so far."""
-        found, seeds = [], self.config.seeds
-        for entry, trials in zip(self.grid.entries, self.trials, strict=True):
-            values = best.values if (best := chosen(trials)) else {}
-            arguments, config = self.grid.arguments(entry, values), self.grid.resolved(entry, values)
+        """The cells with the best values of the trials that have finished so far."""
+        cells = []
+        for experiment, trials in zip(self.grid.experiments, self.trials, strict=True):
+            values = best.values if (best := best_trial(trials)) else {}
+            arguments, config = self.grid.arguments(experiment, values), self.grid.resolved(experiment, values)
             config = replace(config, eval=replace(config.eval, per_user=True))
-            dataset, places = self.grid.datasets[entry.data], {seed: entry.place / f"seed={seed}" for seed in seeds}
-            jobs = {
-                seed: self.jobs.job("cells" / place, replace(config, seed=seed), arguments, dataset, str(place))
-                for seed, place in places.items()
-            }
-            found.append(Cells(entry, jobs, self.config.top))
-        return found
+            jobs = {}
+            for seed in self.config.seeds:
+                path = experiment.path / f"seed={seed}"
+                jobs[seed] = self.jobs.job(
+                    path="cells" / path,
+                    config=replace(config, seed=seed),
+                    arguments=arguments,
+                    dataset=self.grid.datasets[experiment.data],
+                    name=str(path),
+                )
+            cells.append(Cells(experiment, jobs, self.config.top))
+        return cells

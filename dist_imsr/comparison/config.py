@@ -10,7 +10,7 @@ Value = bool | int | float | str
 
 @dataclass
 class Source:
-    """A data set, and what all runs over it have in common.
+    """A data set, and the settings that all runs on it share.
 
     Args:
         config: a YAML file for launch/train.py.
@@ -30,8 +30,8 @@ class Row:
     Args:
         strategy: strategy.name; the row's own name by default.
         bases: the base models that it is trained with; those of all rows by default.
-        set: arguments of launch/train.py that make it what it is, as ``--key=value``. What all rows share (data,
-            batches, loss, early stopping, scores, ranking and tests) cannot be set here.
+        set: the row's own arguments of launch/train.py, as ``--key=value``. Keys that all rows share (data, batches,
+            loss, early stopping, scores, ranking and tests) cannot be set here.
     """
 
     strategy: str | None = None
@@ -41,14 +41,13 @@ class Row:
 
 @dataclass
 class TuningConfig:
-    """How hyper-parameters are chosen: by validation alone, within one budget for all rows.
+    """How hyper-parameters are chosen: by validation alone, with the same budget for all rows.
 
     Args:
-        budget: runs for each data set, base and row, the values as configured being the first; 1 tunes nothing.
-        spans: how many spans after pre-training such a run trains.
-        seed: of these runs, and of the order in which values are tried.
-        keys: the values that are tried, by row and key: all combinations of a row's, in an order drawn by the seed, cut
-            to the budget.
+        budget: trials for each data set, base and row, of which the first has the configured values; 1 tunes nothing.
+        spans: how many spans after pre-training a trial trains.
+        seed: of the trials, and of the order of their values.
+        keys: candidate values by row and key: all combinations of a row's, in a random order, up to the budget.
     """
 
     budget: int = 1
@@ -67,22 +66,24 @@ class TuningConfig:
 
 @dataclass
 class CompareConfig:
-    """Compares strategies over base models, seeds and data sets, and goes on where it stopped.
+    """Compares strategies over base models, seeds and data sets; a stopped comparison continues.
 
     Args:
         output: the comparison's folder.
         data: the data sets by name.
         strategies: the rows of the tables by name.
         bases: the base models.
-        seeds: one run each of every row, base and data set.
+        seeds: every row, base and data set has one run for each seed.
         reference: the row that RI, the relative improvement, is relative to.
-        tests: the rows with which every other one is paired for the tests of significance.
+        tests: the rows that every other one is tested against for significance.
         top: N of the tables' HR@N and NDCG@N; eval.top must hold it.
         tuning: how hyper-parameters are chosen.
         cores: processes at once, of one thread each.
         ranks: processes of each run.
         keep: keep checkpoints/ of finished cells and trials, and export spans/ of cells as training.export says.
-        table_only: train nothing; make the tables anew from what has finished.
+        table_only: train nothing; write the tables again from the finished runs.
+        imports: modules that register strategies or base models, imported here and in all runs; ``--import NAME ...``
+            on the command line.
     """
 
     output: Path
@@ -98,6 +99,7 @@ class CompareConfig:
     ranks: int = 1
     keep: bool = False
     table_only: bool = False
+    imports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key in ("data", "strategies", "bases", "seeds"):

@@ -1,4 +1,4 @@
-"""The cells of a comparison, and what is refused before the first of them is trained."""
+"""The cells of a comparison; impossible ones are refused before the first is trained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,26 +12,22 @@ from dist_imsr.comparison.config import CompareConfig, Value
 from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.keys import Compare, keys_of, rules_of
+from dist_imsr.registry import extended
 from dist_imsr.strategies import build_strategy
 from dist_imsr.training.config import TrainConfig
 
 Result = TypeVar("Result")
 
-_OWN = (
-    *("config", "seed", "run_dir", "resume", "overwrite", "data.path", "model.base", "strategy.name", "eval.per_user"),
-    "training.export",
-)
-# What makes a comparison fair; a row that differs in it would not be compared but another experiment.
-_SHARED = (
-    *("data.", "batch.", "eval.", "ranking.", "checkpoint.", "engine.deepspeed", "timeout_seconds"),
-    *("training.metric", "training.patience", "training.validation_users", "training.spans", "model.score"),
-    "training.incremental_epochs",
-)
+_REASONS: dict[Compare, str] = {
+    "grid": "the comparison sets it itself",
+    "shared": "all rows share it; set it under data",  # with its own value, a row would be another experiment
+}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row with one base model on one data set, for all seeds.
+class Experiment:
+    """A row of the tables with one base model on one data set, for all seeds.
 
     Args:
         data: the data set's name.
@@ -44,20 +40,20 @@ class Entry:
     row: str
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """Its folder below those of cells and trials."""
         return Path(self.data, self.base, self.row)
 
 
 class Grid:
-    """All cells of a comparison, each with a configuration that a run would not refuse.
+    """All cells of a comparison, each with a configuration that a run would accept.
 
     Args:
         config: the comparison's keys.
         device: where runs train.
 
     Attributes:
-        entries: the cells' rows, in the order of data, bases and strategies; a cell is one of them with a seed.
+        experiments: in the order of data, bases and strategies; a cell is one of them with a seed.
         datasets: the prepared data by name.
 
     Raises:
@@ -66,49 +62,55 @@ class Grid:
 
     def __init__(self, config: CompareConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.datasets = {name: _told(f"data.{name}", self._open, name) for name in config.data}
-        of_rows = [base for row in config.strategies.values() for base in row.bases or []]
-        bases = list(dict.fromkeys([*config.bases, *of_rows]))  # those of some rows alone come last
-        self.entries = [
-            Entry(data, base, name)
+        self.datasets = {name: _within(f"data.{name}", self._open, name) for name in config.data}
+        own = [base for row in config.strategies.values() for base in row.bases or []]
+        bases = list(dict.fromkeys([*config.bases, *own]))  # bases of single rows come last
+        self.experiments = [
+            Experiment(data, base, name)
             for data in config.data
             for base in bases
             for name, row in config.strategies.items()
             if base in (config.bases if row.bases is None else row.bases)
         ]
         for name, row in config.strategies.items():
-            _check_keys(f"strategies.{name}.set", row.set, (*_OWN, *_SHARED))
+            _check_keys(f"strategies.{name}.set", row.set, ("grid", "shared"))
             keys = [f"--{key}=" for key in config.tuning.keys.get(name, {})]
-            _check_keys(f"tuning.keys.{name}", keys, (*_OWN, *_SHARED))
+            _check_keys(f"tuning.keys.{name}", keys, ("grid", "shared"))
             require(row.bases is None or bool(row.bases), f"strategies.{name}.bases", row.bases, "at least one")
-        for entry in self.entries:
-            _told(f"strategies.{entry.row} with {entry.base} on {entry.data}", self._check, self.resolved(entry))
+        for experiment in self.experiments:
+            where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"
+            _within(where, self._check, self.resolved(experiment))
         anchored = [name for name in {config.reference, *config.tests} if config.strategies[name].bases is not None]
         require(not anchored, "reference and tests", anchored, "rows with the base models of all")
 
-    def arguments(self, entry: Entry, values: dict[str, Value]) -> list[str]:
+    def arguments(self, experiment: Experiment, values: dict[str, Value]) -> list[str]:
         """The arguments of launch/train.py but for seed and folder.
 
         Args:
-            entry: which row.
+            experiment: whose runs.
             values: of tuned keys.
 
         Returns:
             ``--key=value`` each.
         """
-        source, row = self.config.data[entry.data], self.config.strategies[entry.row]
+        source, row = self.config.data[experiment.data], self.config.strategies[experiment.row]
+        tuned = (f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items())
         return [
-            *(f"--config={source.config}", *source.set, *row.set),
-            *(f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()),
-            *(f"--data.path={source.path}", f"--model.base={entry.base}"),
-            f"--strategy.name={row.strategy or entry.row}",
+            f"--config={source.config}",
+            *(f"--import={name}" for name in self.config.imports),
+            *source.set,
+            *row.set,
+            *tuned,
+            f"--data.path={source.path}",
+            f"--model.base={experiment.base}",
+            f"--strategy.name={row.strategy or experiment.row}",
         ]
 
-    def resolved(self, entry: Entry, values: dict[str, Value] | None = None) -> TrainConfig:
-        """The configuration of a row's runs but for seed and folder.
+    def resolved(self, experiment: Experiment, values: dict[str, Value] | None = None) -> TrainConfig:
+        """The configuration of an experiment's runs but for seed and folder.
 
         Args:
-            entry: which row.
+            experiment: whose runs.
             values: of tuned keys.
 
         Returns:
@@ -117,49 +119,52 @@ class Grid:
         Raises:
             ValueError: naming row and key.
         """
-        where = f"tuning.keys.{entry.row}" if values else f"strategies.{entry.row}"
-        arguments = [*self.arguments(entry, values or {}), f"--run_dir={self.config.output}"]
-        config = _told(f"{where} with {entry.base} on {entry.data}", resolve, TrainConfig, arguments)
-        keep = config.training.export if self.config.keep else "none"
-        return replace(config, overwrite=False, training=replace(config.training, export=keep))
+        where = f"tuning.keys.{experiment.row}" if values else f"strategies.{experiment.row}"
+        arguments = [*self.arguments(experiment, values or {}), f"--run_dir={self.config.output}"]
+        where = f"{where} with {experiment.base} on {experiment.data}"
+        config = _within(where, resolve, TrainConfig, arguments)
+        export = config.training.export if self.config.keep else "none"
+        return replace(config, overwrite=False, training=replace(config.training, export=export))
 
     def _open(self, name: str) -> Dataset:
-        source = self.config.data[name]
+        source, top = self.config.data[name], self.config.top
         require(source.config.is_file(), "config", str(source.config), "a YAML file for launch/train.py")
-        _check_keys("set", source.set, _OWN)
+        _check_keys("set", source.set, ("grid",))
         arguments = [f"--config={source.config}", *source.set, f"--data.path={source.path}", "--run_dir=."]
-        config = _told(str(source.config), resolve, TrainConfig, arguments)
-        require(
-            self.config.top in config.eval.top, "eval.top", config.eval.top, f"numbers with top ({self.config.top})"
-        )
+        config = _within(str(source.config), resolve, TrainConfig, arguments)
+        require(top in config.eval.top, "eval.top", config.eval.top, f"numbers with top ({top})")
         require(config.training.spans != 0, "training.spans", 0, "at least 1")
         dataset, tuning = Dataset(DataConfig(source.path, config.data.verify)), self.config.tuning
-        _told("set", config.training.last, dataset.spans)
+        _within("set", config.training.last, dataset.spans)
         if tuning.budget > 1 and tuning.keys:
-            _told("tuning.spans", replace(config.training, spans=tuning.spans).last, dataset.spans)
+            _within("tuning.spans", replace(config.training, spans=tuning.spans).last, dataset.spans)
         ranks = self.config.ranks
         Topology(0, ranks, ranks, self.device).buckets(dataset.buckets)
         return dataset
 
     def _check(self, config: TrainConfig) -> None:
         config.catalogue.optimizer_on(self.device)
-        counts = build_strategy(config.strategy).counts
-        if counts is not None:
-            counts.check(Dataset(config.data))
+        build_strategy(config.strategy).check(Dataset(config.data))
 
 
-def _check_keys(where: str, arguments: Sequence[str], refused: tuple[str, ...]) -> None:
+def _check_keys(where: str, arguments: Sequence[str], refused: Sequence[Compare]) -> None:
+    """Refuses arguments that would make a comparison unfair, as the metadata of their keys say."""
+    tree = extended(TrainConfig)
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--").partition("=")
         require(argument.startswith("--") and bool(equals), where, argument, "--key=value")
-        within = key.startswith(tuple(one for one in refused if one.endswith("."))) or key in refused
-        if within or any(one.startswith(f"{key}.") for one in refused):
-            own = "the comparison sets it itself" if key in _OWN else "all rows share it; set it under data"
-            raise ValueError(f"{where}: {key} cannot be set here: {own}")
+        key = key.removesuffix("+")  # appends to a list
+        within = [name for name in keys_of(tree) if name.startswith(f"{key}.")] or [key]
+        rules = [rules_of(tree, name).compare for name in within]
+        if key in ("config", "import"):
+            rules = ["grid"]
+        found = next((rule for rule in rules if rule in refused), None)
+        if found:
+            raise ValueError(f"{where}: {key} cannot be set here: {_REASONS[found]}")
 
 
-def _told(where: str, act: Callable[..., Result], *arguments: Any) -> Result:
-    """Calls something, and says of what it refuses where that stands."""
+def _within(where: str, act: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function, and adds to its refusals the key that they belong to."""
     try:
         return act(*arguments)
     except ValueError as error:

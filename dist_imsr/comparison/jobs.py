@@ -1,4 +1,4 @@
-"""The runs of a comparison, and what their folders tell of them."""
+"""The runs of a comparison, and their states as their folders record them."""
 
 import json
 import logging
@@ -13,7 +13,6 @@ import xxhash
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.files import write_whole
-from dist_imsr.strategies import build_strategy
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.identity import identity, pretraining
@@ -25,10 +24,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class State(NamedTuple):
-    """How a run stands.
+    """The state of a run.
 
     Args:
-        status: ``new`` where there is nothing of it, or of one with other keys.
+        status: ``new`` for a run without a folder, or with the folder of a run with other keys.
         reason: why it failed.
         seconds: that its last process took.
     """
@@ -43,60 +42,52 @@ class Job:
     """One run, in a folder of its own.
 
     Args:
-        name: what is told of it.
+        name: for log lines.
         config: the whole tree; its run_dir is the folder.
         arguments: of launch/train.py, that make the same run alone.
-        told: what makes it the run that it is.
-        needs: the pre-training that it goes on from.
-        keeps: whether its checkpoints stay when it has ended.
+        identity: the keys that another run would differ in.
+        needs: the pre-training that it continues; None for a pre-training.
+        keep: whether its checkpoints stay when it has finished.
     """
 
     name: str
     config: TrainConfig
     arguments: list[str]
-    told: dict[str, Any]
+    identity: dict[str, Any]
     needs: "Job | None" = None
-    keeps: bool = False
+    keep: bool = False
     state: State = field(init=False)
-    older: bool = field(init=False, default=False)
-    """Whether it has ended, but was trained by other sources of this package."""
+    outdated: bool = field(init=False, default=False)
+    """Whether it finished, but with other sources of this package."""
 
     def __post_init__(self) -> None:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads its state anew, which another process may have changed."""
+        """Reads the state again, which another process may have changed."""
         self.state = self._read()
 
     @property
     def folder(self) -> Path:
-        """Where it stands."""
+        """The run's folder."""
         return self.config.run_dir
 
     @property
     def done(self) -> bool:
-        """Whether it has ended well, and its numbers are there."""
+        """Whether it finished, and its numbers are complete."""
         return self.state.status == "done"
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it measured so far.
-
-        Returns:
-            The lines of metrics.jsonl.
-        """
+        """The lines of metrics.jsonl so far."""
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def users(self) -> list[Path]:
-        """What it measured of each user.
-
-        Returns:
-            A Parquet file for each line that somebody was tested for.
-        """
+        """The Parquet files of users' own metrics, one for each tested span with users."""
         return [self.folder / "users" / f"span={line['test_span']}.parquet" for line in self.lines() if line["users"]]
 
     def begin(self) -> None:
-        """Notes that it was begun; what stands in its folder of a run with other keys is removed."""
+        """Records the start, and removes the folder of a run with other keys."""
         if self.state.status == "new" and (self.folder / _RECORD).exists():
             logger.info("%s: its configuration or its files changed, so it is run again", self.name)
             shutil.rmtree(self.folder)
@@ -104,19 +95,15 @@ class Job:
         self._write(State("started"))
 
     def end(self, state: State) -> None:
-        """Notes how it ended, and removes what nobody needs any more.
-
-        Args:
-            state: how it stands.
-        """
+        """Records the end, and removes large files that are not needed any more."""
         self._write(state)
-        if self.done and not self.keeps:
+        if self.done and not self.keep:
             for name in _HEAVY:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _write(self, state: State) -> None:
         self.state = state
-        record = {**state._asdict(), "arguments": self.arguments, "identity": self.told, "sources": sources()}
+        record = {**state._asdict(), "arguments": self.arguments, "identity": self.identity, "sources": sources()}
         write_whole(self.folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
     def _read(self) -> State:
@@ -125,31 +112,27 @@ class Job:
             state = State(*(record[name] for name in State._fields))
         except (OSError, ValueError, KeyError, TypeError):
             return State("new")
-        if record.get("identity") != json.loads(json.dumps(self.told)):
+        if record.get("identity") != json.loads(json.dumps(self.identity)):
             return State("new")
-        if state.status == "done" and not self._whole():
+        if state.status == "done" and not self._complete():
             return State("new")
-        self.older = state.status == "done" and record.get("sources") != sources()
+        self.outdated = state.status == "done" and record.get("sources") != sources()
         return state
 
-    def _whole(self) -> bool:
+    def _complete(self) -> bool:
         if self.config.training.spans == 0:
             return self.pretrained.is_dir()
         return bool(self.lines()) and (not self.config.eval.per_user or all(path.is_file() for path in self.users()))
 
     @property
     def pretrained(self) -> Path:
-        """The checkpoint right behind its pre-training."""
+        """The checkpoint right after its pre-training."""
         return self.folder / "checkpoints" / name_of(1, 0, 0)
 
 
 @cache
 def sources() -> str:
-    """What this package's own sources are.
-
-    Returns:
-        A digest of them.
-    """
+    """A digest of this package's own sources."""
     digest = xxhash.xxh3_64()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode())
@@ -158,7 +141,7 @@ def sources() -> str:
 
 
 class Jobs:
-    """Makes the runs of a comparison; those that agree in what pre-training reads share one pre-training.
+    """Makes the runs of a comparison; those with the same keys for pre-training share one pre-training.
 
     Args:
         output: the comparison's folder.
@@ -172,62 +155,67 @@ class Jobs:
         self._all: list[Job] = []
 
     def refresh(self) -> None:
-        """Reads the states of all runs anew."""
+        """Reads the states of all runs again."""
         for job in self._all:
             job.refresh()
-        older = [job.folder for job in self._all if job.older]
-        if older:
+        outdated = [job.folder for job in self._all if job.outdated]
+        if outdated:
             logger.warning(
                 "%d finished run(s) were trained by other sources of dist_imsr, such as %s; their numbers stay. Remove "
-                "a folder to have it trained anew",
-                *(len(older), older[0]),
+                "a folder to train it again",
+                len(outdated),
+                outdated[0],
             )
 
-    def job(self, place: Path, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
-        """A run that goes on from a shared pre-training.
+    def job(self, path: Path, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
+        """A run that continues a shared pre-training.
 
         Args:
-            place: of its folder in the output.
+            path: of its folder in the output.
             config: the whole tree but for the folder.
             arguments: of launch/train.py but for seed and folder.
             dataset: the prepared data.
-            name: what is told of it.
-
-        Returns:
-            The run.
+            name: data set, base model and what distinguishes it, with slashes.
         """
         needs = self._pretraining(config, arguments, dataset, name)
-        config = replace(config, run_dir=self.output / place, resume=str(needs.pretrained))
-        told = identity(config, dataset.digest, self.device)
-        return self._made(name, config, arguments, told, needs, self.keep)
+        config = replace(config, run_dir=self.output / path, resume=str(needs.pretrained))
+        return self._made(name, config, arguments, self._identity(config, dataset), needs)
 
     def _pretraining(self, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
-        told = pretraining(identity(config, dataset.digest, self.device))
-        digest = xxhash.xxh3_64_hexdigest(json.dumps(told, sort_keys=True).encode())
+        parts = pretraining(self._identity(config, dataset))
+        digest = xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
         data, base, *_ = name.split("/")
         folder = self.output / "pretraining" / data / base / f"seed={config.seed}-{digest}"
         if folder not in self._pretrainings:
-            strategy = config.strategy
-            if build_strategy(strategy).counts is None:  # whoever counts interests begins with as many
-                strategy, arguments = replace(strategy, name="frozen"), [*arguments, "--strategy.name=frozen"]
+            frozen = replace(config, strategy=replace(config.strategy, name="frozen"))
+            if pretraining(self._identity(frozen, dataset)) == parts:  # else the strategy itself decides how it begins
+                config, arguments = frozen, [*arguments, "--strategy.name=frozen"]
             config = replace(
                 config,
                 run_dir=folder,
                 resume="auto",
-                strategy=strategy,
                 training=replace(config.training, spans=0, export="none"),
                 eval=replace(config.eval, per_user=False),
                 checkpoint=CheckpointConfig(enabled=True, every_steps=config.checkpoint.every_steps, keep_last=1),
             )
             arguments = [*arguments, "--training.spans=0"]
             name = f"{data}/{base}/pre-training/seed={config.seed}"
-            self._pretrainings[folder] = self._made(name, config, arguments, told, None, True)
+            self._pretrainings[folder] = self._made(name, config, arguments, parts, needs=None)
         return self._pretrainings[folder]
 
+    def _identity(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+        return identity(config, dataset.digest, self.device)
+
     def _made(
-        self, name: str, config: TrainConfig, arguments: list[str], told: dict[str, Any], needs: Job | None, keeps: bool
+        self, name: str, config: TrainConfig, arguments: list[str], identity: dict[str, Any], needs: Job | None
     ) -> Job:
-        arguments = [*arguments, f"--seed={config.seed}", f"--run_dir={config.run_dir}"]
-        job = Job(name, config, arguments, told | {"training.spans": config.training.spans}, needs, keeps)
+        job = Job(
+            name,
+            config,
+            [*arguments, f"--seed={config.seed}", f"--run_dir={config.run_dir}"],
+            identity | {"training.spans": config.training.spans},
+            needs,
+            keep=self.keep or needs is None,
+        )
         self._all.append(job)
         return job

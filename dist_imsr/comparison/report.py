@@ -8,22 +8,19 @@ from rich.console import Console
 
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.results import Cells
-from dist_imsr.comparison.tuning import Trial, chosen
+from dist_imsr.comparison.tuning import Trial, best_trial
 from dist_imsr.files import write_whole
 from dist_imsr.sheet import Sheet
 
 _NOTHING = "-"
 
 
-def quality(config: CompareConfig, records: Sequence[dict[str, Any]]) -> list[Sheet]:
-    """Table III of the paper for each data set, and its Table IV where rows have base models of their own.
+def quality_tables(config: CompareConfig, records: Sequence[dict[str, Any]]) -> list[Sheet]:
+    """Table III of the paper for each data set, and its Table IV for rows with base models of their own.
 
     Args:
         config: the comparison's keys.
-        records: what `summary` gave.
-
-    Returns:
-        The tables.
+        records: of `summary_records`.
     """
     pairs = [f"p {over} vs {other}" for other in config.tests for over in ("users", "seeds")]
     rates = [f"{name}@{config.top}" for name in ("HR", "NDCG")]
@@ -50,92 +47,75 @@ def quality(config: CompareConfig, records: Sequence[dict[str, Any]]) -> list[Sh
     return sheets
 
 
-def seconds(config: CompareConfig, all_cells: Sequence[Cells]) -> list[Sheet]:
-    """Table V of the paper for each data set.
-
-    Args:
-        config: the comparison's keys.
-        all_cells: of each row, base and data set.
-
-    Returns:
-        The tables.
-    """
+def time_tables(config: CompareConfig, all_cells: Sequence[Cells]) -> list[Sheet]:
+    """Table V of the paper for each data set."""
     many = config.cores // config.ranks
     caption = f"Seconds of training in span t, means over seeds; up to {many} run(s) at once on this machine."
     sheets = []
     for data in config.data:
-        here = [(cells.entry, cells.seconds()) for cells in all_cells if cells.entry.data == data]
+        here = [(cells.experiment, cells.seconds()) for cells in all_cells if cells.experiment.data == data]
         spans = sorted({span for _, each in here for span in each})
         rows = [
-            [entry.base, entry.row, *(f"{each[span]:.2f}" if span in each else _NOTHING for span in spans)]
-            for entry, each in here
+            [experiment.base, experiment.row, *(_number(seconds.get(span), 2) for span in spans)]
+            for experiment, seconds in here
         ]
         title = f"{data}: training time (Table V)"
         sheets.append(Sheet(title, caption, ["base", "strategy", *(f"t={span}" for span in spans)], rows))
     return sheets
 
 
-def tuned(config: CompareConfig, all_trials: Sequence[Sequence[Trial]]) -> list[Sheet]:
-    """What was tried, and what was taken.
+def tuning_tables(config: CompareConfig, all_trials: Sequence[Sequence[Trial]]) -> list[Sheet]:
+    """A table of the trials and which of them were chosen; none where nothing is tuned.
 
     Args:
         config: the comparison's keys.
-        all_trials: of each row with one base on one data set.
-
-    Returns:
-        One table; none where nothing is tuned.
+        all_trials: of each experiment.
     """
-    rows = [
-        [*(record[name] for name in ("data", "base", "strategy", "values")), _number(record["validation"], 5), how]
-        for record in tried(all_trials)
-        for how in ["chosen" if record["chosen"] else record["reason"]]
-    ]
     settings = config.tuning
-    without = [name for name in config.strategies if name not in {row[2] for row in rows}]
     if settings.budget == 1 or not settings.keys:
         return []
+    columns = ["data", "base", "strategy", "values"]
+    rows = []
+    for record in trial_records(all_trials):
+        result = "chosen" if record["chosen"] else record["reason"]
+        rows.append([*(record[name] for name in columns), _number(record["validation"], 5), result])
     caption = (
         f"Validation (mean over {settings.spans} spans after pre-training, seed {settings.seed}) of at most "
         f"{settings.budget} trials for each row, base and data set; tests were not looked at."
     )
-    if without:
-        caption += f" As configured, with nothing to choose or to validate: {', '.join(without)}."
-    return [Sheet("Tuning", caption, ["data", "base", "strategy", "values", "validation", ""], rows)]
+    tuned = {row[2] for row in rows}
+    untuned = [name for name in config.strategies if name not in tuned]
+    if untuned:
+        caption += f" As configured, with nothing to choose or to validate: {', '.join(untuned)}."
+    return [Sheet("Tuning", caption, [*columns, "validation", ""], rows)]
 
 
-def tried(all_trials: Sequence[Sequence[Trial]]) -> list[dict[str, Any]]:
-    """A record of each trial.
-
-    Args:
-        all_trials: of each row with one base on one data set.
-
-    Returns:
-        Plain values.
-    """
+def trial_records(all_trials: Sequence[Sequence[Trial]]) -> list[dict[str, Any]]:
+    """A record of each trial, of plain values."""
     records = []
     for trials in all_trials:
-        best = chosen(list(trials))
+        best = best_trial(list(trials))
         for trial in trials:
-            values = ", ".join(f"{key}={value}" for key, value in trial.values.items()) or "as configured"
-            state, entry = trial.job.state, trial.entry
+            state, experiment = trial.job.state, trial.experiment
             records.append(
                 {
-                    **{"data": entry.data, "base": entry.base, "strategy": entry.row, "trial": trial.number},
-                    **{"values": values, "validation": trial.validation, "chosen": trial is best},
-                    **{"status": state.status, "reason": state.reason, "run_seconds": state.seconds},
+                    "data": experiment.data,
+                    "base": experiment.base,
+                    "strategy": experiment.row,
+                    "trial": trial.number,
+                    "values": ", ".join(f"{key}={value}" for key, value in trial.values.items()) or "as configured",
+                    "validation": trial.validation,
+                    "chosen": trial is best,
+                    "status": state.status,
+                    "reason": state.reason,
+                    "run_seconds": state.seconds,
                 }
             )
     return records
 
 
 def publish(sheets: Sequence[Sheet], path: Path, console: Console) -> None:
-    """Prints tables and writes them as Markdown.
-
-    Args:
-        sheets: the tables.
-        path: the file.
-        console: where they are printed.
-    """
+    """Prints tables, and writes them to a file as Markdown."""
     for sheet in sheets:
         sheet.show(console)
     write_whole(path, "\n".join(sheet.markdown() for sheet in sheets))

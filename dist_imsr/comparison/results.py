@@ -1,4 +1,4 @@
-"""What finished cells come to: a row for each cell and span, and a summary of each row of the tables."""
+"""The numbers of finished cells: a record for each cell and span, and a summary of each row of the tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_imsr.comparison.config import CompareConfig
-from dist_imsr.comparison.grid import Entry
+from dist_imsr.comparison.grid import Experiment
 from dist_imsr.comparison.jobs import Job
 from dist_imsr.comparison.statistics import METRICS, deviation, improvement, mean, over_seeds, over_users
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of one row with one base on one data set.
+    """The cells of one experiment.
 
     Args:
-        entry: which.
+        experiment: row, base model and data set.
         jobs: its runs by seed.
         top: N.
     """
 
-    entry: Entry
+    experiment: Experiment
     jobs: dict[int, Job]
     top: int
 
     @property
     def missing(self) -> list[str]:
-        """Of each seed without numbers, why."""
+        """A reason for each seed without numbers."""
         states = {seed: job.state for seed, job in self.jobs.items() if not job.done}
         return [
             f"seed {seed} {f'failed: {state.reason}' if state.status == 'failed' else 'has not been run'}"
@@ -40,7 +40,7 @@ class Cells:
 
     @cached_property
     def means(self) -> dict[str, dict[int, float]]:
-        """By metric and seed, the mean over tested spans, in per cent."""
+        """The mean over tested spans by metric and seed, in per cent."""
         lines = {seed: job.lines() for seed, job in self.jobs.items() if job.done}
         return {
             name: {
@@ -52,34 +52,17 @@ class Cells:
         }
 
     def users(self, seeds: Sequence[int]) -> list[Path]:
-        """The files of users' own values.
-
-        Args:
-            seeds: of which runs.
-
-        Returns:
-            Of each run and tested span, one.
-        """
+        """The files of users' own metrics, one for each of these seeds' runs and tested spans."""
         return [path for seed in seeds for path in self.jobs[seed].users()]
 
-    def begins_like(self, other: "Cells") -> bool:
-        """Whether it shares its pre-trained models with another row of the same base.
-
-        Args:
-            other: the row.
-
-        Returns:
-            True also for a base of its own, which nobody could share.
-        """
+    def shares_pretraining(self, other: "Cells") -> bool:
+        """Whether both begin from the same pre-trained models; true for two base models, which cannot."""
         needs = ([job.needs for job in cells.jobs.values()] for cells in (self, other))
-        return self.entry.base != other.entry.base or all(one is two for one, two in zip(*needs, strict=True))
+        other_base = self.experiment.base != other.experiment.base
+        return other_base or all(own is its for own, its in zip(*needs, strict=True))
 
     def seconds(self) -> dict[int, float]:
-        """Seconds of training, by span.
-
-        Returns:
-            Means over seeds.
-        """
+        """Seconds of training by span, means over seeds."""
         spans: dict[int, list[float]] = {}
         for job in self.jobs.values():
             for line in job.lines() if job.done else []:
@@ -87,86 +70,90 @@ class Cells:
         return {span: sum(values) / len(values) for span, values in spans.items()}
 
 
-def summary(config: CompareConfig, all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
+def summary_records(config: CompareConfig, all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
     """A record of each row of the tables.
 
     A row of a base model that the reference does not have is compared with the reference with the first of ``bases``.
-    Where seeds of one side are missing, the other side's are left out of that comparison.
+    A comparison of two rows takes the seeds that both have.
 
     Args:
         config: the comparison's keys.
-        all_cells: of each row, base and data set.
+        all_cells: of each experiment.
 
     Returns:
-        Plain values; None for what cannot be told.
+        Plain values; None for what cannot be computed.
     """
-    by_entry = {cells.entry: cells for cells in all_cells}
+    by_experiment = {cells.experiment: cells for cells in all_cells}
 
-    def beside(entry: Entry, row: str) -> Cells:
-        same = by_entry.get(Entry(entry.data, entry.base, row))
-        return same or by_entry[Entry(entry.data, config.bases[0], row)]
+    def counterpart(experiment: Experiment, row: str) -> Cells:
+        same_base = by_experiment.get(Experiment(experiment.data, experiment.base, row))
+        return same_base or by_experiment[Experiment(experiment.data, config.bases[0], row)]
 
     records = []
     for cells in all_cells:
-        entry = cells.entry
+        experiment = cells.experiment
         record: dict[str, Any] = {
-            **{"data": entry.data, "base": entry.base, "strategy": entry.row, "seeds": len(cells.means["hr"])},
+            "data": experiment.data,
+            "base": experiment.base,
+            "strategy": experiment.row,
+            "seeds": len(cells.means["hr"]),
             "missing": "; ".join(cells.missing),
-            "pretrained_apart": not cells.begins_like(beside(entry, config.reference)),
+            "pretrained_apart": not cells.shares_pretraining(counterpart(experiment, config.reference)),
         }
         for name in METRICS:
             values = list(cells.means[name].values())
             record |= {name: mean(values), f"{name}_std": deviation(values)}
         record["ri"] = None
-        for other in dict.fromkeys([config.reference, *config.tests]):
-            paired = beside(entry, other)
-            if paired is cells:
-                continue
-            seeds = sorted(cells.means["hr"].keys() & paired.means["hr"].keys())
-            if seeds and other == config.reference:
-                sides = ([one.means[name][seed] for name in METRICS for seed in seeds] for one in (cells, paired))
-                record["ri"] = improvement(*sides)
-            if seeds and other in config.tests:
-                try:
-                    of_users = over_users(cells.users(seeds), paired.users(seeds), config.top)
-                except ValueError as error:
-                    record["missing"] = "; ".join(filter(None, (record["missing"], str(error))))
-                    continue
-                for name in METRICS:
-                    tests = {"users": of_users[name], "seeds": over_seeds(cells.means[name], paired.means[name])}
-                    for over, test in tests.items():
-                        record |= {f"n_{over}_vs_{other}": test.n, f"p_{over}_{name}_vs_{other}": test.p}
+        for row in dict.fromkeys([config.reference, *config.tests]):
+            other = counterpart(experiment, row)
+            if other is not cells:
+                _compare(record, cells, other, config)
         records.append(record)
     return records
 
 
-def measured(all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
+def _compare(record: dict[str, Any], cells: Cells, other: Cells, config: CompareConfig) -> None:
+    """Adds the improvement over another row, and the tests against it, to a record."""
+    row = other.experiment.row
+    seeds = sorted(cells.means["hr"].keys() & other.means["hr"].keys())
+    if seeds and row == config.reference:
+        sides = ([side.means[name][seed] for name in METRICS for seed in seeds] for side in (cells, other))
+        record["ri"] = improvement(*sides)
+    if not seeds or row not in config.tests:
+        return
+    try:
+        users_tests = over_users(cells.users(seeds), other.users(seeds), config.top)
+    except ValueError as error:
+        record["missing"] = "; ".join(filter(None, (record["missing"], str(error))))
+        return
+    for name in METRICS:
+        tests = {"users": users_tests[name], "seeds": over_seeds(cells.means[name], other.means[name])}
+        for over, test in tests.items():
+            record |= {f"n_{over}_vs_{row}": test.n, f"p_{over}_{name}_vs_{row}": test.p}
+
+
+def cell_records(all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
     """A record of each cell and tested span.
 
     Args:
-        all_cells: of each row, base and data set.
+        all_cells: of each experiment.
 
     Returns:
-        The lines of metrics.jsonl, and to which cell they belong; one without numbers for a cell without lines.
+        The lines of metrics.jsonl with their cell and its state; a cell without lines has a record without metrics.
     """
     records = []
     for cells in all_cells:
         for seed, job in cells.jobs.items():
-            entry = cells.entry
-            named = {"data": entry.data, "row": entry.row, "base": entry.base, "seed": seed}
-            how = {"status": job.state.status, "reason": job.state.reason, "run_seconds": job.state.seconds}
+            experiment = cells.experiment
+            cell = {"data": experiment.data, "row": experiment.row, "base": experiment.base, "seed": seed}
+            state = {"status": job.state.status, "reason": job.state.reason, "run_seconds": job.state.seconds}
             lines = job.lines() if job.state.status in ("done", "failed") else []
-            records += [named | how | line for line in lines or [{}]]
+            records += [cell | state | line for line in lines or [{}]]
     return records
 
 
 def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes records as a Parquet file, whole or not at all.
-
-    Args:
-        records: with the columns of all of them.
-        path: the file.
-    """
+    """Writes records as a Parquet file with the columns of all of them; it replaces the file at once."""
     names = list(dict.fromkeys(name for record in records for name in record))
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(pa.table({name: pa.array([record.get(name) for record in records]) for name in names}), partial)

@@ -16,8 +16,8 @@ class Paired(NamedTuple):
     """A two-sided paired t-test.
 
     Args:
-        n: how many pairs.
-        p: None where fewer than two pairs, or pairs that all differ by the same, tell nothing.
+        n: number of pairs.
+        p: None for fewer than two pairs, and for differences without variance.
     """
 
     n: int
@@ -25,52 +25,28 @@ class Paired(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean.
-
-    Args:
-        values: any number of them.
-
-    Returns:
-        None of nothing.
-    """
+    """The mean; None of no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample.
-
-    Args:
-        values: any number of them.
-
-    Returns:
-        None of fewer than two.
-    """
+    """The standard deviation of a sample; None of fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def improvement(own: Sequence[float], reference: Sequence[float]) -> float | None:
-    """RI of Table III: the relative improvement of the average of HR and NDCG, in per cent.
+    """RI of Table III: the relative improvement of the average of HR and NDCG, in per cent; None if the reference is 0.
 
     Args:
-        own: HR and NDCG.
-        reference: those that they are compared with.
-
-    Returns:
-        None where the reference is 0.
+        own: HR and NDCG of a row, of each seed.
+        reference: the same of the reference.
     """
     base = math.fsum(reference)
     return 100 * (math.fsum(own) / base - 1) if base else None
 
 
 def paired(differences: Sequence[float] | np.ndarray) -> Paired:
-    """Tests whether pairs differ by 0 in the mean.
-
-    Args:
-        differences: one for each pair.
-
-    Returns:
-        The number of pairs, and p: 1 where no pair differs.
-    """
+    """Tests whether the mean of the pairs' differences is 0; p is 1 where no pair differs."""
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2:
         return Paired(len(values), None)
@@ -82,40 +58,32 @@ def paired(differences: Sequence[float] | np.ndarray) -> Paired:
 
 
 def over_seeds(own: Mapping[int, float], other: Mapping[int, float]) -> Paired:
-    """Tests two rows over the seeds that both have.
-
-    Args:
-        own: a mean over spans by seed.
-        other: of the row that it is paired with.
-
-    Returns:
-        The test.
-    """
+    """Tests two rows, each with a mean over spans by seed, over the seeds that both have."""
     return paired([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
 
 
 def over_users(own: Sequence[Path], other: Sequence[Path], top: int) -> dict[str, Paired]:
-    """Tests two rows over users: each user's mean over the spans where it was tested, and over seeds, is one value.
+    """Tests two rows over users: the mean over a user's tested spans and over seeds is one value.
 
     Args:
         own: Parquet files with a row for each tested user, of all spans and seeds that both rows have.
-        other: of the row that it is paired with.
+        other: those of the row that it is paired with.
         top: N.
 
     Returns:
         The test by metric.
 
     Raises:
-        ValueError: if the two were not tested on the same users as often.
+        ValueError: if the two were not tested on the same users, each equally often.
     """
     means = ", ".join(f'avg("{name}@{top}") as {name}' for name in METRICS)
     one, two = (
         f"(select user, count(*) as n, {means} from read_parquet({_listed(of)}) group by user)" for of in (own, other)
     )
-    told = ", ".join(f"a.{name} - b.{name} as {name}" for name in METRICS)
+    differences = ", ".join(f"a.{name} - b.{name} as {name}" for name in METRICS)
     with duckdb.connect() as connection:
         connection.execute("set threads = 1")  # the same sums, and so the same digits, every time
-        query = f"select a.n is distinct from b.n as odd, {told} from {one} a full join {two} b using (user)"
+        query = f"select a.n is distinct from b.n as odd, {differences} from {one} a full join {two} b using (user)"
         found = connection.execute(f"{query} order by user").fetchnumpy()
     if found["odd"].any():
         raise ValueError(f"{own[0].parent} and {other[0].parent} were tested on different users")

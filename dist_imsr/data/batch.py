@@ -1,26 +1,27 @@
-"""What a step sees: users with their histories and targets, jagged."""
+"""The input of a training or test step: users with their histories and targets, jagged."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
-from dist_imsr.data.jagged import last
-from dist_imsr.data.steps import Movable
+from dist_imsr.data.jagged import last_rows
+from dist_imsr.data.steps import TensorBatch
+from dist_imsr.keys import free
 
 
 @dataclass
 class BatchConfig:
-    """What a global step sees.
+    """Sizes of batches.
 
     Args:
-        size: users in a global batch, over all ranks.
+        size: users in a global training batch, over all ranks.
         max_history: the latest interactions before the cut that enter the extractor; mimn and limarec write a span back
             in pieces of so many.
-        max_targets: the interactions after the cut that are predicted.
+        max_targets: interactions after the cut that are predicted.
         negatives: uniformly sampled items that all targets of a step share.
-        eval_size: users in a global block of validation, testing and writing back.
+        eval_size: users in a global batch of validation, testing and write-back.
         prefetch: batches prepared ahead in the background.
     """
 
@@ -29,27 +30,27 @@ class BatchConfig:
     max_targets: int = 50
     negatives: int = 1000
     eval_size: int = 1024
-    prefetch: int = 2
+    prefetch: int = field(default=2, metadata=free())
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            require(value >= 1, f"batch.{field.name}", value, "at least 1")
+        for key in fields(self):
+            value = getattr(self, key.name)
+            require(value >= 1, f"batch.{key.name}", value, "at least 1")
 
 
 @dataclass
-class Batch(Movable):
+class Batch(TensorBatch):
     """This rank's part of a global step.
 
     Args:
-        span: which span it is of.
+        span: the span that the batch belongs to.
         users: ``[B]`` int64, dense ids.
         history: B sequences of item ids, the oldest first.
         targets: B sequences of item ids, all later than the history.
-        negatives: one sequence of item ids, the same on every rank; of length 0 outside training.
+        negatives: one sequence of item ids, the same on every rank; empty outside of training.
         world_targets: the number of targets in the global step.
-        replayed: how many of the users, the last ones, are earlier sequences of the others, and so here again.
-        world_replayed: how many of the targets in the global step are theirs.
+        replayed: the number of replayed rows: the last rows, with earlier sequences of users of the other rows.
+        world_replayed: the number of targets of replayed rows in the global step.
     """
 
     span: int
@@ -62,25 +63,27 @@ class Batch(Movable):
     world_replayed: int = 0
 
     def replay(self) -> "Batch":
-        """The replayed users alone.
-
-        Returns:
-            A batch that shares memory with this one.
-        """
-        histories, targets = (last(one, self.replayed) for one in (self.history, self.targets))
-        users = self.users[len(self.users) - self.replayed :]
-        counts = self.world_targets, self.replayed, self.world_replayed
-        return Batch(self.span, users, histories, targets, self.negatives, *counts)
+        """The replayed rows alone, as views."""
+        return Batch(
+            span=self.span,
+            users=self.users[len(self.users) - self.replayed :],
+            history=last_rows(self.history, self.replayed),
+            targets=last_rows(self.targets, self.replayed),
+            negatives=self.negatives,
+            world_targets=self.world_targets,
+            replayed=self.replayed,
+            world_replayed=self.world_replayed,
+        )
 
 
 @dataclass
-class TestBatch(Movable):
-    """Users and what they turned to in the span that a model is tested on.
+class TestBatch(TensorBatch):
+    """Users with their items in the test span.
 
     Args:
         users: ``[B]`` int64, dense ids.
         targets: B sequences of distinct item ids, in ascending order.
-        last: ``[B]`` int64, the place of the user's latest interaction among the values of ``targets``.
+        last: ``[B]`` int64, the index of the user's latest interaction among the values of ``targets``.
         last_is_new: ``[B]`` bool, whether the user met that item in no earlier span.
     """
 

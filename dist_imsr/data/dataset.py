@@ -1,7 +1,7 @@
-"""A prepared directory: opens, checks, hands out buckets."""
+"""Opens and checks a prepared data set, and reads its buckets."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_imsr.files import check_file, check_version, digest_of
+from dist_imsr.keys import free
 
 FORMAT_VERSION = 1
-HELD_OUT = 2  # of a span: the last interaction for testing, the second last for validation
-SHORTEST_SPLIT = 3  # a user with fewer interactions in a span keeps all for training
+HELD_OUT = 2  # interactions of a user and span: the last one for testing, the second last for validation
+SHORTEST_SPLIT = 3  # a user with fewer interactions in a span trains on all of them
 
 
 @dataclass
@@ -27,19 +28,19 @@ class DataConfig:
         verify: read every file once and compare its checksum.
     """
 
-    path: Path
-    verify: bool = False
+    path: Path = field(metadata=free(compare="grid"))
+    verify: bool = field(default=False, metadata=free())
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """The interactions of one span of one bucket's users, seen through a memory map.
+    """Views of the interactions of one bucket's users in one span, in a memory-mapped file.
 
     Args:
         users: ``[n]`` dense ids, ascending.
         offsets: ``[n + 1]``; user i's interactions are ``offsets[i] .. offsets[i + 1] - 1``, in time order.
-        items: ``[offsets[-1]]`` dense ids; only what is read leaves the disk.
-        batch: the Arrow batch behind them.
+        items: ``[offsets[-1]]`` dense ids.
+        batch: the Arrow batch of all columns.
     """
 
     users: np.ndarray
@@ -59,32 +60,29 @@ class Sequences:
 
 
 def held_out(lengths: np.ndarray) -> np.ndarray:
-    """How many of a user's interactions in a span are kept from training.
+    """The number of each user's interactions in a span that training must not see.
 
     Args:
-        lengths: ``[n]``, the interactions of each user.
+        lengths: ``[n]``, the number of interactions of each user.
 
     Returns:
-        ``[n]``: 2 where there are at least 3, else 0.
+        ``[n]``: 2 for users with at least 3 interactions, else 0.
     """
     return np.where(lengths >= SHORTEST_SPLIT, HELD_OUT, 0)
 
 
 class Dataset:
-    """Interactions cut into spans and buckets of users, as launch/prepare.py left them.
-
-    Args:
-        config: the data's section.
+    """Interactions in spans and buckets of users, as written by launch/prepare.py.
 
     Raises:
         ValueError: naming the file, if the folder is no prepared data set, was written by a newer version, lacks a
-            file, or holds one whose size (or, with ``verify``, checksum) is not that of its manifest.
+            file, or has one whose size (or, with ``verify``, checksum) differs from the manifest.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.path = config.path
         self.manifest = _read_manifest(config.path)
-        self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # of the tables, once they were asked for
+        self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # cache of columns by table and name
         try:
             self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
             self.items_by_span: list[int] = self.manifest["items_by_span"]
@@ -112,11 +110,11 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """What tells these data from any other: the manifest's checksum, and with it that of every file."""
+        """The manifest's checksum, which covers every file, as the manifest lists their checksums."""
         return digest_of(self.path / "dataset.json")
 
-    def raw(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
-        """The ids that the log knew users or items by.
+    def raw_ids(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
+        """Maps dense ids to the ids of the raw log.
 
         Args:
             table: ``users`` or ``items``.
@@ -127,39 +125,25 @@ class Dataset:
         """
         return self._table(table, "raw").take(pa.array(ids))
 
-    def raw_type(self, table: str) -> pa.DataType:
-        """The type of the ids that the log knew users or items by.
-
-        Args:
-            table: ``users`` or ``items``.
-
-        Returns:
-            The type.
-        """
+    def raw_id_type(self, table: str) -> pa.DataType:
+        """The type of the raw ids in the table ``users`` or ``items``."""
         return pq.read_schema(self.path / f"{table}.parquet").field("raw").type
 
-    def dense(self, raw: pa.Array) -> np.ndarray:
-        """The dense ids of users by the ids that the log knew them by.
+    def dense_user_ids(self, raw: pa.Array) -> np.ndarray:
+        """Maps raw ids of users to dense ids.
 
         Args:
-            raw: ``[n]``, of the type that `raw_type` tells.
+            raw: ``[n]``, of the type of `raw_id_type`.
 
         Returns:
-            ``[n]`` int64; -1 for users whom the data do not know.
+            ``[n]`` int64; -1 for unknown users.
         """
         return (
             pc.index_in(raw, self._table("users", "raw")).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         )
 
     def popularity(self, items: range) -> np.ndarray:
-        """How often items occur in all spans.
-
-        Args:
-            items: dense ids.
-
-        Returns:
-            ``[len(items)]`` int64.
-        """
+        """The number of interactions of items in all spans, ``[len(items)]`` int64."""
         return self._table("items", "interactions").slice(items.start, len(items)).to_numpy().astype(np.int64)
 
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
@@ -175,14 +159,7 @@ class Dataset:
             raise ValueError(f"{path} is no table of a prepared data set ({error}): prepare it again") from error
 
     def sequences(self, span: int, bucket: int) -> Sequences:
-        """Opens one file by memory map.
-
-        Args:
-            span: 0 is the pre-training span.
-            bucket: which users.
-
-        Returns:
-            Views of the file; nothing of it is read yet.
+        """Opens the file of one span (0 is the pre-training span) and bucket by memory map, without reading it.
 
         Raises:
             ValueError: naming the file, if it is no Arrow file of this format.

@@ -1,9 +1,9 @@
-"""Interactions with planted truth: who is interested in which cluster of items, and since when.
+"""Generates interactions with planted truth: which clusters of items each user is interested in, and since which span.
 
-Items form clusters; inside a cluster they have Zipf popularity and styles. A user begins with K_0 clusters, drifts from
-style to style inside each of them, and takes on a new cluster now and then, at the beginning of a span; items and
-clusters appear over the spans as well. Everything is a pure function of the options, drawn a chunk of users at a time,
-so that any size streams.
+Items form clusters; inside a cluster they have Zipf popularity and styles. A user starts with K_0 clusters, drifts from
+style to style inside each of them, and takes on a new cluster now and then, at the beginning of a span; new items and
+clusters appear over the spans as well. Everything is a pure function of the options, drawn for one chunk of users at a
+time, so that data of any size can be streamed.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.checks import require
-from dist_imsr.data.rows import Rows, span_edges
 from dist_imsr.data.schedule import generator
+from dist_imsr.data.source_query import SourceQuery
+from dist_imsr.data.writer import span_edges
 
 _CATALOGUE, _INTERESTS, _EVENTS = 4, 5, 6  # streams of random numbers
-_PERIOD = (1_500_000_000, 1_520_000_000)  # unix seconds that the interactions cover
+_PERIOD = (1_500_000_000, 1_520_000_000)  # the first and last unix second
 _CHUNK = 1024  # users
 
 
@@ -28,24 +29,24 @@ class DriftConfig:
     """Planted drift, for the source drift.
 
     Args:
-        users: how many.
-        items: how many; those that nobody meets get no id.
-        clusters: of items, equally large.
-        styles: parts of a cluster between which an interest drifts.
-        interests: K_0, the clusters that a user begins with.
-        interactions: the expected number in each span, from the pre-training one on; the last number counts for all
+        users: the number of users.
+        items: the number of items; items without interactions get no id.
+        clusters: the number of clusters of items, all of the same size.
+        styles: the number of parts of a cluster, between which an interest drifts.
+        interests: K_0, the number of clusters that a user starts with.
+        interactions: the expected number in each span, from the pre-training span on; the last number applies to all
             later spans.
-        growth: the probability that a user takes on a new cluster in a later span.
-        evenness: of a user's interests' weights, which are Gamma distributed with this shape and the mean 1.
-        debut: what a new cluster's weight is multiplied by in its first span.
-        drift: the probability that an interest moves to the next style in a later span.
-        focus: the share of an interest's interactions that keep to its style.
-        fresh: the share of items, and of clusters, that appear in a later span.
-        noise: the share of interactions with any item.
+        growth: the probability that a user takes on a new cluster in a span after the first.
+        evenness: the shape of the Gamma distribution, with mean 1, of the weights of a user's interests.
+        debut: the factor of a new cluster's weight in its first span.
+        drift: the probability that an interest moves to the next style in a span after the first.
+        focus: the share of an interest's interactions that are in its style.
+        fresh: the share of items, and of clusters, that appear in a span after the first.
+        noise: the share of interactions with items of any cluster.
         item_zipf: the exponent of items' popularity inside a cluster.
         cluster_zipf: the exponent of clusters' popularity.
-        activity: the deviation of the logarithm of users' activity.
-        seed: keys every random number.
+        activity: the standard deviation of the logarithm of users' activity.
+        seed: of every random number.
     """
 
     users: int = 20_000
@@ -80,31 +81,31 @@ class DriftConfig:
 
 
 class PlantedInterests(NamedTuple):
-    """The planted interests of a chunk of U users, each with room for M of them.
+    """The planted interests of a chunk of U users, padded to M interests each.
 
     Args:
         clusters: ``[U, M]`` int64.
-        born: ``[U, M]`` int64, the span from which on a user has the interest; beyond the last span for none.
-        styles: ``[T + 1, U, M]`` int64, its style in each span.
-        weights: ``[U, M]`` float64, its share of the user's interactions, up to a factor.
+        birth_span: ``[U, M]`` int64, the first span in which the user has the interest; T + 1 for padding.
+        styles: ``[T + 1, U, M]`` int64, the interest's style in each span.
+        weights: ``[U, M]`` float64, proportional to the interest's share of the user's interactions.
     """
 
     clusters: np.ndarray
-    born: np.ndarray
+    birth_span: np.ndarray
     styles: np.ndarray
     weights: np.ndarray
 
 
 class PlantedDrift:
-    """The generator.
+    """Generates interactions and their truth.
 
     Args:
-        config: the drift's section.
+        config: the options.
         alpha: the part of the time that is the pre-training span.
         spans: T, the number of equal spans of the rest.
 
     Raises:
-        ValueError: if there are too few clusters for the interests that a user may get.
+        ValueError: if there are fewer clusters than interests that a user may get.
     """
 
     def __init__(self, config: DriftConfig, alpha: float, spans: int) -> None:
@@ -113,58 +114,53 @@ class PlantedDrift:
         draw = generator(_CATALOGUE, config.seed)
         self.clusters = np.arange(config.items) * config.clusters // config.items  # of each item; popular items first
         later = (draw.random(config.clusters) < config.fresh) * draw.integers(1, self.spans, config.clusters)
-        self.cluster_born = draw.permutation(np.sort(later))
+        self.cluster_birth_span = draw.permutation(np.sort(later))
         need = config.interests + (spans if config.growth else 0)
         require(
-            (self.cluster_born == 0).sum() >= need, "drift.clusters", config.clusters, f"enough for {need} in span 0"
+            (self.cluster_birth_span == 0).sum() >= need,
+            "drift.clusters",
+            config.clusters,
+            f"enough for {need} in span 0",
         )
         rank = draw.permutation(config.clusters) + 1
         self._popularity = -config.cluster_zipf * np.log(rank)
-        item_born = (draw.random(config.items) < config.fresh) * draw.integers(1, self.spans, config.items)
-        item_born[np.flatnonzero(np.diff(self.clusters, prepend=-1))] = 0  # no cluster is ever empty
-        self.item_born = np.maximum(item_born, self.cluster_born[self.clusters])
+        item_birth_span = (draw.random(config.items) < config.fresh) * draw.integers(1, self.spans, config.items)
+        item_birth_span[np.flatnonzero(np.diff(self.clusters, prepend=-1))] = 0  # so that no cluster is ever empty
+        self.item_birth_span = np.maximum(item_birth_span, self.cluster_birth_span[self.clusters])
 
     @property
     def chunks(self) -> int:
-        """How many chunks of users there are."""
+        """The number of chunks of users."""
         return -(-self.config.users // _CHUNK)
 
     def interests(self, chunk: int) -> PlantedInterests:
-        """What a chunk of users is interested in.
-
-        Args:
-            chunk: which one.
-
-        Returns:
-            The truth.
-        """
+        """The interests of a chunk of users."""
         config, draw = self.config, generator(_INTERESTS, self.config.seed, chunk)
         users, most = len(self._users(chunk)), config.interests + self.spans - 1
-        # Gumbel's trick: the largest of log popularity + Gumbel noise is a draw by popularity, without replacement.
-        wish = self._popularity + draw.gumbel(size=(users, config.clusters))
+        # Gumbel-max trick: the largest of log popularity + Gumbel noise is a draw by popularity, without replacement.
+        scores = self._popularity + draw.gumbel(size=(users, config.clusters))
         clusters = np.zeros((users, most), np.int64)
-        born = np.full((users, most), self.spans)
+        birth_span = np.full((users, most), self.spans)
         grows = draw.random((users, self.spans)) < config.growth
         for slot in range(most):
             span = max(0, slot - config.interests + 1)
-            there = np.where(self.cluster_born <= span, wish, -np.inf)
-            clusters[:, slot] = there.argmax(1)
+            available = np.where(self.cluster_birth_span <= span, scores, -np.inf)
+            clusters[:, slot] = available.argmax(1)
             has = grows[:, span] if span else np.full(users, True)
-            born[has, slot] = span
-            wish[np.flatnonzero(has), clusters[has, slot]] = -np.inf
+            birth_span[has, slot] = span
+            scores[np.flatnonzero(has), clusters[has, slot]] = -np.inf
         first = draw.integers(config.styles, size=(1, users, most))
         moves = draw.random((self.spans - 1, users, most)) < config.drift
         styles = np.concatenate([first, first + moves.cumsum(0)]) % config.styles
-        return PlantedInterests(clusters, born, styles, draw.gamma(config.evenness, 1 / config.evenness, (users, most)))
+        return PlantedInterests(
+            clusters, birth_span, styles, draw.gamma(config.evenness, 1 / config.evenness, (users, most))
+        )
 
     def events(self, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """What a chunk of users does, span after span.
-
-        Args:
-            chunk: which one.
+        """Draws the interactions of a chunk of users.
 
         Yields:
-            Users, items and unix seconds of a span's interactions, ``[n]`` int64 each.
+            Users, items and unix seconds of each span's interactions, ``[n]`` int64 each.
         """
         config, draw = self.config, generator(_EVENTS, self.config.seed, chunk)
         users, truth = self._users(chunk), self.interests(chunk)
@@ -172,20 +168,20 @@ class PlantedDrift:
         for span in range(self.spans):
             expected = config.interactions[min(span, len(config.interactions) - 1)] / config.users
             who = np.arange(len(users)).repeat(draw.poisson(expected * activity))
-            debut = np.where((truth.born == span) & (span > 0), config.debut, 1.0)
-            share = (truth.weights * debut * (truth.born <= span)).cumsum(1)
+            debut = np.where((truth.birth_span == span) & (span > 0), config.debut, 1.0)
+            share = (truth.weights * debut * (truth.birth_span <= span)).cumsum(1)
             slot = (share[who] <= (draw.random(len(who)) * share[who, -1])[:, None]).sum(1)
             items = self._items(span, truth.clusters[who, slot], truth.styles[span, who, slot], draw)
             times = draw.integers(self.edges[span], self.edges[span + 1], len(who))
             yield users[who], items, times
 
     def _items(self, span: int, clusters: np.ndarray, styles: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Draws an item for each cluster and style: by rank among the items that are there already."""
+        """Draws an item for each cluster and style, by popularity rank among the items that exist in the span."""
         config = self.config
-        there = np.flatnonzero(self.item_born <= span)
-        sizes = np.bincount(self.clusters[there], minlength=config.clusters)
+        available = np.flatnonzero(self.item_birth_span <= span)
+        sizes = np.bincount(self.clusters[available], minlength=config.clusters)
         first, size = (sizes.cumsum() - sizes)[clusters], sizes[clusters]
-        # The continuous power law's inverse, cut down to whole ranks.
+        # The inverse distribution function of a continuous power law, rounded down to ranks.
         power, chance = 1 - config.item_zipf, draw.random(len(clusters))
         if power:
             place = (1 + chance * ((size + 1.0) ** power - 1)) ** (1 / power) - 1
@@ -194,23 +190,23 @@ class PlantedDrift:
         rank = np.minimum(place.astype(np.int64), size - 1)
         styled = rank - rank % config.styles + styles
         keeps = (draw.random(len(rank)) < config.focus) & (styled < size)
-        items = there[first + np.where(keeps, styled, rank)]
+        items = available[first + np.where(keeps, styled, rank)]
         strays = draw.random(len(rank)) < config.noise
-        return np.where(strays, there[draw.integers(len(there), size=len(rank))], items)
+        return np.where(strays, available[draw.integers(len(available), size=len(rank))], items)
 
     def _users(self, chunk: int) -> np.ndarray:
         return np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.config.users))
 
 
-def planted(drift: PlantedDrift, connection: duckdb.DuckDBPyConnection) -> Rows:
-    """Planted drift as rows, with its truth: ``users`` (user, cluster, span) and ``items`` (item, cluster).
+def drift_query(drift: PlantedDrift, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
+    """A query for planted drift, with its truth: ``users`` (user, cluster, span) and ``items`` (item, cluster).
 
     Args:
         drift: the generator.
-        connection: where its streams are registered.
+        connection: the streams of rows are registered with it.
 
     Returns:
-        Rows with BIGINT ids, none of which is rejected.
+        A query with BIGINT ids, which rejects no row.
     """
 
     def events() -> Iterator[pa.RecordBatch]:
@@ -221,15 +217,15 @@ def planted(drift: PlantedDrift, connection: duckdb.DuckDBPyConnection) -> Rows:
     def interests() -> Iterator[pa.RecordBatch]:
         for chunk in range(drift.chunks):
             truth = drift.interests(chunk)
-            who, slot = (truth.born < drift.spans).nonzero()
-            columns = (chunk * _CHUNK + who, truth.clusters[who, slot], truth.born[who, slot])
+            who, slot = (truth.birth_span < drift.spans).nonzero()
+            columns = (chunk * _CHUNK + who, truth.clusters[who, slot], truth.birth_span[who, slot])
             yield pa.record_batch([pa.array(column, pa.int64()) for column in columns], ["raw", "cluster", "span"])
 
-    whole = {"raw": np.arange(drift.config.items), "cluster": drift.clusters}
+    items = {"raw": np.arange(drift.config.items), "cluster": drift.clusters}
     connection.register("drift_events", _reader(["user", "item", "time"], events()))
     connection.register("drift_users", _reader(["raw", "cluster", "span"], interests()))
-    connection.register("drift_items", pa.table(whole))
-    return Rows(
+    connection.register("drift_items", pa.table(items))
+    return SourceQuery(
         "SELECT *, NULL::VARCHAR AS reason, NULL::VARCHAR AS raw FROM drift_events",
         period=(int(drift.edges[0]), int(drift.edges[-1])),
         truth={"users": "drift_users", "items": "drift_items"},

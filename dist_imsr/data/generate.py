@@ -1,4 +1,4 @@
-"""Planted drift -> a raw log in the format of Taobao's UserBehavior.csv: the real path can be tried at any size."""
+"""Writes planted drift as a raw log in the format of Taobao's UserBehavior.csv, to test preparation at any size."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from rich.console import Console
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.drift import PlantedDrift
 from dist_imsr.data.sources import CLICK, TAOBAO_WINDOW, SourceConfig
-from dist_imsr.data.workspace import Phases
+from dist_imsr.data.workspace import ProgressDisplay
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class GenerateConfig(SourceConfig):
 
     Args:
         output: the CSV file: user, item, category (the item's cluster), behaviour (pv), unix seconds, without a header;
-            ordered by user and time. Packed where its name ends in .gz. It appears only when complete.
+            ordered by user and time. Compressed if its name ends in .gz. It appears only when complete.
         overwrite: replace an older file.
     """
 
@@ -32,7 +32,7 @@ class GenerateConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.source == "drift", "source", self.source, "drift, the only one that makes anything up")
+        require(self.source == "drift", "source", self.source, "drift, the only generated source")
         require_file(self.output, "output")
         if self.output.exists() and not self.overwrite:
             raise ValueError(f"output: {self.output} exists; choose another or replace it with --overwrite true")
@@ -41,14 +41,10 @@ class GenerateConfig(SourceConfig):
 def generate(config: GenerateConfig, console: Console) -> int:
     """Writes the log; memory holds one chunk of users.
 
-    The spans of `PlantedDrift` are laid over the nine days of the public file, and keep their edges' places.
-
-    Args:
-        config: what is planted, and where it is written.
-        console: where progress is told.
+    The period of `PlantedDrift` is scaled to the nine days of the public file, and the edges of its spans with it.
 
     Returns:
-        How many rows were written.
+        The number of rows.
 
     Raises:
         ValueError: if there are too few clusters.
@@ -56,10 +52,14 @@ def generate(config: GenerateConfig, console: Console) -> int:
     """
     drift = PlantedDrift(config.drift, config.alpha, config.spans)
     output = config.output.resolve()
-    partial = output.with_name(f".{os.getpid()}.{output.name}")  # the ending still tells whether it packs
+    partial = output.with_name(f".{os.getpid()}.{output.name}")  # keeps the suffix, which decides on compression
     written = 0
     try:
-        with Phases(console) as phases, phases.phase("generate") as progress, contextlib.ExitStack() as files:
+        with (
+            ProgressDisplay(console) as display,
+            display.phase("generate") as progress,
+            contextlib.ExitStack() as files,
+        ):
             sink = files.enter_context(pa.output_stream(str(partial)))
             style = pa.csv.WriteOptions(include_header=False, quoting_style="none")
             names = ("user", "item", "category", "behaviour", "time")
@@ -77,13 +77,15 @@ def generate(config: GenerateConfig, console: Console) -> int:
     return written
 
 
-def _rows(drift: PlantedDrift, least: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Users, items and times of each chunk's users with so many interactions at least, by user and time."""
+def _rows(drift: PlantedDrift, min_interactions: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Users, items and times of each chunk, sorted by user and time, without users of too few interactions."""
     begin, end = (int(edge) for edge in drift.edges[[0, -1]])
     first, last = TAOBAO_WINDOW
     for chunk in range(drift.chunks):
         users, items, times = (np.concatenate(parts) for parts in zip(*drift.events(chunk), strict=True))
         times = first + (times - begin) * (last - first) // (end - begin)
         order = np.lexsort((times, users))
-        kept = order[(np.bincount(users - users.min()) >= least)[users[order] - users.min()]] if len(order) else order
-        yield users[kept], items[kept], times[kept]
+        if len(order):
+            enough = np.bincount(users - users.min()) >= min_interactions
+            order = order[enough[users[order] - users.min()]]
+        yield users[order], items[order], times[order]

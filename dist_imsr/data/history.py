@@ -1,4 +1,4 @@
-"""What users did in all spans so far."""
+"""The interactions of users in all spans so far."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import ranges
 
 
-def met(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
-    """Which users have interactions in any span so far.
+def known_users(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
+    """Which users of some buckets have interactions in the spans up to one.
 
     Args:
         dataset: the prepared data.
-        buckets: whose users.
+        buckets: the users' buckets.
         span: the last span that counts; -1 for none.
 
     Returns:
@@ -28,11 +28,11 @@ def met(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
 
 
 class History:
-    """The items that users met in the spans so far; they stay on disk until they are asked for.
+    """Looks up the items of users in the spans up to one; the data stay on disk.
 
     Args:
         dataset: the prepared data.
-        buckets: whose users.
+        buckets: the users' buckets.
         span: the last span that counts.
     """
 
@@ -42,28 +42,28 @@ class History:
         self._files = [[dataset.sequences(earlier, bucket) for earlier in range(span + 1)] for bucket in buckets]
 
     def __call__(self, users: torch.Tensor) -> JaggedTensor:
-        """Looks users up.
+        """Looks up users.
 
         Args:
-            users: ``[B]`` int64, dense ids of these buckets.
+            users: ``[B]`` int64, dense ids of users of the buckets.
 
         Returns:
             B sequences of distinct item ids, ascending, on the device of ``users``.
         """
-        asked = users.numpy(force=True)
-        bucket = np.searchsorted(self._edges, asked, side="right") - 1
+        ids = users.numpy(force=True)
+        bucket = np.searchsorted(self._edges, ids, side="right") - 1
         pairs = [np.empty(0, np.int64)]
         for here in np.unique(bucket):
             rows = np.flatnonzero(bucket == here)
             for sequences in self._files[here]:
-                place = np.searchsorted(sequences.users, asked[rows])
+                place = np.searchsorted(sequences.users, ids[rows])
                 found = place < len(sequences.users)
-                found[found] = sequences.users[place[found]] == asked[rows][found]
+                found[found] = sequences.users[place[found]] == ids[rows][found]
                 place, row = place[found], rows[found]
                 starts = sequences.offsets[place].astype(np.int64)
                 lengths = sequences.offsets[place + 1] - starts
                 items = sequences.items[ranges(starts, lengths)].astype(np.int64)
                 pairs.append(row.repeat(lengths) * self._items + items)
         row, items = np.divmod(np.unique(np.concatenate(pairs)), self._items)
-        lengths = torch.from_numpy(np.bincount(row, minlength=len(asked)))
+        lengths = torch.from_numpy(np.bincount(row, minlength=len(ids)))
         return JaggedTensor(torch.from_numpy(items).to(users.device), lengths=lengths.to(users.device))

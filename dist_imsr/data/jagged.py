@@ -1,4 +1,4 @@
-"""Sequences of different lengths, one after the other."""
+"""Helpers for jagged tensors: sequences of different lengths, concatenated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,24 +11,16 @@ from dist_imsr.data.schedule import ranges
 
 
 def jagged(values: Any, lengths: Any) -> JaggedTensor:
-    """Sequences of ids.
-
-    Args:
-        values: ``[sum of lengths]`` whole numbers.
-        lengths: ``[B]`` whole numbers.
-
-    Returns:
-        B sequences, int64.
-    """
+    """Makes B int64 sequences from ``[sum of lengths]`` values and ``[B]`` lengths."""
     values, lengths = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in (values, lengths))
     return JaggedTensor(values, lengths=lengths)
 
 
-def appended(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor:
-    """Makes each sequence of pieces, one after the other.
+def concat_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor:
+    """Concatenates the i-th sequences of all pieces, for each i.
 
     Args:
-        pieces: of all sequences: values ``[sum of lengths]``, and the lengths of the sequences' pieces ``[B]``.
+        pieces: the values ``[sum of lengths]`` and lengths ``[B]`` of B sequences each.
 
     Returns:
         B sequences, int64.
@@ -41,16 +33,8 @@ def appended(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor:
     return jagged(values, total)
 
 
-def last(sequences: JaggedTensor, count: int) -> JaggedTensor:
-    """The last of some sequences.
-
-    Args:
-        sequences: B of them.
-        count: how many are wanted, at most B.
-
-    Returns:
-        Views of them.
-    """
+def last_rows(sequences: JaggedTensor, count: int) -> JaggedTensor:
+    """Views of the last ``count`` sequences."""
     lengths = sequences.lengths()[len(sequences.lengths()) - count :]
     return JaggedTensor(sequences.values()[len(sequences.values()) - int(lengths.sum()) :], lengths=lengths)
 
@@ -71,13 +55,6 @@ def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def owners_of(sequences: JaggedTensor) -> torch.Tensor:
-    """The place of each value's sequence.
-
-    Args:
-        sequences: B of them.
-
-    Returns:
-        ``[sum of lengths]`` int64, 0 to B - 1 in ascending order.
-    """
+    """The index of the sequence of each value, ``[sum of lengths]`` int64, ascending from 0 to B - 1."""
     lengths = sequences.lengths()
     return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)

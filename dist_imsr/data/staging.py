@@ -1,20 +1,20 @@
-"""The input as DuckDB tables, in the input's order, with an account of what is rejected."""
+"""Reads a source into DuckDB tables, in the input's order, and counts the rejected rows."""
 
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dist_imsr.data.rows import FILTERED, Rows
-from dist_imsr.data.workspace import Database, Phases
+from dist_imsr.data.source_query import FILTERED, SourceQuery
+from dist_imsr.data.workspace import Database, ProgressDisplay
 
 REJECTED_KEPT = 1000  # rows
-RAW_KEPT = 1000  # characters of each
+RAW_KEPT = 1000  # characters of each rejected row
 _MOST_ROWS = 2**32 - 1  # a moment has 32 bits for a row's place
-_SHOWN = 200  # characters of the example in an error
+_SHOWN = 200  # characters of the example in the error
 
 _REJECTED = f"reason IS NOT NULL AND reason <> '{FILTERED}'"
 
-# What the CSV reader finds, in our words.
+# Our reasons by the error types of DuckDB's CSV reader.
 _REASONS = {
     "MISSING COLUMNS": "wrong column count",
     "TOO MANY COLUMNS": "wrong column count",
@@ -26,13 +26,13 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Staged:
-    """What was read.
+    """The result of reading a source.
 
     Args:
-        rows: how many, the rejected ones included.
-        rejected: how many of them by reason, the most frequent first.
-        examples: the first `REJECTED_KEPT` rejected ones: ``line`` int64 (a blank line above is not counted),
-            ``reason``, ``raw``.
+        rows: the number of rows, rejected ones included.
+        rejected: the number of rejected rows by reason, the most frequent first.
+        examples: the first `REJECTED_KEPT` rejected rows: ``line`` int64 (blank lines do not count), ``reason``,
+            ``raw``.
     """
 
     rows: int
@@ -40,38 +40,37 @@ class Staged:
     examples: pa.Table
 
 
-def stage(rows: Rows, name: str, max_bad_fraction: float, database: Database, phases: Phases) -> Staged:
-    """Reads a source into the table ``events``: user, item, time, reason, raw; ``rowid`` is a row's place.
+def stage(
+    query: SourceQuery, name: str, max_bad_fraction: float, database: Database, display: ProgressDisplay
+) -> Staged:
+    """Reads a source into the table ``events``: user, item, time, reason, raw; ``rowid`` is the row's place.
 
     Args:
-        rows: the source.
+        query: of the source.
         name: of the input, for errors.
-        max_bad_fraction: more rejected rows than this, of all rows read, are an error.
-        database: holds ``events``, and ``unparsed`` for lines that the CSV reader rejects.
-        phases: is told how far it is.
-
-    Returns:
-        The account.
+        max_bad_fraction: the maximal fraction of rejected rows among all rows.
+        database: receives ``events``, and ``unparsed`` with the lines that the CSV reader rejects.
+        display: shows the progress.
 
     Raises:
         ValueError: if there are no rows, too many, or too many bad ones.
     """
     run = database.run
-    with phases.phase("read") as progress:
-        run(f"CREATE TABLE events AS {rows.sql}", progress)
-        _collect_unparsed(rows, database)
+    with display.phase("read") as progress:
+        run(f"CREATE TABLE events AS {query.sql}", progress)
+        _collect_unparsed(query, database)
     [(count,)] = run("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM unparsed)")
     every = f"SELECT reason FROM events WHERE {_REJECTED} UNION ALL SELECT reason FROM unparsed"
     reasons = run(f"SELECT reason, count(*) AS n FROM ({every}) GROUP BY reason ORDER BY n DESC, reason")
-    staged = Staged(count, dict(reasons), _examples(rows.first_line, database))
+    staged = Staged(count, dict(reasons), _examples(query.first_line, database))
     _refuse(staged, name, max_bad_fraction)
     return staged
 
 
-def _collect_unparsed(rows: Rows, database: Database) -> None:
-    """One row for each line that the CSV reader rejected, by its first fault."""
+def _collect_unparsed(query: SourceQuery, database: Database) -> None:
+    """Makes a row of each line that the CSV reader rejected, with the first of its errors."""
     database.run("CREATE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR, rank BIGINT)")
-    if not rows.rejects:
+    if not query.rejects:
         return
     cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
     column = "CASE WHEN column_name = 'time' THEN 'non-numeric time' ELSE 'non-numeric id' END"
@@ -85,16 +84,17 @@ def _collect_unparsed(rows: Rows, database: Database) -> None:
 
 
 def _examples(first_line: int, database: Database) -> pa.Table:
-    # A staged row's line is its place plus the unparsed lines above it: those with no more sound lines above them.
+    # The line of a row is its place plus the number of unparsed lines above it, i.e. of those with at most so many
+    # parsed lines above them.
     return database.table(f"""
         WITH above AS (
-            SELECT line - {first_line} - rank + 1 AS sound, max(rank) AS unparsed FROM unparsed GROUP BY sound
-        ), unsound AS (
+            SELECT line - {first_line} - rank + 1 AS parsed, max(rank) AS unparsed FROM unparsed GROUP BY parsed
+        ), rejected AS (
             SELECT rowid AS place, reason, left(raw, {RAW_KEPT}) AS raw FROM events
             WHERE {_REJECTED} ORDER BY rowid LIMIT {REJECTED_KEPT}
         )
         SELECT {first_line} + place + coalesce(unparsed, 0) AS line, reason, raw
-        FROM unsound ASOF LEFT JOIN above ON place >= sound
+        FROM rejected ASOF LEFT JOIN above ON place >= parsed
         UNION ALL (SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {REJECTED_KEPT})
         ORDER BY line LIMIT {REJECTED_KEPT}
     """)

@@ -1,4 +1,4 @@
-"""A phase's batches, read ahead by a thread, and their way to a device."""
+"""The batches of an epoch or a sweep: read ahead by a thread, and copied to a device."""
 
 import contextlib
 import queue
@@ -13,65 +13,47 @@ from torchrec import JaggedTensor
 from dist_imsr import devices
 from dist_imsr.phases import Phase
 
-AnyBatch = TypeVar("AnyBatch", bound="Movable")
+AnyBatch = TypeVar("AnyBatch", bound="TensorBatch")
 Follow = Callable[[Iterable[Any], str, int], Iterator[Any]]
-"""Goes through batches on their way to the device, given a name of the phase and the users of a global one."""
+"""Iterates over batches on the device and reports progress, given a title and the number of users in a global batch."""
 
 
-class Movable:
-    """A dataclass of tensors that goes to a device as a whole."""
+class TensorBatch:
+    """Base class of dataclasses of tensors; has the methods of torchrec's ``Pipelineable``."""
 
     def to(self: AnyBatch, device: torch.device) -> AnyBatch:
-        """Copies every tensor to a device; of pinned ones the copies may be under way yet.
+        """Copies every tensor to a device, asynchronously from pinned memory; tensors on the device are shared."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-        Args:
-            device: where it is wanted.
-
-        Returns:
-            A batch of the same kind; what is there already is shared with this one.
-        """
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self: AnyBatch, device: torch.device) -> AnyBatch:
-        """Brings every tensor to where a device copies from beside its other work.
-
-        Args:
-            device: that will want it.
-
-        Returns:
-            A batch of the same kind.
-        """
-        return self._each(lambda tensor: devices.pin(tensor, device))
+    def pin_memory(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """Copies every tensor to pinned memory, if the device is a CUDA device."""
+        return self._map(lambda tensor: devices.pin(tensor, device))
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keeps the memory of every tensor until a stream of a CUDA device is done with it.
+        """Calls ``torch.Tensor.record_stream`` for every tensor."""
 
-        Args:
-            stream: which uses them.
-        """
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def record(tensor: torch.Tensor) -> torch.Tensor:
             tensor.record_stream(stream)
             return tensor
 
-        self._each(keep)
+        self._map(record)
 
-    def _each(self: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
-        def changed(value: Any) -> Any:
+    def _map(self: AnyBatch, function: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
+        def mapped(value: Any) -> Any:
             if isinstance(value, JaggedTensor):
-                return JaggedTensor(change(value.values()), lengths=change(value.lengths()))
-            return change(value) if isinstance(value, torch.Tensor) else value
+                return JaggedTensor(function(value.values()), lengths=function(value.lengths()))
+            return function(value) if isinstance(value, torch.Tensor) else value
 
-        return type(self)(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+        return type(self)(**{field.name: mapped(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
 
 
 class Steps(Iterable[AnyBatch]):
-    """A fixed number of batches, read ahead by a thread.
+    """A fixed number of batches; iterating reads ahead in a thread.
 
     Args:
         read: makes the batch of a step.
-        steps: how many there are.
-        prefetch: how many may wait.
+        steps: the number of batches.
+        prefetch: the maximal number of batches that wait.
     """
 
     def __init__(self, read: Callable[[int], AnyBatch], steps: int, prefetch: int) -> None:
@@ -81,57 +63,40 @@ class Steps(Iterable[AnyBatch]):
         return self._steps
 
     def read(self, step: int) -> AnyBatch:
-        """Makes the batch of a step.
-
-        Args:
-            step: from 0 on.
-
-        Returns:
-            The batch.
-        """
+        """Makes the batch of one step, 0 to ``len(self) - 1``, in the calling thread."""
         return self._read(step)
 
     def after(self, done: int) -> "Steps[AnyBatch]":
-        """The batches of the later steps.
-
-        Args:
-            done: how many steps there were before.
-
-        Returns:
-            The rest.
-        """
+        """The batches without the first ``done`` ones."""
         return Steps(lambda step: self._read(done + step), self._steps - done, self._prefetch)
 
     def on(self, device: torch.device) -> "Iterator[tuple[AnyBatch, AnyBatch | None]]":
-        """The batches on a device, each one copied there while the device is at work on the one before it.
-
-        Args:
-            device: where they are wanted.
+        """Copies the batches to a device; the copy of each batch overlaps with the work on the one before it.
 
         Yields:
-            A batch, and the one after it, whose copies may be under way yet; None after the last.
+            A batch and the next one, whose copy may still be running; None after the last.
         """
-        pinned = iter(Steps(lambda step: self._read(step).pinned(device), self._steps, self._prefetch))
+        pinned = iter(Steps(lambda step: self._read(step).pin_memory(device), self._steps, self._prefetch))
 
         @Phase("data")
-        def sent() -> AnyBatch | None:
+        def copy_next() -> AnyBatch | None:
             batch = next(pinned, None)
             with devices.prefetch_stream(device):
                 return batch and batch.to(device)
 
-        batch = sent()
+        batch = copy_next()
         while batch is not None:
-            devices.wait_for_prefetch(device, batch)  # before the next copy is under way, which would be waited for too
-            following = sent()
+            devices.wait_for_prefetch(device, batch)  # before the next copy starts, else it would wait for that too
+            following = copy_next()
             yield batch, following
             batch = following
 
     def __iter__(self) -> Iterator[AnyBatch]:
         ready: queue.Queue[AnyBatch | BaseException] = queue.Queue(self._prefetch)
-        left = threading.Event()
+        stopped = threading.Event()
 
         def put(value: AnyBatch | BaseException) -> None:
-            while not left.is_set():
+            while not stopped.is_set():
                 with contextlib.suppress(queue.Full):
                     ready.put(value, timeout=0.1)
                     return
@@ -139,7 +104,7 @@ class Steps(Iterable[AnyBatch]):
         def work() -> None:
             try:
                 for step in range(self._steps):
-                    if left.is_set():
+                    if stopped.is_set():
                         return
                     put(self._read(step))
             except BaseException as error:  # raised again by the reader
@@ -154,19 +119,16 @@ class Steps(Iterable[AnyBatch]):
                     raise value
                 yield value
         finally:
-            left.set()
+            stopped.set()
             thread.join()
 
 
-def one_by_one(places: Sequence[tuple[Steps[AnyBatch], int]], prefetch: int) -> Steps[AnyBatch]:
-    """Steps of several phases as steps of one.
+def chain_steps(places: Sequence[tuple[Steps[AnyBatch], int]], prefetch: int) -> Steps[AnyBatch]:
+    """Joins steps of several sources in a given order.
 
     Args:
-        places: each by its phase and its number there.
-        prefetch: how many may wait.
-
-    Returns:
-        The steps in this order.
+        places: the source of each step, and the step's number there.
+        prefetch: the maximal number of batches that wait.
     """
 
     def read(step: int) -> AnyBatch:

@@ -1,4 +1,4 @@
-"""Where heavy preparation happens: a folder that appears only when complete, DuckDB in a scratch folder, progress."""
+"""Helpers for preparation: a folder that appears only when complete, DuckDB in a scratch folder, a progress display."""
 
 import concurrent.futures
 import contextlib
@@ -17,22 +17,21 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _POLL_SECONDS = 0.2
-_PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
-_BATCH_ROWS = 122_880  # DuckDB's row group; what it streams comes in whole ones
+_PLAIN_SECONDS = 30.0  # between two lines of a phase if there is no terminal
+_BATCH_ROWS = 122_880  # a row group of DuckDB, which streams whole ones
 
 
-def size_in_bytes(text: str) -> int | None:
-    """Reads a size such as ``4GiB``, ``4GB`` or ``500 MB``.
+def parse_bytes(text: str) -> int | None:
+    """Parses a size such as ``4GiB``, ``4GB`` or ``500 MB`` into bytes.
 
-    Args:
-        text: a number and a unit, binary with an i and decimal without.
+    Units with an i are binary, others decimal.
 
     Returns:
-        Bytes; None where the text is no size.
+        Bytes; None if the text is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None:
@@ -42,24 +41,24 @@ def size_in_bytes(text: str) -> int | None:
 
 
 @contextlib.contextmanager
-def replacing(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill that takes its place only when the block ends well; else nothing of it stays.
+def replace_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """Creates a folder atomically: it appears at ``output`` if the block succeeds, and is removed if it raises.
 
     Args:
-        output: where the folder is to stand.
-        marker: the file by which a folder is known as one that may be overwritten.
-        overwrite: whether to replace one that stands there.
+        output: the folder.
+        marker: a folder without this file is never overwritten.
+        overwrite: whether to replace an existing folder.
 
     Yields:
-        A hidden sibling of ``output``.
+        The folder to fill, a hidden sibling of ``output``.
 
     Raises:
-        ValueError: if ``output`` stands there and may not be replaced, or cannot be written.
+        ValueError: if ``output`` exists and may not be replaced, or cannot be written.
     """
-    place = output.resolve()
+    target = output.resolve()
     _refuse_existing(output, marker, overwrite)
-    missing = [parent for parent in place.parents if not parent.exists()]
-    partial, old = (place.with_name(f".{place.name}.{kind}-{getpid()}") for kind in ("partial", "old"))
+    missing = [parent for parent in target.parents if not parent.exists()]
+    partial, old = (target.with_name(f".{target.name}.{kind}-{getpid()}") for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -67,14 +66,14 @@ def replacing(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"output: {output} cannot be written: {error}") from error
     try:
         yield partial
-        if place.exists():
+        if target.exists():
             _refuse_existing(output, marker, overwrite)
-            place.rename(old)
-        partial.rename(place)
+            target.rename(old)
+        partial.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
-        if old.exists() and not place.exists():
-            old.rename(place)
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):
@@ -88,15 +87,11 @@ def _refuse_existing(output: Path, marker: str, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"output: {output} exists; choose another or replace it with --overwrite true")
     if not output.is_dir() or (any(output.iterdir()) and not (output / marker).is_file()):
-        raise ValueError(f"output: {output} is no prepared data set (it holds no {marker}): it is not overwritten")
+        raise ValueError(f"output: {output} is no prepared data set (it has no {marker}): it is not overwritten")
 
 
-class Phases:
-    """Tells what goes on and how long it will: a bar for each phase in a terminal, lines elsewhere.
-
-    Args:
-        console: where it is told.
-    """
+class ProgressDisplay:
+    """Shows the progress of phases with the time left: a bar for each phase in a terminal, lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -115,46 +110,43 @@ class Phases:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[float], None]]:
-        """One phase.
-
-        Args:
-            name: e.g. ``"read"``.
+        """Shows one phase, e.g. ``"read"``.
 
         Yields:
-            A function that takes the part that is done, 0 to 1.
+            A function to call with the fraction that is done, 0 to 1.
         """
-        begin = told = time.perf_counter()
+        begin = printed = time.perf_counter()
         bar = self._bars.add_task(name, total=1.0)
 
         def progress(done: float) -> None:
-            nonlocal told
+            nonlocal printed
             self._bars.update(bar, completed=done)
             now = time.perf_counter()
-            if done > 0 and now - told > _PLAIN_SECONDS:
-                told, left = now, (1 - done) / done * (now - begin)
-                self._say(f"{name}: {done:.0%}, {now - begin:.0f} s, {left:.0f} s left")
+            if done > 0 and now - printed > _PLAIN_SECONDS:
+                printed, left = now, (1 - done) / done * (now - begin)
+                self._print(f"{name}: {done:.0%}, {now - begin:.0f} s, {left:.0f} s left")
 
         yield progress
         self._bars.update(bar, completed=1.0)
-        self._say(f"{name}: {time.perf_counter() - begin:.1f} s")
+        self._print(f"{name}: {time.perf_counter() - begin:.1f} s")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self._console.is_terminal:
             self._console.print(line, highlight=False)
 
 
 class Database:
-    """DuckDB on disk, in a folder of its own that goes with it.
+    """A DuckDB database in a temporary folder, which is deleted with it.
 
-    DuckDB works in a thread, so that the caller's one can tell its progress and hear Ctrl-C, which stops the query.
+    Queries run in a thread, so that the caller's thread can show their progress and stop them on Ctrl-C.
 
     Args:
-        parent: where the folder is made.
-        memory_limit: bytes that DuckDB may hold; beyond, it spills to the folder.
-        threads: how many it uses.
+        parent: of the temporary folder.
+        memory_limit: of DuckDB in bytes; it spills the rest to the folder.
+        threads: the number of DuckDB's threads.
 
     Raises:
-        ValueError: if nothing can be written there.
+        ValueError: if the parent cannot be written.
     """
 
     def __init__(self, parent: Path, memory_limit: int, threads: int) -> None:
@@ -163,18 +155,22 @@ class Database:
         except OSError as error:
             raise ValueError(f"temp_dir: {parent} cannot be written: {error}") from error
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="duckdb")
-        self.connection = duckdb.connect(
-            str(self._folder / "prepare.duckdb"),
-            config={
-                "memory_limit": f"{memory_limit // 2**20}MiB",
-                "threads": threads,
-                "temp_directory": str(self._folder / "spill"),
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
-        for setting in ("TimeZone = 'UTC'", "enable_progress_bar = true", "enable_progress_bar_print = false"):
-            self.connection.execute(f"SET {setting}")
+        try:
+            self.connection = duckdb.connect(
+                str(self._folder / "prepare.duckdb"),
+                config={
+                    "memory_limit": f"{memory_limit // 2**20}MiB",
+                    "threads": threads,
+                    "temp_directory": str(self._folder / "spill"),
+                    "autoinstall_known_extensions": False,
+                    "autoload_known_extensions": False,
+                },
+            )
+            for setting in ("TimeZone = 'UTC'", "enable_progress_bar = true", "enable_progress_bar_print = false"):
+                self.connection.execute(f"SET {setting}")
+        except BaseException:  # Ctrl-C while the database opens
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -186,46 +182,35 @@ class Database:
         self.connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def limit(self, memory: int) -> None:
-        """Gives it more or less memory from here on.
-
-        Args:
-            memory: bytes that DuckDB may hold.
-        """
-        self.connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
+    def set_memory_limit(self, limit: int) -> None:
+        """Changes DuckDB's memory limit, in bytes."""
+        self.connection.execute(f"SET memory_limit = '{limit // 2**20}MiB'")
 
     def run(self, sql: str, progress: Callable[[float], None] | None = None) -> list[tuple[Any, ...]]:
         """Executes a statement.
 
         Args:
             sql: the statement.
-            progress: is told the part that is done.
+            progress: called with the fraction that is done.
 
         Returns:
-            All rows of the answer: for small ones.
+            All rows of the result, which must be small.
         """
         return self._wait(lambda: self.connection.execute(sql).fetchall(), progress)
 
     def table(self, sql: str) -> pa.Table:
-        """Executes a query.
-
-        Args:
-            sql: the query.
-
-        Returns:
-            The whole answer: for small ones.
-        """
+        """Executes a query with a small result."""
         return self._wait(lambda: self.connection.sql(sql).to_arrow_table())
 
     def stream(self, sql: str, progress: Callable[[float], None] | None = None) -> Iterator[pa.RecordBatch]:
-        """Executes a query whose answer may exceed memory.
+        """Executes a query whose result may exceed memory; returns when the first batch is ready.
 
         Args:
             sql: the query.
-            progress: is told the part that is done before the first batch is there.
+            progress: called with the fraction that is done, until the first batch is ready.
 
         Returns:
-            Record batches in the query's order; the first one is there already.
+            Record batches in the query's order.
         """
         reader = self._wait(lambda: self.connection.sql(sql).to_arrow_reader(_BATCH_ROWS), progress)
 
@@ -234,17 +219,17 @@ class Database:
 
         def batches(batch: pa.RecordBatch | None) -> Iterator[pa.RecordBatch]:
             while batch is not None:
-                ahead = self._thread.submit(read)  # DuckDB merges while the caller works
+                following = self._thread.submit(read)  # DuckDB merges while the caller works
                 yield batch
-                batch = self._wait(ahead)
+                batch = self._wait(following)
 
         return batches(self._wait(read, progress))
 
     def _wait(
         self,
-        work: Callable[[], Answer] | concurrent.futures.Future[Answer],
+        work: Callable[[], Result] | concurrent.futures.Future[Result],
         progress: Callable[[float], None] | None = None,
-    ) -> Answer:
+    ) -> Result:
         future = self._thread.submit(work) if callable(work) else work
         try:
             while not concurrent.futures.wait([future], timeout=_POLL_SECONDS).done:

@@ -1,8 +1,10 @@
-"""The files of a prepared folder: sequences cut into spans, tables, checksums."""
+"""Writes the files of a prepared folder: sequences cut into spans, tables, checksums."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import pyarrow.parquet as pq
 from dist_imsr.data.dataset import held_out
 from dist_imsr.files import digest_of
 
-SEQUENCE_BITS = 32  # of a moment: the lower ones tell rows of one second apart, in the input's order
-BYTES_PER_ROW = 112  # held for each interaction of a bucket while it is cut and written
+SEQUENCE_BITS = 32  # the lower bits of a moment: the row's place in the input, which orders rows of the same second
+BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
 _BLOCK = 1 << 16  # rows
-_LONGEST_LIST = 2**31 - 1  # what the offsets of an Arrow list can tell
+_LONGEST_LIST = 2**31 - 1  # the offsets of an Arrow list are int32
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Interactions:
     Args:
         users: ``[n]`` int32 or int64, dense ids.
         items: ``[n]`` int32 or int64, dense ids.
-        moments: ``[n]`` uint64, unix seconds above the lower `SEQUENCE_BITS`.
+        moments: ``[n]`` uint64: unix seconds in the bits above the lower `SEQUENCE_BITS`.
     """
 
     users: np.ndarray
@@ -34,19 +36,42 @@ class Interactions:
     moments: np.ndarray
 
 
+def span_edges(period: tuple[int, int], alpha: float, spans: int) -> np.ndarray:
+    """The first second of each span, and the end of the last one; fractions of a second are rounded up.
+
+    Args:
+        period: the first and the last second.
+        alpha: the part of the period that is the pre-training span.
+        spans: T, the number of equal spans in the rest of the period.
+
+    Returns:
+        ``[T + 2]`` int64; span t is ``edges[t] <= time < edges[t + 1]``, the last one closed.
+
+    Raises:
+        ValueError: if the period is too short.
+    """
+    first, last = period
+    share = Fraction(str(alpha))
+    parts = [share + (1 - share) * Fraction(span, spans) for span in range(spans + 1)]
+    edges = [first, *(first + math.ceil(part * (last - first)) for part in parts)]
+    if len(set(edges)) < len(edges):
+        raise ValueError(f"spans: the interactions lie within {last - first} seconds, too little for {spans} spans")
+    return np.array(edges, np.int64)
+
+
 class SpanWriter:
-    """Writes one file for each span and bucket, and counts.
+    """Writes one file for each span and bucket, and counts interactions and users.
 
     Args:
         folder: the prepared folder.
-        edges: ``[T + 2]`` int64, unix seconds; span t is ``edges[t] <= time < edges[t + 1]``, the last one closed.
-        users: how many there are.
-        items: how many there are.
+        edges: ``[T + 2]`` int64, of `span_edges`.
+        users: the number of users.
+        items: the number of items.
     """
 
     def __init__(self, folder: Path, edges: np.ndarray, users: int, items: int) -> None:
         self._folder, self._edges, self._items = folder, edges, items
-        self.user_type, self.item_type = integer_type(users), integer_type(items)
+        self.user_type, self.item_type = id_type(users), id_type(items)
         self.spans = len(edges) - 1
         self.interactions = [0] * self.spans
         self.active_users = [0] * self.spans
@@ -60,27 +85,27 @@ class SpanWriter:
 
         Args:
             bucket: its number.
-            rows: everything its users did, over all spans.
+            rows: all interactions of its users.
 
         Raises:
-            ValueError: if a span of the bucket holds more interactions than an Arrow list can.
+            ValueError: if a span of the bucket has more interactions than an Arrow list can hold.
         """
         times = (rows.moments >> np.uint64(SEQUENCE_BITS)).astype(np.int64)
         spans = np.searchsorted(self._edges[1:-1], times, side="right").astype(np.uint16)
         met = met_before(rows.users, rows.items, spans, self._items)
-        order = np.argsort(spans, kind="stable")  # radix for 16 bits; keeps users together and times in order
+        order = np.argsort(spans, kind="stable")  # radix sort for 16 bits; keeps the order of users and times
         ends = np.bincount(spans, minlength=self.spans).cumsum()
         for span, at in enumerate(np.split(order, ends[:-1])):
             if len(at) > _LONGEST_LIST:
                 raise ValueError(
                     f"buckets: span {span} of bucket {bucket} has {len(at)} interactions; use more buckets"
                 )
-            self._write_span(span, bucket, rows.users[at], rows.items[at], times[at], met[at])
+            self._write_span(span, bucket, users=rows.users[at], items=rows.items[at], times=times[at], met=met[at])
 
     def _write_span(
-        self, span: int, bucket: int, users: np.ndarray, items: np.ndarray, times: np.ndarray, met: np.ndarray
+        self, span: int, bucket: int, *, users: np.ndarray, items: np.ndarray, times: np.ndarray, met: np.ndarray
     ) -> None:
-        starts = np.flatnonzero(np.diff(users, prepend=-1))  # of each user's rows
+        starts = np.flatnonzero(np.diff(users, prepend=-1))  # the first row of each user
         offsets = pa.array(np.append(starts, len(users)), pa.int32())
         lists = ((items, self.item_type), (times, pa.int64()), (met, pa.bool_()))
         columns = [
@@ -91,7 +116,7 @@ class SpanWriter:
         name = f"span={span}/bucket={bucket:03d}.arrow"
         with pa.OSFile(str(self._folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
             file.write_batch(batch)
-        self.files[name] = described(self._folder / name, len(starts))
+        self.files[name] = manifest_entry(self._folder / name, len(starts))
         lengths = np.diff(starts, append=len(users))
         self.interactions[span] += len(users)
         self.active_users[span] += len(starts)
@@ -99,20 +124,20 @@ class SpanWriter:
 
 
 def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items: int) -> np.ndarray:
-    """Whether a user met an item in an earlier span.
+    """Whether the user of each interaction met its item in an earlier span.
 
     Args:
         users: ``[n]`` dense ids, in ascending order.
-        items: ``[n]`` dense ids.
+        items: ``[n]`` dense ids, below ``n_items``.
         spans: ``[n]`` the span of each interaction.
-        n_items: more than the largest item.
+        n_items: the number of items.
 
     Returns:
         ``[n]`` bool.
     """
     met = np.zeros(len(users), bool)
     n_spans = int(spans.max(initial=0)) + 1
-    # A block of users at a time: what is sorted stays in the processor's cache, and is little beside the rows.
+    # A block of users at a time fits into the processor's cache, and takes little memory compared to all rows.
     edges = np.searchsorted(users, users[np.arange(0, len(users), _BLOCK)], side="left")
     for block in (slice(*ends) for ends in itertools.pairwise([*np.unique(edges), len(users)])):
         pairs = (users[block].astype(np.int64) - int(users[block.start])) * n_items + items[block]  # of user and item
@@ -124,36 +149,28 @@ def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items:
     return met
 
 
-def in_parts(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterator[Interactions]:
-    """Cuts a stream of rows anew.
+def split_stream(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterator[Interactions]:
+    """Splits a stream of rows into parts of given sizes.
 
     Args:
         batches: of the columns user, item, moment; at least one.
-        sizes: the rows of each part; they sum to the rows of the stream.
+        sizes: the number of rows of each part; they sum to the rows of the stream.
 
     Yields:
-        The parts; memory holds one of them and a batch.
+        The parts; memory holds one part and one batch.
     """
     rest = iter(batches)
-    held = pa.Table.from_batches([next(rest)])
+    buffer = pa.Table.from_batches([next(rest)])
     for size in sizes:
-        while held.num_rows < size:
-            held = pa.concat_tables([held, pa.Table.from_batches([next(rest)])])
-        rows = Interactions(*(held[name].slice(0, size).to_numpy() for name in ("user", "item", "moment")))
-        held = held.slice(size)
-        yield rows
+        while buffer.num_rows < size:
+            buffer = pa.concat_tables([buffer, pa.Table.from_batches([next(rest)])])
+        users, items, moments = (buffer[name].slice(0, size).to_numpy() for name in ("user", "item", "moment"))
+        buffer = buffer.slice(size)
+        yield Interactions(users=users, items=items, moments=moments)
 
 
 def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Streams a table into a Parquet file.
-
-    Args:
-        path: the file.
-        batches: the rows, at least one batch.
-
-    Returns:
-        How many rows there are.
-    """
+    """Streams record batches, at least one, into a Parquet file; returns the number of rows."""
     rest = iter(batches)
     first = next(rest)
     rows = 0
@@ -164,26 +181,11 @@ def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     return rows
 
 
-def described(path: Path, rows: int) -> dict[str, Any]:
-    """The manifest's entry of a file.
-
-    Args:
-        path: the file.
-        rows: how many it holds.
-
-    Returns:
-        Its bytes, sha256 and rows.
-    """
+def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
+    """The manifest's entry of a file: bytes, sha256 and rows."""
     return {"bytes": path.stat().st_size, "sha256": digest_of(path), "rows": rows}
 
 
-def integer_type(count: int) -> pa.DataType:
-    """The type of dense ids.
-
-    Args:
-        count: how many there are.
-
-    Returns:
-        int32 if it can tell them apart, else int64.
-    """
+def id_type(count: int) -> pa.DataType:
+    """The type of so many dense ids: int32 if it suffices, else int64."""
     return pa.int32() if count <= 2**31 else pa.int64()

@@ -4,7 +4,7 @@ import copy
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal
 
@@ -19,6 +19,7 @@ from dist_imsr.distributed.rows import ShardRows, exchange_rows, overlap
 from dist_imsr.distributed.sharded_table import LookupRequest, ShardedTable
 from dist_imsr.distributed.table import UnshardedTable, grown_capacity, least_capacity
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.keys import free, later_spans
 
 _STREAM = 0xCA7A
 _INIT_ROWS = 4096  # rows drawn at a time, so that the draws stay in the processor's cache
@@ -43,11 +44,11 @@ class CatalogueConfig:
 
     optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
     learning_rate: float = 0.03
-    incremental_learning_rate: float = 0.03
+    incremental_learning_rate: float = field(default=0.03, metadata=later_spans())
     init_scale: float = 1.0
     headroom: float = 0.2
-    sharding: Literal["row_wise", "planner"] = "row_wise"
-    device_memory: int | None = None
+    sharding: Literal["row_wise", "planner"] = field(default="row_wise", metadata=free())
+    device_memory: int | None = field(default=None, metadata=free())
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "catalogue.learning_rate", self.learning_rate, "above 0")

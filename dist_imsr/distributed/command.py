@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from dist_imsr import logs
-from dist_imsr.launcher import read_rank_info
+from dist_imsr.launcher import rank_info
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     """
     # Objects that torch and TorchRec created at import need no collection; traversing them costs a second at the end.
     gc.freeze()
-    logs.start(read_rank_info().rank)
+    logs.start(rank_info().rank)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up after SIGTERM as after Ctrl-C
 
     def end(message: str, status: int, together: bool) -> int:
-        together = together or read_rank_info().world_size == 1
-        if read_rank_info().rank == 0 or not together:
-            prefix = "" if together else f"rank {read_rank_info().rank}: "
+        together = together or rank_info().world_size == 1
+        if rank_info().rank == 0 or not together:
+            prefix = "" if together else f"rank {rank_info().rank}: "
             print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
         logger.debug("ends with status %d: %s", status, message)
         return status

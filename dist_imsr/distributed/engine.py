@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.keys import free, later_spans, never
 from dist_imsr.phases import Phase
 
 Substitution = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -37,11 +38,11 @@ class EngineConfig:
         compile: let torch.compile fuse the extractor's small kernels; the first steps then take a minute.
     """
 
-    deepspeed: Path = _SHIPPED / "zero0.json"
+    deepspeed: Path = field(default=_SHIPPED / "zero0.json", metadata=never(compare="shared"))
     learning_rate: float = 2e-3
-    incremental_learning_rate: float = 1e-3
+    incremental_learning_rate: float = field(default=1e-3, metadata=later_spans())
     tf32: bool = False
-    compile: bool = False
+    compile: bool = field(default=False, metadata=free())
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "engine.learning_rate", self.learning_rate, "above 0")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dist_imsr import devices
-from dist_imsr.phases import memory_of
+from dist_imsr.phases import process_memory
 
 _LIBC = ctypes.CDLL(None)
 _OWN_MAPPING = 32 << 20  # bytes from which glibc never takes a block from its heap
@@ -57,4 +57,4 @@ def peak_bytes(device: torch.device, reset: bool = False) -> int:
         # Freed memory that malloc keeps would be used again without raising the peak.
         _LIBC.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    return memory_of()["VmHWM"]
+    return process_memory()["VmHWM"]

@@ -1,7 +1,7 @@
 """Every user's interests, on the rank that owns the user's bucket."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from dist_imsr.checks import require
 from dist_imsr.distributed.columns import move_rows, pad_rows, send_to
 from dist_imsr.distributed.slots import DRAWN, Slots, StoreSnapshot, View, padded_places, sources_around
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.keys import free
 from dist_imsr.model.interests import Interests
 from dist_imsr.phases import Phase
 
@@ -28,7 +29,7 @@ class InterestStoreConfig:
         query_learning_rate: of ComiRec-SA's queries, under row-wise Adagrad.
     """
 
-    memory: Literal["auto", "device", "host"] = "auto"
+    memory: Literal["auto", "device", "host"] = field(default="auto", metadata=free())
     query_learning_rate: float = 0.03
 
     def __post_init__(self) -> None:

@@ -153,9 +153,9 @@ class ShardedTable:
         with Phase("all-to-all"):
             embeddings: torch.Tensor = self._module.output_dist(request.context, found).wait()[FEATURE].values()
         if embeddings.requires_grad:  # gradients go back to the rows' owners, who then update them
-            embeddings.register_hook(lambda _: clock.turn("all-to-all"))
+            embeddings.register_hook(lambda _: clock.switch_to("all-to-all"))
             for rows in found:
-                rows.register_hook(lambda _: clock.turn("optimizer"))
+                rows.register_hook(lambda _: clock.switch_to("optimizer"))
         return embeddings
 
     def _local(self, sharded: ShardedTensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from dist_imsr import devices
 from dist_imsr.distributed import library_internals
 from dist_imsr.distributed.command import Refusal
-from dist_imsr.launcher import RankInfo, read_rank_info
+from dist_imsr.launcher import RankInfo, rank_info
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def read_topology() -> Topology:
 
 def _visible_rank_info() -> RankInfo:
     """The rank, with local numbers that fit the devices that this process sees."""
-    info, count = read_rank_info(), devices.device_count()
+    info, count = rank_info(), devices.device_count()
     if count == 1 and info.local_world_size > 1:
         # Slurm may show each rank only its own device. The libraries expect as many devices as local ranks, so such a
         # rank counts as alone on its machine.

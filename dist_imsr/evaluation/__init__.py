@@ -1,1 +1,1 @@
-"""Exact ranks over the whole catalogue, and the metrics made of them."""
+"""Exact ranks over the whole catalogue, and metrics computed from them."""

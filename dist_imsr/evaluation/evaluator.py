@@ -1,4 +1,4 @@
-"""Tests a model on a span that it has not seen."""
+"""Tests a model on the span after the last trained one."""
 
 import time
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, met
+from dist_imsr.data.history import History, known_users
 from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
@@ -21,33 +21,34 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.keys import free
 from dist_imsr.phases import Phase
 
-_TAIL = 0.2  # of all interactions: what the items of the long tail hold together
-_POPULAR = 1 << 16  # counts from it on are alike
+_TAIL = 0.2  # share of all interactions that belongs to the long tail
+_POPULAR = 1 << 16  # larger counts are not distinguished
 
 
 @dataclass
 class EvalConfig:
-    """What a test measures.
+    """Metrics of a test.
 
     Args:
-        top: every N of HR@N, NDCG@N, recall@N and MRR@N; validation takes the largest.
-        exclude_seen: leave out what a user met in an earlier span; a target among it is a miss.
-        beyond: also tell which share of the catalogue the top N of the tested users hold, and which share of their
-            places goes to the long tail: the least popular items, over all spans of the data, that hold a fifth of the
-            interactions; costs a second pass over the catalogue.
-        max_users: about so many of a span's users are tested, where there are more: the same ones whatever the seed and
-            the strategy. All by default.
-        per_user: a run also writes each tested user's own values to run_dir/users/span=T.parquet, T being the span that
-            is tested on; what was tested before it was asked for stays without.
+        top: every N of HR@N, NDCG@N, recall@N and MRR@N; validation uses the largest.
+        exclude_seen: leave out items that a user met in an earlier span; a target among them is a miss.
+        beyond: also report the share of the catalogue in the top N of all tested users (coverage), and the share of
+            their places with items of the long tail: the least popular items, over all spans of the data, that have a
+            fifth of the interactions together. Costs a second pass over the catalogue.
+        max_users: test about this many users of a span at most; the same users for every seed and strategy. All by
+            default.
+        per_user: a run also writes the metrics of each tested user to run_dir/users/span=T.parquet, where T is the
+            tested span; tests before this key was set have no such file.
     """
 
     top: list[int] = field(default_factory=lambda: [20])
     exclude_seen: bool = False
     beyond: bool = False
     max_users: int | None = None
-    per_user: bool = False
+    per_user: bool = field(default=False, metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:
         require(bool(self.top) and min(self.top) >= 1, "eval.top", self.top, "numbers of at least 1")
@@ -62,15 +63,16 @@ class Evaluator:
         dataset: the prepared data.
         store: this rank's interests.
         catalogue: the item table.
-        ranker: ranks it.
-        topology: this rank's place.
-        batch: the batches' section.
-        config: what is measured.
-        seed: of the run.
+        ranker: the ranker of the catalogue.
+        topology: ranks and devices.
+        batch: batch sizes.
+        config: the metrics.
+        seed: seed of the run.
     """
 
     def __init__(
         self,
+        *,
         dataset: Dataset,
         store: InterestStore,
         catalogue: Catalogue,
@@ -87,26 +89,25 @@ class Evaluator:
 
     @Phase("test", shown=True)
     def test(self, span: int, follow: Follow, per_user: Path | None = None) -> dict[str, Any]:
-        """Tests the model as it stands on a span.
+        """Tests the current model on a span.
 
-        All users of the span who were met in an earlier one are tested, or ``max_users`` of them, whatever the strategy
-        made of them, so that strategies are compared on the same users. One without interests ties everywhere, which is
-        a miss.
+        All users of the span with interactions in an earlier span are tested, or ``max_users`` of them, so that all
+        strategies are compared on the same users. For a user without interests all items tie, which is a miss.
 
         Args:
             span: the span after the last trained one.
-            follow: goes through batches, given a name and the users of a global one.
-            per_user: a Parquet file for each tested user's own values, for paired tests; none without it.
+            follow: iterates over batches; takes a name and the users per global batch.
+            per_user: a Parquet file for the metrics of each tested user, for paired tests; None for no file.
 
         Returns:
             The metrics, and ``eval_seconds``.
         """
         begin, items, most = time.perf_counter(), self.dataset.items_by_span[span], max(self.config.top)
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
-        known = met(self.dataset, self.buckets, span - 1)
+        known = known_users(self.dataset, self.buckets, span - 1)
         history = History(self.dataset, self.buckets, span - 1) if self.config.exclude_seen else None
         metrics = Metrics(self.config.top)
-        lists = _Lists(self.dataset, self.catalogue, self.topology, items) if self.config.beyond else None
+        beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, items) if self.config.beyond else None
         batches: Any = data.testing(lambda users: known[users - self.store.first_user], self.config.max_users)
         with torch.no_grad(), JointFile(per_user, self.topology) if per_user else nullcontext() as file:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
@@ -115,41 +116,41 @@ class Evaluator:
                 [embeddings] = self.catalogue.lookup(batch.targets)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
                 values = metrics.add(batch, ranks)
-                if lists:
-                    lists.add(self.ranker.best(interests, items, most, seen)[1])
+                if beyond:
+                    beyond.add(self.ranker.best(interests, items, most, seen)[1])
                 if file:
                     file.write(self._table(batch, ranks, values))
         self.topology.sum(metrics.sums)
-        told = metrics.result() | (lists.result() if lists else {})
-        return told | {"eval_seconds": time.perf_counter() - begin}
+        results = metrics.result() | (beyond.result() if beyond else {})
+        return results | {"eval_seconds": time.perf_counter() - begin}
 
     def _table(self, batch: TestBatch, ranks: torch.Tensor, values: dict[str, torch.Tensor]) -> pa.Table:
-        """Users as rows; a rank beyond the largest N is not exact, so it is left out."""
+        """One row per user; ranks beyond the largest N are not exact and therefore null."""
         items, last = batch.targets.values()[batch.last], ranks[batch.last].numpy(force=True)
-        told = {
-            "user": self.dataset.raw("users", batch.users.numpy(force=True)),
-            "item": self.dataset.raw("items", items.numpy(force=True)),
+        columns = {
+            "user": self.dataset.raw_ids("users", batch.users.numpy(force=True)),
+            "item": self.dataset.raw_ids("items", items.numpy(force=True)),
             "rank": pa.array(last, mask=last > max(self.config.top)),
             "new": batch.last_is_new.numpy(force=True),
         }
-        return pa.table(told | {name: column.numpy(force=True) for name, column in values.items()})
+        return pa.table(columns | {name: column.numpy(force=True) for name, column in values.items()})
 
 
-class _Lists:
-    """What the top N of all users hold: each rank keeps account of its own rows."""
+class _BeyondAccuracy:
+    """Coverage and long-tail share of the top N of all users; each rank counts the items of its own shard."""
 
     def __init__(self, dataset: Dataset, catalogue: Catalogue, topology: Topology, items: int) -> None:
         self.topology, self.items, self.rows = topology, items, catalogue.rows
         known = range(self.rows.start, max(self.rows.start, min(self.rows.stop, items)))
         popularity = torch.from_numpy(dataset.popularity(known))
         counts = torch.bincount(popularity.clamp(max=_POPULAR), minlength=_POPULAR + 1).double()
-        held = topology.sum(counts * torch.arange(_POPULAR + 1)).cumsum(0)
-        self.tail = popularity <= int(torch.searchsorted(held, _TAIL * held[-1]))
+        interactions = topology.sum(counts * torch.arange(_POPULAR + 1)).cumsum(0)
+        self.tail = popularity <= int(torch.searchsorted(interactions, _TAIL * interactions[-1]))
         self.shown = torch.zeros(len(known), dtype=torch.bool)
-        self.sums = torch.zeros(2, dtype=torch.float64)  # places, those of the long tail
+        self.sums = torch.zeros(2, dtype=torch.float64)  # places in lists, places with items of the long tail
 
     def add(self, ids: torch.Tensor) -> None:
-        """Counts lists of items ``[B, N]``, -1 where there is none; collective."""
+        """Counts lists of item ids ``[B, N]``, -1 for padding; collective."""
         for (part,) in self.topology.gather_jagged([ids]):
             place = part.flatten().cpu() - self.rows.start
             place = place[(place >= 0) & (place < len(self.shown))]
@@ -157,10 +158,9 @@ class _Lists:
             self.sums += torch.tensor([len(place), int(self.tail[place].sum())])
 
     def result(self) -> dict[str, float | None]:
-        """Shares in [0, 1]; None where nobody was tested. Collective."""
+        """Shares in [0, 1]; None if no user was tested. Collective."""
         shown = torch.tensor([float(self.shown.sum())], dtype=torch.float64)
-        places, tail, held = self.topology.sum(torch.cat([self.sums, shown])).tolist()
-        return {"coverage": held / self.items, "long_tail": tail / places} if places else dict.fromkeys(_BEYOND)
-
-
-_BEYOND = ("coverage", "long_tail")
+        places, tail, covered = self.topology.sum(torch.cat([self.sums, shown])).tolist()
+        if not places:
+            return {"coverage": None, "long_tail": None}
+        return {"coverage": covered / self.items, "long_tail": tail / places}

@@ -1,4 +1,4 @@
-"""What a span of a finished run left, loaded on any number of ranks."""
+"""Loads the state of a finished run after a span, on any number of ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 import yaml
 
+from dist_imsr.config import import_modules, section_of
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
@@ -19,14 +20,14 @@ from dist_imsr.model.extractors import ModelConfig
 
 
 class FinishedRun:
-    """A run's folder and the data that it names, before anything heavy is read.
+    """The folder, configuration and data set of a run; reads nothing heavy.
 
     Args:
-        run_dir: of a run that exported spans.
-        data: where its prepared data stand; None for where they stood.
+        run_dir: the folder of a run that exported spans.
+        data: folder of the prepared data; None for the one in the run's configuration.
 
     Raises:
-        ValueError: naming the file that is missing or no run's.
+        ValueError: naming the file that is missing or does not belong to a run.
     """
 
     def __init__(self, run_dir: Path, data: Path | None = None) -> None:
@@ -36,53 +37,50 @@ class FinishedRun:
         self.folder = run_dir
         try:
             self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
-            self.model, self.batch = ModelConfig.of(self.settings["model"]), BatchConfig(**self.settings["batch"])
-            stood, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            import_modules(self.settings.get("imports") or [])
+            self.model = section_of(ModelConfig, self.settings["model"])
+            self.batch = BatchConfig(**self.settings["batch"])
+            original, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
         folders = run_dir.glob("spans/span=*")
         self.spans = sorted(int(number) for number in (folder.name[5:] for folder in folders) if number.isdecimal())
         if not self.spans:
             raise ValueError(f"run_dir: {run_dir} holds no spans/: train with --training.export last or every")
-        if data is None and not stood.is_dir():
-            raise ValueError(f"data: {stood}, where the run's data stood, is no folder here: name it with --data")
-        self.dataset = Dataset(DataConfig(data or stood))
+        if data is None and not original.is_dir():
+            raise ValueError(f"data: {original}, the run's data, is no folder here: name it with --data")
+        self.dataset = Dataset(DataConfig(data or original))
 
-    def at(self, span: int | None) -> int:
-        """Chooses a span.
-
-        Args:
-            span: the one that is asked for; None for the last.
-
-        Returns:
-            A span that was exported.
+    def resolve_span(self, span: int | None) -> int:
+        """The exported span, or the last one for None.
 
         Raises:
-            ValueError: naming the spans that were.
+            ValueError: naming the exported spans, if this one is not among them.
         """
         if span is None:
             return self.spans[-1]
         if span not in self.spans:
-            there = ", ".join(map(str, self.spans))
+            exported = ", ".join(map(str, self.spans))
             raise ValueError(
-                f"span: {self.folder} holds no span {span}, only {there}: train with --training.export every"
+                f"span: {self.folder} holds no span {span}, only {exported}: train with --training.export every"
             )
         return span
 
 
 class SpanState:
-    """Interests and items as a span left them, sharded over the ranks at hand; collective.
+    """Interests and item embeddings after a span, sharded over the current ranks; collective.
 
     Args:
         run: the run.
-        span: which span.
-        items: how many items get a row: those known by the end of the span, or more, whose rows are as they begin.
-        topology: this rank's place.
+        span: an exported span.
+        items: the number of rows of the item table: the items known by the end of the span, or more, whose rows have
+            their initial values.
+        topology: ranks and devices.
         ranking: how the catalogue is ranked.
 
     Raises:
-        ValueError: naming the file that is missing or belongs to other data, or the folder whose files do not hold
-            every item once.
+        ValueError: naming the file that is missing or belongs to other data, or the folder whose files do not contain
+            every item exactly once.
     """
 
     def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
@@ -94,17 +92,17 @@ class SpanState:
         self.ranker = Ranker(self.catalogue, topology, run.model.score, ranking)
         rows = self.catalogue.rows
         found, vectors = self._part("items", "item", rows)
-        wanted = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
-        if not np.array_equal(found, wanted):
+        expected = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
+        if not np.array_equal(found, expected):
             raise ValueError(f"{self.folder} does not hold every item once: train again with --training.export every")
         self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
-        mine = range(self.store.first_user, self.store.first_user + len(self.store.counts))
-        owners, vectors = self._part("interests", "user", mine)
+        own_users = range(self.store.first_user, self.store.first_user + len(self.store.counts))
+        owners, vectors = self._part("interests", "user", own_users)
         assert (np.diff(owners) >= 0).all()
         self.store.load(torch.from_numpy(owners - self.store.first_user), values=torch.from_numpy(vectors))
 
     def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of some ids from all files, ``[n]`` and ``[n, d]``; no other row leaves the disk."""
+        """The ids ``[n]`` and vectors ``[n, d]`` of a range of ids from all files; reads no other rows from disk."""
         found, vectors = list[np.ndarray](), list[np.ndarray]()
         for table in read_parts(self.folder, name, self.dataset, "name the run's with --data"):
             place = slice(*np.searchsorted(table[key].to_numpy(), (ids.start, ids.stop)))
@@ -114,13 +112,6 @@ class SpanState:
 
 
 def vectors_of(table: pa.RecordBatch) -> np.ndarray:
-    """The column ``vector``.
-
-    Args:
-        table: of an exported file.
-
-    Returns:
-        ``[n, d]`` float32.
-    """
+    """The column ``vector`` of an exported file, ``[n, d]`` float32."""
     column = table["vector"]
     return column.values.to_numpy().reshape(-1, column.type.list_size)

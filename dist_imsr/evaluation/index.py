@@ -1,4 +1,4 @@
-"""Item embeddings and interests with raw ids for other systems, and an index with its recall of exact ranks."""
+"""Exports item embeddings and interests with raw ids, and a FAISS index with its recall."""
 
 import json
 import shutil
@@ -20,21 +20,20 @@ from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import score
 
-_ROWS = 1 << 16  # written and indexed at a time
+_ROWS = 1 << 16  # rows written or indexed at a time
 
 
 @dataclass
 class IndexConfig:
-    """A FAISS index over items, asked with one interest at a time.
+    """A FAISS index over items, queried with one interest at a time.
 
     Args:
-        kind: ``flat`` compares with all items; ``hnsw`` walks a graph of neighbours; ``ivf`` reads the nearest cells.
-        links: of each item in hnsw's graph.
-        cells: of ivf.
-        probes: cells that ivf reads, and a 16th of the candidates that hnsw keeps while it walks.
-        candidates: items that each interest brings, at least N of them, of which the score of all interests then takes
-            the best.
-        sample: users on whom recall is measured.
+        kind: ``flat`` compares with all items; ``hnsw`` searches a neighbour graph; ``ivf`` reads the nearest cells.
+        links: links per item in the graph of hnsw.
+        cells: cells of ivf.
+        probes: cells that ivf reads, and a 16th of efSearch, the candidates of hnsw.
+        candidates: items retrieved per interest, at least N; they are ranked by the score of all interests.
+        sample: number of users for measuring recall.
     """
 
     kind: Literal["flat", "hnsw", "ivf"] = "hnsw"
@@ -56,12 +55,13 @@ class ExportConfig:
     """Writes item embeddings and interests with raw ids, and a FAISS index with its recall.
 
     Args:
-        run_dir: of a run that exported spans (--training.export last or every).
-        output: a new folder: items.parquet (item, vector), interests.parquet (user, interest, birth_span, vector),
-            items.faiss, whose numbers are the rows of items.parquet, and export.json.
-        data: where the run's prepared data stand, if elsewhere than when it was trained.
-        span: the trained span; the last that was exported by default.
-        top: N of the recall.
+        run_dir: the folder of a run that exported spans (--training.export last or every).
+        output: a new folder with items.parquet (item, vector), interests.parquet (user, interest, born, vector),
+            items.faiss, whose ids are row numbers of items.parquet, and export.json. ``born`` is the span in which an
+            interest was created.
+        data: folder of the run's prepared data, if it was moved after training.
+        span: the trained span; the last exported one by default.
+        top: N of recall@N.
         index: the index.
         ranking: how the catalogue is ranked.
     """
@@ -81,11 +81,7 @@ class ExportConfig:
 
 
 def require_faiss() -> None:
-    """Refuses to go on without FAISS.
-
-    Raises:
-        ValueError: telling what to install.
-    """
+    """Raises a ValueError that names the package to install, if FAISS is missing."""
     try:
         import faiss  # noqa: F401
     except ImportError:
@@ -93,17 +89,17 @@ def require_faiss() -> None:
 
 
 def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology) -> dict[str, Any]:
-    """Writes the folder, whole or not at all, on one rank: an index lives on one machine.
+    """Writes the folder atomically, on one rank.
 
     Args:
-        config: what is asked for.
-        run: which run.
-        span: its state.
-        topology: a world of one.
+        config: the output and its options.
+        run: the run.
+        span: an exported span.
+        topology: of one rank.
 
     Returns:
-        What export.json holds: ``span``, ``items``, ``interests``, ``users``, ``recall@N`` of the index against the
-        exact top N (the mean over sampled users of the share that it finds) and ``sampled_users``.
+        The content of export.json: ``span``, ``items``, ``interests``, ``users``, ``recall@N`` of the index against the
+        exact top N (mean over the sampled users), ``sampled_users`` and ``index``.
     """
     import faiss
 
@@ -119,7 +115,7 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
         _write_interests(partial / "interests.parquet", run.dataset, state)
         index = _build(config.index, weight)
         faiss.write_index(index, str(partial / "items.faiss"))
-        told = {
+        summary = {
             "span": span,
             "items": items,
             "interests": len(state.store.values),
@@ -127,18 +123,18 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
             **_recall(config, state, index, items),
             "index": asdict(config.index),
         }
-        (partial / "export.json").write_text(json.dumps(told, indent=1) + "\n")
+        (partial / "export.json").write_text(json.dumps(summary, indent=1) + "\n")
         partial.rename(config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return told
+    return summary
 
 
 def _write_items(path: Path, dataset: Dataset, weight: np.ndarray) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         for first in range(0, len(weight), _ROWS):
             part = weight[first : first + _ROWS]
-            raw = dataset.raw("items", np.arange(first, first + len(part)))
+            raw = dataset.raw_ids("items", np.arange(first, first + len(part)))
             yield pa.record_batch({"item": raw.combine_chunks(), "vector": _lists(part)})
 
     write_table(path, batches())
@@ -154,7 +150,7 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
             part = slice(begin, begin + _ROWS)
             yield pa.record_batch(
                 {
-                    "user": dataset.raw("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
+                    "user": dataset.raw_ids("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
                     "interest": slots[part].int().numpy(),
                     "born": store.birth_span[part].numpy(force=True),
                     "vector": _lists(store.values[part].numpy(force=True)),
@@ -175,7 +171,7 @@ def _build(config: IndexConfig, weight: np.ndarray) -> Any:
         index = faiss.IndexHNSWFlat(dim, config.links, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efSearch = max(16 * config.probes, config.candidates)
     else:
-        cells = min(config.cells, max(1, len(weight) // 39))  # FAISS wants 39 items a cell to learn from
+        cells = min(config.cells, max(1, len(weight) // 39))  # FAISS needs 39 items per cell for training
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(config.probes, cells)
         index.train(weight)
@@ -185,9 +181,9 @@ def _build(config: IndexConfig, weight: np.ndarray) -> Any:
 
 
 def _recall(config: ExportConfig, state: SpanState, index: Any, items: int) -> dict[str, float | int | None]:
-    """Users at even distances; what each interest brings, ranked by the score of all of the user's interests."""
-    have = (state.store.counts > 0).nonzero().squeeze(1)
-    users = have[torch.linspace(0, max(len(have) - 1, 0), min(len(have), config.index.sample)).long()]
+    """Recall over an evenly spaced sample of users with interests."""
+    users = (state.store.counts > 0).nonzero().squeeze(1)
+    users = users[torch.linspace(0, max(len(users) - 1, 0), min(len(users), config.index.sample)).long()]
     shares: list[float] = []
     for block in users.split(256):
         interests = state.store.gather(block)

@@ -1,4 +1,4 @@
-"""How the CUDA kernel that counts ranks multiplies and is launched; without Triton, which only CUDA machines need."""
+"""Launch parameters of the CUDA kernel that counts ranks; does not import Triton, which only CUDA machines need."""
 
 from typing import Literal, NamedTuple
 
@@ -10,23 +10,23 @@ Products = Literal["ieee", "tf32", "tf32x3", "bf16", "bf16x3"]
 
 
 class Launch(NamedTuple):
-    """Parameters of the kernel; none of them changes what it finds.
+    """Launch parameters of the kernel; none of them changes its results.
 
-    The defaults are reasoned, for Hopper: a user, an item and an interest cost about 20 instructions of softmax, so
-    products need not be the cheapest, but exact enough to leave few pairs to float64. bf16x3 leaves about as few as
-    tf32x3, at half of its multiplications, shared memory and traffic with the L2 cache. A tile's products and three
-    sums take 128 registers of a thread; two programs of 4 warps then share a multiprocessor, one multiplying while the
-    other one does the softmax, and nothing spills.
+    The defaults are chosen for Hopper by reasoning: the softmax costs about 20 instructions per user, item and
+    interest, so products need not be the cheapest, but precise enough to leave few pairs to float64. bf16x3 leaves
+    about as few as tf32x3, with half of its multiplications, shared memory and L2 traffic. A tile's products and three
+    sums take 128 registers per thread; two programs of 4 warps then share a multiprocessor without spilling, and one
+    multiplies while the other computes the softmax.
 
     Args:
-        products: how dot products are multiplied. Vectors are rounded to tf32 or bf16; ``x3`` keeps what that leaves
-            off as second vectors and adds up the three products that matter. ``ieee`` needs no tensor cores.
-        users: of a program's tile.
-        items: of a program's tile; a multiple of 32.
-        dims: multiplied at a time, at the most.
-        warps: of a program.
-        stages: of the users' vectors on their way to shared memory.
-        programs: of a launch, about; so many that the last ones to end leave little of the device idle.
+        products: how dot products are computed. Vectors are rounded to tf32 or bf16; ``x3`` also keeps the rounding
+            errors as second vectors and adds up the three largest products. ``ieee`` needs no tensor cores.
+        users: users per tile.
+        items: items per tile; a multiple of 32.
+        dims: the most dimensions multiplied at a time.
+        warps: warps per program.
+        stages: pipeline stages of loading the users' vectors into shared memory.
+        programs: programs per launch, approximately; enough to keep the device busy until the end.
     """
 
     products: Products = "bf16x3"
@@ -50,17 +50,10 @@ CANDIDATES = {
     "tf32x3_8_warps": Launch("tf32x3", warps=8, stages=2),
     "tf32": Launch("tf32"),
     "ieee": Launch("ieee", dims=32, warps=8, stages=2),
-}  # what `bench.py kernel` compares
+}  # compared by `bench.py kernel`
 
 
 def launch_on(device: torch.device) -> Launch:
-    """The parameters for a device.
-
-    Args:
-        device: a rank's.
-
-    Returns:
-        The default; those without tensor cores for devices before Ampere, which multiply neither bf16 nor tf32.
-    """
+    """The default parameters, or ``ieee`` for devices before Ampere, whose tensor cores lack bf16 and tf32."""
     old = devices.is_cuda(device) and torch.cuda.get_device_capability(device) < (8, 0)
     return CANDIDATES["ieee"] if old else Launch()

@@ -9,46 +9,34 @@ from dist_imsr.data.jagged import owners_of
 
 
 def discount(ranks: torch.Tensor, top: int) -> torch.Tensor:
-    """The gain of a target in DCG.
-
-    Args:
-        ranks: any shape, 1 is the best.
-        top: N.
-
-    Returns:
-        1 / log2(rank + 1) within the top N, else 0; float64.
-    """
+    """The gain of a target in DCG@N: 1 / log2(rank + 1) for ranks up to ``top``, else 0; float64."""
     ranks = ranks.double()
     return torch.where(ranks <= top, 1 / torch.log2(ranks + 1), 0.0)
 
 
 class Metrics:
-    """Sums over users, to be divided once all ranks' sums are added.
+    """Sums of metrics over users; add ``sums`` of all ranks before `result`.
 
     ``last``: a user's latest interaction is the only target. ``any``: a hit is any of the user's interactions, and the
-    ideal DCG is that of min(N, number of targets) hits. ``new`` and ``existing`` split the ``last`` targets by whether
-    the user met the item in an earlier span. ``recall`` is the share of all of the user's targets in the top N, ``mrr``
-    the reciprocal rank of the ``last`` target there, else 0.
+    ideal DCG has min(N, number of targets) hits. ``new`` and ``existing`` split the ``last`` targets by whether the
+    user met the item in an earlier span. ``recall`` is the share of all of the user's targets in the top N, ``mrr`` the
+    reciprocal rank of the ``last`` target if it is in the top N, else 0.
 
     Args:
-        tops: every N that is asked for.
+        tops: every N.
     """
 
     def __init__(self, tops: Sequence[int]) -> None:
         self.tops = tops
         self.names = [f"{name}@{top}{protocol}" for top in tops for name, protocol in _NAMES]
-        # users, new users; of each name the sum; of each N the hits of new targets
+        # users, users with a new target; the sum of each name; the hits of new targets for each N
         self.sums = torch.zeros(2 + len(self.names) + len(tops), dtype=torch.float64)
 
     def add(self, batch: TestBatch, ranks: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Counts a block of users.
-
-        Args:
-            batch: their targets.
-            ranks: ``[number of targets]``, of the targets' values.
+        """Adds a block of users with the ranks of all of their targets, ``[A]``.
 
         Returns:
-            Each user's own values by name, ``[B]`` float64.
+            The metrics of each user by name, ``[B]`` float64.
         """
         ranks, lengths = ranks.double(), batch.targets.lengths()
         owners = owners_of(batch.targets)
@@ -69,22 +57,18 @@ class Metrics:
         return found
 
     def result(self) -> dict[str, float | None]:
-        """The metrics of all users added so far.
-
-        Returns:
-            Fractions in [0, 1] by the names of metrics.jsonl, and ``users``; a mean over nobody is None.
-        """
+        """Means over all users by the names of metrics.jsonl, and ``users``; a mean over no users is None."""
         users, new, *sums = self.sums.tolist()
 
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
 
-        told = {name: mean(total, users) for name, total in zip(self.names, sums, strict=False)}
+        metrics = {name: mean(total, users) for name, total in zip(self.names, sums, strict=False)}
         for top, new_hits in zip(self.tops, sums[len(self.names) :], strict=True):
             hits = sums[self.names.index(f"hr@{top}")]
-            told[f"hr@{top}_new"] = mean(new_hits, new)
-            told[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
-        return {"users": int(users)} | told
+            metrics[f"hr@{top}_new"] = mean(new_hits, new)
+            metrics[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
+        return {"users": int(users)} | metrics
 
 
 _NAMES = (("hr", ""), ("ndcg", ""), ("hr", "_any"), ("ndcg", "_any"), ("recall", ""), ("mrr", ""))

@@ -1,4 +1,4 @@
-"""One Parquet file that all ranks write; there whole or not at all."""
+"""One Parquet file that all ranks write together, atomically."""
 
 import logging
 import os
@@ -12,30 +12,26 @@ import torch.distributed as dist
 from dist_imsr.distributed.topology import Topology
 
 logger = logging.getLogger(__name__)
-_GROUP = 1 << 20  # rows of a row group
+_GROUP = 1 << 20  # rows per row group
 
 
 class JointFile:
-    """A context manager; each rank writes tables, and rank 0 joins them in the order of ranks when all are done.
+    """A context manager: each rank writes tables, and at the end rank 0 concatenates them in the order of ranks.
 
     Args:
-        path: the file, in a folder that all ranks see; an older one is replaced.
-        topology: this rank's place.
+        path: the file, in a folder that all ranks share; an existing file is replaced.
+        topology: ranks and devices.
     """
 
     def __init__(self, path: Path, topology: Topology) -> None:
         self.path, self.topology = path, topology
         self._writer: pq.ParquetWriter | None = None
-        self._held: list[pa.Table] = []
+        self._buffer: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
-        """Adds this rank's next rows; every rank must write at least once, be it a table without rows.
-
-        Args:
-            table: of one schema.
-        """
-        self._held.append(table)
-        if sum(len(held) for held in self._held) >= _GROUP:
+        """Appends rows of this rank; all tables have the same schema, and every rank writes at least an empty one."""
+        self._buffer.append(table)
+        if sum(map(len, self._buffer)) >= _GROUP:
             self._flush()
 
     def __enter__(self) -> "JointFile":
@@ -45,7 +41,7 @@ class JointFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._held:
+            if kind is None and self._buffer:
                 self._flush()
             if self._writer is not None:
                 self._writer.close()
@@ -58,14 +54,14 @@ class JointFile:
             self._part(self.topology.rank).unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        table = pa.concat_tables(self._held).combine_chunks()
-        self._held.clear()
+        table = pa.concat_tables(self._buffer).combine_chunks()
+        self._buffer.clear()
         self._writer = self._writer or pq.ParquetWriter(self._part(self.topology.rank), table.schema)
         self._writer.write_table(table)
 
     def _join(self) -> None:
         if not self._part(0).exists():
-            logger.warning("%s is not written: there is nobody to write of", self.path)
+            logger.warning("%s is not written: there are no users", self.path)
             return
         partial = self.path.with_name(f".{self.path.name}.partial")
         try:

@@ -1,4 +1,4 @@
-"""What a run found against the planted truth of its data: was the detector right, and are planted interests held?"""
+"""Compares a run with the planted truth of its data: quality of the detector, and recovery of planted interests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from dist_imsr.exported import read_batch
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredInterests:
     """Stored interests, user after user.
 
     Args:
         users: ``[n]`` int64, ascending and distinct.
-        offsets: ``[n + 1]``, user i's interests are ``offsets[i] .. offsets[i + 1] - 1``.
+        offsets: ``[n + 1]``; user i has the interests ``offsets[i] .. offsets[i + 1] - 1``.
         vectors: ``[S, d]``.
     """
 
@@ -29,12 +29,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted.
+    """Planted interests, each in one cluster of items.
 
     Args:
         users: ``[n]`` int64, ascending.
-        clusters: ``[n]``, an interest of that user.
-        spans: ``[n]``, the span of its birth.
+        clusters: ``[n]``, the cluster of an interest of that user.
+        spans: ``[n]``, the span in which the interest begins.
         of_item: ``[items]``, each item's cluster.
     """
 
@@ -45,16 +45,10 @@ class Truth:
 
     @classmethod
     def read(cls, data: Path) -> "Truth":
-        """The truth beside prepared data.
-
-        Args:
-            data: the prepared folder.
-
-        Returns:
-            The truth.
+        """Reads the truth from a folder of prepared data.
 
         Raises:
-            ValueError: naming the file that is not there.
+            ValueError: naming the file that is missing.
         """
         for name in ("truth_users", "truth_items"):
             if not (data / f"{name}.parquet").is_file():
@@ -65,42 +59,35 @@ class Truth:
         )
 
     def until(self, span: int) -> "Truth":
-        """What was planted by the end of a span.
-
-        Args:
-            span: the span.
-
-        Returns:
-            The part.
-        """
-        there = self.spans <= span
-        return Truth(self.users[there], self.clusters[there], self.spans[there], self.of_item)
+        """The interests that begin in a span or before."""
+        begun = self.spans <= span
+        return Truth(self.users[begun], self.clusters[begun], self.spans[begun], self.of_item)
 
 
 def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, Any]]:
     """Compares every exported span of a run with the planted truth.
 
     Args:
-        run: which run.
-        match_cosine: a planted interest counts as held where its partner among the user's stored interests has at
-            least this cosine with the mean embedding of its cluster.
+        run: the run.
+        match_cosine: a planted interest counts as held if its matched stored interest has at least this cosine with the
+            mean embedding of its cluster.
 
     Returns:
-        A row a span; None where there is nothing to divide by. ``users``: whom the detector judged; ``planted``: those
-        of them who took on an interest in this span; ``precision``, ``recall``, ``f1`` of its findings; ``best_c1`` and
-        ``best_f1``: the threshold that would have been best; ``held``: the share of planted interests with a stored
-        one; ``held_new``: of those born in this span; ``cosine``: mean over matched pairs; ``interests`` and
-        ``interests_planted``: a user, over users with interests; ``moved``: 1 - the mean cosine between existing
-        interests of users who moved, now and a span before.
+        One row per span; a ratio without denominator is None. ``users``: users that the detector examined; ``planted``:
+        those with a planted interest that begins in this span; ``precision``, ``recall``, ``f1`` of the detector;
+        ``best_c1`` and ``best_f1``: the best possible threshold and its f1; ``held``: the share of planted interests
+        with a matching stored one; ``held_new``: of those that begin in this span; ``cosine``: mean over matched pairs;
+        ``interests`` and ``interests_planted``: means over users with interests; ``moved``: 1 - the mean cosine between
+        existing interests that changed, after this span and after the previous one.
 
     Raises:
-        ValueError: naming what is missing.
+        ValueError: naming the missing file.
     """
     truth = Truth.read(run.dataset.path)
-    rows, before = [], dict[str, Held]()
+    rows, before = [], dict[str, StoredInterests]()
     for span in run.spans:
         folder = run.folder / "spans" / f"span={span}"
-        now = {path.name: _held(path) for path in sorted(folder.glob("interests-*.arrow"))}
+        now = {path.name: _stored_interests(path) for path in sorted(folder.glob("interests-*.arrow"))}
         planted = truth.until(span)
         row = {"span": span} | judged(*_detections(folder), planted, span)
         row |= matched(list(now.values()), _centroids(folder, truth), planted, span, match_cosine)
@@ -116,22 +103,22 @@ def judged(
 
     Args:
         users: ``[n]``, distinct.
-        fit: ``[n]``, what was compared with c1.
+        fit: ``[n]``, the value that is compared with c1.
         puzzled: ``[n]`` bool.
-        truth: what was planted.
-        span: the span at hand.
+        truth: the planted interests.
+        span: the span of the detection.
 
     Returns:
         The first part of a row of `compare_with_truth`.
     """
-    able = np.isfinite(fit)  # the others had too few items to be judged
-    users, fit, puzzled = users[able], fit[able], puzzled[able]
+    examined = np.isfinite(fit)  # the others have too few items
+    users, fit, puzzled = users[examined], fit[examined], puzzled[examined]
     real = np.isin(users, truth.users[truth.spans == span])
     right = (puzzled & real).sum()
     order = np.argsort(fit)
     ordered = np.append(fit[order], np.inf)
     f1 = 2 * real[order].cumsum() / (np.arange(1, len(users) + 1) + max(real.sum(), 1))
-    f1[ordered[1:] == ordered[:-1]] = 0  # equal fits fall on the same side of any threshold
+    f1[ordered[1:] == ordered[:-1]] = 0  # equal fits are on the same side of any threshold
     best = int(f1.argmax()) if real.any() else None
     beyond = 0.0 if best is None else min(ordered[best + 1], ordered[best] + max(abs(ordered[best]), 1e-6))
     return {
@@ -146,27 +133,27 @@ def judged(
 
 
 def matched(
-    held: list[Held], centroids: np.ndarray, truth: Truth, span: int, least: float
+    stored: list[StoredInterests], centroids: np.ndarray, truth: Truth, span: int, least: float
 ) -> dict[str, float | int | None]:
-    """Pairs each user's planted interests with stored ones: the assignment of the largest sum of cosines.
+    """Matches each user's planted interests with stored ones: the assignment with the largest sum of cosines.
 
     Args:
-        held: stored interests, in parts.
+        stored: stored interests, in parts.
         centroids: ``[clusters, d]``, the mean embedding of each cluster.
-        truth: what was planted by now.
-        span: the span at hand.
-        least: the cosine from which on a pair counts.
+        truth: the planted interests up to the span.
+        span: the span of the stored interests.
+        least: the smallest cosine of a matching pair.
 
     Returns:
         The second part of a row of `compare_with_truth`.
     """
     directions = _normalised(centroids)
-    cosines, new, stored, known = [], [], 0, 0
-    for part in held:
+    cosines, new, num_interests, num_users = [], [], 0, 0
+    for part in stored:
         vectors = _normalised(part.vectors)
         first, end = np.searchsorted(truth.users, part.users, "left"), np.searchsorted(truth.users, part.users, "right")
-        stored += len(vectors)
-        known += len(part.users)
+        num_interests += len(vectors)
+        num_users += len(part.users)
         for row in range(len(part.users)):
             mine = slice(first[row], end[row])
             agreement = directions[truth.clusters[mine]] @ vectors[part.offsets[row] : part.offsets[row + 1]].T
@@ -175,19 +162,19 @@ def matched(
             found[pairs[0]] = agreement[pairs]
             cosines.append(found)
             new.append(truth.spans[mine] == span)
-    every, born = np.concatenate([[], *cosines]), np.concatenate([np.empty(0, bool), *new])
-    paired = np.isfinite(every)
+    found_cosines, born = np.concatenate([[], *cosines]), np.concatenate([np.empty(0, bool), *new])
+    paired = np.isfinite(found_cosines)
     return {
-        "held": _ratio((every >= least).sum(), len(every)),
-        "held_new": _ratio((every[born] >= least).sum(), born.sum()),
-        "cosine": _ratio(every[paired].sum(), paired.sum()),
-        "interests": _ratio(stored, known),
-        "interests_planted": _ratio(len(every), known),
+        "held": _ratio((found_cosines >= least).sum(), len(found_cosines)),
+        "held_new": _ratio((found_cosines[born] >= least).sum(), born.sum()),
+        "cosine": _ratio(found_cosines[paired].sum(), paired.sum()),
+        "interests": _ratio(num_interests, num_users),
+        "interests_planted": _ratio(len(found_cosines), num_users),
     }
 
 
-def _moved(before: dict[str, Held], now: dict[str, Held]) -> float | None:
-    """Existing interests keep their place among a user's slots, and only users of a span move."""
+def _moved(before: dict[str, StoredInterests], now: dict[str, StoredInterests]) -> float | None:
+    """1 - mean cosine of changed interests; existing interests keep their slots."""
     total, count = 0.0, 0
     for name, later in now.items():
         if name not in before:
@@ -203,14 +190,14 @@ def _moved(before: dict[str, Held], now: dict[str, Held]) -> float | None:
     return 1 - total / count if count else None
 
 
-def _held(path: Path) -> Held:
+def _stored_interests(path: Path) -> StoredInterests:
     table = read_batch(path)
     users, first = np.unique(table["user"].to_numpy(), return_index=True)
-    return Held(users, np.append(first, table.num_rows), vectors_of(table))
+    return StoredInterests(users, np.append(first, table.num_rows), vectors_of(table))
 
 
 def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, the least fit of each, and whether it was ever puzzled."""
+    """Users, the smallest fit of each, and whether the user was ever puzzled."""
     tables = [read_batch(path) for path in sorted(folder.glob("detections-*.arrow"))]
     user, fit, puzzled = (
         np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
@@ -223,7 +210,7 @@ def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _centroids(folder: Path, truth: Truth) -> np.ndarray:
-    """The mean embedding of each cluster's known items; zero for a cluster that nobody turned to yet."""
+    """The mean embedding of each cluster's known items; zero for a cluster without known items."""
     total, count = None, np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
     for path in sorted(folder.glob("items-*.arrow")):
         table = read_batch(path)

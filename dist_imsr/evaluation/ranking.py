@@ -1,4 +1,4 @@
-"""Exact ranks and best items over the whole sharded catalogue: interests travel, items never do."""
+"""Exact ranks and best items over the whole sharded catalogue: interests are sent to the items' ranks."""
 
 import itertools
 import math
@@ -23,18 +23,18 @@ from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Score, score
 from dist_imsr.phases import Phase
 
-_STRETCH = 128  # rows of the first one, about
+_FIRST_CHUNK = 128  # items per rank in the first chunk, approximately
 
 
 @dataclass
 class RankingConfig:
-    """How the catalogue is ranked; no key changes what a rank is.
+    """How the catalogue is ranked; no key changes the result.
 
     Args:
-        precision: of the matrix products. Ranks are the same in both: pairs that products cannot tell apart are scored
-            again in float64. On CUDA it says how the best items are found; ranks are counted from three bf16 products
-            whatever it says, which is both faster than fp32 and exact enough.
-        memory: MiB that a rank may hold of scores at a time.
+        precision: precision of the matrix products. Ranks are the same in both, since close scores are compared in
+            float64. On CUDA it applies to the best items only; ranks are always counted from three bf16 products,
+            which is faster than fp32 and precise enough.
+        memory: MiB per rank for scores.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -45,20 +45,20 @@ class RankingConfig:
 
 
 class _Block(NamedTuple):
-    """Users, their targets, and what they must not get."""
+    """Users with their targets and excluded items."""
 
     vectors: torch.Tensor  # [S, d], user after user; S = sum K_u
     counts: torch.Tensor  # [B], K_u
     targets: torch.Tensor  # [A, 2], a user and an item
-    levels: torch.Tensor  # [A, 2], its score, and how close another must be to tie
-    seen: torch.Tensor  # [n, 2], a user and an item that this user must not get
+    levels: torch.Tensor  # [A, 2], the target's score, and the largest difference of scores that tie
+    seen: torch.Tensor  # [n, 2], a user and an item that is excluded for this user
 
 
 class Ranker:
     """Ranks the sharded catalogue; every method is collective.
 
-    A rank is 1 + (items that score higher) + (other items that tie) / 2. Scores tie when they differ by no more than
-    2^-20 |h| |e|, with the user's longest interest h and the target e: float sums in another order, of another tile or
+    A rank is 1 + (items that score higher) + (other items that tie) / 2. Scores tie if they differ by at most 2^-20 |h|
+    |e|, with the user's longest interest h and the target e: float sums in another order, as in another tile or with
     another number of ranks, differ by as much.
 
     Args:
@@ -72,7 +72,7 @@ class Ranker:
         self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
         self._count_better = count_better
         if devices.is_cuda(topology.device):
-            from dist_imsr.evaluation import fused  # asks for Triton, which machines without CUDA need not have
+            from dist_imsr.evaluation import fused  # needs Triton, which machines without CUDA may not have
 
             self._count_better = fused.count_better
 
@@ -83,50 +83,50 @@ class Ranker:
         targets: JaggedTensor,
         embeddings: torch.Tensor,
         items: int,
-        most: int | None = None,
+        exact_top: int | None = None,
         seen: JaggedTensor | None = None,
     ) -> torch.Tensor:
         """The rank of each target among all known items.
 
-        Each rank counts the rows of its own shard that beat each target of any rank, and the counts are summed. Who
-        asks only for the first places spares most of the work: the shards are read in stretches, each about thrice as
-        long as all before it, and a target that ``most`` items of the world beat is not compared with the next.
+        Each rank counts the items of its own shard that are better than each target of any rank, and the counts are
+        summed. ``exact_top`` saves most of the work: the shards are processed in chunks, each about three times as long
+        as all before it, and a target with ``exact_top`` better items is not compared with the next chunk.
 
         Args:
-            interests: of this rank's B users, ``[B, K, d]``.
+            interests: this rank's B users, ``[B, K, d]``.
             targets: B sequences of item ids.
-            embeddings: of their values, ``[A, d]``.
-            items: ids below it are ranked.
-            most: ranks up to it are exact, and others are some number above it; all are exact without it.
+            embeddings: ``[A, d]``, of the values of ``targets``.
+            items: the number of known items; smaller ids are ranked.
+            exact_top: ranks up to this one are exact, larger ones are some number above it; None for all exact.
             seen: B sequences of item ids that are not ranked for a user; a target among them has an infinite rank.
 
         Returns:
-            One rank for each value of ``targets``, float64; 1 is the best.
+            ``[A]`` float64, the rank of each value of ``targets``; 1 is the best.
         """
         owners = owners_of(targets)
         own = Interests(interests.vectors[owners], interests.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
-        longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without any
+        longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
         mine = _block(interests, seen)._replace(targets=_pairs(targets), levels=levels)
         world, _, first = _share(self.topology, mine)
-        by, wanted = world.targets.T
-        better = torch.zeros(len(by), dtype=torch.float64, device=by.device)
-        for stretch in self._stretches(items, whole=most is None):
-            found, open_ = torch.zeros_like(better), better < (torch.inf if most is None else most)
-            asking = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, by[open_], True)
-            for _, places, vectors, excluded in group_by_num_interests(world, asking, stretch):
-                place = places[by]
-                asked = (open_ & (place >= 0)).nonzero().squeeze(1)
-                level, tie = world.levels[asked].T
-                found[asked] = self._count_better(
-                    stretch, vectors, place[asked], wanted[asked] - stretch.first, level, tie, excluded
+        user_of_target, item_of_target = world.targets.T
+        better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
+        for chunk in self._chunks(items, whole=exact_top is None):
+            count, undecided = torch.zeros_like(better), better < (torch.inf if exact_top is None else exact_top)
+            active = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, user_of_target[undecided], True)
+            for _, places, vectors, excluded in group_by_num_interests(world, active, chunk):
+                place = places[user_of_target]
+                selected = (undecided & (place >= 0)).nonzero().squeeze(1)
+                level, tie = world.levels[selected].T
+                count[selected] = self._count_better(
+                    chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, tie, excluded
                 )
-            better += self.topology.sum(found)
+            better += self.topology.sum(count)
         ranks = 1 + better[first : first + len(owners)]
         if seen is not None:
-            met = torch.isin(*(user * items + item for user, item in (mine.targets.T, mine.seen.T)))
-            ranks[met] = torch.inf
+            target_keys, seen_keys = (pairs[:, 0] * items + pairs[:, 1] for pairs in (mine.targets, mine.seen))
+            ranks[torch.isin(target_keys, seen_keys)] = torch.inf
         return ranks
 
     @Phase("ranking")
@@ -136,66 +136,71 @@ class Ranker:
         """The best N of all known items for each user.
 
         Args:
-            interests: of this rank's B users, ``[B, K, d]``.
-            items: ids below it are ranked.
+            interests: this rank's B users, ``[B, K, d]``.
+            items: the number of known items; smaller ids are ranked.
             top: N.
-            seen: B sequences of item ids that a user must not get.
+            seen: B sequences of item ids that are left out for a user.
 
         Returns:
             Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
-            -inf and -1 where there are no more items.
+            Filled up with -inf and -1.
         """
         mine = _block(interests, seen)
         world, sizes, _ = _share(self.topology, mine)
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
-        (shard,) = self._stretches(items, whole=True)
-        for users, _, vectors, excluded in group_by_num_interests(
-            world, torch.ones_like(world.counts, dtype=torch.bool), shard
-        ):
+        (shard,) = self._chunks(items, whole=True)
+        everyone = torch.ones_like(world.counts, dtype=torch.bool)
+        for users, _, vectors, excluded in group_by_num_interests(world, everyone, shard):
             scores[users], ids[users] = best_items(shard, vectors, top, excluded)
-        # Every rank has a list for each user of the world; a user's own rank gets them all and merges them.
+        # Every rank has a list for each user of the world; a user's own rank receives all of them and merges them.
         lists = self.topology.world_size
-        arrived = [column.new_empty(lists * len(mine.counts), top) for column in (scores, ids)]
-        for column, here in zip((scores, ids), arrived, strict=True):
-            dist.all_to_all_single(here, column, [len(mine.counts)] * lists, sizes)
-        scores, ids = (here.view(lists, -1, top).transpose(0, 1).flatten(1) for here in arrived)
-        ids, order = ids.sort(1)
-        scores, kept = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-        return scores[:, :top], ids.gather(1, kept[:, :top])
+        received = [column.new_empty(lists * len(mine.counts), top) for column in (scores, ids)]
+        for column, output in zip((scores, ids), received, strict=True):
+            dist.all_to_all_single(output, column, [len(mine.counts)] * lists, sizes)
+        scores, ids = (output.view(lists, -1, top).transpose(0, 1).flatten(1) for output in received)
+        ids, by_id = ids.sort(1)
+        scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+        return scores[:, :top], ids.gather(1, by_score[:, :top])
 
-    def _stretches(self, items: int, whole: bool) -> list[Shard]:
-        """This rank's known rows in parts: as many on every rank, whatever it holds."""
+    def _chunks(self, items: int, whole: bool) -> list[Shard]:
+        """This rank's known rows in chunks; every rank has the same number of them."""
         rows = self.catalogue.rows
         known = self.catalogue.flushed_weight()[: max(0, min(rows.stop, items) - rows.start)]
-        parts = 1 if whole else 1 + max(0, int(math.log(max(1, items / self.topology.world_size / _STRETCH), 4)))
+        parts = 1 if whole else 1 + max(0, int(math.log(max(1, items / self.topology.world_size / _FIRST_CHUNK), 4)))
         edges = [0, *(len(known) >> 2 * part for part in reversed(range(parts)))]
-        settings = self.how, self.config.precision, self.config.memory << 20
-        return [Shard(known[begin:end], rows.start + begin, *settings) for begin, end in itertools.pairwise(edges)]
+        precision, memory = self.config.precision, self.config.memory << 20
+        return [
+            Shard(known[begin:end], first=rows.start + begin, how=self.how, precision=precision, memory=memory)
+            for begin, end in itertools.pairwise(edges)
+        ]
 
 
 def _block(interests: Interests, seen: JaggedTensor | None) -> _Block:
     """Users without targets."""
-    nothing = torch.empty(0, 2, dtype=torch.int64, device=interests.vectors.device)
+    no_pairs = torch.empty(0, 2, dtype=torch.int64, device=interests.vectors.device)
     return _Block(
-        *(interests.vectors[interests.mask], interests.mask.sum(1), nothing, interests.vectors.new_empty(0, 2)),
-        nothing if seen is None else _pairs(seen),
+        vectors=interests.vectors[interests.mask],
+        counts=interests.mask.sum(1),
+        targets=no_pairs,
+        levels=interests.vectors.new_empty(0, 2),
+        seen=no_pairs if seen is None else _pairs(seen),
     )
 
 
 def group_by_num_interests(
-    block: _Block, asking: torch.Tensor, shard: Shard
+    block: _Block, active: torch.Tensor, shard: Shard
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Pairs]]:
-    """Those who ask, together where they have equally many interests, and no more of them than a tile should hold.
+    """Splits the active users into groups with equally many interests, small enough for a tile.
 
     Yields:
-        Users ``[b]``; everybody's place among them, or -1, ``[B]``; their interests ``[b, K, d]``; what is excluded, by
-        their places among these users.
+        Users ``[b]``; the index of every user of the block in the group, or -1, ``[B]``; the group's interests ``[b, K,
+        d]``; pairs of an index in the group and an excluded item.
     """
     first = block.counts.cumsum(0) - block.counts
-    for count in block.counts[asking].unique().tolist():
+    for count in block.counts[active].unique().tolist():
         slot = torch.arange(count, device=first.device)
-        for users in (asking & (block.counts == count)).nonzero().squeeze(1).split(shard.users(count)):
+        for users in (active & (block.counts == count)).nonzero().squeeze(1).split(shard.max_users(count)):
             places = torch.full_like(block.counts, -1)
             places[users] = torch.arange(len(users), device=users.device)
             rows = places[block.seen[:, 0]]
@@ -204,10 +209,10 @@ def group_by_num_interests(
 
 
 def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
-    """All ranks' blocks as one.
+    """Concatenates the blocks of all ranks.
 
     Returns:
-        The block, how many users each rank has in it, and where this rank's targets begin.
+        The block, the number of users of each rank, and the index of this rank's first target.
     """
     parts = [_Block(*columns) for columns in topology.gather_jagged(mine)]
     users = [len(part.counts) for part in parts]
@@ -219,5 +224,5 @@ def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
 
 
 def _pairs(sequences: JaggedTensor) -> torch.Tensor:
-    """Each value beside the place of its sequence, ``[n, 2]`` int64."""
+    """The index of the sequence and the value of each element, ``[n, 2]`` int64."""
     return torch.stack([owners_of(sequences), sequences.values()], 1)

@@ -1,4 +1,4 @@
-"""The best items of users, with the interest that spoke for each: exact, over the whole sharded catalogue."""
+"""The best items of users over the whole sharded catalogue, each with its best matching interest."""
 
 import logging
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.interests import Interests
 
 logger = logging.getLogger(__name__)
-_NAMED = 10  # unknown users that an error lists
+_NAMED = 10  # unknown users listed in an error
 
 
 @dataclass
@@ -29,19 +29,19 @@ class RecommendConfig:
     """Writes each user's best items of the whole catalogue.
 
     Args:
-        run_dir: of a run that exported spans (--training.export last or every).
-        output: a Parquet file: user and item as the log knew them, score, rank from 1, interest (the slot of the user's
+        run_dir: the folder of a run that exported spans (--training.export last or every).
+        output: a Parquet file with user and item (raw ids), score, rank from 1, and interest (the slot of the user's
             interest with the largest dot product).
-        users: ``all`` who have interests, or a file: Parquet, whose first column holds raw user ids, or text with one
-            a line.
-        data: where the run's prepared data stand, if elsewhere than when it was trained.
-        span: the trained span whose state recommends; the last that was exported by default.
+        users: ``all`` users with interests, or a file: Parquet with raw user ids in the first column, or text with one
+            per line.
+        data: folder of the run's prepared data, if it was moved after training.
+        span: the trained span whose model is used; the last exported one by default.
         top: N.
-        exclude_seen: leave out what a user met up to that span.
-        unknown: users of the file without interests, because the data do not know them or they came later: an error
-            that lists them, or skipped with a count.
-        block: users at a time, over all ranks.
-        timeout_seconds: how long a rank may be waited for before the job ends.
+        exclude_seen: leave out items that a user met up to that span.
+        unknown: for users of the file without interests, because they are not in the data or came later: an error that
+            lists them, or skip them and log their number.
+        block: users per batch, over all ranks.
+        timeout_seconds: the longest wait for a rank before the job ends.
         ranking: how the catalogue is ranked.
     """
 
@@ -63,19 +63,15 @@ class RecommendConfig:
         require_file(self.output, "output")
 
 
-def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
-    """Reads the users that are asked for.
-
-    Args:
-        config: where they stand.
-        dataset: which type their ids have.
+def requested_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
+    """Reads the file ``config.users``.
 
     Returns:
-        ``[n]`` distinct raw ids in the file's order; None for all.
+        ``[n]`` distinct raw ids in the file's order; None for all users.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, is empty or holds no ids; listing users whom the data do not
-            know, where they are not to be skipped.
+        ValueError: naming the file, if it cannot be read or has no or empty ids; listing the users that are not in the
+            data set, unless they are skipped.
     """
     if config.users == "all":
         return None
@@ -85,14 +81,14 @@ def asked_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
             raw = pq.read_table(path, columns=[pq.read_schema(path).names[0]]).column(0).combine_chunks()
         else:
             raw = pa.array([line for line in map(str.strip, path.read_text().splitlines()) if line], pa.string())
-        raw = raw.cast(dataset.raw_type("users"))
+        raw = raw.cast(dataset.raw_id_type("users"))
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
         raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
     if not len(raw) or raw.null_count:
         raise ValueError(f"users: {path} holds {'empty' if raw.null_count else 'no'} user ids")
     raw = raw.unique()
-    if config.unknown == "error":  # those whom the data know may still lack interests, which only the ranks can tell
-        _refuse(raw, np.flatnonzero(dataset.dense(raw) < 0))
+    if config.unknown == "error":  # users of the data set without interests are found in `recommend`
+        _refuse(raw, np.flatnonzero(dataset.dense_user_ids(raw) < 0))
     return raw
 
 
@@ -100,17 +96,17 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
     """Writes the output; collective.
 
     Args:
-        config: what is asked for.
-        run: which run.
-        span: its state.
-        raw: what `asked_users` gave.
-        topology: this rank's place.
+        config: the output and its options.
+        run: the run.
+        span: an exported span.
+        raw: the result of `requested_users`.
+        topology: ranks and devices.
 
     Returns:
-        How many users of the world have a list in it.
+        The number of users with a list, over all ranks.
 
     Raises:
-        ValueError: listing unknown users, where they are not to be skipped.
+        ValueError: listing unknown users, unless they are skipped.
     """
     dataset, items = run.dataset, run.dataset.items_by_span[span]
     top = min(config.top, items)
@@ -119,50 +115,50 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
     buckets = topology.buckets(dataset.buckets)
     history = History(dataset, buckets, span) if config.exclude_seen else None
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
-    # Of each place: the item's embedding twice over, and a score and an id from every rank.
-    place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
-    affordable = max(1, (config.ranking.memory << 20) // (place * top))
-    each = min(-(-config.block // topology.world_size), affordable)
+    # Per place of a list: the item's embedding twice, and a score and an id from every rank.
+    bytes_per_place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
+    max_users = max(1, (config.ranking.memory << 20) // (bytes_per_place * top))
+    size = min(-(-config.block // topology.world_size), max_users)
     with JointFile(config.output, topology) as file:
-        for first in range(0, max(most, 1), each):
-            block = rows[first : first + each]
+        for first in range(0, max(most, 1), size):
+            block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
             users = block + state.store.first_user
             seen = history(users) if history else None
             scores, ids = state.ranker.best(interests, items, top, seen)
-            spoke = best_matching_interest(state, interests, ids)
-            file.write(_table(dataset, users, scores, ids, spoke))
+            matching = best_matching_interest(state, interests, ids)
+            file.write(_table(dataset, users, scores, ids, matching))
             if topology.rank == 0:
-                logger.info("%d of %d users of this rank", min(first + each, len(rows)), len(rows))
+                logger.info("%d of %d users of this rank", min(first + size, len(rows)), len(rows))
     return int(topology.sum(torch.tensor([len(rows)])))
 
 
 def _rows(
     config: RecommendConfig, dataset: Dataset, state: SpanState, raw: pa.Array | None, topology: Topology
 ) -> torch.Tensor:
-    """The rows of this rank's users who are asked for and have interests, ``[n]`` int64 ascending."""
+    """Rows of this rank's requested users with interests, ``[n]`` int64 ascending."""
     store = state.store
-    have = store.counts.cpu() > 0
+    has_interests = store.counts.cpu() > 0
     if raw is None:
-        return have.nonzero().squeeze(1)
-    dense = torch.from_numpy(dataset.dense(raw))
-    mine = (dense >= store.first_user) & (dense < store.first_user + len(have))
+        return has_interests.nonzero().squeeze(1)
+    dense = torch.from_numpy(dataset.dense_user_ids(raw))
+    mine = (dense >= store.first_user) & (dense < store.first_user + len(has_interests))
     rows = dense[mine] - store.first_user
-    # Whoever no rank holds interests of is unknown: each rank says whom it knows.
+    # A user without interests on any rank is unknown.
     known = torch.zeros(len(dense), dtype=torch.int64)
-    known[mine.nonzero().squeeze(1)[have[rows]]] = 1
+    known[mine.nonzero().squeeze(1)[has_interests[rows]]] = 1
     unknown = np.flatnonzero(topology.sum(known).numpy() == 0)
     if config.unknown == "error":
         _refuse(raw, unknown)
     elif len(unknown) and topology.rank == 0:
-        logger.warning("skipped %d users of whom nothing is known: %s", len(unknown), _named(raw, unknown))
-    return rows[have[rows]].sort().values
+        logger.warning("skipped %d unknown users: %s", len(unknown), _named(raw, unknown))
+    return rows[has_interests[rows]].sort().values
 
 
 def _refuse(raw: pa.Array, unknown: np.ndarray) -> None:
     if len(unknown):
         named = _named(raw, unknown)
-        raise ValueError(f"users: nothing is known of {named}: take them out, or pass --unknown skip")
+        raise ValueError(f"users: unknown users {named}: take them out, or pass --unknown skip")
 
 
 def _named(raw: pa.Array, places: np.ndarray) -> str:
@@ -179,17 +175,17 @@ def best_matching_interest(state: SpanState, interests: Interests, ids: torch.Te
 
 
 def _table(
-    dataset: Dataset, users: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, spoke: torch.Tensor
+    dataset: Dataset, users: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, matching: torch.Tensor
 ) -> pa.Table:
     real = (ids >= 0).numpy(force=True)
     place = np.broadcast_to(np.arange(1, ids.shape[1] + 1, dtype=np.int32), real.shape)
     owners = np.broadcast_to(users.numpy(force=True)[:, None], real.shape)
     return pa.table(
         {
-            "user": dataset.raw("users", owners[real]),
-            "item": dataset.raw("items", ids.numpy(force=True)[real]),
+            "user": dataset.raw_ids("users", owners[real]),
+            "item": dataset.raw_ids("items", ids.numpy(force=True)[real]),
             "score": scores.numpy(force=True)[real],
             "rank": place[real],
-            "interest": spoke.numpy(force=True)[real].astype(np.int32),
+            "interest": matching.numpy(force=True)[real].astype(np.int32),
         }
     )

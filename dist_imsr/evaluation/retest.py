@@ -1,4 +1,4 @@
-"""Tests a finished run anew: other N, other options, each user's own values."""
+"""Tests a finished run again, with other options or with the metrics of each user."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,20 @@ from dist_imsr.evaluation.ranking import RankingConfig
 
 @dataclass
 class EvaluateConfig:
-    """Evaluates a finished run: tests what its spans left on the spans after them, or compares it with planted truth.
+    """Evaluates a finished run: tests each span's model on the next span, or compares it with the planted truth.
 
     Args:
-        run_dir: of a run that exported spans (--training.export last or every).
-        data: where the run's prepared data stand, if elsewhere than when it was trained.
-        span: the trained span to start from; all that were exported by default, but the pre-training span.
-        per_user: a Parquet file of each tested user's own values, for paired tests; needs --span where several spans
+        run_dir: the folder of a run that exported spans (--training.export last or every).
+        data: folder of the run's prepared data, if it was moved after training.
+        span: the trained span whose model is tested; by default all exported ones except the pre-training span.
+        per_user: a Parquet file for the metrics of each tested user, for paired tests; needs --span if several spans
             were exported.
         drift_truth: instead, compare the run with the truth that ``prepare.py --source drift`` planted in its data.
-        match_cosine: a planted interest counts as held where its partner among the user's stored interests has at
-            least this cosine with the mean embedding of its cluster.
+        match_cosine: a planted interest counts as held if its matched stored interest has at least this cosine with the
+            mean embedding of its cluster.
         json: a file for the rows of the table.
-        timeout_seconds: how long a rank may be waited for before the job ends.
-        eval: what is measured; the run's own section is not read.
+        timeout_seconds: the longest wait for a rank before the job ends.
+        eval: the metrics; the run's own section is not used.
         ranking: how the catalogue is ranked.
     """
 
@@ -54,19 +54,12 @@ class EvaluateConfig:
 
 
 def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
-    """The spans that a retest starts from.
-
-    Args:
-        config: which of them.
-        run: which run.
-
-    Returns:
-        Trained spans that have a span after them.
+    """The exported spans to test, each of which has a next span.
 
     Raises:
-        ValueError: naming the spans that there are.
+        ValueError: naming the spans, if there are none or ``per_user`` needs a single one.
     """
-    spans = run.spans if config.span is None else [run.at(config.span)]
+    spans = run.spans if config.span is None else [run.resolve_span(config.span)]
     spans = [span for span in spans if 0 < span < run.dataset.spans - 1 or span == config.span]
     if not spans or spans[-1] == run.dataset.spans - 1:
         raise ValueError(f"span: no span of {run.folder} has one after it to be tested on")
@@ -78,23 +71,30 @@ def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
 def retest(
     config: EvaluateConfig, run: FinishedRun, spans: list[int], topology: Topology, follow: Follow
 ) -> list[dict[str, Any]]:
-    """Tests what spans left on the spans after them; collective.
+    """Tests the model after each span on the next span; collective.
 
     Args:
-        config: what is measured.
-        run: which run.
-        spans: what `spans_to_test` gave.
-        topology: this rank's place.
-        follow: goes through batches.
+        config: the metrics.
+        run: the run.
+        spans: the result of `spans_to_test`.
+        topology: ranks and devices.
+        follow: iterates over batches.
 
     Returns:
-        A row a span: the numbers of metrics.jsonl where ``eval`` is that of the run, and what is beyond them.
+        One row per span, with the metrics of metrics.jsonl if ``eval`` is that of the run, and further ones.
     """
     rows = []
     for span in spans:
         state = SpanState(run, span, run.dataset.items_by_span[span + 1], topology, config.ranking)
         evaluator = Evaluator(
-            *(run.dataset, state.store, state.catalogue, state.ranker, topology, run.batch, config.eval), run.seed
+            dataset=run.dataset,
+            store=state.store,
+            catalogue=state.catalogue,
+            ranker=state.ranker,
+            topology=topology,
+            batch=run.batch,
+            config=config.eval,
+            seed=run.seed,
         )
         rows.append({"span": span, "test_span": span + 1} | evaluator.test(span + 1, follow, config.per_user))
     return rows

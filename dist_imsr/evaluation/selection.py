@@ -2,7 +2,7 @@
 
 import torch
 
-from dist_imsr.evaluation.tiles import Pairs, Shard, candidates, exact, tiles_of
+from dist_imsr.evaluation.tiles import Pairs, Shard, above_threshold, exact_scores, iterate_tiles
 
 
 def best_items(shard: Shard, users: torch.Tensor, top: int, excluded: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -10,58 +10,58 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, excluded: Pairs) -> 
 
     Args:
         shard: the items.
-        users: ``[B, K, d]`` float32, interests of users who all have K of them.
+        users: ``[B, K, d]`` float32, interests of users with K interests each.
         top: N.
-        excluded: items that a user must not get.
+        excluded: pairs of a user's index and an item that is left out.
 
     Returns:
-        Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; -inf and -1 where there are no more items.
+        Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; filled up with -inf and -1.
     """
-    if not users.shape[1]:  # to whom all items are alike, as they are to one interest of length zero
+    if not users.shape[1]:  # all items tie, as they do for one interest of length zero
         users = users.new_zeros(len(users), 1, users.shape[2])
     scores = users.new_full((len(users), top), -torch.inf)
     ids = torch.full((len(users), top), -1, device=users.device)
-    waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    everybody = torch.arange(len(users), device=users.device)
-    held = 0
+    pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    all_users = torch.arange(len(users), device=users.device)
+    num_pending = 0
 
     def merge() -> None:
         nonlocal scores, ids
-        row, found, place = (torch.cat(column) for column in zip(*waiting, strict=True))
-        waiting.clear()
+        row, value, item = (torch.cat(column) for column in zip(*pending, strict=True))
+        pending.clear()
         row, order = row.sort(stable=True)
         lengths = row.bincount(minlength=len(users))
         slot = top + torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
         size = (len(users), int(lengths.max()))
         scores = torch.cat([scores, scores.new_full(size, -torch.inf)], 1)
         ids = torch.cat([ids, ids.new_full(size, -1)], 1)
-        scores[row, slot], ids[row, slot] = found[order], place[order]
-        scores, kept = scores.sort(dim=1, descending=True, stable=True)
-        scores, ids = scores[:, :top].contiguous(), ids.gather(1, kept[:, :top])
+        scores[row, slot], ids[row, slot] = value[order], item[order]
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, ids = scores[:, :top].contiguous(), ids.gather(1, order[:, :top])
 
-    for tile in tiles_of(shard, users, everybody, excluded):
+    for tile in iterate_tiles(shard, users, all_users, excluded):
         floor = scores[:, -1:]
         limit = floor - tile.margin(tile.precision)
-        hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few: most tiles hold nothing for most users
-        best = tile.best(hit)
-        many, row, column = candidates(best, limit[hit])
+        hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few users: most tiles have no new best items
+        best = tile.upper_bounds(hit)
+        many, row, column = above_threshold(best, limit[hit])
         dense, row = hit[many], hit[row]
-        value, error = tile.near(row, column)
-        real = value > floor[row, 0] - error
-        row, column, value = row[real], column[real], value[real]
+        value, error = tile.pair_scores(row, column)
+        better = value > floor[row, 0] - error
+        row, column, value = row[better], column[better], value[better]
         if tile.precision == "bf16":
-            value = exact(tile.users[row], tile.items[column], tile.how).float()
+            value = exact_scores(tile.users[row], tile.items[column], tile.how).float()
         if len(dense):
-            every, place = tile.dense(dense, best[many]).sort(dim=1, descending=True, stable=True)
-            every, place = every[:, :top], place[:, :top]
-            real = every > floor[dense]
-            row = torch.cat([row, dense.unsqueeze(1).expand_as(every)[real]])
-            column, value = torch.cat([column, place[real]]), torch.cat([value, every[real]])
-        waiting.append((row, value, column + tile.start + shard.first))
-        held += len(row)
-        if held > len(users) * top / 4:
+            values, columns = tile.row_scores(dense, best[many]).sort(dim=1, descending=True, stable=True)
+            values, columns = values[:, :top], columns[:, :top]
+            better = values > floor[dense]
+            row = torch.cat([row, dense.unsqueeze(1).expand_as(values)[better]])
+            column, value = torch.cat([column, columns[better]]), torch.cat([value, values[better]])
+        pending.append((row, value, column + tile.start + shard.first))
+        num_pending += len(row)
+        if num_pending > len(users) * top / 4:
             merge()
-            held = 0
-    if held:
+            num_pending = 0
+    if num_pending:
         merge()
     return scores, ids

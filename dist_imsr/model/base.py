@@ -1,4 +1,4 @@
-"""What every multi-interest extractor offers: a user's items in, a user's interests out (Eq. 1)."""
+"""The interface of all base models: from a user's items to the user's interests (Eq. 1)."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from dist_imsr.model.interests import Interests, Start
 
 
 class Extractor(nn.Module):
-    """f_user of Eq. 1: what every base model offers.
+    """f_user of Eq. 1, the base class of all base models.
 
     Attributes:
-        logit_scale: the deviation of the random routing logits that it asks for; 0 for none.
-        query_dim: d_a, the width of the users' own queries that it asks for; 0 for none.
-        state_dim: m, the width of what it keeps of a user's life beside each interest; 0 for none. With a state, a
-            history goes on where the one before it ended, and all users have ``model.interests`` interests.
+        logit_scale: standard deviation of the random routing logits in `Start`; 0 for none.
+        query_dim: d_a, the width of the per-user queries in `Start`; 0 for none.
+        state_dim: m, the width of the recurrent state per interest; 0 for none. With a state, a history continues the
+            previous one, and all users have ``model.interests`` interests.
     """
 
     logit_scale: float = 0.0
@@ -25,21 +25,42 @@ class Extractor(nn.Module):
 
         Args:
             items: ``[B, L, d]`` floating, embeddings e_i of each user's history in time order.
-            mask: ``[B, L]`` bool, false where ``items`` is padding, which stands at the end.
-            start: the stored interests, and what goes with them.
+            mask: ``[B, L]`` bool, false where ``items`` is padding, which is at the end.
+            start: the stored interests and the extractor's other inputs.
 
         Returns:
-            H_u^t in the slots of ``start``, ``[B, K, d]``, and the states after the history where it keeps any.
+            H_u^t in the slots of ``start``, ``[B, K, d]``, with the states after the history if ``state_dim`` > 0.
         """
         raise NotImplementedError
 
     def regularisation(self, interests: Interests) -> torch.Tensor:
-        """What training adds to the loss for the interests alone, with its weight.
+        """The base model's own regularisation term of the training loss, already weighted.
 
         Args:
-            interests: that `forward` returned.
+            interests: the output of `forward`.
 
         Returns:
-            A scalar, summed over users; zero where a base model has no such thing.
+            A scalar, summed over users; zero by default.
         """
         return interests.vectors.new_zeros(())
+
+    def activation_numbers(self, users: int, length: int, slots: int) -> int:
+        """Estimates the numbers that `forward` and its backward hold at most, besides items and their gradients.
+
+        Args:
+            users: B.
+            length: L, to which histories are padded.
+            slots: K, to which interests are padded.
+
+        Returns:
+            By default that of weights between each item and each interest, five times.
+        """
+        return 5 * users * length * slots
+
+    def forward_flops(self, users: int, length: int, slots: int) -> int:
+        """Estimates the floating-point operations of `forward`; arguments as in `activation_numbers`.
+
+        Returns:
+            By default that of every item passing through all weights.
+        """
+        return 2 * users * length * sum(weight.numel() for weight in self.parameters())

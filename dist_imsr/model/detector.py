@@ -1,4 +1,4 @@
-"""NID, the new-interests detector (Section IV-C): which users' items fit none of their interests."""
+"""NID, the new-interests detector (Section IV-C): finds users whose items fit none of their interests."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from dist_imsr.checks import require
 from dist_imsr.model.interests import Interests
 
-_SHORTEST = 1e-12  # of the product of two lengths
+_SHORTEST = 1e-12  # the least product of two lengths to divide by
 
 
 @dataclass
@@ -18,20 +18,21 @@ class DetectorConfig:
 
     Args:
         enabled: whether to detect at all.
-        measure: how well an item fits a user's interests: ``divergence`` is the paper's (Eq. 11-12), which is small as
-            well where the interests are alike or embeddings are short; ``cosine`` is the largest cosine between the
-            item and an interest, which depends on neither.
-        rule: what is compared with c1: the ``mean`` over the user's items (Eq. 14 as erratum E3 reads it); ``count``,
-            the authors' code, asks for more than ``items`` items below c1; ``share`` for more than this share of them.
-        c1: a user is puzzled below it.
-        items: of the rule ``count``.
-        share: of the rule ``share``.
-        untrained: whether items that no span before held count as well, before training has touched them. Their
-            embeddings are random and fit nobody: where most of a span's items are new, everybody is puzzled.
-        delta_k: the interests that a puzzled user gets.
-        k_max: no user gets more than this many in all.
-        each_epoch: detect before every epoch, as in Algorithm 2, instead of once when a span begins. Items are held
-            against the interests that are older than the span, and nobody gets new ones twice in it.
+        measure: how well an item fits a user's interests. ``divergence`` is the paper's (Eq. 11-12); it is also small
+            when interests are similar or embeddings are short. ``cosine`` is the largest cosine between the item and
+            an interest, and depends on neither.
+        rule: when a user is puzzled. ``mean``: the mean fit over the user's items is below c1 (Eq. 14 as read by
+            erratum E3). ``count``: more than ``items`` items are below c1, as in the authors' code. ``share``: more
+            than this share of the items are below c1.
+        c1: the threshold of the rule.
+        items: the number of items of the rule ``count``.
+        share: the share of items of the rule ``share``.
+        untrained: also count items that first appear in this span, before they are trained. Their embeddings are
+            random and fit no interest: if most of a span's items are new, every user is puzzled.
+        delta_k: new interests per puzzled user.
+        k_max: the most interests per user.
+        each_epoch: detect before every epoch, as in Algorithm 2, instead of once at the beginning of a span. Items are
+            compared with the interests from before the span, and a user gets new interests at most once per span.
     """
 
     enabled: bool = True
@@ -55,10 +56,10 @@ class DetectorConfig:
 
 
 def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
-    """KL(uniform || p(h_k | e_i)) of Eq. 11-12: how far an item is from fitting all interests alike.
+    """KL(uniform || p(h_k | e_i)) of Eq. 11-12; small if an item fits all interests equally.
 
     Args:
-        interests: of B users with at least one interest, ``[B, K, d]``.
+        interests: B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
 
     Returns:
@@ -72,30 +73,30 @@ def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:
 
 
 def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
-    """max_k cos(h_k, e_i): how far an item lies from the nearest interest, whatever their lengths.
+    """max_k cos(h_k, e_i), the cosine between an item and the nearest interest.
 
     Args:
-        interests: of B users with at least one interest, ``[B, K, d]``.
+        interests: B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
 
     Returns:
         ``[B, L]``, -1 to 1.
     """
     lengths = items.norm(dim=-1).unsqueeze(-1) * interests.vectors.norm(dim=-1).unsqueeze(1)
-    # Dividing the products spares a pass over the items, which are d times as many numbers.
-    # The square of a very short vector is 0, but its products are not: what has next to no length fits nothing.
+    # Dividing the products saves a pass over the items, which are d times as many numbers.
+    # The square of a very short vector underflows, its products do not: the clamp makes its cosines small.
     cosines = items @ interests.vectors.mT / lengths.clamp(min=_SHORTEST)  # [B, L, K]
-    # A column more, as a rank without users in a step has none.
+    # amax needs a column, and a rank without users in a step has none.
     return pad(cosines.masked_fill(~interests.mask.unsqueeze(1), -1), (0, 1), value=-1).amax(-1)
 
 
 def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
-    """How well items fit users' interests, by the measure that is asked for; less is more puzzling.
+    """How well items fit users' interests, by ``config.measure``; the smaller, the more puzzling.
 
     Args:
-        interests: of B users with at least one interest, ``[B, K, d]``.
+        interests: B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
-        config: the measure.
+        config: selects the measure.
 
     Returns:
         ``[B, L]``.
@@ -103,25 +104,24 @@ def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig) 
     return (divergence if config.measure == "divergence" else largest_cosine)(interests, items)
 
 
-def user_fit(found: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
-    """What the rule compares with c1: users below it are puzzled and need new interests (Eq. 14).
+def user_fit(fit: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+    """The value that ``config.rule`` compares with c1: users below it are puzzled and need new interests (Eq. 14).
 
-    The paper's P(i) = -KL is never positive, so that "mean P > c1" would never hold for c1 > 0. Erratum E3: a user is
-    puzzled when the mean divergence lies *below* c1. The other rules ask for more than n items below c1, which is to
-    say that the (n + 1)-th smallest fit lies there.
+    The paper's P(i) = -KL is never positive, so "mean P > c1" would never hold for c1 > 0. Erratum E3: a user is
+    puzzled if the mean divergence is *below* c1. The other rules require more than n items below c1; equivalently, the
+    (n + 1)-th smallest fit is below c1.
 
     Args:
-        found: ``[B, L]``, the fit of each item.
+        fit: ``[B, L]``, the fit of each item.
         mask: ``[B, L]`` bool, false for padding.
-        config: the rule.
+        config: selects the rule.
 
     Returns:
         ``[B]``; infinite for a user with too few items to be puzzled.
     """
     count = mask.sum(1)
     if config.rule == "mean":
-        return ((found * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)
-    place = (config.share * count).long() if config.rule == "share" else torch.full_like(count, config.items)
-    ordered = found.masked_fill(~mask, torch.inf).sort(1).values
-    ordered = pad(ordered, (0, 1), value=torch.inf)
-    return ordered.gather(1, place.clamp(max=found.shape[1]).unsqueeze(1)).squeeze(1)
+        return ((fit * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)
+    position = (config.share * count).long() if config.rule == "share" else torch.full_like(count, config.items)
+    ordered = pad(fit.masked_fill(~mask, torch.inf).sort(1).values, (0, 1), value=torch.inf)
+    return ordered.gather(1, position.clamp(max=fit.shape[1]).unsqueeze(1)).squeeze(1)

@@ -1,4 +1,4 @@
-"""The padded views of users' interests that the equations work on."""
+"""Padded blocks of users' interests."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Interests(NamedTuple):
     Args:
         vectors: ``[B, K, d]`` floating, H_u of each user; rows of padding are zero.
         mask: ``[B, K]`` bool, true where there is an interest.
-        states: ``[B, K, m]`` floating, what a life-long extractor keeps beside each interest, once the history is
-            taken in; None for the others.
+        states: ``[B, K, m]`` floating, the recurrent states of a life-long extractor after the history; None for other
+            extractors.
     """
 
     vectors: torch.Tensor
@@ -20,30 +20,22 @@ class Interests(NamedTuple):
     states: torch.Tensor | None = None
 
     def replace(self, vectors: torch.Tensor, states: torch.Tensor | None = None) -> "Interests":
-        """The same slots with other vectors and states; rows of padding are set to zero.
-
-        Args:
-            vectors: ``[B, K, d]`` floating.
-            states: ``[B, K, m]`` floating; None for none.
-
-        Returns:
-            The interests with the same mask.
-        """
+        """The same mask with other vectors ``[B, K, d]`` and states ``[B, K, m]``; rows of padding are set to zero."""
         real = self.mask.unsqueeze(-1)
         return Interests(vectors * real, self.mask, None if states is None else states * real)
 
 
 class Start(NamedTuple):
-    """What an extractor begins with in span t, slot by slot.
+    """The inputs of an extractor in span t besides the items.
 
     Args:
-        interests: the stored H_u^{t-1}, ``[B, K, d]``; N(0, I) where an interest is new (erratum E2).
+        interests: the stored H_u^{t-1}, ``[B, K, d]``; N(0, I) for a new interest (erratum E2).
         carried: ``[B, K]``, how many items the stored vector counts as in H_u^t (erratum E10): rho for existing
-            interests, zero for new ones. None carries nothing.
-        logits: ``[B, K, L]``, random routing logits, for the extractors that ask for them.
-        queries: ``[B, K, d_a]``, the users' own W_u of Eq. 8, for the extractors that ask for them.
-        states: ``[B, K, m]``, what was kept of the users' lives so far, for the extractors that ask for it; zero for a
-            user whom no interaction has reached.
+            interests, zero for new ones. None means zero for all.
+        logits: ``[B, K, L]``, random routing logits, if the extractor has a ``logit_scale``.
+        queries: ``[B, K, d_a]``, the per-user W_u of Eq. 8, if the extractor has a ``query_dim``.
+        states: ``[B, K, m]``, the states after the users' earlier histories, if the extractor has a ``state_dim``; zero
+            for a user without interactions.
     """
 
     interests: Interests
@@ -53,15 +45,7 @@ class Start(NamedTuple):
     states: torch.Tensor | None = None
 
     def last(self, users: int, length: int) -> "Start":
-        """Those of the last users alone.
-
-        Args:
-            users: how many.
-            length: L of their longest history.
-
-        Returns:
-            Views.
-        """
+        """Views of the last ``users`` rows; ``length`` is L of their longest history."""
         first = len(self.interests.mask) - users
 
         def part(one: torch.Tensor | None) -> torch.Tensor | None:

@@ -10,11 +10,11 @@ Score = Literal["attentive", "max"]
 
 
 def attend(interests: Interests, agreement: torch.Tensor) -> torch.Tensor:
-    """v_u of Eq. 5: a user's interests, weighted by their softmaxed agreement with each of the user's targets.
+    """v_u of Eq. 5: for each target, the user's interests weighted by a softmax over their agreement with it.
 
     Args:
-        interests: of B users, ``[B, K, d]``.
-        agreement: ``[B, K, T]``, h_k . e_a for the targets that user b is asked about.
+        interests: B users, ``[B, K, d]``.
+        agreement: ``[B, K, T]``, h_k . e_a for the T targets of each user.
 
     Returns:
         ``[B, T, d]``; zero for a user without interests.
@@ -27,10 +27,10 @@ def score(interests: Interests, items: torch.Tensor, how: Score = "attentive") -
     """f_score of Eq. 2 for all pairs of users and items (erratum E8).
 
     Args:
-        interests: of B users, ``[B, K, d]``.
-        items: ``[I, d]`` embeddings, shared by all users, or ``[B, I, d]``, each user's own.
+        interests: B users, ``[B, K, d]``.
+        items: ``[I, d]`` embeddings shared by all users, or ``[B, I, d]``, different for each user.
         how: ``attentive`` is sum_k softmax_k(e_i . h_k) (e_i . h_k), since v_u of Eq. 5 depends on the candidate;
-            ``max`` is max_k e_i . h_k, ComiRec's habit.
+            ``max`` is max_k e_i . h_k, as in ComiRec.
 
     Returns:
         ``[B, I]``; zero for a user without interests.
@@ -49,25 +49,18 @@ def _attention(agreement: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 class Candidates(NamedTuple):
-    """Scores of each target and of the sampled items beside it.
+    """Scores of targets and of sampled negatives.
 
     Args:
-        positive: ``[A]``, the targets' own.
-        others: ``[A, N]``, those of the negatives; the least number there is where one is the target itself.
+        positive: ``[A]``, scores of the targets.
+        others: ``[A, N]``, scores of the negatives; the smallest finite number if a negative is the target itself.
     """
 
     positive: torch.Tensor
     others: torch.Tensor
 
     def last(self, targets: int) -> "Candidates":
-        """Those of the last targets alone.
-
-        Args:
-            targets: how many.
-
-        Returns:
-            Views.
-        """
+        """Views of the last ``targets`` rows."""
         first = len(self.positive) - targets
         return Candidates(self.positive[first:], self.others[first:])
 
@@ -90,10 +83,7 @@ def candidates(
         targets: ``[A, d]``, embeddings e_a.
         negatives: ``[N, d]``, embeddings of the sampled items, shared by all targets.
         target_ids: ``[A]`` integers.
-        negative_ids: ``[N]`` integers; a negative that is the target itself is left out (erratum E6).
-
-    Returns:
-        The scores.
+        negative_ids: ``[N]`` integers; a negative that is the target itself is masked out (erratum E6).
     """
     positive = (users * targets).sum(-1)
     others = users @ negatives.mT
@@ -102,29 +92,27 @@ def candidates(
 
 
 def sampled_softmax(scores: Candidates) -> torch.Tensor:
-    """The loss of Eq. 6, summed over targets, with its sign and its denominator mended (erratum E6).
-
-    Args:
-        scores: of targets and negatives.
+    """The loss of Eq. 6 with its sign and its denominator corrected (erratum E6).
 
     Returns:
-        A scalar: the sum of -log softmax of the target among target and negatives.
+        A scalar: the sum over targets of -log softmax of the target among target and negatives.
     """
     return (scores.total() - scores.positive).sum()
 
 
 def distillation(scores: Candidates, teacher: Candidates) -> torch.Tensor:
-    """How far a model's choice among the candidates is from its teacher's, summed over targets.
+    """KL(teacher || student) over target and negatives.
 
     Args:
-        scores: of the model that learns.
-        teacher: of the other, for the same candidates.
+        scores: the student's.
+        teacher: the teacher's, for the same targets and negatives.
 
     Returns:
-        A scalar: the sum of KL(teacher || model), the cross-entropy of the teacher's soft targets less their entropy.
+        A scalar: the sum over targets of the cross-entropy with the teacher's soft targets, minus their entropy.
     """
-    then, now = (one.total() for one in (teacher, scores))
-    target = (teacher.positive - then).exp() * (teacher.positive - then - scores.positive + now)
-    sampled = (teacher.others - then.unsqueeze(1)).exp()  # 0 where the negative is the target
-    gap = teacher.others - scores.others + (now - then).unsqueeze(1)
-    return target.sum() + (sampled * gap).sum()
+    teacher_total, total = teacher.total(), scores.total()
+    log_probability = teacher.positive - teacher_total
+    target = log_probability.exp() * (log_probability - scores.positive + total)
+    probability = (teacher.others - teacher_total.unsqueeze(1)).exp()  # 0 where the negative is the target
+    log_ratio = teacher.others - scores.others + (total - teacher_total).unsqueeze(1)
+    return target.sum() + (probability * log_ratio).sum()

@@ -1,4 +1,4 @@
-"""PIT, the projection-based trimmer (Section IV-D): new interests keep what existing ones cannot say, or go."""
+"""PIT, the projection-based trimmer (Section IV-D): removes from new interests what existing ones already span."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ _EPSILON = 1e-6
 
 @dataclass
 class TrimmerConfig:
-    """What becomes of new interests.
+    """Projection and trimming of new interests.
 
     Args:
-        project: whether new interests keep only their part orthogonal to the existing ones.
-        trim: whether short new interests are removed when the span ends.
-        c2: the norm below which they are (Eq. 17).
+        project: reduce new interests to their part orthogonal to the existing ones.
+        trim: remove short new interests at the end of a span.
+        c2: new interests with a smaller norm are removed (Eq. 17).
     """
 
     project: bool = True
@@ -30,60 +30,60 @@ class TrimmerConfig:
 
 
 def project(interests: Interests, existing: torch.Tensor) -> Interests:
-    """Takes from each new interest what the user's existing ones span: h - P h (Eq. 15-16).
+    """Projects each new interest onto the complement of the user's existing ones: h - P h (Eq. 15-16).
 
     Erratum E4: M = [h_1 .. h_K], ``d x K``, holds the *existing* interests, and P = M (M^T M + eps I)^{-1} M^T, eps
-    relative to the trace, so that dependent and zero interests and K >= d all give finite values, and relative to 1,
-    the square that bounds an interest's norm: what is far shorter than sqrt(eps) spans nothing. Solved in float64,
-    whatever the training's precision.
+    relative to the trace, so that linearly dependent interests, zero interests and K >= d all give finite values,
+    and relative to 1, the upper bound of an interest's squared norm, so that interests much shorter than sqrt(eps) span
+    nothing. Solved in float64 for any training precision.
 
     Args:
         interests: H_u^t before the projection, ``[B, K, d]``.
-        existing: ``[B, K]`` bool, the interests that are older than the span.
+        existing: ``[B, K]`` bool, true for interests from before the span.
 
     Returns:
-        The interests; existing ones, and those of users without any, as they were. Differentiable.
+        The interests, differentiable. Existing interests are unchanged, and so are users without existing interests.
     """
-    growing = interests.mask & ~existing & existing.any(1, keepdim=True)
-    user, slot = growing.nonzero().T
+    new = interests.mask & ~existing & existing.any(1, keepdim=True)
+    user, slot = new.nonzero().T
     if not len(user):
         return interests
-    held = existing[user]
-    basis = interests.vectors[user] * held.unsqueeze(-1)  # [N, K, d], M^T of each new interest
-    kept = _Residual.apply(interests.vectors[user, slot], basis, held)
-    return Interests(interests.vectors.index_put((user, slot), kept), interests.mask)
+    in_basis = existing[user]
+    basis = interests.vectors[user] * in_basis.unsqueeze(-1)  # [N, K, d], M^T of each new interest
+    residual = _Residual.apply(interests.vectors[user, slot], basis, in_basis)
+    return Interests(interests.vectors.index_put((user, slot), residual), interests.mask)
 
 
 class _Residual(torch.autograd.Function):
     """y = v - M (M^T M + eps I)^{-1} M^T v for vectors ``[N, d]`` and rows M^T ``[N, K, d]``.
 
-    The gradient is written out, which more than halves the time of a backward pass. With A = M^T M + eps I,
-    s = A^{-1} M^T v and, for a gradient g of y, p = A^{-1} M^T g, that of v is r = g - M p, and that of M^T is
-    -s r^T - p y^T + 2 eps' (p . s) M^T; the last term, with eps' = d eps / d trace, is that of the trace in eps.
+    The explicit gradient more than halves the time of a backward pass. With A = M^T M + eps I,
+    s = A^{-1} M^T v and, for a gradient g of y, p = A^{-1} M^T g, the gradient of v is r = g - M p, and the gradient of
+    M^T is -s r^T - p y^T + 2 eps' (p . s) M^T; the last term, with eps' = d eps / d trace, comes from the trace in eps.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, rows: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, vectors: torch.Tensor, rows: torch.Tensor, in_basis: torch.Tensor) -> torch.Tensor:
         with torch.autocast(vectors.device.type, enabled=False):
             basis, new = rows.double(), vectors.double().unsqueeze(-1)
             gram = basis @ basis.mT
             trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-            # Rows that are no basis get a one, so that the system stays regular and their solution zero. The others'
-            # ridge never vanishes: the gradient of the direction of an interest that does would know no bound.
-            ridge = torch.where(held, _EPSILON * (1 + trace), 1.0)
-            # Unchecked: interests that are not finite give a loss that is not, of which the trainer tells where it was.
+            # Rows outside of the basis get a one: the system stays regular, and their solution is zero. The ridge of
+            # the others never vanishes; otherwise the gradient of a vanishing interest's direction is unbounded.
+            ridge = torch.where(in_basis, _EPSILON * (1 + trace), 1.0)
+            # Unchecked: interests that are not finite give a loss that is not finite, which the trainer reports.
             factor = torch.linalg.cholesky_ex(gram + ridge.diag_embed()).L
             share = torch.cholesky_solve(basis @ new, factor)  # [N, K, 1], the new interest in the basis
-            kept = new - basis.mT @ share
-            ctx.save_for_backward(basis, factor, share, kept)
-            return kept.squeeze(-1).to(vectors.dtype)
+            residual = new - basis.mT @ share
+            ctx.save_for_backward(basis, factor, share, residual)
+            return residual.squeeze(-1).to(vectors.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        basis, factor, share, kept = ctx.saved_tensors
-        given = gradient.double().unsqueeze(-1)
-        adjoint = torch.cholesky_solve(basis @ given, factor)
-        rest = given - basis.mT @ adjoint
-        rows = -share * rest.mT - adjoint * kept.mT
-        rows += 2 * _EPSILON * (adjoint * share).sum(1, keepdim=True) * basis
-        return rest.squeeze(-1).to(gradient.dtype), rows.to(gradient.dtype), None
+        basis, factor, share, residual = ctx.saved_tensors
+        outer = gradient.double().unsqueeze(-1)
+        adjoint = torch.cholesky_solve(basis @ outer, factor)
+        of_vectors = outer - basis.mT @ adjoint
+        of_rows = -share * of_vectors.mT - adjoint * residual.mT
+        of_rows += 2 * _EPSILON * (adjoint * share).sum(1, keepdim=True) * basis
+        return of_vectors.squeeze(-1).to(gradient.dtype), of_rows.to(gradient.dtype), None

@@ -1,1 +1,1 @@
-"""What a run would need, before anybody rents it: memory, links and time, from counted bytes and stated rates."""
+"""What a run needs, without any device: memory, links and time, from counted bytes and stated rates."""

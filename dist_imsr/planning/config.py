@@ -20,23 +20,23 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 
-MOST_BUCKETS = 1 << 16  # that launch/prepare.py makes
+MOST_BUCKETS = 1 << 16  # of users that launch/prepare.py makes
 
 
 @dataclass
 class LoadConfig:
-    """What users bring.
+    """The interactions, items and interests that users bring.
 
     ``pretraining`` is the paper's Table II for Taobao: 85.4 M interactions of 976,779 users. Its later spans bring 14.2
-    M on average, which are 18.7 for each active user if 78 % of users are active, as in a sample of Taobao's log. The
-    other two are assumptions.
+    M on average, or 18.7 per active user if 78 % of users are active, as in a sample of Taobao's log. The other two are
+    assumptions.
 
     Args:
         pretraining: interactions of a user in the pre-training span.
-        active: the share of users with interactions in a later span.
+        active: share of users with interactions in a later span.
         interactions: of an active user in a later span.
-        new_items: the share of all items that appear in each later span.
-        new_interests: that an active user gains in each later span under imsr; none under other strategies.
+        new_items: share of all items that appear in each later span.
+        new_interests: that an active user gains in each later span under strategies that add interests.
     """
 
     pretraining: float = 87.4
@@ -55,22 +55,22 @@ class LoadConfig:
 
 @dataclass
 class PlanConfig:
-    """Plans a run without any device: memory, links, time, and what breaks first.
+    """Plans a run without any device: memory, links, time, and what limits growth.
 
     Args:
         items: known when the last span ends.
-        users: of whom all have interests from the pre-training span on.
-        dim: d; what model.dim says by default.
-        nodes: machines.
-        gpus_per_node: devices of each, one rank for each of them.
-        gpu: the kind of device; hardware overrides what its data sheet tells.
-        spans: after the pre-training span; the last is for testing alone.
-        reserve: the share of memory that is left to allocators, NCCL and CUDA itself.
-        process: bytes of the host that each rank takes before it holds anything: Python and the libraries.
-        dry_run: take one step of training on this machine's CPU, as rank 0 among ranks that only seem to be there.
+        users: all of whom have interests from the pre-training span on.
+        dim: d; model.dim by default.
+        nodes: number of machines.
+        gpus_per_node: devices of each machine, with one rank each.
+        gpu: the kind of device; hardware overrides figures of its data sheet.
+        spans: after the pre-training span; the last is only tested.
+        reserve: share of memory that is left to allocators, NCCL and CUDA itself.
+        process: bytes of host memory for Python and the libraries of each rank.
+        dry_run: take one training step on this machine's CPU as rank 0, with simulated other ranks.
         json: a file for everything that is printed.
         load: what users bring.
-        hardware: figures in the place of the data sheet's.
+        hardware: figures that replace those of the data sheet.
         model: as in launch/train.py, like all sections below.
         strategy: the incremental strategy.
         training: length and early stopping; training.spans is not read.
@@ -80,7 +80,7 @@ class PlanConfig:
         engine: the dense weights.
         ranking: how the catalogue is ranked.
         eval: what a test measures; eval.max_users counts.
-        checkpoint: when the state is kept.
+        checkpoint: when the state is saved.
     """
 
     items: int = 1_708_530
@@ -113,17 +113,23 @@ class PlanConfig:
         if self.dim is not None:
             require(self.dim >= 4 and self.dim % 4 == 0, "dim", self.dim, "a multiple of 4 (the table kernels' need)")
             self.model.dim = self.dim
-        most = f"at most {MOST_BUCKETS:,} ranks: each owns a bucket of users or more, and there are no more of those"
+        most = f"at most {MOST_BUCKETS:,} ranks, since each owns at least one bucket of users"
         require(self.ranks <= MOST_BUCKETS, "nodes", self.nodes, most)
         require(self.spans < 1 << 15, "spans", self.spans, "less than 32,768: an interest's birth is an int16")
         require(0 <= self.reserve < 1, "reserve", self.reserve, "0 or more, less than 1")
         require(self.process >= 0, "process", self.process, "at least 0")
-        left = 1 - self.load.new_items * self.spans
-        require(left > 0, "load.new_items", self.load.new_items, f"less than 1 / {self.spans}, with so many spans")
+        new_items = self.load.new_items
+        require(1 - new_items * self.spans > 0, "load.new_items", new_items, f"less than 1 / {self.spans} (spans)")
         require_file(self.json, "json")
-        self.catalogue.optimizer_on(torch.device(self.device.device))
-        sections = self.model, self.strategy, self.training, self.batch  # what a run refuses, a plan does
-        TrainConfig(DataConfig(Path()), Path(), 0, "auto", False, 1.0, *sections)
+        self.catalogue.optimizer_on(torch.device(self.device.device))  # refuses one that the device does not have
+        TrainConfig(  # refuses what a run refuses
+            data=DataConfig(Path()),
+            run_dir=Path(),
+            model=self.model,
+            strategy=self.strategy,
+            training=self.training,
+            batch=self.batch,
+        )
 
     @property
     def ranks(self) -> int:
@@ -133,7 +139,7 @@ class PlanConfig:
     @property
     def device(self) -> Hardware:
         """The device with its figures."""
-        return self.hardware.of(self.gpu)
+        return self.hardware.override(self.gpu)
 
     @property
     def optimizer(self) -> str:

@@ -1,123 +1,102 @@
-"""What does not fit, what would, and how far items, users and interests may grow before something gives way."""
+"""What does not fit, what would fit, and how far items, users and interests may grow."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.planning.config import MOST_BUCKETS, PlanConfig
 from dist_imsr.planning.load import spans_of, widest_block, widest_step
-from dist_imsr.planning.memory import Accounts, Bytes, MemoryPhase, gradient_bucket, row_wise, total
+from dist_imsr.planning.memory import Bytes, MemoryModel, MemoryPhase, gradient_bucket, row_wise, total
 
 _FARTHEST = 1 << 62
 _INDEXED = 1 << 31  # numbers of a padded block that 32-bit indices of TorchRec's operators reach
+_PLANNER_SHARE = 0.85  # of the memory, that TorchRec's planner gives to tables; it counts weights alone
 
 
 class Shortfall(NamedTuple):
-    """Something that does not fit.
+    """A resource that is exceeded, by its largest use.
 
     Args:
-        resource: what gives way.
-        needed: of it, at the most.
-        had: of it.
-        unit: of both; bytes are told in GB.
-        when: it happens, and what takes most of it.
+        resource: its name.
+        needed: at most.
+        available: of it.
+        unit: of both; bytes are printed in GB.
+        when: the phase that needs it, and the largest part.
     """
 
     resource: str
     needed: float
-    had: float
-    unit: str
-    when: str
+    available: float
+    unit: str = ""
+    when: str = ""
 
     def __str__(self) -> str:
-        needed, had = (
-            f"{value / 1e9:,.1f} GB" if self.unit == "bytes" else f"{value:,.0f}{self.unit and f' {self.unit}'}"
-            for value in (self.needed, self.had)
-        )
-        return f"{self.resource}: {needed} needed, {had} there{', ' * bool(self.when)}{self.when}"
+        if self.unit == "bytes":
+            needed, available = (f"{value / 1e9:,.1f} GB" for value in (self.needed, self.available))
+        else:
+            needed, available = (f"{value:,.0f}" for value in (self.needed, self.available))
+        return f"{self.resource}: {needed} needed, {available} there" + (f", {self.when}" if self.when else "")
 
 
 class Refused(ValueError):
-    """A plan that does not fit; its text says what would."""
+    """A plan that does not fit; the text says what would."""
 
 
-def shortfalls(config: PlanConfig, measured: float = 1.0) -> list[Shortfall]:
-    """All that does not fit, with row-wise blocks.
-
-    Args:
-        config: the command's.
-        measured: as for `Accounts`.
-
-    Returns:
-        None of them if the plan fits.
-    """
+def shortfalls(config: PlanConfig) -> list[Shortfall]:
+    """Everything that does not fit under row-wise sharding; empty if the plan fits."""
     spans, device = spans_of(config), config.device
-    accounts = Accounts(config, spans, row_wise(config.ranks), measured)
-    phases, usable = accounts.phases(), 1 - config.reserve
-    found = list[Shortfall]()
+    memory = MemoryModel(config, spans, row_wise(config.ranks))
+    phases, usable, found = memory.phases(), 1 - config.reserve, list[Shortfall]()
 
-    def compare(resource: str, had: int, held: Callable[[MemoryPhase], Bytes], times: int) -> None:
-        worst = max(phases, key=lambda phase: total(held(phase)))
-        needed = times * total(held(worst))
-        if needed > had * usable:
-            largest = max(held(worst), key=lambda name: held(worst)[name])
-            when = f"{worst.name} in span {worst.span} ({largest} {times * held(worst)[largest] / 1e9:,.1f} GB)"
-            found.append(Shortfall(resource, needed, had * usable, "bytes", when))
+    def compare(resource: str, available: int, bytes_of: Callable[[MemoryPhase], Bytes], ranks: int) -> None:
+        peak = max(phases, key=lambda phase: total(bytes_of(phase)))
+        parts = bytes_of(peak)
+        needed = ranks * total(parts)
+        if needed > available * usable:
+            largest = max(parts, key=lambda name: parts[name])
+            when = f"{peak.name} in span {peak.span} ({largest} {ranks * parts[largest] / 1e9:,.1f} GB)"
+            found.append(Shortfall(resource, needed, available * usable, "bytes", when))
 
     if device.device == "cpu":
-        compare("host memory of a node", device.host_memory, _both, config.gpus_per_node)
+        compare("host memory of a node", device.host_memory, _device_and_host, config.gpus_per_node)
     else:
         compare("device memory", device.memory, lambda phase: phase.device, 1)
         compare("host memory of a node", device.host_memory, lambda phase: phase.host, config.gpus_per_node)
-    table = accounts.table(spans[-1])[0]
-    share = int(
-        0.85 * (config.catalogue.planner_memory(device.memory) or 0)
-    )  # TorchRec's planner reserves 15 %, and counts weights alone
-    if device.device != "cpu" and table > share:
-        found.append(Shortfall("TorchRec's planner", table, share, "bytes", "for the table's weights alone"))
+    weights, _ = memory.table_bytes(spans[-1])
+    share = int(_PLANNER_SHARE * (config.catalogue.planner_memory(device.memory) or 0))
+    if device.device != "cpu" and weights > share:
+        found.append(Shortfall("TorchRec's planner", weights, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)
     users = max(step.users, widest_block(config, step).users)
     padded = users * max(step.longest_history, step.longest_targets) * config.model.dim
     if padded >= _INDEXED:
-        found.append(Shortfall("numbers of a padded batch", padded, _INDEXED, "", ""))
+        found.append(Shortfall("numbers of a padded batch", padded, _INDEXED))
     return found
 
 
-def refusal(config: PlanConfig, found: list[Shortfall], measured: float = 1.0) -> Refused:
-    """Says what does not fit, and what would.
+def _device_and_host(phase: MemoryPhase) -> Bytes:
+    names = {**phase.device, **phase.host}
+    return {name: phase.device.get(name, 0) + phase.host.get(name, 0) for name in names}
 
-    Args:
-        config: the command's.
-        found: by `shortfalls`.
-        measured: as for `Accounts`.
 
-    Returns:
-        The exception, in one line.
-    """
-    fitting = [told for told, changed in remedies(config) if not shortfalls(changed, measured)]
-    nodes = smallest_nodes(config, measured)
+def refusal(config: PlanConfig, found: list[Shortfall]) -> Refused:
+    """An exception that says in one line what does not fit, and which single changes would fit."""
+    fitting = [arguments for arguments, changed in _remedies(config) if not shortfalls(changed)]
+    nodes = smallest_nodes(config)
     if nodes is not None:
         fitting.insert(0, f"--nodes {nodes}")
     would = f"it would fit with {', or '.join(fitting)}" if fitting else "no single change of those tried would do"
     return Refused(f"does not fit: {'; '.join(map(str, found))}; {would}")
 
 
-def smallest_nodes(config: PlanConfig, measured: float = 1.0) -> int | None:
-    """The fewest machines of the same kind that hold the plan.
-
-    Args:
-        config: the command's.
-        measured: as for `Accounts`.
-
-    Returns:
-        How many; None if the most that there may be are too few.
-    """
+def smallest_nodes(config: PlanConfig) -> int | None:
+    """The fewest machines of the same kind on which the plan fits; None if no allowed number is enough."""
 
     def fits(nodes: int) -> bool:
         try:
-            return not shortfalls(replace(config, nodes=nodes), measured)
+            return not shortfalls(replace(config, nodes=nodes))
         except ValueError:  # more ranks than buckets
             return False
 
@@ -133,47 +112,44 @@ def smallest_nodes(config: PlanConfig, measured: float = 1.0) -> int | None:
     return most
 
 
-def remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
-    """Single changes of a plan that may make it fit.
+def _changed(config: PlanConfig, key: str, value: Any) -> PlanConfig:
+    """The plan with another value of a dotted key."""
+    section, _, field = key.rpartition(".")
+    return replace(
+        config, **{section: replace(getattr(config, section), **{field: value})} if section else {key: value}
+    )
 
-    Args:
-        config: the command's.
 
-    Yields:
-        Arguments, and the plan with them.
-    """
-    if config.catalogue.device_memory is not None and config.device.device != "cpu":
-        most = config.device.memory >> 20
-        catalogue = replace(config.catalogue, device_memory=most)
-        yield f"--catalogue.device_memory {most}", replace(config, catalogue=catalogue)
-    for memory in ("host", "device"):
-        if config.store.memory != memory and config.device.device != "cpu":
-            yield f"--store.memory {memory}", replace(config, store=replace(config.store, memory=memory))
+def _remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
+    """Single changes that may make a plan fit: arguments, and the plan with them."""
+    changes = list[tuple[str, Any]]()
+    if config.device.device != "cpu":
+        if config.catalogue.device_memory is not None:
+            changes.append(("catalogue.device_memory", config.device.memory >> 20))
+        changes += [("store.memory", memory) for memory in ("host", "device") if config.store.memory != memory]
     if config.optimizer in ("adam", "adagrad"):
-        catalogue = replace(config.catalogue, optimizer="rowwise_adagrad")
-        yield "--catalogue.optimizer rowwise_adagrad", replace(config, catalogue=catalogue)
+        changes.append(("catalogue.optimizer", "rowwise_adagrad"))
     if config.training.patience:
-        yield "--training.patience 0", replace(config, training=replace(config.training, patience=0))
+        changes.append(("training.patience", 0))
     if config.checkpoint.enabled:
-        yield "--checkpoint.enabled false", replace(config, checkpoint=replace(config.checkpoint, enabled=False))
+        changes.append(("checkpoint.enabled", False))
     if gradient_bucket(config):
-        plain = EngineConfig().deepspeed
-        name = Path(*plain.parts[-3:])
-        yield f"--engine.deepspeed {name}", replace(config, engine=replace(config.engine, deepspeed=plain))
-    size = config.batch.size // 2
-    while size >= max(1, config.batch.size // 64):
-        yield f"--batch.size {size}", replace(config, batch=replace(config.batch, size=size))
-        size //= 2
+        changes.append(("engine.deepspeed", EngineConfig().deepspeed))
+    halves = (config.batch.size >> times for times in range(1, 7))
+    changes += [("batch.size", size) for size in halves if size]
+    for key, value in changes:
+        shown = Path(*value.parts[-3:]) if isinstance(value, Path) else str(value)
+        yield f"--{key} {str(shown).lower() if value is False else shown}", _changed(config, key, value)
 
 
 class Limit(NamedTuple):
-    """How far one number may grow.
+    """How far one number may grow with all others as they are.
 
     Args:
-        key: that grows, all else as it is.
+        key: of the number.
         now: its value.
-        most: the largest that fits; None if nothing ever gives way.
-        breaks: what does beyond it.
+        most: the largest value that fits; None if all do.
+        breaks: what does not fit beyond it.
     """
 
     key: str
@@ -182,49 +158,30 @@ class Limit(NamedTuple):
     breaks: str
 
 
-def limits(config: PlanConfig, measured: float = 1.0) -> list[Limit]:
-    """Grows items, users and interests, one at a time, until something gives way.
-
-    Args:
-        config: of a plan that fits.
-        measured: as for `Accounts`.
-
-    Returns:
-        One limit each.
-    """
-    grown: dict[str, tuple[int, Callable[[int], PlanConfig]]] = {
-        "items": (config.items, lambda items: replace(config, items=items)),
-        "users": (config.users, lambda users: replace(config, users=users)),
-        "model.interests": (
-            config.model.interests,
-            lambda count: replace(config, model=replace(config.model, interests=count)),
-        ),
-    }
-    return [_limit(key, now, changed, measured) for key, (now, changed) in grown.items()]
+def limits(config: PlanConfig) -> list[Limit]:
+    """Grows items, users and interests of a plan that fits, one at a time, until it no longer fits."""
+    now = {"items": config.items, "users": config.users, "model.interests": config.model.interests}
+    return [_limit(config, key, value) for key, value in now.items()]
 
 
-def _limit(key: str, now: int, changed: Callable[[int], PlanConfig], measured: float) -> Limit:
-    def broken(value: int) -> str:
+def _limit(config: PlanConfig, key: str, now: int) -> Limit:
+    def reason(value: int) -> str:
+        """Why a value does not fit; empty if it does."""
         try:
-            found = shortfalls(changed(value), measured)
+            found = shortfalls(_changed(config, key, value))
         except ValueError as error:  # a value that its section refuses
             return str(error)
         return str(found[0]) if found else ""
 
     low, high = now, 2 * now
-    while not (told := broken(high)):
+    while not (breaks := reason(high)):
         low, high = high, 2 * high
         if high > _FARTHEST:
             return Limit(key, now, None, "")
     while high - low > max(1, low // 1000):
         middle = (low + high) // 2
-        if why := broken(middle):
-            high, told = middle, why
+        if why := reason(middle):
+            high, breaks = middle, why
         else:
             low = middle
-    return Limit(key, now, low, told)
-
-
-def _both(phase: MemoryPhase) -> Bytes:
-    """A rank's bytes where its device is the host itself."""
-    return {name: phase.device.get(name, 0) + phase.host.get(name, 0) for name in {**phase.device, **phase.host}}
+    return Limit(key, now, low, breaks)

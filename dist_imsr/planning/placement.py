@@ -1,4 +1,4 @@
-"""Where TorchRec's own planner puts the table, on a topology that is not there."""
+"""TorchRec's own planner places the table on a topology that does not exist."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from dist_imsr.planning.memory import Shard, row_wise
 
 
 class Placed(NamedTuple):
-    """TorchRec's answer for the table at its largest.
+    """TorchRec's placement of the table.
 
     Args:
         sharding: the kind.
@@ -26,34 +26,22 @@ class Placed(NamedTuple):
     shards: list[tuple[int, int]]
 
     def rows(self, ranks: int) -> list[int]:
-        """How many rows each rank holds.
-
-        Args:
-            ranks: of the world.
-
-        Returns:
-            Rows by rank; 0 for one without a shard.
-        """
-        held = [0] * ranks
+        """How many rows each rank holds; 0 for a rank without a shard."""
+        rows = [0] * ranks
         for size, rank in self.shards:
-            held[rank] += size
-        return held
+            rows[rank] += size
+        return rows
 
 
 def place(config: PlanConfig, capacity: int) -> Placed:
-    """Asks TorchRec's planner as a run would, on a topology that is not there.
-
-    The bandwidths of the topology are TorchRec's own, as they are in a run: with others the answer could be another.
+    """Runs TorchRec's planner as a run would, with its own bandwidths: others could change the placement.
 
     Args:
-        config: the command's.
+        config: of the plan.
         capacity: rows of the table.
 
-    Returns:
-        The answer.
-
     Raises:
-        PlannerError: if it finds no place.
+        PlannerError: if it finds no placement.
     """
     device, section = config.device, config.catalogue
     topology = PlannerTopology(
@@ -63,22 +51,15 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         hbm_cap=section.planner_memory(device.memory if device.device == "cuda" else None),
     )
     rate = section.learning_rate
-    authored = UnshardedTable.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
-    placed = authored.plan_without_ranks()
+    table = UnshardedTable.of(section.sharding, config.optimizer, rate, capacity, config.model.dim, topology)
+    placed = table.plan_without_ranks()
     assert placed.sharding_spec is not None
     shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]
     return Placed(placed.sharding_type, placed.compute_kernel, shards)
 
 
 def shard_of(config: PlanConfig) -> Shard:
-    """Rows of the fullest rank as TorchRec's planner places them; in row-wise blocks where it refuses.
-
-    Args:
-        config: the command's.
-
-    Returns:
-        Rows of a table -> rows of the fullest rank.
-    """
+    """Rows of the fullest rank by TorchRec's planner; by row-wise sharding where it finds no placement."""
 
     @lru_cache
     def rows(capacity: int) -> int:
@@ -91,12 +72,5 @@ def shard_of(config: PlanConfig) -> Shard:
 
 
 def fused(placed: Placed) -> bool:
-    """Whether rows live in device memory, as the accounts take for granted.
-
-    Args:
-        placed: by TorchRec's planner.
-
-    Returns:
-        False for kernels that keep rows on the host, be it behind a cache on the device.
-    """
+    """Whether rows live in device memory, as the memory model assumes, without a cache in front of the host's."""
     return placed.kernel == EmbeddingComputeKernel.FUSED.value

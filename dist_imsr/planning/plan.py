@@ -1,105 +1,90 @@
-"""Makes a plan: what is where, what travels, how long it takes, what gives way first."""
+"""Puts a plan together: memory, links, time and limits, from assumed spans or from those of prepared data."""
 
+from dataclasses import fields
 from typing import NamedTuple
 
 from torchrec.distributed.planner.types import PlannerError
 
-from dist_imsr.planning.config import PlanConfig
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.distributed.table import grown_capacity
+from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.dry_run import DryRun, dry_run
+from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.limits import Limit, Refused, limits, refusal, shortfalls
-from dist_imsr.planning.links import Link, links_of
 from dist_imsr.planning.load import Span, Step, spans_of, step_of, widest_step
-from dist_imsr.planning.memory import Accounts, MemoryPhase, activation_bytes
+from dist_imsr.planning.memory import MemoryModel
 from dist_imsr.planning.placement import Placed, fused, place, shard_of
-from dist_imsr.planning.times import Seconds, TimeModel
+from dist_imsr.planning.times import Link, Seconds, TimeModel
+from dist_imsr.training.config import TrainConfig
+
+_SECTIONS = {field.name for field in fields(PlanConfig)} & {field.name for field in fields(TrainConfig)}
+
+
+class PlannedStep(NamedTuple):
+    """A training step on the mean rank.
+
+    Args:
+        span: whose step it is.
+        shape: of the rank's share.
+        links: traffic by collective.
+        seconds: by term.
+    """
+
+    span: int
+    shape: Step
+    links: dict[str, Link]
+    seconds: Seconds
 
 
 class Plan(NamedTuple):
-    """Everything that is told of a run.
+    """A plan of a run that fits.
 
     Args:
-        config: what was asked.
-        spans: of the world.
+        memory: a rank's bytes, with the configuration and all spans.
         placed: the table at its largest, by TorchRec's planner.
-        accounts: a rank's memory.
-        phases: at which a rank may hold the most.
-        widest: what a rank must be ready for in a step.
-        shown: the pre-training span and the last trained one.
-        steps: a rank's part of a training step of each of the two.
-        links: of each of the two.
-        seconds: terms of each of the two.
+        steps: of the pre-training span and of the last trained one.
         span_seconds: of each trained span.
-        fullest: times the mean share of known items, on the rank that owns most, in the span in which it is the most.
-        limits: what breaks first.
-        dry: what the dry run showed; None without it.
+        limits: how far items, users and interests may grow.
+        dry: the dry run; None without it.
     """
 
-    config: PlanConfig
-    spans: list[Span]
+    memory: MemoryModel
     placed: Placed
-    accounts: Accounts
-    phases: list[MemoryPhase]
-    widest: Step
-    shown: list[int]
-    steps: list[Step]
-    links: list[dict[str, Link]]
-    seconds: list[Seconds]
+    steps: list[PlannedStep]
     span_seconds: list[Seconds]
-    fullest: float
     limits: list[Limit]
     dry: DryRun | None
 
 
 def make_plan(config: PlanConfig) -> Plan:
-    """Plans a run.
-
-    Args:
-        config: the command's.
-
-    Returns:
-        The plan.
+    """Plans a run from the load that its configuration assumes.
 
     Raises:
-        Refused: if it does not fit, with what would; before the dry run where that would change nothing.
+        Refused: if it does not fit, before the dry run.
     """
+    if found := shortfalls(config):
+        raise refusal(config, found)
     spans = spans_of(config)
-    _refuse(config, 1.0)
-    step = widest_step(config, spans)
-    dry = dry_run(config, step) if config.dry_run else None
-    measured = dry.activations / activation_bytes(config, dry.step) if dry else 1.0
-    if dry:
-        _refuse(config, measured)
-    placed = _placed(config, spans[-1].capacity)
-    accounts = Accounts(config, spans, shard_of(config), measured)
-    clock, trained = TimeModel(config, accounts), spans[:-1]
-    told = [trained[0], trained[-1]][: len(trained)]
-    steps = [step_of(config, span) for span in told]
+    placed, trained = _placed(config, spans[-1].capacity), spans[:-1]
+    memory = MemoryModel(config, spans, shard_of(config))
+    times = TimeModel(memory)
     return Plan(
-        config,
-        spans,
+        memory,
         placed,
-        accounts,
-        accounts.phases(),
-        step,
-        [span.number for span in told],
-        steps,
-        [links_of(config, part, accounts.weights, span.number > 0) for span, part in zip(told, steps, strict=True)],
-        [clock.step(span) for span in told],
-        [clock.span(span, spans[span.number + 1] if span.number else None) for span in trained],
-        max(map(clock.fullest, spans)),
-        limits(config, measured),
-        dry,
+        steps=[_planned_step(times, span) for span in dict.fromkeys((trained[0], trained[-1]))],
+        span_seconds=[times.span_seconds(span, spans[span.number + 1] if span.number else None) for span in trained],
+        limits=limits(config),
+        dry=dry_run(config, widest_step(config, spans)) if config.dry_run else None,
     )
 
 
-def _refuse(config: PlanConfig, measured: float) -> None:
-    found = shortfalls(config, measured)
-    if found:
-        raise refusal(config, found, measured)
+def _planned_step(times: TimeModel, span: Span) -> PlannedStep:
+    shape = step_of(times.config, span)
+    return PlannedStep(span.number, shape, times.links(span, shape), times.step_seconds(span, shape))
 
 
 def _placed(config: PlanConfig, capacity: int) -> Placed:
-    """TorchRec's answer, where it keeps rows in device memory."""
+    """TorchRec's placement, if it keeps rows in device memory."""
     try:
         placed = place(config, capacity)
     except PlannerError as error:
@@ -108,6 +93,62 @@ def _placed(config: PlanConfig, capacity: int) -> Placed:
         within = "device memory" if config.catalogue.device_memory is None else "catalogue.device_memory"
         raise Refused(
             f"does not fit: within {within} TorchRec's planner keeps the table on the host ({placed.kernel}): a run "
-            "works that way, slower than any plan tells"
+            "works that way, but slower than a plan predicts"
         )
     return placed
+
+
+def plan_of(
+    dataset: Dataset,
+    config: TrainConfig,
+    ranks: int,
+    gpu: str,
+    hardware: HardwareConfig | None = None,
+    process: int = PlanConfig.process,
+) -> TimeModel:
+    """Plans memory and time of a run over prepared data on one machine.
+
+    How many interests users gain is not in the data, and is what `LoadConfig` assumes.
+
+    Args:
+        dataset: the prepared data.
+        config: of the run.
+        ranks: one for each device.
+        gpu: the kind of device.
+        hardware: figures that replace those of its data sheet.
+        process: bytes of host memory for Python and the libraries of each rank.
+    """
+    counts = [_counts(dataset, span) for span in range(dataset.spans)]
+    items, later = dataset.items_by_span, [(users, count) for users, count in counts[1:] if users]
+    active = sum(users for users, _ in later) / max(1, len(later))
+    load = LoadConfig(
+        pretraining=max(2.0, counts[0][1] / max(1, counts[0][0])),
+        active=max(1.0, active) / dataset.users,
+        interactions=max(2.0, sum(count for _, count in later) / max(1, sum(users for users, _ in later))),
+        new_items=(1 - items[0] / items[-1]) / max(1, dataset.spans - 1),
+    )
+    plan = PlanConfig(
+        items=items[-1],
+        users=dataset.users,
+        gpus_per_node=ranks,
+        gpu=gpu,  # type: ignore[arg-type]
+        spans=max(1, dataset.spans - 1),
+        dry_run=False,
+        load=load,
+        process=process,
+        hardware=hardware or HardwareConfig(),
+        **{name: getattr(config, name) for name in _SECTIONS},
+    )
+    spans, capacity = list[Span](), 0
+    for span, (users, count) in zip(spans_of(plan), counts, strict=False):  # a plan has two spans at least
+        known = items[span.number]
+        capacity = grown_capacity(plan.catalogue.headroom, capacity, known, ranks)
+        interactions = max(2.0, count / max(1, users))
+        spans.append(span._replace(items=known, capacity=capacity, users=max(1, users), interactions=interactions))
+    return TimeModel(MemoryModel(plan, spans, shard_of(plan)))
+
+
+def _counts(dataset: Dataset, span: int) -> tuple[int, int]:
+    """Active users of a span, and their interactions."""
+    parts = [dataset.sequences(span, bucket) for bucket in range(dataset.buckets)]
+    return sum(len(part.users) for part in parts), sum(int(part.offsets[-1]) for part in parts)

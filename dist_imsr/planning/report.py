@@ -1,4 +1,4 @@
-"""A plan as tables, and as JSON."""
+"""Prints a plan as tables, and writes it as JSON."""
 
 import dataclasses
 import json
@@ -13,95 +13,69 @@ from dist_imsr.files import write_whole
 from dist_imsr.planning.limits import Limit
 from dist_imsr.planning.memory import total
 from dist_imsr.planning.plan import Plan
+from dist_imsr.planning.times import Seconds
 
 _GB = 1e9
-_ROWS = 8  # of a table of spans, at the most
+_SHOWN_SPANS = 8  # at most, in a table of spans
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Prints a plan.
-
-    Args:
-        plan: to be told.
-        console: where.
-    """
-    config, device, last = plan.config, plan.config.device, plan.spans[-1]
+    """Prints a plan."""
+    config, spans = plan.memory.config, plan.memory.spans
     rows = plan.placed.rows(config.ranks)
     console.print(
         f"{config.items:,} items, {config.users:,} users, {config.strategy.name} {config.model.base}, "
         f"d {config.model.dim}, on {config.nodes} x {config.gpus_per_node} {config.gpu}\n"
-        f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {last.capacity:,} rows, "
-        f"shards {len(plan.placed.shards)}, {max(rows):,} on the fullest rank, {min(rows):,} on the emptiest; the "
-        f"fullest owns up to {plan.fullest:.2f} times the mean share of known items; optimizer {config.optimizer}",
+        f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {spans[-1].capacity:,} rows, "
+        f"shards {len(plan.placed.shards)}, {max(rows):,} rows on the fullest rank, {min(rows):,} on the emptiest; "
+        f"optimizer {config.optimizer}",
         soft_wrap=True,
     )
     _show_memory(plan, console)
-    _show_links(plan, console)
+    if config.ranks > 1:
+        _show_links(plan, console)
     _show_times(plan, console)
     for limit in plan.limits:
-        console.print(_limit(limit), soft_wrap=True)
+        console.print(_sentence(limit), soft_wrap=True)
     if config.ranks > 64:
         console.print(f"data must be prepared with --buckets {config.ranks} or more", soft_wrap=True)
-    dry = plan.dry
-    if dry:
+    if dry := plan.dry:
         console.print(
             f"dry run: one step of rank 0 of {dry.ranks} under torch's fake process group, on this machine's CPU, with "
-            f"{dry.rows:,} rows of the table and {dry.users} of {plan.widest.users} users on each rank, took "
-            f"{dry.seconds:.1f} s in all; it held {_gb(dry.activations)} GB beside its state and handed {dry.sent:,} "
-            f"bytes to others in {dry.exchanges} all-to-alls",
+            f"{dry.rows:,} rows of the table and {dry.users} users on each rank, took "
+            f"{dry.seconds:.1f} s and sent {dry.sent:,} bytes to other ranks in {dry.exchanges} all-to-alls",
             soft_wrap=True,
         )
     console.print(
-        f"No device was asked. Bytes are counted{', activations measured in the dry run' if dry else ''}; times are "
-        f"predicted from {device.memory_bandwidth / _GB:,.0f} GB/s of memory, {device.fp32 / 1e12:,.2f} fp32 and "
-        f"{device.bf16 / 1e12:,.2f} bf16 TFLOP/s, {device.intra_node / _GB:,.1f} GB/s inside a machine and "
-        f"{device.inter_node / _GB:,.2f} between machines, at {config.hardware.memory_efficiency:.0%}, "
-        f"{config.hardware.compute_efficiency:.0%} and {config.hardware.link_efficiency:.0%}, "
-        f"{device.latency * 1e6:.0f} us a message and {device.overhead * 1e3:.0f} ms a step beside. Interactions stay "
-        f"in files, mapped into memory, and need none. Reading them, growing the table and writing checkpoints "
-        f"are not timed.",
+        f"Bytes are counted and times are predicted from data sheets and from {config.device.overhead * 1e3:.0f} ms of "
+        "overhead a step (--hardware.*); no device was used. Interactions are mapped from files and need no memory. "
+        "Reading them, growing the table and writing checkpoints are not timed.",
         soft_wrap=True,
     )
 
 
-def write_json(plan: Plan, path: Path) -> None:
-    """Writes a plan as one object, whole or not at all.
-
-    Args:
-        plan: to be told.
-        path: the file; an older one is replaced.
-    """
-    write_whole(path, json.dumps(as_json(plan), indent=1) + "\n")
-
-
 def as_json(plan: Plan) -> dict[str, Any]:
-    """A plan as objects, lists, strings and numbers; bytes and seconds.
-
-    Args:
-        plan: to be told.
-
-    Returns:
-        The object.
-    """
+    """A plan as objects, lists, strings and numbers, in bytes and seconds."""
+    memory, config = plan.memory, plan.memory.config
     return {
-        "config": plain(dataclasses.asdict(plan.config)),
-        "device": dataclasses.asdict(plan.config.device),
+        "config": plain(dataclasses.asdict(config)),
+        "device": dataclasses.asdict(config.device),
         "spans": [
             span._asdict()
-            | {"table_bytes": sum(plan.accounts.table(span)), "interest_store_bytes": plan.accounts.store(span)}
-            for span in plan.spans
+            | {"table_bytes": sum(memory.table_bytes(span)), "interest_store_bytes": memory.store_bytes(span)}
+            for span in memory.spans
         ],
         "sharding": plan.placed._asdict(),
-        "phases": [phase._asdict() for phase in plan.phases],
+        "phases": [phase._asdict() for phase in memory.phases()],
         "steps": [
             {
-                "span": number,
-                "shape": step._asdict(),
-                "links": {name: link._asdict() for name, link in links.items()},
-                "seconds": seconds,
-                "total_seconds": sum(seconds.values()),
+                "span": step.span,
+                "shape": step.shape._asdict(),
+                "links": {name: link._asdict() for name, link in step.links.items()},
+                "seconds": step.seconds,
+                "total_seconds": sum(step.seconds.values()),
             }
-            for number, step, links, seconds in zip(plan.shown, plan.steps, plan.links, plan.seconds, strict=True)
+            for step in plan.steps
         ],
         "span_seconds": [terms | {"total": sum(terms.values())} for terms in plan.span_seconds],
         "limits": [limit._asdict() for limit in plan.limits],
@@ -109,88 +83,91 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def write_json(plan: Plan, path: Path) -> None:
+    """Writes a plan as one object; replaces the file as a whole or leaves it as it was."""
+    write_whole(path, json.dumps(as_json(plan), indent=1) + "\n")
+
+
+def _table(title: str, columns: list[str], *more: str) -> Table:
+    return Table(title, *(Column(name, justify="right") for name in columns), *more)
+
+
 def _show_memory(plan: Plan, console: Console) -> None:
-    """What stays on a device in the first and the last trained span, and the moment that holds the most."""
-    config = plan.config
-    stays = [phase for phase in plan.phases if phase.name == "training"]
-    worst = max(plan.phases, key=lambda phase: total(phase.device))
-    columns = list({id(phase): phase for phase in (stays[0], stays[-1], worst)}.values())
-    titles = [f"{'most: ' * (phase is worst)}{phase.name}, span {phase.span}" for phase in columns]
-    table = Table("GB on the fullest rank", *(Column(title, justify="right") for title in titles))
-    names = dict.fromkeys(name for phase in columns for name in phase.device)
-    for name in names:
-        table.add_row(name, *(_gb(phase.device[name]) if name in phase.device else "" for phase in columns))
-    had = config.device.memory * (1 - config.reserve)
-    title = "host, as the device" if config.device.device == "cpu" else f"device, of {_gb(had)}"
-    table.add_row(title, *(_gb(total(phase.device)) for phase in columns), end_section=True)
-    for name in dict.fromkeys(name for phase in columns for name in phase.host):
-        table.add_row(f"host: {name}", *(_gb(phase.host[name]) if name in phase.host else "" for phase in columns))
-    whole = config.gpus_per_node
-    cpu = config.device.device == "cpu"
-    table.add_row(
-        f"host, ranks {whole}, of {_gb(config.device.host_memory * (1 - config.reserve))}",
-        *(_gb(whole * (total(phase.host) + cpu * total(phase.device))) for phase in columns),
-    )
+    """Training in the first and in the last trained span, and the phase that needs the most."""
+    config, all_phases = plan.memory.config, plan.memory.phases()
+    on_cpu = config.device.device == "cpu"
+    training = [phase for phase in all_phases if phase.name == "training"]
+    peak = max(all_phases, key=lambda phase: total(phase.device))
+    phases = list({id(phase): phase for phase in (training[0], training[-1], peak)}.values())
+    titles = [f"{'most: ' * (phase is peak)}{phase.name}, span {phase.span}" for phase in phases]
+    table = _table("GB on the fullest rank", titles)
+    for name in dict.fromkeys(name for phase in phases for name in phase.device):
+        table.add_row(name, *(_gb(phase.device.get(name)) for phase in phases))
+    device, host = (size * (1 - config.reserve) for size in (config.device.memory, config.device.host_memory))
+    title = "host, as the device" if on_cpu else f"device, of {_gb(device)}"
+    table.add_row(title, *(_gb(total(phase.device)) for phase in phases), end_section=True)
+    for name in dict.fromkeys(name for phase in phases for name in phase.host):
+        table.add_row(f"host: {name}", *(_gb(phase.host.get(name)) for phase in phases))
+    needed = [config.gpus_per_node * (total(phase.host) + on_cpu * total(phase.device)) for phase in phases]
+    table.add_row(f"host, ranks {config.gpus_per_node}, of {_gb(host)}", *map(_gb, needed))
     console.print(table)
-    console.print(
-        "interest store, GB a rank: "
-        + ", ".join(f"{_gb(plan.accounts.store(plan.spans[number]))} after span {number}" for number in _some(plan)),
-        soft_wrap=True,
-    )
+    stores = [
+        f"{_gb(plan.memory.store_bytes(plan.memory.spans[span]))} after span {span}" for span in _shown_spans(plan)
+    ]
+    console.print(f"interest store, GB a rank: {', '.join(stores)}", soft_wrap=True)
 
 
 def _show_links(plan: Plan, console: Console) -> None:
-    if plan.config.ranks == 1:
-        return
-    columns = [f"{way}, span {span}" for span in plan.shown for way in ("in a machine", "between machines")]
-    table = Table("MB that a rank hands over in a step", *(Column(name, justify="right") for name in columns))
-    for name in plan.links[0]:
-        table.add_row(name, *(_mb(way) for links in plan.links for way in links[name][:2]))
-    sums = [sum(link[way] for link in links.values()) for links in plan.links for way in (0, 1)]
+    columns = [f"{way}, span {step.span}" for step in plan.steps for way in ("in a machine", "between machines")]
+    table = _table("MB that a rank sends in a step", columns)
+    for name in plan.steps[0].links:
+        table.add_row(name, *(_mb(size) for step in plan.steps for size in step.links[name][:2]))
+    sums = [sum(link[way] for link in step.links.values()) for step in plan.steps for way in (0, 1)]
     table.add_row("all", *map(_mb, sums))
     console.print(table)
 
 
 def _show_times(plan: Plan, console: Console) -> None:
-    table = Table(
-        "ms of a step, predicted", *(Column(f"span {span}", justify="right") for span in plan.shown), "what binds"
-    )
-    for name in dict.fromkeys(name for terms in plan.seconds for name in terms):
-        binds = [
-            f"span {span}"
-            for span, terms in zip(plan.shown, plan.seconds, strict=True)
-            if name == max(terms, key=terms.__getitem__)
-        ]
-        table.add_row(name, *(f"{terms.get(name, 0.0) * 1e3:,.2f}" for terms in plan.seconds), ", ".join(binds))
-    table.add_row("all", *(f"{sum(terms.values()) * 1e3:,.2f}" for terms in plan.seconds), "")
+    table = _table("ms of a step, predicted", [f"span {step.span}" for step in plan.steps], "what binds")
+    for name in dict.fromkeys(name for step in plan.steps for name in step.seconds):
+        binds = [f"span {step.span}" for step in plan.steps if name == _largest(step.seconds)]
+        table.add_row(name, *(_ms(step.seconds.get(name, 0.0)) for step in plan.steps), ", ".join(binds))
+    table.add_row("all", *(_ms(sum(step.seconds.values())) for step in plan.steps), "")
     console.print(table)
-    names = list(plan.span_seconds[0])
-    table = Table(
-        "minutes of a span, predicted", *(Column(name, justify="right") for name in [*names, "all"]), "what binds"
-    )
-    for number in _some(plan):
-        terms = plan.span_seconds[number]
-        values = (*terms.values(), sum(terms.values()))
-        table.add_row(f"span {number}", *(f"{value / 60:,.1f}" for value in values), max(terms, key=terms.__getitem__))
+    table = _table("minutes of a span, predicted", [*plan.span_seconds[0], "all"], "what binds")
+    for span in _shown_spans(plan):
+        terms = plan.span_seconds[span]
+        minutes = [f"{seconds / 60:,.1f}" for seconds in (*terms.values(), sum(terms.values()))]
+        table.add_row(f"span {span}", *minutes, _largest(terms))
     console.print(table)
 
 
-def _some(plan: Plan) -> list[int]:
-    """The trained spans that are told: all, or some of them where they are many."""
+def _shown_spans(plan: Plan) -> list[int]:
+    """All trained spans, or some at even distances if there are many."""
     last = len(plan.span_seconds) - 1
-    return sorted({round(last * part / (_ROWS - 1)) for part in range(_ROWS)})
+    return sorted({round(last * part / (_SHOWN_SPANS - 1)) for part in range(_SHOWN_SPANS)})
 
 
-def _limit(limit: Limit) -> str:
+def _sentence(limit: Limit) -> str:
     if limit.most is None:
-        return f"{limit.key}: nothing gives way, however many"
-    more = f"{limit.most / limit.now:.1f} times as many"
-    return f"{limit.key} alone may grow to {limit.most:,} ({more}); then gives way {limit.breaks}"
+        return f"{limit.key}: any number fits"
+    times = f"{limit.most / limit.now:.1f} times as many"
+    return f"{limit.key} alone may grow to {limit.most:,} ({times}); beyond that, {limit.breaks}"
 
 
-def _gb(value: float) -> str:
-    return f"{value / _GB:,.3f}" if value < 10 * _GB else f"{value / _GB:,.1f}"
+def _largest(terms: Seconds) -> str:
+    return max(terms, key=terms.__getitem__)
 
 
-def _mb(value: float) -> str:
-    return f"{value / 1e6:,.3f}"
+def _gb(size: float | None) -> str:
+    if size is None:
+        return ""
+    return f"{size / _GB:,.3f}" if size < 10 * _GB else f"{size / _GB:,.1f}"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.3f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f}"

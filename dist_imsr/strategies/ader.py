@@ -1,9 +1,8 @@
-"""ADER: earlier sequences are replayed beside the new ones, and the model of the span before is their teacher."""
+"""ADER: earlier sequences are replayed with the new ones, and the model of the span before is their teacher."""
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.func import functional_call
@@ -14,13 +13,15 @@ from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
-from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.frozen_model import FrozenModel
+from dist_imsr.distributed.recommender import Extraction, Recommender, Scores, score_batch
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Candidates, distillation
-from dist_imsr.strategies.base import Strategy
-from dist_imsr.strategies.companion import Companion, Forward
+from dist_imsr.phases import Phase
+from dist_imsr.strategies.base import Strategy, register_strategy
+from dist_imsr.strategies.resources import Resources
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 
 @dataclass
@@ -46,8 +47,9 @@ class ADERConfig:
         require(self.weight >= 0, "strategy.ader.weight", self.weight, "at least 0")
 
 
-def ader(config: ADERConfig) -> Strategy:
-    """Fine-tuning beside replayed exemplars, which are distilled from the model of the span before.
+@register_strategy("ader", ADERConfig)
+class ADER(Strategy):
+    """Fine-tuning with replayed exemplars, which are distilled from the model of the span before.
 
     "ADER: Adaptively Distilled Exemplar Replay Towards Continual Learning for Session-based Recommendation" (RecSys
     2020), as the paper at hand sets it up: each span adds ``pool`` truncated sequences a user. Here the pool is one of
@@ -61,11 +63,100 @@ def ader(config: ADERConfig) -> Strategy:
 
     Args:
         config: the strategy's section.
-
-    Returns:
-        The strategy.
     """
-    return Strategy(data=partial(ReplayedSpan, pool=config.pool), companion=lambda: Teacher(config))
+
+    teacher: FrozenModel | None = None
+
+    def __init__(self, config: ADERConfig) -> None:
+        self.config = config
+        self._weight = 0.0  # lambda_t
+        self._teacher_items = 0  # the teacher knows the items below
+
+    def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
+        """Chooses exemplars, then trains on them and on the new sequences, with the old model as teacher."""
+        if span == 0:
+            return trainer.pretrain(self)
+        trainer.add_items(span)
+        data = trainer.open_span(span, ReplayedSpan, pool=self.config.pool)
+        trainer.admit_users(data)
+        trainer.set_learning_rates(pretraining=False)
+        with Phase("strategy"):
+            if self.teacher is None:
+                self.initialize_state(trainer.model)
+            assert self.teacher is not None
+            if not trainer.progress.begun:
+                self.teacher.copy_from_live()
+            self.choose_exemplars(trainer, data)
+        for _ in trainer.epochs(pretraining=False):
+            loss = trainer.train_epoch(data, self)
+            trainer.end_epoch(loss, trainer.validate(data, self))
+        trainer.restore_best()
+        trainer.write_back(data, self)
+        return trainer.report()
+
+    def choose_exemplars(self, trainer: SpanTrainer, data: ReplayedSpan) -> None:
+        """Chooses the sequences of earlier spans that are replayed, and sets the weight of the teacher.
+
+        Args:
+            trainer: the steps of training.
+            data: the span.
+        """
+        with torch.no_grad():
+            for pool in trainer.track(data.pools(), f"exemplars of span {data.span}", data.block):
+                data.choose(pool.places[self._chosen(pool)].numpy(force=True))
+        self._teacher_items = data.items_before
+        self._weight = adapted(self.config.weight, (data.items_before, data.items), data.sequences())
+
+    def extra_loss(
+        self, model: Recommender, batch: Batch, extraction: Extraction, scores: Scores
+    ) -> torch.Tensor | None:
+        """The distillation of the replayed sequences, with its weight."""
+        if not self._weight or self.teacher is None:
+            return None
+        replay = batch.replay()
+        with torch.no_grad(), model.engine.precision():
+            history, targets, negatives = self.teacher.table.lookup(replay.history, replay.targets, replay.negatives)
+            items, mask = pad(history, replay.history.lengths())
+            inputs = items, mask, extraction.start.last(batch.replayed, items.shape[1])
+            interests: Interests = functional_call(model.extractor, self.teacher.weights, inputs)
+        with torch.no_grad():
+            teacher = score_batch(replay, interests, targets, negatives).candidates
+        known = batch.negatives.values() < self._teacher_items
+        student = scores.candidates.last(len(targets))
+        student, teacher = (Candidates(one.positive, one.others[:, known]) for one in (student, teacher))
+        # The mean over replayed targets, in a loss whose sum is divided by all of them.
+        return self._weight * batch.world_targets / max(batch.world_replayed, 1) * distillation(student, teacher)
+
+    def state(self) -> dict[str, ShardRows]:
+        """The teacher."""
+        return {} if self.teacher is None else self.teacher.state()
+
+    def initialize_state(self, model: Recommender) -> None:
+        """Copies the model."""
+        self.teacher = FrozenModel(model.catalogue, model.extractor, model.topology.rank == 0)
+
+    def resources(self) -> Resources:
+        """A table beside the model's, and an index of earlier spans."""
+        replayed = self.config.exemplars if self.config.pool else 0
+        return Resources(tables=1, reads_history=True, replayed=replayed, pool=self.config.pool)
+
+    def _chosen(self, pool: Pool) -> torch.Tensor:
+        """Which sequences of a block's pool are replayed, ``[P]`` bool."""
+        new, old = self._mean_embeddings(pool.new, pool.history)
+        owners = pool.owners
+        if self.config.choice == "cosine":
+            similarity = (normalize(old, dim=-1) * normalize(new, dim=-1)[owners]).sum(-1)
+            return best_of(similarity, owners, self.config.exemplars)
+        return herded(old, owners, self.config.exemplars)
+
+    def _mean_embeddings(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
+        """Mean embeddings of sequences in the teacher's table."""
+        assert self.teacher is not None
+        means = []
+        for values, each in zip(self.teacher.table.lookup(*sequences), sequences, strict=True):
+            total = values.new_zeros(len(each.lengths()), values.shape[1]).index_add_(0, owners_of(each), values)
+            means.append(total / each.lengths().clamp(min=1).unsqueeze(1))
+        return means
 
 
 def adapted(weight: float, items: tuple[int, int], sequences: tuple[int, int]) -> float:
@@ -80,79 +171,6 @@ def adapted(weight: float, items: tuple[int, int], sequences: tuple[int, int]) -
         lambda_t; 0 where nothing is replayed.
     """
     return weight * math.sqrt(items[0] / items[1] * sequences[0] / sequences[1]) if sequences[0] else 0.0
-
-
-class Teacher(Companion):
-    """The model of the span before, and the weight of what it says.
-
-    Args:
-        config: the strategy's section.
-    """
-
-    past: FrozenModel
-    weight = 0.0
-    _known = 0  # the items that it knows are those below
-
-    def __init__(self, config: ADERConfig) -> None:
-        self.config = config
-
-    def wake(self) -> None:
-        """Copies the model."""
-        self.past = FrozenModel(self.parts.catalogue, self.parts.extractor, self.parts.topology.rank == 0)
-        self.awake = True
-
-    def begin(self, data: Any, forward: Forward, follow: Follow, fresh: bool) -> None:
-        """Takes the model as teacher, and chooses the span's exemplars."""
-        if fresh:
-            self.past.copy_from_live()
-        with torch.no_grad():
-            for pool in follow(data.pools(), f"exemplars of span {data.span}", data.block):
-                data.choose(pool.places[self._chosen(pool)].numpy(force=True))
-        items = self._known, _ = data.items_before, data.items
-        self.weight = adapted(self.config.weight, items, data.sequences())
-
-    def penalty(self, batch: Batch, start: Start, scores: Candidates, forward: Forward) -> torch.Tensor:
-        """The distillation of the replayed sequences, with its weight."""
-        if not self.weight:
-            return scores.positive.new_zeros(())
-        replay = batch.replay()
-        with torch.no_grad(), self.parts.engine.precision():
-            history, targets, negatives = self.past.table.lookup(replay.history, replay.targets, replay.negatives)
-            items, mask = pad(history, replay.history.lengths())
-            asked = items, mask, start.last(batch.replayed, items.shape[1])
-            interests: Interests = functional_call(self.parts.extractor, self.past.weights, asked)
-        with torch.no_grad():
-            teacher = forward.scores(replay, interests, targets, negatives)
-        met = batch.negatives.values() < self._known
-        choices = (Candidates(one.positive, one.others[:, met]) for one in (scores.last(len(targets)), teacher))
-        # The mean over replayed targets, in a loss whose sum is divided by all of them.
-        return self.weight * batch.world_targets / max(batch.world_replayed, 1) * distillation(*choices)
-
-    def grow(self, items: int) -> None:
-        """The teacher's table follows."""
-        if self.awake:
-            self.past.grow(items)
-
-    def state(self) -> dict[str, ShardRows]:
-        """The teacher."""
-        return self.past.state() if self.awake else {}
-
-    def _chosen(self, pool: Pool) -> torch.Tensor:
-        """Which sequences of a block's pool are replayed, ``[P]`` bool."""
-        new, old = self._means(pool.new, pool.history)
-        owners = pool.owners
-        if self.config.choice == "cosine":
-            like = (normalize(old, dim=-1) * normalize(new, dim=-1)[owners]).sum(-1)
-            return best_of(like, owners, self.config.exemplars)
-        return herded(old, owners, self.config.exemplars)
-
-    def _means(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
-        """Mean embeddings of sequences, as the teacher holds them."""
-        means = []
-        for values, each in zip(self.past.table.lookup(*sequences), sequences, strict=True):
-            total = values.new_zeros(len(each.lengths()), values.shape[1]).index_add_(0, owners_of(each), values)
-            means.append(total / each.lengths().clamp(min=1).unsqueeze(1))
-        return means
 
 
 def best_of(values: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tensor:

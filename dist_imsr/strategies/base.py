@@ -1,59 +1,122 @@
-"""What the span loop asks of a strategy."""
+"""What a strategy is: what is done with the model when a span arrives."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dist_imsr.data.span import SpanData
-from dist_imsr.strategies.companion import Companion
-from dist_imsr.strategies.counts import InterestCounts
-from dist_imsr.strategies.interests import InterestPolicy
+import torch
+
+from dist_imsr.data.batch import Batch
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.distributed.recommender import Extraction, Recommender, Scores
+from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.registry import Registry
+from dist_imsr.strategies.resources import Resources
+
+if TYPE_CHECKING:
+    from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
+
+STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy.name")
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """Decides what moves when a span arrives; fine-tuning where nothing else is said.
+def register_strategy(name: str, config: type | None = None) -> Callable[[Any], Any]:
+    """A decorator that makes a `Strategy` available as ``--strategy.name NAME``.
 
     Args:
-        parameters: trained in the pre-training span alone, in every span from where they stand, or drawn anew for each
-            span, together with the interests, and trained on all spans up to it.
-        users: whether interests are written in the pre-training span alone or in every one.
-        interests: what becomes of existing and of new interests.
-        counts: how many interests users get whom the store does not know; ``model.interests`` without it.
-        data: what a span's training reads; takes the arguments of `SpanData`.
-        companion: what is kept beside a new model.
+        name: as users write it.
+        config: the dataclass of the section ``strategy.NAME``, all of whose keys have defaults; the class is called
+            with an instance of it. None where the strategy has no keys: the class is called without arguments.
+
+    Returns:
+        The decorator.
+    """
+    return STRATEGIES.register(name, config)
+
+
+class Strategy(ABC):
+    """Updates the model span by span.
+
+    Only `train_span` must be written. It receives a `SpanTrainer`, whose methods are the steps that strategies are made
+    of; `extract` and `extra_loss` say how these steps turn a batch into interests and losses.
+
+    Attributes:
+        fixed_parameters: whether parameters stay as pre-training left them; base models that keep a state of each user
+            fit no others.
     """
 
-    parameters: Literal["first", "every", "anew"] = "every"
-    users: Literal["first", "every"] = "every"
-    interests: InterestPolicy = field(default_factory=InterestPolicy.plain)
-    counts: InterestCounts | None = None
-    data: Callable[..., Any] = SpanData
-    companion: Callable[[], Companion] = Companion
+    fixed_parameters: ClassVar[bool] = False
 
-    @property
-    def retrains(self) -> bool:
-        """Whether a span begins with new parameters and interests, and its data are those of all spans up to it."""
-        return self.parameters == "anew"
+    @abstractmethod
+    def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
+        """Updates the model with a span's interactions; collective.
 
-    def trains(self, span: int) -> bool:
-        """Whether parameters are trained in a span.
+        A run may have been killed in the middle of the span: ``trainer.progress.begun`` tells, and `SpanTrainer.epochs`
+        starts where the checkpoint was written.
 
         Args:
+            trainer: the model and the steps of training.
             span: 0 is the pre-training span.
 
         Returns:
-            True where the span loop counts epochs.
+            What metrics.jsonl holds of the training, as `SpanTrainer.report` makes it.
         """
-        return span == 0 or self.parameters != "first"
 
-    def updates(self, span: int) -> bool:
-        """Whether users' interests are written in a span.
+    def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
+        """The interests of a batch's users; by default as the base model extracts them (Eq. 1).
 
         Args:
-            span: 0 is the pre-training span.
+            model: the model.
+            batch: on this rank's device.
+            training: whether the step will update parameters.
 
         Returns:
-            True where the span loop writes interests back.
+            The interests, with their inputs.
         """
-        return span == 0 or self.users == "every"
+        return model.extract(batch, training=training)
+
+    def extra_loss(
+        self, model: Recommender, batch: Batch, extraction: Extraction, scores: Scores
+    ) -> torch.Tensor | None:
+        """A loss that is added to Eq. 6.
+
+        Args:
+            model: the model.
+            batch: on this rank's device.
+            extraction: of the batch.
+            scores: of its targets and negatives.
+
+        Returns:
+            A scalar, summed over this rank's targets; None for none.
+        """
+        return None
+
+    def check(self, dataset: Dataset) -> None:  # noqa: B027 (most strategies take any data)
+        """Refuses data that the strategy cannot work with, before anything heavy starts.
+
+        Args:
+            dataset: the prepared data.
+
+        Raises:
+            ValueError: naming the key or the file.
+        """
+
+    def state(self) -> dict[str, ShardRows]:
+        """What the strategy keeps between spans, for checkpoints.
+
+        Returns:
+            Live tensors by name; nothing by default, nor before `initialize_state`.
+        """
+        return {}
+
+    def initialize_state(self, model: Recommender) -> None:  # noqa: B027 (most strategies keep nothing)
+        """Allocates what `state` returns, before a checkpoint is read into it; collective.
+
+        Args:
+            model: the model as it is.
+        """
+
+    def resources(self) -> Resources:
+        """What the strategy holds and reads beyond the model, for launch/plan.py."""
+        return Resources()

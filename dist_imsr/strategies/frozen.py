@@ -1,16 +1,26 @@
 """No update after pre-training: the floor that every incremental method must beat."""
 
-from dist_imsr.strategies.base import Strategy
+from dist_imsr.strategies.base import Strategy, register_strategy
+from dist_imsr.strategies.resources import Resources
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 
-def frozen() -> Strategy:
+@register_strategy("frozen")
+class Frozen(Strategy):
     """Keeps parameters and interests as pre-training left them.
 
-    A user whom span 0 did not hold has no interests: every item scores zero and ties, which is a miss.
-
-    Cost per span: none.
-
-    Returns:
-        The strategy.
+    A user who is not in span 0 has no interests: every item scores zero and ties, which is a miss. Cost per span: none.
     """
-    return Strategy(parameters="first", users="first")
+
+    fixed_parameters = True
+
+    def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
+        """Pre-trains, then does nothing."""
+        if span == 0:
+            return trainer.pretrain(self)
+        trainer.add_items(span)
+        return trainer.untrained_report()
+
+    def resources(self) -> Resources:
+        """Nothing is trained or written."""
+        return Resources(trains=False, writes_interests=False)

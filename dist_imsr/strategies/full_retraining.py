@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.joined import JoinedSpans
-from dist_imsr.strategies.base import Strategy
+from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.counts import InterestCounts
+from dist_imsr.strategies.resources import Resources
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 
 @dataclass
@@ -20,18 +23,40 @@ class FullRetrainingConfig:
     interests_from: Path | None = None
 
 
-def full_retraining(config: FullRetrainingConfig) -> Strategy:
-    """Draws all parameters and interests anew for each span and trains them on the spans up to it.
+@register_strategy("full_retraining", FullRetrainingConfig)
+class FullRetraining(Strategy):
+    """Draws all parameters and interests from scratch for each span and trains them on the spans up to it.
 
-    Each span takes the epochs and the learning rates of pre-training.
-
-    Cost per span: these epochs over all interactions so far, so it grows with every span.
+    Each span takes the epochs and the learning rates of pre-training. Cost per span: these epochs over all interactions
+    so far, so it grows with every span.
 
     Args:
         config: the strategy's section.
-
-    Returns:
-        The strategy.
     """
-    counts = InterestCounts(config.interests_from) if config.interests_from else None
-    return Strategy(parameters="anew", counts=counts, data=JoinedSpans)
+
+    def __init__(self, config: FullRetrainingConfig) -> None:
+        self.counts = InterestCounts(config.interests_from) if config.interests_from else None
+
+    def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
+        """Trains a new model on all spans so far, as pre-training does on the first."""
+        if span and not trainer.progress.begun:
+            trainer.rebuild_model(span)
+        trainer.add_items(span)
+        data = trainer.open_span(span, JoinedSpans)
+        trainer.admit_users(data, self.counts.of(trainer.dataset, span, data.users) if self.counts else None)
+        trainer.set_learning_rates(pretraining=True)
+        for _ in trainer.epochs(pretraining=True):
+            loss = trainer.train_epoch(data, self)
+            trainer.end_epoch(loss, trainer.validate(data, self))
+        trainer.restore_best()
+        trainer.write_back(data, self)
+        return trainer.report()
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses a run to count from that is of other data or incomplete."""
+        if self.counts is not None:
+            self.counts.check(dataset)
+
+    def resources(self) -> Resources:
+        """Each span reads all before it."""
+        return Resources(retrains=True, reads_history=True)

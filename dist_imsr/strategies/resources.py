@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from dist_imsr.model.detector import DetectorConfig
-from dist_imsr.strategies import StrategyConfig, build_strategy
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class Resources:
         replayed: sequences of earlier spans that are trained on beside each new one, at the most.
         pool: sequences that each span adds to those that may be replayed, for each user.
         detector: NID's options; a disabled one where interests do not grow.
+        trims: whether interests are trimmed after a span.
     """
 
     tables: int = 0
@@ -30,25 +30,4 @@ class Resources:
     replayed: int = 0
     pool: int = 0
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(enabled=False))
-
-
-def resources_of(config: StrategyConfig) -> Resources:
-    """What the strategy that a configuration names takes.
-
-    Args:
-        config: the strategy's section.
-
-    Returns:
-        Its resources.
-    """
-    strategy, ader = build_strategy(config), config.name == "ader"
-    return Resources(
-        tables={"ader": 1, "sml": 2}.get(config.name, 0),
-        trains=strategy.trains(1),
-        writes_interests=strategy.updates(1),
-        retrains=strategy.retrains,
-        reads_history=strategy.retrains or ader,
-        replayed=config.ader.exemplars if ader and config.ader.pool else 0,
-        pool=config.ader.pool if ader else 0,
-        detector=strategy.interests.detector,
-    )
+    trims: bool = False

@@ -1,8 +1,9 @@
 """SML: parameters are tuned through a transfer from those of the span before, and the transfer learns from the next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,15 +11,18 @@ from torch.func import functional_call
 from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
-from dist_imsr.data.steps import Follow
+from dist_imsr.data.batch import Batch
+from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.frozen_model import FrozenModel
+from dist_imsr.distributed.recommender import Extraction, Recommender, score_batch, sequence
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.model.extractors import Extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
 from dist_imsr.model.transfer import Transfer
-from dist_imsr.strategies.base import Strategy
-from dist_imsr.strategies.companion import Companion, Forward
+from dist_imsr.phases import Phase
+from dist_imsr.strategies.base import Strategy, register_strategy
+from dist_imsr.strategies.resources import Resources
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 _KINDS = ("item", "dense", "interest")
 _EPOCHS = 1 << 20  # what keys the transfer's epochs: far from those of the tuned parameters
@@ -53,13 +57,17 @@ class SMLConfig:
         require(self.learning_rate > 0, "strategy.sml.learning_rate", self.learning_rate, "above 0")
 
 
-def sml(config: SMLConfig) -> Strategy:
+@register_strategy("sml", SMLConfig)
+class SML(Strategy):
     """Tunes w^_t on a span through the transfer w_t = f(w_{t-1}, w^_t), which learnt from the spans before.
 
     "How to Retrain Recommender System? A Sequential Meta-Learning Method" (SIGIR 2020). When span t arrives, the
-    transfer first learns from it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is made again; M^{t-1} was tested on it
-    before. Then w^_t is tuned from w_{t-1} on, with the transfer fixed. Three transfers of one shape serve item rows,
-    rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are those of fine-tuning.
+    transfer first learns from it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is computed again; M^{t-1} was tested on
+    it before. Then w^_t is tuned from w_{t-1} on, with the transfer fixed. Three transfers of one shape serve item
+    rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are fine-tuned.
+
+    Between spans the live model is w_t, and w^_t is kept. During training the live model is w^_t, and the forward pass
+    sees it through the transfer.
 
     Cost per span: that of fine-tuning; the transfer of each step's distinct items and of the dense weights, forward and
     back; its own epochs over the span; a pass of the whole table through it, in chunks, for each validation and twice
@@ -67,213 +75,190 @@ def sml(config: SMLConfig) -> Strategy:
 
     Args:
         config: the strategy's section.
-
-    Returns:
-        The strategy.
-    """
-    return Strategy(companion=lambda: MetaLearner(config))
-
-
-class MetaLearner(Companion):
-    """The transfers, with w_{t-1} and w^_t.
-
-    Between spans the live model is w_t, and w^_t is kept. While a span is trained the live model is w^_t, and is seen
-    through the transfer.
-
-    Args:
-        config: the strategy's section.
     """
 
-    transfers: nn.ModuleDict
-    previous: FrozenModel
-    tuned: FrozenModel
+    transfers: nn.ModuleDict | None = None
+    previous: FrozenModel  # w_{t-1}
+    tuned: FrozenModel  # w^_t
 
     def __init__(self, config: SMLConfig) -> None:
         self.config = config
-        self._training = self._through = self._learning = False
+        self._through_transfer = self._transfer_learns = False
 
-    def wrap(self, extractor: Extractor) -> Extractor:
-        """The extractor, whose weights can be seen through the transfer."""
-        self._dense = _Seen(extractor)
-        return self._dense
-
-    def wake(self) -> None:
-        """Copies the model, and builds the transfers for rows of its scale."""
-        catalogue, store, topology = self.parts.catalogue, self.parts.store, self.parts.topology
-        self.previous, self.tuned = (FrozenModel(catalogue, self._dense, topology.rank == 0) for _ in range(2))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            shape = catalogue.dim, self.config.filters, self.config.kernel, self.config.hidden
-            self.transfers = nn.ModuleDict({kind: Transfer(*shape) for kind in _KINDS}).to(topology.device)
-        self.transfers.requires_grad_(False)
-        dense = torch.cat([weight.detach().flatten() for weight in self._dense.parameters()])
-        scales = {
-            "item": topology.sum(_moments(catalogue.flushed_state()["weight"].values)),
-            "dense": _moments(dense),
-            "interest": topology.sum(_moments(store.values[store.birth_span == 0])),  # what is trained already
-        }
-        for kind, (square, count) in scales.items():
-            if square > 0:
-                self._of(kind).scale.fill_((square / count).sqrt().item())
-        self.awake = True
-
-    def begin(self, data: Any, forward: Forward, follow: Follow, fresh: bool) -> None:
-        """Teaches the transfer from the span what its model before should have become, then fixes it."""
-        if fresh:
-            if data.span > 1 and self.config.epochs:  # else nothing was tuned before, or nothing new is known of it
-                self._put()
-                self._look(True)
-                self._learn(data, forward, follow)
-                self._transfer()
-            self.previous.copy_from_live()
-        self._training = True
-        self._look(True)
-
-    def start_lookup(self, *sequences: JaggedTensor) -> None:
-        """As for a table that is not seen through the transfer; else `lookup` asks for other sequences."""
-        if not self._through:
-            super().start_lookup(*sequences)
-
-    def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
-        """Embeddings; each distinct item goes through the transfer once."""
-        if not self._through:
-            return super().lookup(*sequences)
-        values = torch.cat([sequence.values() for sequence in sequences])
-        distinct, place = values.unique(return_inverse=True)
-        asked = JaggedTensor(distinct, lengths=torch.tensor([len(distinct)], device=distinct.device))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._learning):
-            [tuned] = self.parts.catalogue.lookup(asked)
-        with torch.no_grad():
-            [previous] = self.previous.table.lookup(asked)
-        rows = self._of("item")(previous, tuned)[place]
-        return list(rows.split([len(sequence.values()) for sequence in sequences]))
-
-    def dense(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
-        """The forward pass, past DeepSpeed where it is the transfer that learns."""
-        if not self._learning:
-            return super().dense(items, mask, start)
-        with self.parts.engine.precision():
-            return self._dense(items, mask, start)
-
-    def revise(self, interests: Interests, start: Start, existing: torch.Tensor) -> Interests:
-        """Existing interests through the transfer, from the stored ones and those extracted."""
-        if not self.awake:
-            return interests
-        vectors = interests.vectors.clone()
-        vectors[existing] = self._of("interest")(start.interests.vectors[existing], interests.vectors[existing])
-        return interests.replace(vectors)
-
-    def preview(self) -> None:
-        """What was tuned gives way to what the transfer makes of it, and is kept."""
-        if self._through:
+    def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
+        """Teaches the transfer from the span, then tunes through it."""
+        if span == 0:
+            return trainer.pretrain(self)
+        trainer.add_items(span)
+        data = trainer.open_span(span)
+        trainer.admit_users(data)
+        trainer.set_learning_rates(pretraining=False)
+        model = trainer.model
+        with Phase("strategy"):
+            if self.transfers is None:
+                self.initialize_state(model)
+            if not trainer.progress.begun:
+                if span > 1 and self.config.epochs:  # else nothing was tuned before, or nothing is to be learnt
+                    self._restore_tuned(model)
+                    self._train_transfer(trainer, data)
+                    self._apply_transfer(model)
+                self.previous.copy_from_live()
+        self._through_transfer = True
+        for _ in trainer.epochs(pretraining=False):
+            loss = trainer.train_epoch(data, self, prefetch=False)  # embeddings are not the table's own
+            with self._transferred(model):
+                quality = trainer.validate(data, self)
+            trainer.end_epoch(loss, quality)
+        trainer.restore_best()
+        with Phase("strategy"):
             self.tuned.copy_from_live()
-            self._transfer()
+            self._apply_transfer(model)
+        self._through_transfer = False
+        trainer.write_back(data, self)
+        return trainer.report()
 
-    def resume(self) -> None:
-        """Puts what was tuned back."""
-        if self._training and not self._through:
-            self._put()
-            self._look(True)
-
-    def settle(self) -> None:
-        """What the transfer makes of what was tuned stays."""
-        self.preview()
-        self._training = False
-
-    def grow(self, items: int) -> None:
-        """Both tables follow."""
-        if self.awake:
-            self.previous.grow(items)
-            self.tuned.grow(items)
+    def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
+        """Extraction with embeddings, dense weights and existing interests through the transfer."""
+        if self.transfers is None:
+            return model.extract(batch, training=training)
+        extraction = model.extract(
+            batch,
+            training=training,
+            embed=partial(self._embed, model) if self._through_transfer else None,
+            forward=partial(self._forward, model) if self._through_transfer else None,
+        )
+        interests, existing = extraction.interests, extraction.existing
+        with Phase("routing"):
+            vectors = interests.vectors.clone()
+            stored = extraction.start.interests.vectors
+            vectors[existing] = self._transfer("interest")(stored[existing], interests.vectors[existing])
+        return extraction._replace(interests=interests.replace(vectors))
 
     def state(self) -> dict[str, ShardRows]:
         """Previous and tuned parameters, and the transfers."""
-        if not self.awake:
+        if self.transfers is None:
             return {}
         kept = {"previous": self.previous.state(), "tuned": self.tuned.state()}
         state = {f"{name}.{part}": rows for name, parts in kept.items() for part, rows in parts.items()}
-        first = self.parts.topology.rank == 0
-        return state | {
-            f"transfer.{name}": ShardRows(one, saved=first) for name, one in self.transfers.state_dict().items()
-        }
+        transfers = self.transfers.state_dict()
+        return state | {f"transfer.{name}": ShardRows(one, saved=self._first) for name, one in transfers.items()}
 
-    def _learn(self, data: Any, forward: Forward, follow: Follow) -> None:
-        """The transfer's own epochs, over batches of the span; tuned and previous parameters stay."""
-        self._learning = True
+    def initialize_state(self, model: Recommender) -> None:
+        """Copies the model, and builds the transfers for rows of its scale."""
+        catalogue, store, topology = model.catalogue, model.store, model.topology
+        self._first = topology.rank == 0
+        self.previous, self.tuned = (FrozenModel(catalogue, model.extractor, self._first) for _ in range(2))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            transfers = {
+                kind: Transfer(catalogue.dim, self.config.filters, self.config.kernel, self.config.hidden)
+                for kind in _KINDS
+            }
+            self.transfers = nn.ModuleDict(transfers).to(topology.device)
+        self.transfers.requires_grad_(False)
+        dense = torch.cat([weight.detach().flatten() for weight in model.extractor.parameters()])
+        squares = {
+            "item": topology.sum(_sum_of_squares(catalogue.flushed_state()["weight"].values)),
+            "dense": _sum_of_squares(dense),
+            "interest": topology.sum(_sum_of_squares(store.values[store.birth_span == 0])),  # trained already
+        }
+        for kind, (square, count) in squares.items():
+            if square > 0:
+                self._transfer(kind).scale.fill_((square / count).sqrt().item())
+
+    def resources(self) -> Resources:
+        """Two tables beside the model's."""
+        return Resources(tables=2)
+
+    @contextmanager
+    def _transferred(self, model: Recommender) -> Iterator[None]:
+        """The live model is w_t inside, and w^_t again behind, also where a run is stopped."""
+        self.tuned.copy_from_live()
+        self._apply_transfer(model)
+        self._through_transfer = False
+        try:
+            yield
+        finally:
+            self._restore_tuned(model)
+            self._through_transfer = True
+
+    def _apply_transfer(self, model: Recommender) -> None:
+        """Replaces w^_t by w_t, on each rank's own rows, chunk by chunk."""
+        with torch.no_grad():
+            live, before = (table.flushed_state()["weight"].values for table in (model.catalogue, self.previous.table))
+            for rows, previous in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
+                rows.copy_(self._transfer("item")(previous, rows))
+            weights = dict(model.extractor.named_parameters())
+            model.engine.assign(self._transferred_weights(model, weights))
+
+    def _restore_tuned(self, model: Recommender) -> None:
+        """Replaces w_t by w^_t."""
+        with torch.no_grad():
+            model.catalogue.flushed_weight().copy_(self.tuned.table.flushed_weight())
+            model.engine.assign(self.tuned.weights)
+
+    def _train_transfer(self, trainer: SpanTrainer, data: SpanData) -> None:
+        """The transfer's own epochs over the span, through which w^_{t-1} is seen; tuned and previous stay."""
+        assert self.transfers is not None
+        self._through_transfer = self._transfer_learns = True
         self.transfers.requires_grad_(True)
         parameters = list(self.transfers.parameters())
         optimizer = torch.optim.Adam(parameters, self.config.learning_rate)
         for epoch in range(self.config.epochs):
-            batches = data.training(_EPOCHS + epoch)
-            for batch in follow(batches, f"transfer of span {data.span}, epoch {epoch}", data.config.size):
-                extraction = forward.extract(batch)
-                known = extraction.interests, extraction.targets, extraction.negatives
-                loss = sampled_softmax(forward.scores(batch, *known)) / max(batch.world_targets, 1)
+            steps = data.training(_EPOCHS + epoch)
+            for batch in trainer.track(steps, f"transfer of span {data.span}, epoch {epoch}", data.config.size):
+                extraction = self.extract(trainer.model, batch)
+                scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+                loss = sampled_softmax(scores.candidates) / max(batch.world_targets, 1)
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-                summed = self.parts.topology.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+                summed = trainer.topology.sum(torch.cat([gradient.flatten() for gradient in gradients]))
                 for parameter, part in zip(parameters, summed.split([one.numel() for one in parameters]), strict=True):
                     parameter.grad = part.view_as(parameter)
                 optimizer.step()
         self.transfers.requires_grad_(False)
-        self._learning = False
+        self._through_transfer = self._transfer_learns = False
 
-    def _transfer(self) -> None:
-        """Puts w_t in the place of w^_t, on each rank's own rows, some at a time."""
-        self._look(False)
+    def _embed(self, model: Recommender, *sequences: JaggedTensor) -> list[torch.Tensor]:
+        """Embeddings through the transfer, each distinct item once."""
+        values = torch.cat([one.values() for one in sequences])
+        items, place = values.unique(return_inverse=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._transfer_learns):
+            [tuned] = model.catalogue.lookup(sequence(items))
         with torch.no_grad():
-            tables = self.parts.catalogue, self.previous.table
-            live, before = (table.flushed_state()["weight"].values for table in tables)
-            for mine, then in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
-                mine.copy_(self._of("item")(then, mine))
-            self.parts.engine.assign(self._seen(dict(self._dense.named_parameters())))
+            [previous] = self.previous.table.lookup(sequence(items))
+        rows = self._transfer("item")(previous, tuned)[place]
+        return list(rows.split([len(one.values()) for one in sequences]))
 
-    def _put(self) -> None:
-        """Puts w^_t in the place of w_t."""
-        with torch.no_grad():
-            self.parts.catalogue.flushed_weight().copy_(self.tuned.table.flushed_weight())
-            self.parts.engine.assign(self.tuned.weights)
+    def _forward(self, model: Recommender, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
+        """The extractor with weights through the transfer; past DeepSpeed where the transfer itself learns."""
+        if not self._transfer_learns:
+            interests: Interests = model.engine(items, mask, start, weights=partial(self._transferred_weights, model))
+            return interests
+        with model.engine.precision():
+            weights = self._transferred_weights(model, dict(model.extractor.named_parameters()))
+            learning: Interests = functional_call(model.extractor, weights, (items, mask, start))
+            return learning
 
-    def _look(self, through: bool) -> None:
-        self._through, self._dense.seen = through, self._seen if through else None
-
-    def _seen(self, tuned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _transferred_weights(self, model: Recommender, tuned: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Dense weights through the transfer, row by row; those whose rows are not of width d stay as tuned."""
-        dim, seen = self.parts.catalogue.dim, dict(tuned)
+        dim, weights = model.catalogue.dim, dict(tuned)
         # Weights keep their precision, whatever the forward pass around it works in.
-        with torch.autocast(self.parts.topology.device.type, enabled=False):
+        with torch.autocast(model.topology.device.type, enabled=False):
             for name, weight in tuned.items():
                 if weight.shape[-1] == dim:
-                    rows = (weight.detach() if self._learning else weight).reshape(-1, dim)
-                    seen[name] = self._of("dense")(self.previous.weights[name].reshape(-1, dim), rows).view_as(weight)
-        return seen
+                    rows = (weight.detach() if self._transfer_learns else weight).reshape(-1, dim)
+                    previous = self.previous.weights[name].reshape(-1, dim)
+                    weights[name] = self._transfer("dense")(previous, rows).view_as(weight)
+        return weights
 
-    def _of(self, kind: str) -> Transfer:
+    def _transfer(self, kind: str) -> Transfer:
+        assert self.transfers is not None
         module = self.transfers[kind]
         assert isinstance(module, Transfer)
         return module
 
 
-class _Seen(Extractor):
-    """An extractor whose weights are seen through something, where that is set; they keep their names."""
-
-    def __init__(self, extractor: Extractor) -> None:
-        super().__init__()
-        self.extractor, self.logit_scale, self.query_dim = extractor, extractor.logit_scale, extractor.query_dim
-        self.seen: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.extractor.named_parameters(prefix, recurse, remove_duplicate)
-
-    def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
-        if self.seen is None:
-            return self.extractor(items, mask, start)
-        weights = self.seen(dict(self.named_parameters()))
-        return functional_call(self.extractor, weights, (items, mask, start))
-
-
-def _moments(values: torch.Tensor) -> torch.Tensor:
+def _sum_of_squares(values: torch.Tensor) -> torch.Tensor:
     """The sum of squares, and how many there are."""
     square = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
     return torch.tensor([square, values.numel()], dtype=torch.float64)

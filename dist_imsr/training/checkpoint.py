@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written while it goes on, pruned, and found again."""
+"""Checkpoints of a run: written while it trains, pruned, and listed."""
 
 import itertools
 import logging
@@ -16,7 +16,8 @@ import torch.distributed as dist
 from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.training.storage import DISCARDED, PARTIAL, Tables, discard, store
+from dist_imsr.training.checkpoint_storage import DISCARDED, PARTIAL, discard
+from dist_imsr.training.storage import Tables, store
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"span=(\d+)-epoch=(\d+)-step=(\d+)")
@@ -25,15 +26,13 @@ _DAMAGED = "damaged-"
 
 @dataclass
 class CheckpointConfig:
-    """When the state of a run is kept, and how much of it.
-
-    It is kept after every epoch and every span.
+    """When checkpoints are written, after every epoch and every span at least, and how many are kept.
 
     Args:
-        enabled: keep any.
-        every_steps: also after so many steps of an epoch; 0 for never.
-        keep_last: the newest ones that stay.
-        keep_spans: of those between two spans, the newest ones that stay beside them.
+        enabled: write any.
+        every_steps: also after this many steps of an epoch; 0 for never.
+        keep_last: number of the newest ones to keep.
+        keep_spans: number of the newest ones between two spans to keep as well.
         verify: compare checksums when a run resumes, and not only sizes.
     """
 
@@ -50,64 +49,37 @@ class CheckpointConfig:
 
 
 def name_of(span: int, epoch: int, step: int) -> str:
-    """The name of a checkpoint's folder: names sort as a run passes them.
-
-    Args:
-        span: at hand.
-        epoch: at hand.
-        step: the next one of the epoch.
-
-    Returns:
-        The name.
-    """
+    """The name of a checkpoint's folder, by its span, its epoch and the epoch's next step; names sort in time order."""
     return f"span={span:02d}-epoch={epoch:03d}-step={step:06d}"
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, whether sound or not.
-
-    Args:
-        folder: which may be missing.
-
-    Returns:
-        Their folders.
-    """
-    return sorted((path for path in folder.glob("span=*") if _NAME.fullmatch(path.name)), key=_place, reverse=True)
+    """The folders of the checkpoints in a folder, which may be missing; damaged ones are included."""
+    return sorted((path for path in folder.glob("span=*") if _NAME.fullmatch(path.name)), key=_position, reverse=True)
 
 
 def set_aside(damaged: Path) -> Path:
-    """Renames a damaged checkpoint, so that it neither counts as one nor is lost.
-
-    Args:
-        damaged: its folder.
-
-    Returns:
-        Where it is now.
-    """
+    """Renames a damaged checkpoint's folder, so that it is kept but not found; returns the new path."""
     suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
     names = (damaged.with_name(f"{_DAMAGED}{damaged.name}{suffix}") for suffix in suffixes)
     return damaged.rename(next(path for path in names if not path.exists()))
 
 
 def clear_away(folder: Path) -> None:
-    """Removes what a process left that was killed while it wrote or removed a checkpoint.
-
-    Args:
-        folder: of the checkpoints; it may be missing.
-    """
-    for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
-        shutil.rmtree(left)
+    """Removes the partial checkpoints of killed processes from the folder of checkpoints, which may be missing."""
+    for partial in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
+        shutil.rmtree(partial)
 
 
 class Checkpoints:
-    """Writes checkpoints of one run, one at a time, in a thread beside the training.
+    """Writes the checkpoints of one run, one at a time, in a thread alongside the training.
 
     Args:
-        folder: where they stand.
+        folder: of the checkpoints.
         config: the section.
-        topology: this rank's place.
-        timeout_seconds: how long a rank may be waited for.
-        identity: what makes the run the run that it is, for the manifests.
+        topology: of the ranks.
+        timeout_seconds: that a rank waits for the others.
+        identity: of `dist_imsr.training.identity`, for the manifests.
     """
 
     def __init__(
@@ -119,10 +91,10 @@ class Checkpoints:
         identity: dict[str, Any],
     ) -> None:
         self.folder, self.config, self.topology, self.identity = folder, config, topology, identity
-        # A group of its own: its exchanges must not get between those of the training.
+        # A group of its own: its collectives must not interleave with those of the training.
         self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self.refusal: str | None = None
-        """Why the latest one was not written; None if it was."""
+        """Why the latest checkpoint was not written; None if it was."""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._written: threading.Event | None = None
@@ -130,13 +102,13 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, name: str, tensors: dict[str, ShardRows], tables: Tables, facts: dict[str, Any]) -> None:
-        """Begins to write a checkpoint, once the one before is written; collective.
+        """Starts to write a checkpoint, once the previous one is written; collective.
 
         Args:
             name: of its folder.
-            tensors: this rank's rows; nobody may change them any more.
+            tensors: this rank's rows; they must not change any more.
             tables: this rank's, by their path.
-            facts: what rank 0 adds to the manifest.
+            facts: further keys of the manifest, from rank 0.
         """
         self.close()
         written = self._written = threading.Event()
@@ -144,28 +116,28 @@ class Checkpoints:
         def work() -> None:
             begin = time.perf_counter()
             try:
-                told = {"identity": self.identity, **facts}
-                store(self.folder / name, tensors, tables, told, self.topology.rank, self.group)
+                everything = {"identity": self.identity, **facts}
+                store(self.folder / name, tensors, tables, everything, self.topology.rank, self.group)
                 self.refusal = None
             except OSError as error:
                 self.refusal = str(error)
-            except BaseException as error:  # raised again by whoever waits
+            except BaseException as error:  # raised again in `wait`
                 self._error = error
             finally:
                 written.set()
             if self.refusal is None and self._error is None:
                 logger.debug("%s is on the disk, after %.3f s", self.folder / name, time.perf_counter() - begin)
                 if self.topology.rank == 0:
-                    self._prune()  # nobody waits for it but the next save
+                    self._prune()  # only the next save waits for it
 
-        # No daemon: whatever ends the process, it lets go of the exchange that it is in.
+        # Not a daemon: the process must not exit in the middle of a collective.
         self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the checkpoint that is being written is on the disk, or is given up.
+        """Waits until the current checkpoint is on the disk or has failed.
 
-        Training goes on without a checkpoint that the disk refuses: an error is logged, and the last good one stays.
+        If the disk fails, an error is logged, the last good checkpoint stays, and training continues.
 
         Raises:
             RuntimeError: if a rank was lost.
@@ -181,11 +153,12 @@ class Checkpoints:
             logger.error(
                 "a checkpoint was not written: %s; the last good one is %s. Free some space, or lower "
                 "checkpoint.keep_last",
-                *(self.refusal, good or "missing"),
+                self.refusal,
+                good or "missing",
             )
 
     def close(self) -> None:
-        """Waits until nothing is written or removed any more.
+        """Waits until the thread has finished writing and removing.
 
         Raises:
             RuntimeError: as `wait` does.
@@ -193,20 +166,20 @@ class Checkpoints:
         self.wait()
         if self._thread is not None:
             self._thread.join()
-            self._thread = None  # and with it the copies that it wrote
+            self._thread = None  # frees the copies that it wrote
 
     def _prune(self) -> None:
-        held = newest_first(self.folder)
-        spans = [path for path in held if _place(path)[1:] == (0, 0)]
-        kept = {*held[: self.config.keep_last], *spans[: self.config.keep_spans]}
-        for path in held:
+        found = newest_first(self.folder)
+        spans = [path for path in found if _position(path)[1:] == (0, 0)]
+        kept = {*found[: self.config.keep_last], *spans[: self.config.keep_spans]}
+        for path in found:
             if path not in kept:
                 try:
                     discard(path)
                 except OSError as error:
-                    logger.warning("an old checkpoint stays, at least in part: %s", error)
+                    logger.warning("an old checkpoint was not removed, at least in part: %s", error)
 
 
-def _place(path: Path) -> tuple[int, ...]:
-    named = _NAME.fullmatch(path.name)
-    return tuple(map(int, named.groups())) if named else ()
+def _position(path: Path) -> tuple[int, ...]:
+    match = _NAME.fullmatch(path.name)
+    return tuple(map(int, match.groups())) if match else ()

@@ -1,4 +1,4 @@
-"""What a span leaves, as Arrow files that any tool opens: a rank writes its own users and rows."""
+"""The result of a span as Arrow files; each rank writes its own users and item rows."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
-from dist_imsr.training.detection import Detection
+from dist_imsr.strategies.detection import Detection
 
 
 def export_span(
@@ -21,20 +21,20 @@ def export_span(
     data: str,
     detections: Sequence[Detection],
 ) -> None:
-    """Writes one rank's part of ``run_dir/spans/span=T/``; each file appears whole.
+    """Writes one rank's files of ``run_dir/spans/span=T/``; each file appears only when it is complete.
 
-    ``interests-R.arrow``: user, birth_span (the span of an interest's birth), vector, in the order of users and slots.
-    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (what the detector compares with c1),
-    puzzled; a user has a row for each detection. Each file's metadata tell how many ranks wrote one, over which data.
+    ``interests-R.arrow``: user, born (the span of an interest's birth), vector, in the order of users and slots.
+    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (which the detector compares with c1), puzzled; a
+    user has a row for each detection. Each file's metadata hold the number of ranks and the data's digest.
 
     Args:
         run_dir: the run's folder.
         span: the span that was trained.
         store: this rank's interests.
         catalogue: this rank's rows.
-        items: ids below it are known.
+        items: number of known items, whose ids are below it.
         data: the digest of the prepared data.
-        detections: what the detector found in the span, one for each time that it looked.
+        detections: results of the detector in this span, one for each time that it ran.
 
     Raises:
         OSError: if a file cannot be written.
@@ -62,13 +62,6 @@ def export_span(
 
 
 def column(values: torch.Tensor) -> pa.Array:
-    """A tensor as a column, sharing its memory where it is on the host.
-
-    Args:
-        values: ``[n]``, or ``[n, d]`` for lists of d numbers.
-
-    Returns:
-        ``[n]``.
-    """
+    """A tensor ``[n]``, or ``[n, d]`` for lists of d numbers, as a column; on the host both share their memory."""
     flat = pa.array(values.detach().flatten().numpy(force=True))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

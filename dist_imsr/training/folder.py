@@ -1,4 +1,4 @@
-"""A run's folder: what it holds already, and the one process that may write to it."""
+"""A run's folder: checked, locked against other processes, and cleared of an earlier run."""
 
 import fcntl
 import logging
@@ -20,14 +20,14 @@ _HEADER = "# What a run was made with, every key resolved; train.py writes it an
 
 
 def check_folder(config: TrainConfig, resumes: bool) -> None:
-    """Refuses a folder in which a run cannot begin or go on; changes nothing.
+    """Refuses a folder in which a run cannot begin or resume; changes nothing.
 
     Args:
         config: the whole tree.
-        resumes: whether a checkpoint in the folder is to be gone on from.
+        resumes: whether the run resumes from a checkpoint in the folder.
 
     Raises:
-        ValueError: if it cannot be written, or holds what a new run would write over.
+        ValueError: if it cannot be written, or holds results that a new run would overwrite.
     """
     folder = config.run_dir
     if folder.exists() and not folder.is_dir():
@@ -42,7 +42,7 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
     if config.overwrite and counts is not None and counts.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"overwrite: it would remove {counts}, which strategy.full_retraining.interests_from names")
     if not resumes and not config.overwrite:
-        lost = [path for path in _held(folder) if config.resume == "never" or _worth(path)]
+        lost = [path for path in _existing(folder) if config.resume == "never" or _has_results(path)]
         if lost:
             raise ValueError(
                 f"run_dir: {folder} holds an earlier run ({lost[0].name}); name another folder, or pass --overwrite "
@@ -51,84 +51,84 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
 
 
 def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
-    """Makes a run's folder and holds it against other processes.
+    """Makes and locks a run's folder, removes an earlier run and writes config.yaml.
 
     Args:
         config: the whole tree.
-        seen: the checkpoints in it that are to be gone on from.
+        seen: the checkpoints in it that the run may resume from.
 
     Returns:
-        A descriptor; the folder is held until it is closed.
+        A descriptor; the folder is locked until it is closed.
 
     Raises:
-        ValueError: if another process holds the folder, or did until now.
+        ValueError: if another process has locked the folder, or has changed it since ``seen`` was read.
         OSError: if it cannot be written.
     """
     folder, resumes = config.run_dir, bool(seen)
-    claim = hold(folder, "run_dir")
+    lock = lock_folder(folder, "run_dir")
     try:
         check_folder(config, resumes)
         if not config.overwrite and newest_first(folder / "checkpoints") != seen:
             raise ValueError(f"run_dir: {folder} changed while this command began; start it again")
     except ValueError:
-        os.close(claim)
+        os.close(lock)
         raise
     clear_away(folder / "checkpoints")
-    for path in [] if resumes else _held(folder):
+    for path in [] if resumes else _existing(folder):
         _remove(path)
-    if config.overwrite and (folder / logs.FOLDER).exists():  # else they tell why an earlier process left so little
+    if config.overwrite and (folder / logs.FOLDER).exists():  # else they may explain how an earlier process ended
         _remove(folder / logs.FOLDER)
-    settled = replace(config, overwrite=False, resume="auto")  # whoever reads it back goes on
-    write_whole(folder / "config.yaml", _HEADER + to_yaml(settled))
-    return claim
+    resuming = replace(config, overwrite=False, resume="auto")  # for a run that reads it back
+    write_whole(folder / "config.yaml", _HEADER + to_yaml(resuming))
+    return lock
 
 
-def hold(folder: Path, key: str) -> int:
-    """Makes a folder and holds it against other processes.
+def lock_folder(folder: Path, key: str) -> int:
+    """Makes a folder and locks it against other processes.
 
     Args:
         folder: to be written to.
-        key: that names it.
+        key: of the configuration that names it, for errors.
 
     Returns:
-        A descriptor; the folder is held until it is closed.
+        A descriptor; the folder is locked until it is closed.
 
     Raises:
-        ValueError: if another process holds the folder.
+        ValueError: if another process has locked the folder.
         OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    claim = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(claim)
+        os.close(lock)
         raise ValueError(f"{key}: another process is writing to {folder}; wait for it, or name another") from None
     except OSError as error:
-        logger.warning("%s knows no locks (%s): see to it that one job at a time writes to it", folder, error.strerror)
-    return claim
+        logger.warning("%s has no locks (%s): make sure that one job at a time writes to it", folder, error.strerror)
+    return lock
 
 
-def _held(folder: Path) -> list[Path]:
+def _existing(folder: Path) -> list[Path]:
     return [folder / name for name in _OURS if (folder / name).exists()]
 
 
-def _worth(path: Path) -> bool:
-    """Whether something holds more than a new run writes at its beginning."""
+def _has_results(path: Path) -> bool:
+    """Whether a file or folder of an earlier run holds more than a new run writes when it starts."""
     if path.name == "config.yaml":
         return not path.read_text().startswith(_HEADER)
-    if path.name in ("phases.jsonl", "profile"):  # tells of what is lost already, where there is nothing else
+    if path.name in ("phases.jsonl", "profile"):  # worthless without the results that they describe
         return False
     if path.name == "metrics.jsonl":
         return path.stat().st_size > 0
-    beginning = "events.out.tfevents" if path.name == "events" else "."
-    return any(not one.name.startswith(beginning) for one in path.iterdir())
+    prefix = "events.out.tfevents" if path.name == "events" else "."
+    return any(not inner.name.startswith(prefix) for inner in path.iterdir())
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink() and path.is_dir():  # a folder that stands elsewhere stays where it is
-        for one in path.iterdir():
-            _remove(one)
+    if path.is_symlink() and path.is_dir():  # the folder that it points to stays, empty
+        for inner in path.iterdir():
+            _remove(inner)
     elif path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,32 +1,18 @@
-"""What makes a run the run that it is: the keys whose change would make another."""
+"""Which keys make a run another run when they change; the fields of the configuration say so (`dist_imsr.keys`)."""
 
 import dataclasses
 from typing import Any
 
 import torch
 
-from dist_imsr.config import plain
+from dist_imsr.config import extended, plain
 from dist_imsr.distributed.engine import read_settings
+from dist_imsr.keys import default_of, rules_of
 from dist_imsr.training.config import TrainConfig
-
-# Where things stand, how fast they go and what is kept of them.
-_HARMLESS = (
-    *("run_dir", "resume", "overwrite", "timeout_seconds", "data.", "checkpoint.", "training.export"),
-    *("batch.prefetch", "store.memory", "catalogue.sharding", "catalogue.device_memory", "engine.compile", "ranking."),
-    *("training.spans", "eval.per_user", "profile"),
-)
-# What only the spans after pre-training read. No strategy changes pre-training: there are no existing interests yet.
-_LATER = (
-    *("strategy.", "training.incremental_epochs"),
-    *("catalogue.incremental_learning_rate", "engine.incremental_learning_rate"),
-)
-# Keys that older checkpoints lack, and what their runs did.
-_ADDED = {"engine.tf32": False}
-_COUNTS = "strategy.full_retraining.interests_from"  # the one exception: how many interests users begin with
 
 
 def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
-    """The keys that decide what a run's numbers are, with what they stand for.
+    """The keys that decide what a run's numbers are, for the manifests of its checkpoints.
 
     Args:
         config: the whole tree.
@@ -34,40 +20,53 @@ def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, 
         device: where the run trains.
 
     Returns:
-        Plain values by dotted key.
+        Plain values by dotted key; what a key resolves to (the data's digest, the device's optimizer, the contents of
+        DeepSpeed's file) replaces a path or ``auto``.
     """
-    keys = _flat(plain(dataclasses.asdict(config)))
-    kept = {key: value for key, value in keys.items() if not key.startswith(_HARMLESS)}
-    resolved = {"data": data, "catalogue.optimizer": config.catalogue.optimizer_on(device)}
-    return kept | resolved | {"engine.deepspeed": read_settings(config.engine.deepspeed)}
+    values = _flat(plain(dataclasses.asdict(config)))
+    kept = {key: value for key, value in values.items() if rules_of(type(config), key).resume != "free"}
+    return kept | {
+        "data": data,
+        "catalogue.optimizer": config.catalogue.optimizer_on(device),
+        "engine.deepspeed": read_settings(config.engine.deepspeed),
+    }
 
 
-def pretraining(told: dict[str, Any]) -> dict[str, Any]:
-    """The part of an identity that decides what pre-training leaves.
+def pretraining(identity: dict[str, Any]) -> dict[str, Any]:
+    """The part of an identity that decides the result of pre-training.
 
     Args:
-        told: what `identity` gave.
+        identity: as `identity` returns it.
 
     Returns:
-        Plain values by dotted key; the same for all strategies that may begin from one pre-trained model.
+        Plain values by dotted key; the same for all strategies that can share one pre-trained model. A key that the
+        chosen strategy does not read has its default.
     """
-    counts = told.get(_COUNTS) if told.get("strategy.name") == "full_retraining" else None  # nobody else reads it
-    return {key: value for key, value in told.items() if not key.startswith(_LATER)} | {_COUNTS: counts}
+    tree, kept = extended(TrainConfig), {}
+    for key, value in identity.items():
+        rules = rules_of(tree, key)
+        if rules.resume == "never":
+            read = rules.only_if is None or identity.get(rules.only_if[0]) == rules.only_if[1]
+            kept[key] = value if read else plain(default_of(tree, key))
+    return kept
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Compares two identities.
+    """Compares two identities; a key that one of them lacks counts as its default.
 
     Args:
-        there: of the run that left a checkpoint.
-        here: of the run that would go on.
+        there: of the run that wrote a checkpoint.
+        here: of the run that would resume from it.
 
     Returns:
         A phrase for each key that differs.
     """
-    there, here = _ADDED | there, _ADDED | here
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return [f"{key} was {there.get(key)} and is {here.get(key)}" for key in keys]
+    tree, found = extended(TrainConfig), []
+    for key in {**there, **here}:
+        was, now = (values[key] if key in values else plain(default_of(tree, key)) for values in (there, here))
+        if was != now and rules_of(tree, key).resume != "free":
+            found.append(f"{key} was {was} and is {now}")
+    return found
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each span took, phase by phase and over all ranks: run_dir/phases.jsonl, and on request traces and a table."""
+"""Seconds and memory of each span by phase, over all ranks: run_dir/phases.jsonl, and optional traces and a table."""
 
 import itertools
 import json
@@ -32,53 +32,54 @@ _CAPTION = (
 
 
 class Profile:
-    """One rank's account of a run, span by span.
+    """Measures one rank's spans.
 
     Args:
         run_dir: the run's folder.
-        topology: this rank's place.
-        asked: whether traces and a table are wanted.
+        topology: of the ranks.
+        detailed: whether to write traces and a table as well.
     """
 
-    def __init__(self, run_dir: Path, topology: Topology, asked: bool) -> None:
-        self._run_dir, self._topology, self._asked = run_dir, topology, asked
+    def __init__(self, run_dir: Path, topology: Topology, detailed: bool) -> None:
+        self._run_dir, self._topology, self._detailed = run_dir, topology, detailed
         self._traced: int | None = None  # the span whose training is traced already
-        if asked:
+        if detailed:
             (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def of(self, span: int, resumed: bool) -> Iterator[None]:
-        """Measures a span; collective. One that ends in an exception leaves no line.
+        """Measures a span; collective. A span that ends in an exception has no line.
 
         Args:
-            span: at hand.
-            resumed: whether an earlier process did a part of it, which is not told of.
+            span: its number.
+            resumed: whether an earlier process did a part of it, which is not measured.
         """
-        clock.start(self._topology.device, exact=self._asked)
+        clock.start(self._topology.device, exact=self._detailed)
         try:
             yield
         finally:
-            mine = clock.stop()
-        told = {"seconds": mine.seconds, "memory": {name: asdict(one) for name, one in mine.memory.items()}}
-        packed = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+            measured = clock.stop()
+        memory = {name: asdict(phase) for name, phase in measured.memory.items()}
+        report = json.dumps({"seconds": measured.seconds, "memory": memory}).encode()
+        packed = torch.frombuffer(bytearray(report), dtype=torch.uint8)
         ranks = self._topology.gather_jagged([packed.to(self._topology.device)])
         if self._topology.rank == 0:
-            accounts = [json.loads(bytes(part.tolist())) for (part,) in ranks]
+            reports = [json.loads(bytes(part.tolist())) for (part,) in ranks]
             with _optional(f"{self._run_dir / FILE}, the phases of span {span}"):
-                _write(self._run_dir, [*read(self._run_dir), _line(span, resumed, accounts)])
+                _write(self._run_dir, [*read(self._run_dir), _line(span, resumed, reports)])
 
     def traced(self, batches: Iterable[AnyBatch], span: int, steps: int) -> Iterator[AnyBatch]:
-        """Passes the batches of an epoch through; writes a trace of a few steps of each span, where it is wanted.
+        """Passes the batches of an epoch through; a detailed profile traces a few steps of each span.
 
         Args:
             batches: of the epoch.
-            span: at hand.
-            steps: how many there are.
+            span: its number.
+            steps: number of batches.
 
         Yields:
             The batches.
         """
-        if not self._asked or self._traced == span or steps < 2:  # one to warm up, and one at least to trace
+        if not self._detailed or self._traced == span or steps < 2:  # one to warm up, at least one to trace
             yield from batches
             return
         self._traced = span
@@ -88,42 +89,30 @@ class Profile:
             schedule=schedule(wait=max(0, min(_SKIPPED, steps - _TRACED - 1)), warmup=1, active=_TRACED, repeat=1),
             on_trace_ready=lambda trace: _export(trace, path),
         ) as steps_traced:
-            clock.mark = record_function
+            clock.trace = record_function
             try:
                 for batch in batches:
                     yield batch
                     steps_traced.step()
             finally:
-                clock.mark = None
+                clock.trace = None
 
     def show(self) -> None:
-        """Prints the table of all spans on rank 0 and writes it beside the traces, where it is wanted."""
-        if self._asked and self._topology.rank == 0:
+        """Prints a detailed profile's table of all spans on rank 0, and writes it next to the traces."""
+        if self._detailed and self._topology.rank == 0:
             sheet = table(read(self._run_dir), f"{self._run_dir}: phases")
             write_whole(self._run_dir / FOLDER / "phases.md", sheet.markdown())
             sheet.show(output_console())
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of phases.jsonl.
-
-    Args:
-        run_dir: the run's folder.
-
-    Returns:
-        One for each span that was measured to its end, in their order.
-    """
+    """The lines of a run's phases.jsonl, one for each span that was measured to its end."""
     path = run_dir / FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def keep_before(run_dir: Path, span: int) -> None:
-    """Drops the lines of spans that a run which goes on does again.
-
-    Args:
-        run_dir: the run's folder.
-        span: the first of them.
-    """
+    """Drops the lines of a span and of later ones, which a resumed run trains again."""
     _write(run_dir, [line for line in read(run_dir) if line["span"] < span])
 
 
@@ -167,24 +156,25 @@ def _export(trace: profile, path: Path) -> None:
 
 @contextmanager
 def _optional(what: str) -> Iterator[None]:
-    """A disk that is full is no reason to end a run: what is to be written there is only told of."""
+    """Logs a file that the disk refuses: a full disk must not end a run over its profile."""
     try:
         yield
     except OSError as error:
         logger.warning("%s: not written: %s", what, error)
 
 
-def _line(span: int, resumed: bool, accounts: list[dict[str, Any]]) -> dict[str, Any]:
-    """All ranks' accounts as one line of phases.jsonl."""
-    seconds, memory = ([account[what] for account in accounts] for what in ("seconds", "memory"))
-    totals = [sum(value for path, value in one.items() if "/" not in path) for one in seconds]
-    phases: dict[str, None] = dict.fromkeys(path for one in seconds for path in sorted(one))
-    taken = {path: [one.get(path, 0.0) for one in seconds] for path in phases}
-    nothing = dict.fromkeys(("peak", "own", "files", "device"), 0)
-    seen = dict.fromkeys(name for one in memory for name in one)
+def _line(span: int, resumed: bool, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The line of phases.jsonl for all ranks' reports."""
+    seconds, memory = ([report[name] for report in reports] for name in ("seconds", "memory"))
+    totals = [sum(value for path, value in rank.items() if "/" not in path) for rank in seconds]
+    paths = dict.fromkeys(path for rank in seconds for path in sorted(rank))
+    by_path = {path: [rank.get(path, 0.0) for rank in seconds] for path in paths}
+    kinds = ("peak", "own", "files", "device")
+    nothing = dict.fromkeys(kinds, 0)
+    phases = dict.fromkeys(name for rank in memory for name in rank)
 
-    def most(what: str) -> int:
-        return sum(max(phase[what] for phase in one.values()) for one in memory)
+    def most(kind: str) -> int:
+        return sum(max(phase[kind] for phase in rank.values()) for rank in memory)
 
     return {
         "span": span,
@@ -193,6 +183,8 @@ def _line(span: int, resumed: bool, accounts: list[dict[str, Any]]) -> dict[str,
         "peak_bytes": most("peak"),
         "own_bytes": most("own"),
         "device_bytes": most("device"),
-        "seconds": {path: {"mean": sum(values) / len(values), "max": max(values)} for path, values in taken.items()},
-        "memory": {name: {what: [one.get(name, nothing)[what] for one in memory] for what in nothing} for name in seen},
+        "seconds": {path: {"mean": sum(values) / len(values), "max": max(values)} for path, values in by_path.items()},
+        "memory": {
+            name: {kind: [rank.get(name, nothing)[kind] for rank in memory] for kind in kinds} for name in phases
+        },
     }

@@ -85,9 +85,7 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
     topology.buckets(dataset.buckets)
     config.training.last(dataset.spans)
     config.catalogue.optimizer_on(topology.device)
-    counts = build_strategy(config.strategy).counts
-    if counts is not None:
-        counts.check(dataset)
+    build_strategy(config.strategy).check(dataset)
     candidates = CheckpointCandidates(config, dataset, topology.device)
     check_folder(config, bool(candidates.own))
     return dataset, candidates

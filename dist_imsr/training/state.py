@@ -1,13 +1,11 @@
-"""Where a run stands, and how a checkpoint holds it.
+"""How a checkpoint holds a run: the model, what the strategy keeps, and where the run is.
 
 Nothing else of a run has a state. Its random numbers are functions of seed, span, epoch, step, bucket and user; the
-retainer's teachers are the stored interests, which move only when a span ends, as life-long base models' states do;
-what a strategy keeps beside the model is its companion's state.
+retainer's teachers are the stored interests, which change only when a span ends, as do the states of life-long base
+models.
 """
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,108 +14,29 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnapshot
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.training.checkpoint import name_of
-from dist_imsr.training.detection import Detection
+from dist_imsr.strategies import Strategy
+from dist_imsr.strategies.detection import Detection
+from dist_imsr.strategies.growth import Growth
+from dist_imsr.strategies.progress import Best, Progress
 from dist_imsr.training.export import column
-from dist_imsr.training.growth import Growth
-from dist_imsr.training.recommender import Recommender, Snapshot
 from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")
+_STRATEGY = "companion"  # the name in checkpoints of what the strategy keeps
 _NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "lines")
 
 
-@dataclass
-class Best:
-    """The epoch of a span that is kept, so far.
-
-    Args:
-        epoch: its number.
-        quality: what validation measured.
-        losses: its mean losses per target: Eq. 6, and the retainer's.
-        growth: the span's account of interests when it ended.
-        detections: how many times the detector had looked.
-        snapshot: the model when it ended; None keeps the last state.
-    """
-
-    epoch: int = 0
-    quality: float = math.nan
-    losses: tuple[float, float] = (math.nan, math.nan)
-    growth: Growth = field(default_factory=Growth)
-    detections: int = 0
-    snapshot: Snapshot | None = None
-
-    def record(self) -> dict[str, float | None]:
-        """The keys of metrics.jsonl.
-
-        Returns:
-            Numbers by key; None without targets.
-        """
-        told = zip(("loss", "retention_loss", "validation"), (*self.losses, self.quality), strict=True)
-        return {name: None if math.isnan(value) else value for name, value in told}
-
-
-@dataclass
-class Progress:
-    """Where a run stands between two steps.
-
-    Args:
-        span: at hand.
-        epoch: at hand; those before are trained and validated.
-        step: the next one of the epoch.
-        steps: trained since the run began.
-        seconds: for which the span was trained.
-        losses: of the epoch, summed over its targets so far: Eq. 6, and the retainer's.
-        targets: of the epoch so far.
-        growth: the span's account of interests.
-        detections: what the detector found in the span, one for each time that it looked.
-        best: the epoch that is kept.
-        lines: of metrics.jsonl.
-    """
-
-    span: int = 0
-    epoch: int = 0
-    step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    losses: tuple[float, float] = (0.0, 0.0)
-    targets: int = 0
-    growth: Growth = field(default_factory=Growth)
-    detections: list[Detection] = field(default_factory=list)
-    best: Best = field(default_factory=Best)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The name of a checkpoint that is written here."""
-        return name_of(self.span, self.epoch, self.step)
-
-    @property
-    def begun(self) -> bool:
-        """Whether some of the span is trained."""
-        return (self.epoch, self.step) != (0, 0)
-
-    def at(self, span: int) -> "Progress":
-        """Where the run stands when it turns to a span.
-
-        Args:
-            span: the span.
-
-        Returns:
-            A new one.
-        """
-        return Progress(span, steps=self.steps, lines=self.lines)
-
-
-def packed(
-    model: Recommender, progress: Progress, bucket_offsets: list[int], buckets: range
+def pack(
+    model: Recommender, strategy: Strategy, progress: Progress, bucket_offsets: list[int], buckets: range
 ) -> tuple[dict[str, ShardRows], Tables, dict[str, Any]]:
     """Copies everything that a checkpoint holds.
 
     Args:
         model: this rank's part.
-        progress: where it stands.
+        strategy: with what it keeps.
+        progress: where the run is.
         bucket_offsets: the first user of each bucket, and the number of users.
         buckets: those of this rank.
 
@@ -125,31 +44,32 @@ def packed(
         Tensors and tables, which training does not change any more, and facts for the manifest.
     """
     best, store, rank, ranks = progress.best, model.store, model.topology.rank, model.topology.world_size
-    cut = _Cut(bucket_offsets, buckets)
-    snapshot = best.snapshot
+    users, snapshot = BucketSlices(bucket_offsets, buckets), best.snapshot
     if snapshot is not None and (best.epoch + 1, 0) == (progress.epoch, progress.step):
         kept, now, interests = "this", snapshot.tensors, snapshot.store  # nothing has changed since
     else:
         kept, interests = "none", store.snapshot()
         now = {name: rows.copied(_HOST) for name, rows in model.tensors().items()}
     tensors = {f"now.{name}": rows for name, rows in now.items()}
-    tables = cut.interests("interests", store, interests)
+    tables = users.interests("interests", store, interests)
     if snapshot is not None and kept != "this":
         kept = "apart"
         tensors |= {f"best.{name}": rows for name, rows in snapshot.tensors.items()}
         if snapshot.store.offsets is not store.offsets or store.slots.queries.numel():
             kept = "interests apart"
-            tables |= cut.interests("best_interests", store, snapshot.store)
-    tables |= cut.detections("detections", progress.detections)
-    tensors |= {f"companion.{name}": rows.copied(_HOST) for name, rows in model.companion.state().items()}
+            tables |= users.interests("best_interests", store, snapshot.store)
+    tables |= users.detections("detections", progress.detections)
+    state = strategy.state()
+    tensors |= {f"{_STRATEGY}.{name}": rows.copied(_HOST) for name, rows in state.items()}
     accounts = {"growth": progress.growth, "best_growth": best.growth}
     tensors |= {name: ShardRows(account.flat().unsqueeze(0), rank, ranks) for name, account in accounts.items()}
     facts = {
         "world_size": ranks,
         "items": model.catalogue.items,
+        "capacity": model.catalogue.capacity,
         "updates": model.catalogue.steps,
         "best_updates": 0 if snapshot is None else snapshot.updates,
-        "companion": model.companion.awake,
+        _STRATEGY: bool(state),
         "progress": {name: getattr(progress, name) for name in _NUMBERS},
         "detections": len(progress.detections),
         "best": {name: getattr(best, name) for name in ("epoch", "quality", "losses", "detections")},
@@ -159,49 +79,60 @@ def packed(
 
 
 def unpack(
-    stored: Stored, model: Recommender, bucket_offsets: list[int], buckets: range, group: dist.ProcessGroup
+    stored: Stored,
+    model: Recommender,
+    strategy: Strategy,
+    bucket_offsets: list[int],
+    buckets: range,
+    group: dist.ProcessGroup,
 ) -> Progress:
-    """Puts a checkpoint in the place of a model's state, on any number of ranks; collective.
+    """Loads a checkpoint into a model and its strategy, on any number of ranks; collective.
 
     Args:
         stored: the checkpoint.
         model: this rank's part, with as many items as the checkpoint knows.
+        strategy: whose state is loaded, too.
         bucket_offsets: the first user of each bucket, and the number of users.
         buckets: those of this rank.
-        group: speaks gloo.
+        group: a gloo group.
 
     Returns:
-        Where the run stands.
+        Where the run is.
     """
-    facts, cut = stored.manifest, _Cut(bucket_offsets, buckets)
+    facts, users = stored.manifest, BucketSlices(bucket_offsets, buckets)
     accounts = {
         name: ShardRows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")
     }
-    if facts["companion"]:
-        model.companion.wake()
-    beside = {f"companion.{name}": rows for name, rows in model.companion.state().items()}
-    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | accounts | beside, group)
+    if facts[_STRATEGY]:
+        strategy.initialize_state(model)
+    state = {f"{_STRATEGY}.{name}": rows for name, rows in strategy.state().items()}
+    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | accounts | state, group)
     model.catalogue.steps = facts["updates"]
-    cut.load(stored, "interests", model)
+    users.load(stored, "interests", model)
     snapshot = None if facts["snapshot"] == "none" else model.snapshot()
     if snapshot is not None and facts["snapshot"] != "this":
         stored.load({f"best.{name}": rows for name, rows in snapshot.tensors.items()}, group)
         if facts["snapshot"] == "interests apart":
-            cut.load(stored, "best_interests", model)
+            users.load(stored, "best_interests", model)
             snapshot = snapshot._replace(store=model.store.snapshot())
-            cut.load(stored, "interests", model)
-        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # as older checkpoints did
-    # The ranks of today share the accounts of those of then.
+            users.load(stored, "interests", model)
+        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # older checkpoints lack it
+    # The ranks share the accounts of the ranks that saved them, which may have been more.
     mine = slice(model.topology.rank, None, model.topology.world_size)
     growth, best_growth = (Growth.of(rows.values[mine].sum(0)) for rows in accounts.values())
     best = Best(**(facts["best"] | {"losses": tuple(facts["best"]["losses"])}), growth=best_growth, snapshot=snapshot)
     numbers = facts["progress"] | {"losses": tuple(facts["progress"]["losses"])}
-    found = cut.read_detections(stored, "detections", facts["detections"])
-    return Progress(**numbers, growth=growth, detections=found, best=best)
+    detections = users.read_detections(stored, "detections", facts["detections"])
+    return Progress(**numbers, growth=growth, detections=detections, best=best)
 
 
-class _Cut:
-    """What a rank holds of its users, cut into buckets, so that any number of ranks can read it."""
+class BucketSlices:
+    """A rank's users, bucket by bucket, so that any number of ranks can read what it writes.
+
+    Args:
+        bucket_offsets: the first user of each bucket, and the number of users.
+        buckets: those of this rank.
+    """
 
     def __init__(self, bucket_offsets: list[int], buckets: range) -> None:
         self.users = [
@@ -210,7 +141,8 @@ class _Cut:
         self.first = self.users[0][1]
 
     def interests(self, folder: str, store: InterestStore, snapshot: StoreSnapshot) -> Tables:
-        # What is the store's own is written over when interests come or go and when the span ends.
+        """The interests of a snapshot as tables by path, one for each bucket."""
+        # The store's own columns are overwritten when interests come or go and when the span ends.
         slots = Slots(
             *(
                 column.to(_HOST, copy=column is held)
@@ -231,12 +163,14 @@ class _Cut:
         return tables
 
     def load(self, stored: Stored, folder: str, model: Recommender) -> None:
+        """Loads a folder of `interests` into the model's store."""
         read = self._read(stored, folder)
         names = {"values": "vector", "birth_span": "born", "queries": "query", "moments": "moment", "states": "state"}
         columns = {name: read[key] for name, key in names.items() if key in read}
         model.store.load(read["user"] - self.first, **columns)
 
     def detections(self, folder: str, found: list[Detection]) -> Tables:
+        """The detector's findings as tables by path, one for each bucket."""
         if not found:
             return {}
         looked = torch.arange(len(found), dtype=torch.int16).repeat_interleave(
@@ -251,6 +185,7 @@ class _Cut:
         }
 
     def read_detections(self, stored: Stored, folder: str, looked: int) -> list[Detection]:
+        """The findings of `detections`, given how often the detector ran."""
         if not looked:
             return []
         read = self._read(stored, folder)

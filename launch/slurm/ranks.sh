@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One task of train.sbatch's srun: starts the ranks of its node (LAUNCHER=deepspeed, torchrun), or is one (srun).
+# One task of train.sbatch's srun: starts the ranks of its node (LAUNCHER=deepspeed, torchrun) or is a rank (srun).
 set -euo pipefail
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_STEP_NODELIST")
-address=${MASTER_ADDR:-${nodes[0]}} port=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 14000))} # as dist_imsr/launcher.py
+address=${MASTER_ADDR:-${nodes[0]}} port=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 14000))} # as in dist_imsr/launcher.py
 case $LAUNCHER in
 deepspeed)
   hostfile=$(mktemp)
@@ -19,26 +19,27 @@ torchrun)
 srun) start=(python) ;;
 esac
 
-# Launchers would die of a signal before their ranks have saved anything, or pass none on: they ignore what they can, and
-# the ranks, which set handlers of their own, are told from here, again and again: a rank that is still starting hears
-# nothing. SIGTERM is another matter, of which launchers make their own end, and of their ranks half a minute later. What a
-# launcher makes of the ranks' status 75 is put right; 130 is that of ranks that keep no checkpoints.
-told=
-family() {
+# A launcher would die of SIGUSR1 before its ranks have saved anything, or would not pass it on. So launchers ignore the
+# signal, and this script sends it to the ranks, which install their own handlers. It repeats the signal, because a rank
+# that is still starting has no handler yet. On SIGTERM, launchers exit by themselves and kill their ranks half a minute
+# later. Launchers do not return the ranks' status 75, so it is restored here; 130 is the status of ranks that keep no
+# checkpoints.
+signalled=
+process_tree() {
   echo "$1"
-  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do family "$child"; done
+  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do process_tree "$child"; done
 }
-trap 'told=1 SECONDS=0' USR1 TERM
+trap 'signalled=1 SECONDS=0' USR1 TERM
 (trap '' USR1 TERM && exec "${start[@]}" "$@") &
 ranks=$! status=0
 while kill -0 "$ranks" 2>/dev/null; do
-  if [[ -z $told ]]; then
+  if [[ -z $signalled ]]; then
     wait "$ranks" || true # until a signal ends the wait
   else
-    ((SECONDS % 5)) || kill -s USR1 $(family "$ranks") 2>/dev/null || true
+    ((SECONDS % 5)) || kill -s USR1 $(process_tree "$ranks") 2>/dev/null || true
     sleep 1
   fi
 done
 wait "$ranks" || status=$?
-if [[ -n $told ]] && ((status != 0 && status != 130)); then status=75; fi
+if [[ -n $signalled ]] && ((status != 0 && status != 130)); then status=75; fi
 exit "$status"

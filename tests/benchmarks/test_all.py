@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from dist_imsr.benchmarks import BENCHMARKS, Benchmark
-from dist_imsr.benchmarks import all as all_of_them
-from dist_imsr.benchmarks.ceilings import COPY, CeilingsBench, moved
+from dist_imsr.benchmarks.all import AllBench, select_parts
+from dist_imsr.benchmarks.ceilings import COPY, CeilingsBench, copy_bound
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.train import TrainBench
 from launch.bench import main
@@ -20,7 +21,7 @@ def _ceilings(options):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Benchmarks that take no time, and the options that they were given by name."""
+    """Benchmarks that take no time; their options, by name."""
     seen = {}
 
     def stand_in(name, figures):
@@ -31,30 +32,30 @@ def measured(monkeypatch):
         monkeypatch.setitem(BENCHMARKS, name, BENCHMARKS[name]._replace(measure=measure))
 
     for name, one in list(BENCHMARKS.items()):
-        if one.of_all:
-            stand_in(name, [Figure(f"{name} speed", "s", [4.0], {}, moved(200))])
+        if one.device_types:
+            stand_in(name, [Figure(f"{name} speed", "s", [4.0], {}, copy_bound(200))])
     stand_in("ceilings", [Figure(COPY, "bytes/s", [100.0], {})])
     seen["stand_in"] = stand_in
     return seen
 
 
-def test_everything_is_measured_in_one_run(tmp_path, capsys):
+def test_all_benchmarks_in_one_run(tmp_path, capsys):
     data = write_dataset(tmp_path, drawn_history(users=60, items=80, spans=4, longest=12))
     (tmp_path / "train.yaml").write_text(SMALL)
     span = ["--span.data", str(data), f"--span.train=[{tmp_path / 'train.yaml'}]", f"--span.folder={tmp_path}"]
     path = tmp_path / "all.json"
     assert main(["all", *ON_HOST, "--json", str(path), *span, "--checkpoint.folder", str(tmp_path)]) == 0
-    told = json.loads(path.read_text())
-    assert {row["benchmark"] for row in told["figures"]} == {
-        name for name, one in BENCHMARKS.items() if "cpu" in one.of_all
+    report = json.loads(path.read_text())
+    assert {row["benchmark"] for row in report["figures"]} == {
+        name for name, one in BENCHMARKS.items() if "cpu" in one.device_types
     }
-    assert told["failed"] == []
-    assert told["left_out"] == {}
-    assert set(told["seconds"]) == {row["benchmark"] for row in told["figures"]}
-    assert told["device"] == told["host"]["processor"]
-    assert told["versions"]["torch"]
-    assert told["command"].startswith("python launch/bench.py all --device cpu")
-    with_ceiling = {row["figure"]: row["ceiling"] for row in told["figures"] if "ceiling" in row}
+    assert report["failed"] == []
+    assert report["left_out"] == {}
+    assert set(report["seconds"]) == {row["benchmark"] for row in report["figures"]}
+    assert report["device"] == report["host"]["processor"]
+    assert report["versions"]["torch"]
+    assert report["command"].startswith("python launch/bench.py all --device cpu")
+    with_ceiling = {row["figure"]: row["ceiling"] for row in report["figures"] if "ceiling" in row}
     assert with_ceiling["users_per_second"]["unit"] == "users/s"
     assert with_ceiling["seconds_a_save"]["figure"] == "seconds_a_plain_write"
     assert 0 < with_ceiling["ranker_users_per_second"]["share"] < 1
@@ -63,7 +64,7 @@ def test_everything_is_measured_in_one_run(tmp_path, capsys):
     assert "imsr_comirec_dr_train_seconds" in capsys.readouterr().out
 
 
-def test_keys_of_parts_and_shared_ones(measured, tmp_path):
+def test_keys_of_parts_and_shared_keys(measured, tmp_path):
     own = ["--rank.users", "77", "--strategies.drift.users=90", "--train.steps=3"]
     assert main(["all", *ON_HOST, "--threads", "2", *own, "--json", str(tmp_path / "all.json")]) == 0
     assert list(measured)[1] == "ceilings"
@@ -72,9 +73,9 @@ def test_keys_of_parts_and_shared_ones(measured, tmp_path):
     assert measured["train"].steps == 3
     assert measured["train"].batch == 32  # of --quick
     assert "span" not in measured
-    told = json.loads((tmp_path / "all.json").read_text())
-    assert told["left_out"] == {"span": "--span.data was not given"}
-    speeds = [row for row in told["figures"] if row["figure"].endswith("speed")]
+    report = json.loads((tmp_path / "all.json").read_text())
+    assert report["left_out"] == {"span": "--span.data was not given"}
+    speeds = [row for row in report["figures"] if row["figure"].endswith("speed")]
     assert {row["ceiling"]["share"] for row in speeds} == {0.5}
 
 
@@ -83,29 +84,29 @@ def test_parts_can_be_chosen(measured, tmp_path):
     assert list(measured)[1:] == ["ceilings", "store"]
 
 
-def test_one_that_fails_is_named_and_stops_no_other(measured, tmp_path, capsys):
+def test_a_failure_is_reported_and_does_not_stop_the_others(measured, tmp_path, capsys):
     def fail():
         raise RuntimeError("rank 0 of 1 failed:\nTraceback ...\nRuntimeError: out of memory")
 
     measured["stand_in"]("train", fail)
     path = tmp_path / "all.json"
     assert main(["all", *ON_HOST, "--json", str(path)]) == 1
-    told = json.loads(path.read_text())
-    assert told["failed"] == [{"benchmark": "train", "reason": "RuntimeError: out of memory"}]
-    assert {row["benchmark"] for row in told["figures"]} >= {"ceilings", "rank", "store", "checkpoint", "strategies"}
+    report = json.loads(path.read_text())
+    assert report["failed"] == [{"benchmark": "train", "reason": "RuntimeError: out of memory"}]
+    assert {row["benchmark"] for row in report["figures"]} >= {"ceilings", "rank", "store", "checkpoint", "strategies"}
     assert "train failed: RuntimeError: out of memory" in capsys.readouterr().err
 
 
-def test_what_was_measured_before_an_interruption_is_kept(measured, tmp_path, capsys):
+def test_figures_before_an_interruption_are_kept(measured, tmp_path, capsys):
     def stop():
         raise KeyboardInterrupt
 
     measured["stand_in"]("rank", stop)
     path = tmp_path / "all.json"
     assert main(["all", *ON_HOST, "--json", str(path)]) == 130
-    told = json.loads(path.read_text())
-    assert [row["benchmark"] for row in told["figures"]] == ["ceilings", "train"]
-    assert told["interrupted"] == "rank"
+    report = json.loads(path.read_text())
+    assert [row["benchmark"] for row in report["figures"]] == ["ceilings", "train"]
+    assert report["interrupted"] == "rank"
     assert "interrupted in rank" in capsys.readouterr().err
 
 
@@ -118,13 +119,13 @@ def test_benchmarks_of_another_device_are_not_run(measured, monkeypatch, tmp_pat
 def test_arguments_on_cuda_come_before_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    options = all_of_them.AllBench(json=all_of_them.Path("all.json"), device="cuda")
-    given = {name: [] for name in BENCHMARKS} | {"train": ["--steps=7"]}
-    chosen, _ = all_of_them._chosen(options, given)
-    assert isinstance(chosen["train"], TrainBench)
-    assert (chosen["train"].batch, chosen["train"].steps, chosen["train"].device) == (8192, 7, "cuda")
-    assert (chosen["rank"].users, chosen["rank"].items) == (10_000, 1_700_000)
-    assert chosen["kernel"].device == "cuda"
+    options = AllBench(json=Path("all.json"), device="cuda")
+    arguments = {name: [] for name in BENCHMARKS} | {"train": ["--steps=7"]}
+    parts, _ = select_parts(options, arguments)
+    assert isinstance(parts["train"], TrainBench)
+    assert (parts["train"].batch, parts["train"].steps, parts["train"].device) == (8192, 7, "cuda")
+    assert (parts["rank"].users, parts["rank"].items) == (10_000, 1_700_000)
+    assert parts["kernel"].device == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_arguments_on_cuda_come_before_those_of_the_command_line(monkeypatch):
         (["--train.json", "some.json"], "train.json"),
         (["--parts", "[store]", "--rank.users", "3"], "rank.users"),
         (["--parts", "[span]"], "span"),
-        (["--ablation.train", "some.yaml"], "ablation.train"),
+        (["--prepare.buckets", "4"], "prepare.buckets"),
         (["--threads", "0"], "threads"),
         (["--json", "missing/all.json"], "json"),
     ],
@@ -155,7 +156,7 @@ def test_impossible_options_are_refused_in_one_line(arguments, key, tmp_path, ca
     assert not (tmp_path / "all.json").exists()
 
 
-def test_a_file_is_asked_for(capsys):
+def test_the_file_is_required(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["all", *ON_HOST])
     assert stopped.value.code == 2

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dist_imsr.benchmarks.checkpoint import CheckpointBench, _drop_cached, _take_turns
+from dist_imsr.benchmarks.checkpoint import drop_cached
 from launch.bench import main
 
 TINY = [
@@ -13,7 +13,7 @@ TINY = [
 ]
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path, capsys, monkeypatch):
+def test_figures(tmp_path, capsys, monkeypatch):
     path, scratch = tmp_path / "figures.json", tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.chdir(scratch)
@@ -37,20 +37,13 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys, monkeypatch):
     assert not list(scratch.iterdir())
 
 
-def test_sides_swap_their_turns():
-    order = []
-    sides = [lambda: order.append("one") or [1.0], lambda: order.append("other") or [2.0]]
-    assert _take_turns(CheckpointBench(repeats=3), *sides) == [[[1.0]] * 3, [[2.0]] * 3]
-    assert order == ["one", "other", "other", "one", "one", "other"]
-
-
 def test_caches_are_dropped_of_files_in_all_folders(tmp_path, monkeypatch):
     dropped = []
     monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *_: dropped.append(os.read(descriptor, 9)))
     (tmp_path / "inner").mkdir()
     for name in ("one", "inner/other"):
         (tmp_path / name).write_text(name)
-    _drop_cached(tmp_path)
+    drop_cached(tmp_path)
     assert sorted(dropped) == [b"inner/oth", b"one"]
 
 

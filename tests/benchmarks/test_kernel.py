@@ -21,7 +21,7 @@ def interpreted(monkeypatch):
     return KernelBench(items=70, dim=8, users=20, interests=3, repeats=2, device="cpu")
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path):
+def test_figures(tmp_path):
     pytest.importorskip("triton", None if torch.cuda.is_available() else "3.7", reason="no triton, or an old one")
     path = tmp_path / "figures.json"
     # A process of its own, since Triton chooses its interpreter when first imported.
@@ -43,8 +43,8 @@ def test_figures_can_be_asked_for_by_name(tmp_path):
 
 
 def test_counts_that_differ_are_refused(interpreted, monkeypatch):
-    def wrong(asked, launch):
-        return lambda: kernel.count_better(*asked) + torch.eye(20)[3]
+    def wrong(targets, launch):
+        return lambda: targets.count_better() + torch.eye(20)[3]
 
     monkeypatch.setattr(kernel, "_fused", wrong)
     with pytest.raises(RuntimeError, match="1 of 20 counts of default"):
@@ -52,7 +52,7 @@ def test_counts_that_differ_are_refused(interpreted, monkeypatch):
 
 
 def test_targets_have_many_ranks(interpreted):
-    counts = kernel.count_better(*kernel._asked(interpreted))
+    counts = kernel.draw_targets(interpreted).count_better()
     assert counts.min() < 5
     assert counts.max() > 20
 

@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from dist_imsr.benchmarks import polars_prepare
-from dist_imsr.benchmarks.prepare import PrepareBench, _generate
+from dist_imsr.benchmarks.prepare import PrepareBench, generate_log
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from launch.bench import main
 
 TINY = ["--rows", "[10000, 20000]", "--polars_rows", "20000", "--repeats", "2", "--buckets", "4"]
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
+def test_figures(tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["prepare", *TINY, "--folder", str(tmp_path), "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
@@ -29,9 +29,9 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
 
 
-def test_the_yardstick_does_the_same_steps(tmp_path):
+def test_the_baseline_does_the_same_steps(tmp_path):
     log = tmp_path / "log.csv"
-    _generate(PrepareBench(), 20_000, log)
+    generate_log(PrepareBench(), 20_000, log)
     # What is no click, and what is outside the public window, is not counted.
     with log.open("a") as file:
         file.write("0,1,1,buy,1511550000\n0,1,1,pv,1400000000\n")

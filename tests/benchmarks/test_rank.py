@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from dist_imsr.benchmarks.rank import RankBench, _Held, items_of, users_of
+from dist_imsr.benchmarks.rank import RankWorker
+from dist_imsr.benchmarks.synthetic import draw_items, draw_users
 from launch.bench import main
 
 TINY = [
@@ -21,7 +22,7 @@ NAMES = [
     ("arguments", "names"),
     [([], [*NAMES, *(f"{name}_bf16" for name in NAMES)]), (["--precision", "fp32", "--ranks", "2"], NAMES)],
 )
-def test_figures_can_be_asked_for_by_name(arguments, names, tmp_path, capsys):
+def test_figures(arguments, names, tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["rank", *TINY, *arguments, "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
@@ -35,24 +36,24 @@ def test_figures_can_be_asked_for_by_name(arguments, names, tmp_path, capsys):
 
 
 def test_items_and_users_are_those_of_the_docstring():
-    options = RankBench(items=70_000, users=400)
-    table = items_of(options)
+    items = 70_000
+    table = draw_items(items, dim=64, seed=0)
     lengths = table.norm(dim=1)
     assert 1.4 < lengths.median() < 1.6
     assert lengths.max() > 4
-    vectors, wanted = users_of(options, table)
+    vectors, wanted = draw_users(table, users=400, interests=4, seed=0)
     assert (vectors.norm(dim=-1) < 1).all()
-    assert torch.equal(table, items_of(options))
-    assert 1 <= wanted.min() <= wanted.max() <= options.items
-    assert 0.3 < (wanted < options.items**0.5).double().mean() < 0.7
+    assert torch.equal(table, draw_items(items, dim=64, seed=0))
+    assert 1 <= wanted.min() <= wanted.max() <= items
+    assert 0.3 < (wanted < items**0.5).double().mean() < 0.7
     assert 0.4 < (vectors[:20].flatten(0, 1) @ table.T).std() < 0.9
 
 
-def test_other_ranks_in_bf16_are_refused():
-    held = _Held.__new__(_Held)
-    held.found = {("fp32", "ranks"): torch.tensor([1.0, 2.0]), ("bf16", "ranks"): torch.tensor([1.0, 2.5])}
+def test_ranks_that_differ_in_bf16_are_refused():
+    worker = RankWorker.__new__(RankWorker)
+    worker.results = {("fp32", "ranks"): torch.tensor([1.0, 2.0]), ("bf16", "ranks"): torch.tensor([1.0, 2.5])}
     with pytest.raises(RuntimeError, match="1 of 2 ranks differ"):
-        held.check()
+        worker.check()
 
 
 @pytest.mark.parametrize(

@@ -32,22 +32,22 @@ def test_ranks_stay_between_calls():
         assert ranks.call(_keep, 20) == [([10, 20], 1), ([11, 21], 1)]
 
 
-def _seen(topology):
+def _environment(topology):
     return os.environ["CUDA_VISIBLE_DEVICES"], deepspeed.accelerator.get_accelerator()._name, topology.device.type
 
 
-def test_ranks_on_the_host_take_no_word_of_devices(monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cuda")  # as on a machine that has some
+def test_ranks_on_the_host_ignore_device_variables(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")  # as on a machine with CUDA devices
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    monkeypatch.setattr(_FORKED, "Process", multiprocessing.get_context("spawn").Process)  # not one that knew before
+    monkeypatch.setattr(_FORKED, "Process", multiprocessing.get_context("spawn").Process)  # forks nothing
     with LocalRanks(1) as ranks:
-        assert ranks.call(_seen) == [("", "cpu", "cpu")]
+        assert ranks.call(_environment) == [("", "cpu", "cpu")]
     assert (os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("cuda", "3")
 
 
 @pytest.mark.parametrize(
-    ("function", "said"), [(_raise_on_rank_1, "rank one is unhappy"), (_die_on_rank_1, "died without a word")]
+    ("function", "text"), [(_raise_on_rank_1, "rank one is unhappy"), (_die_on_rank_1, "died without an answer")]
 )
-def test_a_rank_that_fails_is_named(function, said):
-    with LocalRanks(2) as ranks, pytest.raises(RuntimeError, match=f"(?s)rank 1 of 2 failed.*{said}"):
+def test_a_rank_that_fails_is_named(function, text):
+    with LocalRanks(2) as ranks, pytest.raises(RuntimeError, match=f"(?s)rank 1 of 2 failed.*{text}"):
         ranks.call(function)

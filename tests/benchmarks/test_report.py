@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dist_imsr.benchmarks.ceilings import COPY, moved, multiplied
+from dist_imsr.benchmarks.ceilings import COPY, copy_bound, matmul_bound
 from dist_imsr.benchmarks.report import Figure, ratios, show, write_json
 
 FIGURES = [Figure("speed", "steps/s", [3.0, 1.0, 2.5], {"batch": 8}), Figure("ratio", "ratio", [2.0], {})]
@@ -18,13 +18,13 @@ def test_rows():
     }
 
 
-def test_a_ceiling_is_told_where_its_rate_was_measured():
+def test_a_ceiling_is_reported_where_its_rate_was_measured():
     rates = {COPY: 100.0, "product_fp32_flops_per_second": 8.0}
-    seconds = Figure("copying", "s", [4.0, 8.0, 9.0], {}, moved(200))
+    seconds = Figure("copying", "s", [4.0, 8.0, 9.0], {}, copy_bound(200))
     assert seconds.row(rates)["ceiling"] == {"figure": COPY, "value": 2.0, "unit": "s", "share": 0.25}
-    users = Figure("users", "users/s", [0.5], {}, multiplied(4.0))
-    told = {"figure": "product_fp32_flops_per_second", "value": 2.0, "unit": "users/s", "share": 0.25}
-    assert users.row(rates)["ceiling"] == told
+    users = Figure("users", "users/s", [0.5], {}, matmul_bound(4.0))
+    ceiling = {"figure": "product_fp32_flops_per_second", "value": 2.0, "unit": "users/s", "share": 0.25}
+    assert users.row(rates)["ceiling"] == ceiling
     for figure, known in ((seconds, {}), (users, {COPY: 1.0}), (FIGURES[0], rates)):
         assert "ceiling" not in figure.row(known)
 
@@ -34,11 +34,11 @@ def test_a_ceiling_is_told_where_its_rate_was_measured():
 )
 def test_products_of_all_kinds(precision, share):
     rates = {"product_fp32_flops_per_second": 8.0, "product_bf16_flops_per_second": 16.0}
-    row = Figure("products", "s", [4.0], {}, multiplied(8.0, precision)).row(rates)
+    row = Figure("products", "s", [4.0], {}, matmul_bound(8.0, precision)).row(rates)
     assert row.get("ceiling", {}).get("share") == share
 
 
-def test_details_stand_beside_the_numbers():
+def test_details_are_keys_of_the_row():
     row = Figure("speed", "s", [1.0], {}, details={"phases": [1, 2]}).row()
     assert row["phases"] == [1, 2]
     assert row["value"] == 1.0
@@ -72,6 +72,6 @@ def test_table():
     assert "speed" in plain
     assert "2.5" in plain
     assert "share" not in plain
-    told = _shown([Figure("copying", "s", [8.0], {}, moved(200)).row({COPY: 100.0}), FIGURES[0].row()])
-    assert "0.25" in told
-    assert COPY in told
+    ceiling = _shown([Figure("copying", "s", [8.0], {}, copy_bound(200)).row({COPY: 100.0}), FIGURES[0].row()])
+    assert "0.25" in ceiling
+    assert COPY in ceiling

@@ -26,14 +26,14 @@ def arguments(tmp_path_factory):
     return ["--data", str(data), "--train", f"[{train}]", "--ranks", "1", "--folder", str(folder)]
 
 
-def test_figures_can_be_asked_for_by_name(arguments, tmp_path, capsys):
+def test_figures(arguments, tmp_path, capsys):
     path = tmp_path / "figures.json"
     chosen = ["--spans", "2", "--repeats", "2", "--bases", "[comirec_dr]", "--exact", "--set", "[--seed=3]"]
     assert main(["span", *arguments, *chosen, "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
     for strategy in ("imsr_comirec_dr", "fine_tuning_comirec_dr"):
-        told = ("train_seconds", "span_seconds", "users_per_second", "peak_bytes_over_plan", "share_of_training")
-        for name in told:
+        names = ("train_seconds", "span_seconds", "users_per_second", "peak_bytes_over_plan", "share_of_training")
+        for name in names:
             assert figures[f"{strategy}_{name}"]["runs"] == 4  # of two spans, twice
             assert figures[f"{strategy}_{name}"]["min"] > 0
         shares = [row["mean"] for name, row in figures.items() if name.startswith(f"{strategy}_share_of_")]
@@ -49,16 +49,16 @@ def test_figures_can_be_asked_for_by_name(arguments, tmp_path, capsys):
     assert theirs["paper_seconds"]["device"] == "RTX 2080 Ti"
     assert {line["seed"] for line in ours["metrics"]} == {3}
     assert figures["imsr_over_fine_tuning_seconds_comirec_dr"]["runs"] == 4
-    told = {name: figures[f"{name}_comirec_dr_span_seconds"]["phases"] for name in ("imsr", "fine_tuning")}
-    assert all("detector" in line["seconds"] for line in told["imsr"])
-    assert not any("detector" in line["seconds"] for line in told["fine_tuning"])
+    phases = {name: figures[f"{name}_comirec_dr_span_seconds"]["phases"] for name in ("imsr", "fine_tuning")}
+    assert all("detector" in line["seconds"] for line in phases["imsr"])
+    assert not any("detector" in line["seconds"] for line in phases["fine_tuning"])
     assert "imsr_over_fine_tuning_seconds_comirec_dr" in capsys.readouterr().out
 
 
 def test_a_device_has_settings_of_its_own(arguments, monkeypatch):
     monkeypatch.setattr("dist_imsr.devices.device_count", lambda: 1)
     monkeypatch.chdir(Path(__file__).parents[2])
-    host, cuda = (SpanBench(Path(arguments[1]), device=device, ranks=1) for device in ("cpu", "cuda"))
+    host, cuda = (SpanBench(data=Path(arguments[1]), device=device, ranks=1) for device in ("cpu", "cuda"))
     assert [path.name for path in host.train] == ["scale_training.yaml"]
     assert [path.name for path in cuda.train] == ["scale_training.yaml", "cuda_taobao.yaml"]
     there, here = (options.config("comirec_sa", "imsr", Path("run")) for options in (cuda, host))

@@ -3,8 +3,7 @@ import json
 import pytest
 import torch
 
-from dist_imsr.benchmarks import store
-from dist_imsr.benchmarks.store import StoreBench
+from dist_imsr.benchmarks.store import StoreBench, StoreWorker
 from launch.bench import main
 from tests.ranks import run_ranks
 
@@ -20,7 +19,7 @@ MOVING = {
 }
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
+def test_figures(tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["store", *TINY, "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
@@ -39,16 +38,16 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
 
 
 def _counts(topology, options):
-    """How many interests users have, in each state that is measured."""
-    held = store._Held(topology, options, options.interests, options.growing)
-    told = [held.store.counts]
-    for act in (held.expand, held.shorten, held.trim, held.restore):
+    """Numbers of interests by user, in each state that is measured."""
+    worker = StoreWorker(topology, options, options.interests, options.growing)
+    counts = [worker.store.counts]
+    for act in (worker.expand, worker.shorten, worker.trim, worker.restore):
         act()
-        told.append(held.store.counts)
-    return told
+        counts.append(worker.store.counts)
+    return counts
 
 
-def test_growing_users_gain_what_is_asked_and_lose_what_is_short():
+def test_growing_users_gain_new_interests_and_lose_short_ones():
     options = StoreBench(users=50, few=20, items=100, batch=8, ranks=1, dim=8, interests=4, growing=0.5)
     ((before, grown, shortened, trimmed, restored),) = run_ranks(1, _counts, options)
     assert (before == 4).all()

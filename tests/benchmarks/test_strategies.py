@@ -10,7 +10,7 @@ TINY = [
 ]
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
+def test_figures(tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["strategies", *TINY, "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from dist_imsr.benchmarks.train import TrainBench, _batch
+from dist_imsr.benchmarks.steps import StepsOptions, synthetic_batch
 from dist_imsr.distributed.topology import Topology
 from launch.bench import main
 
@@ -13,7 +13,7 @@ TINY = [
 ]
 
 
-def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
+def test_figures(tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["train", *TINY, "--json", str(path)]) == 0
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
@@ -31,8 +31,8 @@ def test_figures_can_be_asked_for_by_name(tmp_path, capsys):
 
 
 def test_ranks_slice_one_global_batch():
-    options = TrainBench(items=50, users=41, batch=12, ranks=3, history=4, targets=3, negatives=5)
-    parts = [_batch(options, Topology(rank, 3, 3, torch.device("cpu")), 0) for rank in range(3)]
+    options = StepsOptions(items=50, users=41, batch=12, ranks=3, history=4, targets=3, negatives=5)
+    parts = [synthetic_batch(options, Topology(rank, 3, 3, torch.device("cpu")), 0) for rank in range(3)]
     for part, (first, end) in zip(parts, [(0, 13), (13, 27), (27, 41)], strict=True):
         assert len(part.users) == 4
         assert ((part.users >= first) & (part.users < end)).all()

@@ -15,7 +15,7 @@ eval: {top: [5]}
 """
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """Where small data, their settings and results stand."""
 
     data: Path
@@ -36,4 +36,4 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def place(drawn, tmp_path):
-    return Place(*drawn, tmp_path / "out")
+    return RankInfo(*drawn, tmp_path / "out")

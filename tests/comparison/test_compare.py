@@ -17,7 +17,7 @@ import pytest
 from dist_imsr.comparison.compare import compare
 from dist_imsr.comparison.config import Row, Source, TuningConfig
 from dist_imsr.config import to_yaml
-from dist_imsr.training.folder import hold
+from dist_imsr.training.folder import lock_folder
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
@@ -41,9 +41,11 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
         strategies=ROWS, tests=["fine_tuning", "imsr"], seeds=[0, 1], tuning=TuningConfig(2, 1, keys=KEYS)
     )
     assert compare(config) == 1  # one row fails, the others do not
-    said = capfd.readouterr()
-    assert "not all cells have numbers: drawn/comirec_dr/diverging seed 0 failed: the loss of rank(s) [0]" in said.err
-    assert "and 1 more" in said.err
+    printed = capfd.readouterr()
+    assert (
+        "not all cells have numbers: drawn/comirec_dr/diverging seed 0 failed: the loss of rank(s) [0]" in printed.err
+    )
+    assert "and 1 more" in printed.err
 
     cells = place.output / "cells" / "drawn" / "comirec_dr"
     for seed in (0, 1):
@@ -80,7 +82,7 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     for title in ("Tuning", "drawn: strategies (Table III)", "drawn: training time (Table V)"):
         assert f"## {title}\n" in tables
     assert "nan" not in tables
-    assert "HR@5" in said.out
+    assert "HR@5" in printed.out
     trials = pq.read_table(place.output / "trials.parquet").to_pylist()
     assert [trial["values"] for trial in trials] == ["as configured", "engine.incremental_learning_rate=0.0001"]
     assert sum(trial["chosen"] for trial in trials) == 1
@@ -102,12 +104,12 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
 
 
 def test_a_folder_that_another_comparison_writes_to_is_refused(place, capfd):
-    claim = hold(place.output, "output")
+    lock = lock_folder(place.output, "output")
     assert compare(place.compare(strategies={"fine_tuning": Row()})) == 2
-    os.close(claim)
-    said = capfd.readouterr().err
-    assert said.startswith("compare: output: another process is writing to")
-    assert said.count("\n") == 1
+    os.close(lock)
+    message = capfd.readouterr().err
+    assert message.startswith("compare: output: another process is writing to")
+    assert message.count("\n") == 1
     assert [path.name for path in place.output.iterdir()] == [".lock"]
 
 
@@ -126,11 +128,11 @@ def _free(folder, seconds=60):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            os.close(hold(folder, "run_dir"))
+            os.close(lock_folder(folder, "run_dir"))
             return
         except ValueError:
             time.sleep(0.02)
-    raise AssertionError(f"{folder} is held after {seconds} s")
+    raise AssertionError(f"{folder} is locked after {seconds} s")
 
 
 def _stop_once_it_goes_on(log):
@@ -156,7 +158,7 @@ def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
     stopping.start()
     assert compare(config) == 75
     stopping.join()
-    assert "compare: stopped; 0 of 1 rows are finished, and the same command goes on" in capfd.readouterr().err
+    assert "compare: stopped; 0 of 1 rows are finished, and the same command continues" in capfd.readouterr().err
     assert json.loads((folder / "cell.json").read_text())["status"] == "started"
     assert compare(config) == 0
     assert (folder / "log.txt").read_text().count("going on from") == 2

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from dist_imsr.comparison.config import CompareConfig, Row, Source, TuningConfig
-from dist_imsr.comparison.grid import Entry, Grid
+from dist_imsr.comparison.grid import Experiment, Grid
 from dist_imsr.comparison.jobs import Jobs
 from dist_imsr.config import parse, resolve
 from dist_imsr.training.config import TrainConfig
@@ -22,27 +23,49 @@ def _grid(config):
     return Grid(config, CPU)
 
 
-def test_all_cells_in_order_and_what_they_are_made_of(place):
+def test_all_cells_in_order_with_their_configurations(place):
     rows = {"frozen": Row(), "rho 0": Row("imsr", set=["--strategy.imsr.rho=0"]), "alone": Row("life_long", ["mind"])}
     grid = _grid(place.compare(strategies=rows | PLAIN, bases=["comirec_sa", "comirec_dr"]))
-    assert grid.entries == [
+    assert grid.experiments == [
         *(
-            Entry("drawn", base, row)
+            Experiment("drawn", base, row)
             for base in ("comirec_sa", "comirec_dr")
             for row in ("frozen", "rho 0", "fine_tuning")
         ),
-        Entry("drawn", "mind", "alone"),
+        Experiment("drawn", "mind", "alone"),
     ]
-    config = grid.resolved(grid.entries[1], {"strategy.imsr.trimmer.project": False})
+    config = grid.resolved(grid.experiments[1], {"strategy.imsr.trimmer.project": False})
     assert (config.strategy.name, config.model.base, config.model.dim) == ("imsr", "comirec_sa", 8)
     assert (config.strategy.imsr.rho, config.strategy.imsr.trimmer.project) == (0.0, False)
     assert (config.data.path, config.training.export) == (place.data, "none")
-    arguments = [*grid.arguments(grid.entries[1], {"strategy.imsr.trimmer.project": False}), "--training.export=none"]
+    arguments = [
+        *grid.arguments(grid.experiments[1], {"strategy.imsr.trimmer.project": False}),
+        "--training.export=none",
+    ]
     assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
 
 
+@pytest.mark.parametrize("name", ["ablation", "samples"])
+def test_shipped_comparisons_are_possible(place, name, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    shipped = parse(CompareConfig, [f"--config=configs/compare_{name}.yaml", f"--output={place.output}"])
+    data = {name: replace(source, path=place.data) for name, source in shipped.data.items()}
+    rows = {entry.row for entry in _grid(replace(shipped, data=data)).entries}
+    assert rows == set(shipped.strategies)
+
+
+def test_the_ablation_has_one_row_per_part(place, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    shipped = parse(CompareConfig, ["--config=configs/compare_ablation.yaml", f"--output={place.output}"])
+    grid = _grid(replace(shipped, data={"drawn": replace(shipped.data["taobao"], path=place.data)}))
+    configs = {entry: grid.resolved(entry).strategy for entry in grid.entries}
+    assert len(configs) == 12 + 2 * 2
+    variants = {entry.row: config.imsr for entry, config in configs.items() if config.name == "imsr"}
+    assert len({repr(one) for one in variants.values()}) == len(variants) == 10
+
+
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"strategies": PLAIN | {"mine": Row()}}, r"strategies\.mine with .*strategy\.name"),
         ({"strategies": PLAIN, "bases": ["none"]}, r"strategies\.fine_tuning with none.*model\.base"),
@@ -51,6 +74,13 @@ def test_all_cells_in_order_and_what_they_are_made_of(place):
         (_with(set=["strategy.imsr.rho"]), "expected --key=value"),
         (_with(set=["--seed=1"]), r"strategies\.imsr\.set: seed .*sets it itself"),
         (_with(set=["--batch.size=1"]), "batch.size cannot .*all rows share it"),
+        (_with(set=["--batch={size: 1}"]), "batch cannot .*all rows share it"),
+        (_with(set=["--batch.sizes=1"]), "batch.sizes cannot .*all rows share it"),
+        (_with(set=["--eval.top+=9"]), "eval.top cannot .*all rows share it"),
+        (_with(set=["--training.incremental_epochs=1"]), "incremental_epochs cannot .*all rows share it"),
+        (_with(set=["--strategy={name: ader}"]), "strategy cannot .*sets it itself"),
+        (_with(set=["--config=other.yaml"]), "config cannot .*sets it itself"),
+        (_with(set=["--import=a_module"]), "import cannot .*sets it itself"),
         (_with(bases=[]), r"strategies\.imsr\.bases"),
         ({"strategies": {"fine_tuning": Row(bases=["mind"])}}, "reference and tests"),
         ({"strategies": PLAIN, "top": 20}, r"data\.drawn: eval\.top"),
@@ -65,13 +95,13 @@ def test_all_cells_in_order_and_what_they_are_made_of(place):
         ),
     ],
 )
-def test_what_no_cell_could_run_with_is_refused(place, keys, said):
-    with pytest.raises(ValueError, match=said):
+def test_impossible_cells_are_refused(place, keys, message):
+    with pytest.raises(ValueError, match=message):
         _grid(place.compare(**keys))
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ({"path": Path("/nowhere")}, r"data\.drawn: data\.path: /nowhere holds no"),
         ({"config": Path("/nowhere")}, r"data\.drawn: config: '/nowhere'"),
@@ -81,13 +111,26 @@ def test_what_no_cell_could_run_with_is_refused(place, keys, said):
         ({"set": ["--batch.sizes=9"]}, r"data\.drawn: .*batch\.sizes"),
     ],
 )
-def test_impossible_data_are_refused(place, source, said):
-    with pytest.raises(ValueError, match=said):
+def test_impossible_data_are_refused(place, source, message):
+    with pytest.raises(ValueError, match=message):
         _grid(place.compare(strategies=PLAIN, data={"drawn": replace(Source(place.settings, place.data), **source)}))
 
 
+def test_every_run_imports_what_the_comparison_imports(place, monkeypatch):
+    (place.output.parent / "a_module_of_ours.py").write_text("")
+    monkeypatch.chdir(place.output.parent)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    grid = _grid(place.compare(strategies=PLAIN, imports=["a_module_of_ours"]))
+    (experiment,) = grid.experiments
+    assert "--import=a_module_of_ours" in grid.arguments(experiment, {})
+    assert grid.resolved(experiment).imports == ["a_module_of_ours"]
+    assert "a_module_of_ours" in sys.modules
+    with pytest.raises(ValueError, match="import: absent_module: ModuleNotFoundError"):
+        _grid(place.compare(strategies=PLAIN, imports=["absent_module"]))
+
+
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("--reference=imsr", "reference: 'imsr' is impossible here; expected one of strategies: fine_tuning"),
         ("--tests=[imsr]", "tests: 'imsr'"),
@@ -102,15 +145,15 @@ def test_impossible_data_are_refused(place, source, said):
         ("--no_such=1", "no_such"),
     ],
 )
-def test_wrong_keys_are_refused_by_name(tmp_path, capsys, argument, said):
+def test_wrong_keys_are_refused_by_name(tmp_path, capsys, argument, message):
     file = tmp_path / "compare.yaml"
     file.write_text("{output: out, data: {a: {config: b, path: c}}, strategies: {fine_tuning: {}}, ranks: 2, cores: 2}")
     with pytest.raises(SystemExit, match="2"):
         parse(CompareConfig, [f"--config={file}", argument])
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_whoever_pretrains_alike_shares_a_pretraining(place):
+def test_rows_with_the_same_keys_for_pretraining_share_it(place):
     rows = {
         **PLAIN,
         "imsr": Row(set=["--strategy.imsr.rho=0", "--catalogue.incremental_learning_rate=1"]),
@@ -119,9 +162,11 @@ def test_whoever_pretrains_alike_shares_a_pretraining(place):
     }
     grid, jobs = _grid(place.compare(strategies=rows)), Jobs(place.output, CPU, keep=False)
     made = {}
-    for entry in grid.entries:
-        arguments, dataset = grid.arguments(entry, {}), grid.datasets["drawn"]
-        made[entry.row] = jobs.job(entry.place, grid.resolved(entry), arguments, dataset, str(entry.place))
+    for experiment in grid.experiments:
+        arguments, dataset = grid.arguments(experiment, {}), grid.datasets["drawn"]
+        made[experiment.row] = jobs.job(
+            experiment.path, grid.resolved(experiment), arguments, dataset, str(experiment.path)
+        )
     needs = {row: job.needs for row, job in made.items()}
     assert needs["fine_tuning"] is needs["imsr"] is needs["full_retraining"] is not needs["slow"]
     assert needs["slow"].config.catalogue.learning_rate == 0.001

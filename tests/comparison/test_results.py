@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from dist_imsr.comparison.config import Row
-from dist_imsr.comparison.grid import Entry
+from dist_imsr.comparison.grid import Experiment
 from dist_imsr.comparison.jobs import Job, State
-from dist_imsr.comparison.report import quality, seconds
-from dist_imsr.comparison.results import Cells, measured, summary
+from dist_imsr.comparison.report import quality_tables, time_tables
+from dist_imsr.comparison.results import Cells, cell_records, summary_records
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.training.config import TrainConfig
@@ -40,7 +40,7 @@ def _cells(place, base, row, hits, needs=None):
             lines.append({"span": span, "test_span": span + 1, "users": 4, "train_seconds": span + seed, **means})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         job.end(State("failed", "the disk | is full") if spans is None else State("done"))
-    return Cells(Entry("drawn", base, row), jobs, 5)
+    return Cells(Experiment("drawn", base, row), jobs, 5)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def made(place):
 
 def test_a_summary_by_hand(made):
     config, cells = made
-    tuned, imsr, mimn = summary(config, cells)
+    tuned, imsr, mimn = summary_records(config, cells)
     assert tuned["hr"] == pytest.approx((25 + 12.5 + 25) / 3)
     assert tuned["hr_std"] == pytest.approx(7.2169, abs=1e-4)
     assert (tuned["ri"], tuned["missing"], tuned["seeds"]) == (None, "", 3)
@@ -75,7 +75,7 @@ def test_a_summary_by_hand(made):
 
 def test_tables_show_what_there_is(made):
     config, cells = made
-    third, fourth = quality(config, summary(config, cells))
+    third, fourth = quality_tables(config, summary_records(config, cells))
     assert [row[:2] for row in third.rows] == [["comirec_dr", "fine_tuning"], ["comirec_dr", "imsr"]]
     assert [row[1] for row in fourth.rows] == ["mimn", "fine_tuning", "imsr"]
     assert third.rows[0][2:7] == ["20.83 ± 7.22", "10.42 ± 3.61", "-", "-", "-"]
@@ -83,13 +83,13 @@ def test_tables_show_what_there_is(made):
     assert third.rows[1][7:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
     assert fourth.rows[0][4:7] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
     assert r"the disk \| is full" in third.markdown()
-    (times,) = seconds(config, cells)
+    (times,) = time_tables(config, cells)
     assert times.columns == ["base", "strategy", "t=1", "t=2"]
     assert times.rows[:2] == [["comirec_dr", "fine_tuning", "2.00", "3.00"], ["comirec_dr", "imsr", "1.50", "2.50"]]
 
 
 def test_results_hold_every_cell(made):
-    records = measured(made[1])
+    records = cell_records(made[1])
     assert len(records) == 2 * 3 * 2 + 2 * 2 + 1
     failed = [record for record in records if record["status"] == "failed"]
     assert [(one["row"], one["seed"], one["reason"]) for one in failed] == [("imsr", 2, "the disk | is full")]
@@ -98,5 +98,5 @@ def test_results_hold_every_cell(made):
 def test_a_row_without_numbers_says_why(place):
     config = place.compare(strategies={"fine_tuning": Row()}, bases=["comirec_dr"], seeds=[0])
     cells = [_cells(place, "comirec_dr", "fine_tuning", {0: None})]
-    (sheet,) = quality(config, summary(config, cells))
+    (sheet,) = quality_tables(config, summary_records(config, cells))
     assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 5, "seed 0 failed: the disk | is full"]]

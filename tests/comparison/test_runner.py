@@ -1,10 +1,10 @@
 import pytest
 
-from dist_imsr.comparison.runner import reason_of
+from dist_imsr.comparison.runner import failure_reason
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "reason"),
+    ("status", "message", "reason"),
     [
         (
             1,
@@ -12,10 +12,10 @@ from dist_imsr.comparison.runner import reason_of
             "the loss is not finite (status 1)",
         ),
         (1, "Traceback\nRuntimeError: odd\n\n", "RuntimeError: odd (status 1)"),
-        (1, "", "it said nothing (status 1)"),
+        (1, "", "its log is empty (status 1)"),
         (-9, "span 0, epoch 1\n", "killed by SIGKILL (out of memory?); its last line: span 0, epoch 1"),
         (-15, "x", "killed by SIGTERM; its last line: x"),
     ],
 )
-def test_the_reason_is_the_commands_own_word(status, said, reason):
-    assert reason_of(status, said) == reason
+def test_the_reason_is_the_commands_own_message(status, message, reason):
+    assert failure_reason(status, message) == reason

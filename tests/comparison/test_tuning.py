@@ -5,7 +5,7 @@ import torch
 from dist_imsr.comparison.config import Row, TuningConfig
 from dist_imsr.comparison.grid import Grid
 from dist_imsr.comparison.jobs import Jobs, State
-from dist_imsr.comparison.tuning import chosen, combinations, trials_of
+from dist_imsr.comparison.tuning import best_trial, combinations, trials_of
 
 ROWS = {"frozen": Row(), "fine_tuning": Row(), "imsr": Row(), "life_long": Row()}
 KEYS = {"strategy.imsr.rho": [1.0, 2.0, 3.0], "strategy.imsr.trimmer.project": [True, False]}
@@ -15,7 +15,7 @@ ALL = {"imsr": KEYS, "frozen": {"catalogue.incremental_learning_rate": [0.1]}, "
 def _trials(place, tuning):
     grid = Grid(place.compare(strategies=ROWS, tuning=tuning), torch.device("cpu"))
     jobs = Jobs(place.output, grid.device, keep=False)
-    return {entry.row: trials_of(grid, jobs, entry) for entry in grid.entries}
+    return {experiment.row: trials_of(grid, jobs, experiment) for experiment in grid.experiments}
 
 
 def test_the_order_is_the_seeds_and_every_combination_comes_once():
@@ -50,7 +50,7 @@ def test_nothing_is_tried_where_nothing_could_be_judged_or_chosen(place):
 
 def test_validation_alone_chooses(place):
     trials = _trials(place, TuningConfig(3, 2, keys=ALL))["imsr"]
-    assert chosen(trials) is None
+    assert best_trial(trials) is None
     found = [([0.1, 0.3], 0.9, "done"), ([0.3, None, 0.1], 0.0, "done"), ([0.9, 0.9], 0.9, "failed")]
     for trial, (validations, hr, status) in zip(trials, found, strict=True):
         trial.job.folder.mkdir(parents=True)
@@ -58,4 +58,4 @@ def test_validation_alone_chooses(place):
         (trial.job.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         trial.job.end(State(status))
     assert [trial.validation for trial in trials] == [0.2, 0.2, None]
-    assert chosen(trials) is trials[0]  # the earlier of equals; a failed one never
+    assert best_trial(trials) is trials[0]  # the earlier of equals; a failed one never

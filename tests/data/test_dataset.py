@@ -18,7 +18,7 @@ def _edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_hands_out_what_was_written(folder):
+def test_reads_what_was_written(folder):
     dataset, history = Dataset(DataConfig(folder)), drawn_history()
     assert (dataset.users, dataset.buckets, dataset.spans) == (40, 8, 4)
     for span in range(4):

@@ -1,4 +1,4 @@
-"""The generator's promises: its truth holds in its interactions, and both are functions of the options alone."""
+"""Generated interactions agree with their truth, and both are functions of the options alone."""
 
 import itertools
 from dataclasses import replace
@@ -28,39 +28,39 @@ def test_interactions_follow_the_truth(config):
     for chunk in range(drift.chunks):
         truth = drift.interests(chunk)
         for row in range(len(truth.clusters)):
-            had = truth.born[row] <= SPANS
+            had = truth.birth_span[row] <= SPANS
             assert len(set(truth.clusters[row, had])) == had.sum()  # no interest twice
         for span, (users, items, times) in enumerate(_events(drift, chunk)):
             rows = users - chunk * 1024
-            has = (truth.clusters[rows] == drift.clusters[items][:, None]) & (truth.born[rows] <= span)
+            has = (truth.clusters[rows] == drift.clusters[items][:, None]) & (truth.birth_span[rows] <= span)
             assert has.any(1).all()
-            assert (drift.item_born[items] <= span).all()
+            assert (drift.item_birth_span[items] <= span).all()
             assert (drift.edges[span] <= times).all()
             assert (times < drift.edges[span + 1]).all()
-    assert (truth.born[:, : config.interests] == 0).all()
+    assert (truth.birth_span[:, : config.interests] == 0).all()
 
 
-def test_rates_are_as_asked_for():
+def test_rates_are_as_configured():
     drift = PlantedDrift(SMALL, 0.5, SPANS)
     truth = drift.interests(0)
     users = len(truth.clusters)
-    grown = (truth.born[:, SMALL.interests :] <= SPANS).mean()
+    grown = (truth.birth_span[:, SMALL.interests :] <= SPANS).mean()
     assert grown == pytest.approx(SMALL.growth, abs=4 * 0.5 / np.sqrt(users * SPANS))
     moved = (np.diff(truth.styles, axis=0) != 0).mean()
     assert moved == pytest.approx(SMALL.drift, abs=0.02)
-    assert (drift.item_born > 0).mean() == pytest.approx(1 - (1 - SMALL.fresh) ** 2, abs=0.1)
+    assert (drift.item_birth_span > 0).mean() == pytest.approx(1 - (1 - SMALL.fresh) ** 2, abs=0.1)
     counts = [sum(len(spans[t][0]) for spans in (_events(drift, 0), _events(drift, 1))) for t in range(SPANS + 1)]
     assert counts == pytest.approx([45_000, 15_000, 15_000, 15_000], rel=0.05)
 
 
-def test_a_debut_is_seen_in_the_span_of_its_birth():
+def test_new_interests_are_more_frequent_in_their_first_span():
     drift = PlantedDrift(replace(SMALL, debut=3.0), 0.5, SPANS)
     truth, (users, items, _) = drift.interests(0), _events(drift, 0)[1]
-    born_now = np.where(truth.born == 1, truth.clusters, -1)
+    born_now = np.where(truth.birth_span == 1, truth.clusters, -1)
     fresh = (born_now[users] == drift.clusters[items][:, None]).any(1)
     grown = (born_now >= 0).any(1)
-    weights = np.where(truth.born == 1, 3 * truth.weights, truth.weights * (truth.born == 0))[grown]
-    wanted = (weights * (truth.born[grown] == 1)).sum(1) / weights.sum(1)
+    weights = np.where(truth.birth_span == 1, 3 * truth.weights, truth.weights * (truth.birth_span == 0))[grown]
+    wanted = (weights * (truth.birth_span[grown] == 1)).sum(1) / weights.sum(1)
     assert fresh[grown[users]].mean() == pytest.approx(wanted.mean(), abs=0.02)
 
 
@@ -76,10 +76,10 @@ def test_popularity_is_a_power_law():
 
 
 def test_a_chunk_depends_on_no_other():
-    """So that any size streams: more users change nothing of the first ones, nor does reading them in another order."""
+    """More users, or another order of reading, do not change the first users; so data of any size can be streamed."""
     drift, more = (PlantedDrift(config, 0.5, SPANS) for config in (SMALL, replace(SMALL, users=4000)))
     more.interests(2)
-    scaled = replace(SMALL, users=4000, interactions=[120_000, 40_000])  # as many for each user
+    scaled = replace(SMALL, users=4000, interactions=[120_000, 40_000])  # the same number for each user
     for one, other in zip(_events(drift, 0), _events(PlantedDrift(scaled, 0.5, SPANS), 0), strict=True):
         for mine, theirs in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
@@ -94,7 +94,7 @@ def prepared(tmp_path_factory):
     return folder, prepare(config, Console(quiet=True))
 
 
-def test_prepared_truth_speaks_of_dense_ids(prepared):
+def test_prepared_truth_has_dense_ids(prepared):
     folder, manifest = prepared
     drift, dataset = PlantedDrift(SMALL, 0.5, SPANS), Dataset(DataConfig(folder, verify=True))
     assert manifest["span_edges"] == drift.edges.tolist()
@@ -104,19 +104,21 @@ def test_prepared_truth_speaks_of_dense_ids(prepared):
     cluster = pq.read_table(folder / "truth_items.parquet")["cluster"].to_numpy()
     np.testing.assert_array_equal(cluster, drift.clusters[items["raw"]])
     planted = [drift.interests(chunk) for chunk in range(drift.chunks)]
-    assert len(users["raw"]) < SMALL.users  # min_interactions took some, and their truth with them
+    assert len(users["raw"]) < SMALL.users  # min_interactions removed some, and their truth
     expected = []
     for user, raw in zip(users["user"], users["raw"], strict=True):
         one = planted[raw // 1024]
         at = raw % 1024
-        expected += [(user, int(c), int(b)) for c, b in zip(one.clusters[at], one.born[at], strict=True) if b <= SPANS]
+        expected += [
+            (user, int(c), int(b)) for c, b in zip(one.clusters[at], one.birth_span[at], strict=True) if b <= SPANS
+        ]
     assert list(zip(truth["user"], truth["cluster"], truth["span"], strict=True)) == sorted(expected)
-    held = {(user, c): span for user, c, span in expected}
+    birth_span = {(user, c): span for user, c, span in expected}
     for span, bucket in itertools.product(range(dataset.spans), range(dataset.buckets)):
         sequences = dataset.sequences(span, bucket)
         owners = sequences.users.repeat(np.diff(sequences.offsets))
         for user, item in zip(owners.tolist(), sequences.items.tolist(), strict=True):
-            assert held[user, cluster[item]] <= span
+            assert birth_span[user, cluster[item]] <= span
 
 
 def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
@@ -138,7 +140,7 @@ def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
         ({"activity": -1.0}, r"drift\.activity"),
     ],
 )
-def test_impossible_options_are_named(options, key, tmp_path):
+def test_errors_name_impossible_options(options, key, tmp_path):
     with pytest.raises(ValueError, match=key):
         prepare(
             PrepareConfig(source="drift", output=tmp_path / "data", drift=replace(SMALL, **options)),
@@ -147,7 +149,7 @@ def test_impossible_options_are_named(options, key, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_options_of_drift_belong_to_drift(tmp_path):
+def test_other_sources_refuse_options_of_drift(tmp_path):
     with pytest.raises(ValueError, match=r"drift: .*--source drift"):
         PrepareConfig(source="csv", input=tmp_path, output=tmp_path / "data", drift=SMALL)
     with pytest.raises(ValueError, match=r"input: .*--source drift"):

@@ -1,4 +1,4 @@
-"""A made-up raw log is read back by the real path, and says what was planted."""
+"""A generated raw log can be prepared, and has the planted interactions."""
 
 import gzip
 import sys
@@ -41,7 +41,7 @@ def _read(path):
     return pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(autogenerate_column_names=True))
 
 
-def test_it_is_ordered_as_the_public_file(log):
+def test_it_is_sorted_like_the_public_file(log):
     path, written = log
     users, items, categories, behaviours, times = _columns(path)
     assert len(users) == written
@@ -52,7 +52,7 @@ def test_it_is_ordered_as_the_public_file(log):
     assert (times <= TAOBAO_WINDOW[1]).all()
 
 
-def test_it_is_prepared_as_drift_itself_is(log, tmp_path):
+def test_preparing_it_equals_preparing_drift_itself(log, tmp_path):
     path, written = log
     shared = {"spans": SPANS, "min_interactions": 1, "buckets": 4}
     manifests = [
@@ -65,7 +65,7 @@ def test_it_is_prepared_as_drift_itself_is(log, tmp_path):
     read, planted = manifests
     assert read["rows_read"] == planted["rows_read"] == written
     assert (read["users"], read["items"], read["rejected"]) == (planted["users"], planted["items"], {})
-    # Spans of what was read begin at its first interaction, and whole seconds are coarser: a few cross an edge.
+    # The first span begins at the first interaction, and times are rounded to seconds: a few cross an edge.
     gaps = np.subtract(read["interactions_per_span"], planted["interactions_per_span"])
     assert np.abs(gaps).max() < 0.005 * written
     counts = [
@@ -76,19 +76,19 @@ def test_it_is_prepared_as_drift_itself_is(log, tmp_path):
     assert Dataset(DataConfig(tmp_path / "read", verify=True)).spans == SPANS + 1
 
 
-def test_users_with_too_few_interactions_are_left_out(log, tmp_path):
+def test_users_with_too_few_interactions_are_dropped(log, tmp_path):
     users, counts = np.unique(_columns(log[0])[0], return_counts=True)
     assert _generate(tmp_path / "log.csv", min_interactions=40) == counts[counts >= 40].sum() < log[1]
     assert set(_columns(tmp_path / "log.csv")[0]) == set(users[counts >= 40])
 
 
-def test_a_name_in_gz_is_packed(log, tmp_path):
+def test_a_name_in_gz_is_compressed(log, tmp_path):
     assert _generate(tmp_path / "log.csv.gz") == log[1]
     with gzip.open(tmp_path / "log.csv.gz") as file:
         assert file.read() == log[0].read_bytes()
 
 
-def test_what_is_stopped_leaves_the_older_file(log, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_the_older_file(log, tmp_path, monkeypatch):
     path = tmp_path / "log.csv"
     path.write_text("older")
     with pytest.raises(ValueError, match=r"output: .*log.csv exists"):
@@ -107,7 +107,7 @@ def test_what_is_stopped_leaves_the_older_file(log, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--source", "taobao", "--output", "log.csv"], "source: 'taobao'"),
         (["--source", "drift", "--output", "nowhere/log.csv"], "output: 'nowhere/log.csv'"),
@@ -115,7 +115,7 @@ def test_what_is_stopped_leaves_the_older_file(log, tmp_path, monkeypatch):
         (["--source", "drift", "--output", "log.csv", "--drift.clusters", "3"], "drift.clusters"),
     ],
 )
-def test_a_refusal_names_the_key(arguments, said, tmp_path, monkeypatch, capsys):
+def test_an_error_names_the_key(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
     try:
@@ -123,11 +123,11 @@ def test_a_refusal_names_the_key(arguments, said, tmp_path, monkeypatch, capsys)
     except SystemExit as stop:
         status = stop.code
     assert status == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_the_scale_of_users_changes_no_user(log, tmp_path):
+def test_more_users_do_not_change_the_first_ones(log, tmp_path):
     _generate(tmp_path / "more.csv", drift=replace(SMALL, users=3000, interactions=[90_000, 30_000]))
     few, more = (_read(path) for path in (log[0], tmp_path / "more.csv"))
     first = len(few.filter(pyarrow.compute.less(few["f0"], 1024)))  # of the first chunk

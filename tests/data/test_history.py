@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.data.history import History, met
+from dist_imsr.data.history import History, known_users
 from tests.prepared import drawn_history, write_dataset
 
 HISTORY = drawn_history(users=30, items=40, spans=4)
@@ -18,7 +18,7 @@ def dataset(tmp_path_factory):
 @pytest.mark.parametrize("buckets", [range(8), range(3, 6)])
 def test_histories_equal_plain_loops(dataset, span, buckets):
     first, end = dataset.bucket_offsets[buckets.start], dataset.bucket_offsets[buckets.stop]
-    known = met(dataset, buckets, span)
+    known = known_users(dataset, buckets, span)
     assert known.tolist() == [any(map(len, HISTORY[user][: span + 1])) for user in range(first, end)]
     users = np.random.default_rng(0).permutation(np.arange(first, end))[:5]
     found = History(dataset, buckets, span)(torch.from_numpy(users))
@@ -26,7 +26,7 @@ def test_histories_equal_plain_loops(dataset, span, buckets):
     assert [part.tolist() for part in found.values().split(found.lengths().tolist())] == wanted
 
 
-def test_nobody(dataset):
+def test_no_users(dataset):
     found = History(dataset, range(8), 2)(torch.empty(0, dtype=torch.int64))
     assert len(found.values()) == len(found.lengths()) == 0
-    assert not met(dataset, range(8), -1).any()
+    assert not known_users(dataset, range(8), -1).any()

@@ -32,12 +32,12 @@ def _trained(user, span):
     return items[: -2 if span == SPAN and len(items) >= 3 else None]
 
 
-def test_an_epoch_cuts_each_sequence_once_and_histories_go_on_over_spans(dataset):
+def test_an_epoch_cuts_each_sequence_once_and_histories_continue_across_spans(dataset):
     (batches,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch=0))
     found = []
     for batch in batches:
         assert batch.span == SPAN
-        assert len(set(batch.users.tolist())) == len(batch.users)  # queries learn once a step
+        assert len(set(batch.users.tolist())) == len(batch.users)  # a user occurs once a step
         found += _rows(batch)
     wanted = [(user, span) for user in HISTORY for span in range(SPAN + 1) if len(_trained(user, span)) >= 2]
     assert sorted(user for user, *_ in found) == sorted(user for user, _ in wanted)
@@ -51,7 +51,7 @@ def test_an_epoch_cuts_each_sequence_once_and_histories_go_on_over_spans(dataset
         )
 
 
-def test_everybody_is_written_back_once_with_the_latest(dataset):
+def test_everything_has_each_user_once_with_the_latest_items(dataset):
     (batches,) = _worlds(dataset, [0, 8], lambda data: data.everything())
     found = {user: history for batch in batches for user, history, _ in _rows(batch)}
     assert sum(len(batch.users) for batch in batches) == len(found)
@@ -70,7 +70,7 @@ def test_validation_is_that_of_the_last_span(dataset):
 
 @pytest.mark.parametrize("edges", [[0, 3, 8], [0, 1, 2, 8]])
 @pytest.mark.parametrize("read", [lambda data: data.training(1), lambda data: data.everything()])
-def test_any_number_of_ranks_sees_the_same_global_batches(dataset, edges, read):
+def test_global_batches_do_not_depend_on_the_number_of_ranks(dataset, edges, read):
     (alone,) = _worlds(dataset, [0, 8], read)
     ranks = _worlds(dataset, edges, read)
     for whole, *parts in zip(alone, *ranks, strict=True):
@@ -79,7 +79,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(dataset, edges, read):
         assert all(np.array_equal(part.negatives.values(), whole.negatives.values()) for part in parts)
 
 
-def test_the_first_span_alone_is_pre_training(dataset):
+def test_the_first_span_equals_pre_training(dataset):
     for read in (lambda data: data.training(2), lambda data: data.everything(), lambda data: data.validation(9)):
         joined, alone = (_worlds(dataset, [0, 8], read, 0, kind)[0] for kind in (JoinedSpans, SpanData))
         for one, other in zip(joined, alone, strict=True):

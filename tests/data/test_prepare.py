@@ -1,4 +1,4 @@
-"""The prepared folder against a slow preparation in plain Python, its errors, and what it leaves when it fails."""
+"""The prepared folder equals that of a slow preparation in plain Python; errors leave nothing behind."""
 
 import csv
 import hashlib
@@ -44,10 +44,12 @@ def quietly(config: PrepareConfig) -> dict[str, Any]:
     return prepare(config, Console(quiet=True))
 
 
-def slowly(rows: Sequence[Row], least: int, alpha: float, spans: int, buckets: int) -> dict[str, Any]:
-    """What design.md section 6 says, one row at a time."""
+def slowly(rows: Sequence[Row], min_interactions: int, alpha: float, spans: int, buckets: int) -> dict[str, Any]:
+    """Design.md section 6, one row at a time."""
     counts = Counter(user for user, _, _ in rows)
-    kept = sorted((row for row in rows if counts[row[0]] >= least), key=lambda row: row[2])  # stable: ties stay
+    kept = sorted(
+        (row for row in rows if counts[row[0]] >= min_interactions), key=lambda row: row[2]
+    )  # stable: ties stay
     of_item = Counter(item for _, item, _ in kept)
     first, last = kept[0][2], kept[-1][2]
     pretraining = Fraction(str(alpha)) * (last - first)
@@ -83,7 +85,7 @@ def slowly(rows: Sequence[Row], least: int, alpha: float, spans: int, buckets: i
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A prepared folder in the words of `slowly`."""
+    """A prepared folder in the format of `slowly`."""
     manifest = json.loads((folder / "dataset.json").read_text())
     sequences: Sequences = {}
     for span in range(len(manifest["items_by_span"])):
@@ -115,7 +117,7 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
 
 
 def clicks(path: Path, n: int = 200, bad: Sequence[str] = ()) -> Path:
-    """A sound UserBehavior.csv of 5 users, with the bad lines at its end."""
+    """A valid UserBehavior.csv of 5 users, with the bad lines at its end."""
     lines = [f"{row % 5},{row % 17},1,pv,{FIRST + row * 3000}" for row in range(n)]
     path.write_text("\n".join([*lines, *bad]) + "\n")
     return path
@@ -222,7 +224,7 @@ def test_ties_keep_the_order_of_a_long_input_whatever_the_machine(tmp_path: Path
     assert np.array_equal(known, by_time[np.sort(first)])
 
 
-def test_manifest_tells_files_options_and_types(tmp_path: Path) -> None:
+def test_the_manifest_has_files_options_and_types(tmp_path: Path) -> None:
     config = PrepareConfig(source="taobao", input=clicks(tmp_path / "log"), output=tmp_path / "a" / "out", buckets=3)
     manifest = quietly(config)
     output = tmp_path / "a" / "out"
@@ -268,7 +270,7 @@ def test_rejected_rows_are_counted_and_kept_with_their_lines(tmp_path: Path) -> 
     assert [row["reason"] for row in kept[:3]] == ["outside the public window", "wrong column count", "non-numeric id"]
 
 
-def test_a_line_too_long_is_cut_where_it_is_kept(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long_is_kept_in_part(tmp_path: Path) -> None:
     path = clicks(tmp_path / "log", 200, [f"1,{'2' * 3_000_000},1,pv,{FIRST}"])
     manifest = quietly(PrepareConfig(source="taobao", input=path, output=tmp_path / "out"))
     assert manifest["rejected"] == {"line too long": 1}
@@ -286,7 +288,7 @@ def test_only_the_first_thousand_rejected_rows_are_kept(tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, message: str, **changes: Any) -> None:
-    """The error is told, and nothing is left behind."""
+    """Preparation fails with an error and leaves nothing behind."""
     values = {"source": "taobao", "input": tmp_path / "log", "output": tmp_path / "new" / "out"} | changes
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
@@ -302,7 +304,7 @@ def test_too_many_bad_rows(tmp_path: Path) -> None:
     quietly(PrepareConfig(source="taobao", input=tmp_path / "log", output=tmp_path / "out"))  # 1 % is no more than 1 %
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_no_user_left(tmp_path: Path) -> None:
     clicks(tmp_path / "log", 203)
     refused(tmp_path, r"no user .* has 50.*the busiest user has 41 interactions", min_interactions=50)
     refused(tmp_path, r"the busiest user has 0 interactions", behaviours=["buy"])
@@ -327,13 +329,13 @@ def test_a_bucket_that_exceeds_the_memory_limit(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_a_list_that_arrow_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_is_too_long_for_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clicks(tmp_path / "log")
     monkeypatch.setattr("dist_imsr.data.writer._LONGEST_LIST", 99)
     refused(tmp_path, r"buckets: span 0 of bucket 0 has 100 interactions; use more buckets", buckets=1)
 
 
-def test_output_is_guarded(tmp_path: Path) -> None:
+def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     clicks(tmp_path / "log")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.png").touch()
@@ -381,9 +383,9 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
         time.sleep(0.01)
     time.sleep(0.3)
     process.send_signal(sent)
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    *phases, last = told.splitlines()
+    *phases, last = errors.splitlines()
     assert last == "prepare.py: stopped; nothing was written"
     assert all(line.endswith(" s") for line in phases)
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "log.parquet", spill]
@@ -432,6 +434,6 @@ def test_impossible_arguments(key: str, value: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stopped:
         parse(PrepareConfig, ["--source", "taobao", "--input", "log", "--output", "out", f"--{key}", value])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert key.split(".")[0] in told
-    assert len(told.splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert key.split(".")[0] in errors
+    assert len(errors.splitlines()) == 1

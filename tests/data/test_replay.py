@@ -24,18 +24,18 @@ def _worlds(dataset, edges, read, span=SPAN, pool=POOL):
     return test_span._worlds(dataset, edges, read, span, CONFIG, kind=partial(ReplayedSpan, pool=pool))
 
 
-def _learnt(user):
+def _trained(user):
     items = HISTORY[user][SPAN]
     return items[: -2 if len(items) >= 3 else None]
 
 
 def _in_pool(user):
     """The earlier spans of which a user has sequences in the pool."""
-    return [span for span in range(SPAN) if len(HISTORY[user][span]) >= 2 and len(_learnt(user)) >= 2]
+    return [span for span in range(SPAN) if len(HISTORY[user][span]) >= 2 and len(_trained(user)) >= 2]
 
 
 def _chosen(data, which=slice(None)):
-    """Chooses from the pool: by default, everything."""
+    """Chooses sequences of the pool, all by default."""
     for pool in data.pools():
         data.choose(pool.places.numpy()[which])
     return data.training(epoch=0)
@@ -52,7 +52,7 @@ def test_the_pool_holds_truncated_sequences_of_each_earlier_span(dataset):
     users = [user for user in HISTORY if _in_pool(user)]
     assert sum(map(len, found.values())) == POOL * sum(len(_in_pool(user)) for user in users) > 0
     for user in users:
-        for old in found[tuple(_learnt(user)[-4:])]:
+        for old in found[tuple(_trained(user)[-4:])]:
             assert any(
                 old == HISTORY[one][span][:cut][-4:]
                 for one in HISTORY
@@ -61,7 +61,7 @@ def test_the_pool_holds_truncated_sequences_of_each_earlier_span(dataset):
             )
 
 
-def test_chosen_sequences_stand_beside_their_users_new_ones(dataset):
+def test_chosen_sequences_are_in_the_batches_of_their_users(dataset):
     (batches,) = _worlds(dataset, [0, 8], _chosen)
     replayed = 0
     for batch in batches:
@@ -84,10 +84,10 @@ def test_chosen_sequences_stand_beside_their_users_new_ones(dataset):
     assert replayed > 0
 
 
-def test_new_sequences_are_those_of_fine_tuning(dataset):
+def test_new_sequences_equal_those_of_fine_tuning(dataset):
     (plain,) = test_span._worlds(dataset, [0, 8], lambda data: data.training(epoch=0), SPAN, CONFIG)
-    (beside,) = _worlds(dataset, [0, 8], _chosen)
-    for one, other in zip(plain, beside, strict=True):
+    (replayed,) = _worlds(dataset, [0, 8], _chosen)
+    for one, other in zip(plain, replayed, strict=True):
         new = len(other.users) - other.replayed
         assert np.array_equal(one.users, other.users[:new])
         assert _rows(one) == sorted(
@@ -101,12 +101,12 @@ def test_new_sequences_are_those_of_fine_tuning(dataset):
 
 
 @pytest.mark.parametrize("pool", [0, POOL])
-def test_without_a_choice_it_is_fine_tuning(dataset, pool):
+def test_without_chosen_sequences_it_equals_fine_tuning(dataset, pool):
     (plain,) = test_span._worlds(dataset, [0, 8], lambda data: data.training(epoch=1), SPAN, CONFIG)
-    (beside,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch=1), pool=pool)
-    assert [_rows(one) for one in plain] == [_rows(one) for one in beside]
-    assert [one.world_targets for one in plain] == [one.world_targets for one in beside]
-    assert all(not one.replayed for one in beside)
+    (replayed,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch=1), pool=pool)
+    assert [_rows(one) for one in plain] == [_rows(one) for one in replayed]
+    assert [one.world_targets for one in plain] == [one.world_targets for one in replayed]
+    assert all(not one.replayed for one in replayed)
 
 
 @pytest.mark.parametrize("edges", [[0, 3, 8], [0, 1, 2, 8]])
@@ -125,7 +125,7 @@ def test_sequences_are_counted_over_ranks(dataset):
         return [data.sequences()]
 
     counts = _worlds(dataset, [0, 3, 8], count)
-    wanted = POOL * sum(len(_in_pool(user)) for user in HISTORY), sum(len(_learnt(user)) >= 2 for user in HISTORY)
+    wanted = POOL * sum(len(_in_pool(user)) for user in HISTORY), sum(len(_trained(user)) >= 2 for user in HISTORY)
     assert counts == [[wanted]] * 2
 
 

@@ -1,4 +1,4 @@
-"""The made-up data sets are of the sizes that the paper's Table II gives."""
+"""The generated data sets have the sizes of the paper's Table II."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def _drift(name):
 
 
 @pytest.mark.parametrize("name", TABLE_II)
-def test_what_is_asked_for_is_the_table(name):
+def test_the_configuration_equals_the_table(name):
     users, items, interactions = TABLE_II[name]
     drift = _drift(name)
     assert (drift.config.users, drift.config.interactions) == (users, interactions)
@@ -33,7 +33,7 @@ def test_what_is_asked_for_is_the_table(name):
 
 
 @pytest.mark.parametrize("name", ["electronics"])
-def test_what_comes_of_it_is_the_table(name):
+def test_the_generated_data_equal_the_table(name):
     users, items, interactions = TABLE_II[name]
     drift = _drift(name)
     active, met, counts = 0, np.zeros(drift.config.items, bool), np.zeros(len(interactions))

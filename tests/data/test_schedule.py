@@ -11,9 +11,9 @@ batches = st.integers(1, 40)
 
 
 def _users(buckets, sizes, all_sizes, batch, keys):
-    """Who is in each step, as (bucket, user), for the owner of some buckets."""
+    """The users of each step as (bucket, user), for the rank that owns some buckets."""
     schedule = Schedule(buckets, [sizes[bucket] for bucket in buckets], sum(all_sizes), batch)
-    order = schedule.shuffled(*keys)
+    order = schedule.shuffle(*keys)
     names = [(bucket, user) for bucket in buckets for user in range(sizes[bucket])]
     return [[names[order[place]] for place in schedule.places(step)] for step in range(schedule.steps)]
 
@@ -28,7 +28,7 @@ def test_each_user_once_an_epoch(sizes, batch, seed):
 
 @settings(deadline=None)
 @given(sizes=sizes_of_buckets, batch=batches, cuts=st.lists(st.integers(0, 12), max_size=3))
-def test_no_rank_count_changes_it(sizes, batch, cuts):
+def test_it_does_not_depend_on_the_number_of_ranks(sizes, batch, cuts):
     alone = _users(range(len(sizes)), sizes, sizes, batch, (1, 2, 3))
     edges = [0, *sorted(min(cut, len(sizes)) for cut in cuts), len(sizes)]
     ranks = [_users(range(a, b), sizes, sizes, batch, (1, 2, 3)) for a, b in itertools.pairwise(edges)]
@@ -49,10 +49,10 @@ def test_step_of_places_inverts_places(sizes, batch):
 
 @settings(deadline=None)
 @given(size=st.integers(1, 50), buckets=st.integers(1, 64), batch=st.integers(1, 100))
-def test_buckets_take_turns(size, buckets, batch):
+def test_buckets_are_spread_over_steps(size, buckets, batch):
     schedule = Schedule(range(buckets), [size] * buckets, size * buckets, batch)
     users = [len(schedule.places(step)) for step in range(schedule.steps)]
-    # Without phases all buckets would move together, and steps would differ by as many users as there are buckets.
+    # Without phases, all buckets would contribute to the same steps, whose sizes would differ by the number of buckets.
     assert max(users) - min(users) <= max(3, buckets // 4)
 
 

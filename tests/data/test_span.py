@@ -20,7 +20,7 @@ def dataset(tmp_path_factory):
 
 
 def _worlds(dataset, edges, read, span=1, config=CONFIG, seed=3, kind=SpanData):
-    """Reads a span on each of several ranks whose sums are taken over one another."""
+    """Reads a span on several simulated ranks, which are threads."""
     ranks = [range(a, b) for a, b in itertools.pairwise(edges)]
     barrier, shared, results = threading.Barrier(len(ranks)), [None] * len(ranks), [None] * len(ranks)
 
@@ -32,7 +32,8 @@ def _worlds(dataset, edges, read, span=1, config=CONFIG, seed=3, kind=SpanData):
             barrier.wait(10)
             return total
 
-        results[rank] = list(read(kind(dataset, span, buckets, config, seed, world_sum)))
+        data = kind(dataset=dataset, span=span, buckets=buckets, config=config, seed=seed, world_sum=world_sum)
+        results[rank] = list(read(data))
 
     threads = [threading.Thread(target=work, args=pair) for pair in enumerate(ranks)]
     for thread in threads:
@@ -82,7 +83,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_ranks(dataset, edges):
         assert all(torch.equal(part.negatives.values(), batch.negatives.values()) for part in parts)
 
 
-def test_epochs_and_seeds_cut_anew(dataset):
+def test_epochs_and_seeds_change_the_cuts(dataset):
     def read(epoch, seed):
         (steps,) = _worlds(dataset, [0, 8], lambda data: data.training(epoch), seed=seed)
         return str([_rows(batch) for batch in steps])
@@ -102,7 +103,7 @@ def test_validation_and_everything(dataset):
     assert sorted(rows) == sorted((user, items[1][-3:], []) for user, items in HISTORY.items() if items[1])
 
 
-def test_users_of_equally_long_histories_share_a_batch(dataset):
+def test_batches_group_users_by_the_length_of_the_history(dataset):
     (steps,) = _worlds(dataset, [0, 8], lambda data: data.everything())
     of_bucket = np.searchsorted(dataset.bucket_offsets, range(dataset.users), side="right")
     seen = {bucket: [] for bucket in set(of_bucket)}
@@ -124,7 +125,7 @@ def test_pieces_hold_each_interaction_once_and_in_order(dataset, edges):
         users = [user for batch in step for user in batch.users.tolist()]
         assert len(users) == len(set(users))
         for user, history, targets in (row for batch in step for row in _rows(batch)):
-            assert len(seen[user]) % CONFIG.max_history == 0  # the pieces before are whole
+            assert len(seen[user]) % CONFIG.max_history == 0  # the earlier pieces are full
             assert 0 < len(history) <= CONFIG.max_history
             assert not targets
             seen[user] += history
@@ -150,21 +151,21 @@ def test_testing(dataset):
     assert seen == {user for user, items in HISTORY.items() if len(items[2]) >= 3 and user % 5}
 
 
-def test_a_sample_is_tested_whoever_asks(dataset):
-    def tested(edges, seed, most):
+def test_the_test_sample_does_not_depend_on_seed_or_ranks(dataset):
+    def tested_users(edges, seed, most):
         steps = _worlds(dataset, edges, lambda data: data.testing(lambda users: users >= 0, most), span=2, seed=seed)
         return {user for one in steps for batch in one for user in batch.users.tolist()}
 
-    everybody = tested([0, 8], 0, None)
-    assert tested([0, 8], 0, len(everybody)) == everybody
-    half = tested([0, 8], 0, len(everybody) // 2)
-    assert half < everybody
-    assert len(half) == pytest.approx(len(everybody) / 2, abs=2 * len(everybody) ** 0.5)
-    assert tested([0, 3, 8], 1, len(everybody) // 2) == half
+    everyone = tested_users([0, 8], 0, None)
+    assert tested_users([0, 8], 0, len(everyone)) == everyone
+    half = tested_users([0, 8], 0, len(everyone) // 2)
+    assert half < everyone
+    assert len(half) == pytest.approx(len(everyone) / 2, abs=2 * len(everyone) ** 0.5)
+    assert tested_users([0, 3, 8], 1, len(everyone) // 2) == half
 
 
-def test_memory_maps_are_read_where_a_batch_needs_them(dataset):
-    data = SpanData(dataset, 1, range(8), CONFIG, 0, lambda values: values)
-    for sequences in data._sequences:
+def test_interactions_are_memory_mapped(dataset):
+    data = SpanData(dataset=dataset, span=1, buckets=range(8), config=CONFIG, seed=0, world_sum=lambda values: values)
+    for sequences in data.reader.sequences:
         assert not sequences.items.flags.owndata
         assert not sequences.items.flags.writeable

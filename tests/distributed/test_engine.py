@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
-from dist_imsr.model.extractors import DynamicRouting
 from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.routing import DynamicRouting
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
 

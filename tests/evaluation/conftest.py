@@ -1,4 +1,4 @@
-"""One small trained run over a log with strings for ids, for everything that reads finished runs."""
+"""One small trained run over a log with strings for ids, for all tests that read finished runs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -71,14 +71,14 @@ def state_of(topology, folder, span):
     run = FinishedRun(folder)
     state = SpanState(run, span, run.dataset.items_by_span[span], topology, RankingConfig())
     counts = state.store.counts
-    users = run.dataset.raw("users", np.arange(len(counts))).to_pylist()
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
-    held = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
-    weight = state.catalogue.flushed_weight().double().numpy()
-    return dict(zip(users, held, strict=True)), dict(zip(items, weight, strict=False))
+    users = run.dataset.raw_ids("users", np.arange(len(counts))).to_pylist()
+    items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
+    stored = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
+    rows = state.catalogue.flushed_weight().double().numpy()
+    return dict(zip(users, stored, strict=True)), dict(zip(items, rows, strict=False))
 
 
 @pytest.fixture(scope="session")
 def last_state(finished):
-    """What `state_of` tells of the last trained span."""
+    """`state_of` the last trained span."""
     return run_ranks(1, state_of, finished.folder, 2)[0]

@@ -1,4 +1,4 @@
-"""What the compiler for Hopper makes of the kernel; no device is needed."""
+"""The kernel compiled for Hopper; no device is needed."""
 
 import re
 import subprocess
@@ -24,18 +24,19 @@ def _compiled(launch, dim=64, how="attentive"):
     from triton.compiler import ASTSource
 
     from dist_imsr.evaluation import fused
+    from dist_imsr.evaluation.count_kernel import count_kernel
 
     one, several = torch.zeros(1), torch.zeros(1, 4, dim)
-    asked = fused._arrange(one.long(), one.long(), one, one)
-    counter = fused._Counter(tiles.Shard(several[0], 0, how), several, asked, launch)
-    names, constants = fused._count.arg_names, counter.constants
+    targets = fused._sort_targets(one.long(), one.long(), one, one)
+    counter = fused._Counter(tiles.Shard(several[0], 0, how), several, targets, launch)
+    names, constants = count_kernel.arg_names, counter.constants
     rounded = "*bf16" if launch.products.startswith("bf16") else "*fp32"
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(NUMBERS, "*i32")
     kinds |= dict.fromkeys(("vectors", "weight"), rounded)
     signature = {name: kinds.get(name, "*fp32") for name in names}
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if "*" in signature[name]}
     return triton.compile(
-        ASTSource(fused._count, signature, constants, aligned),
+        ASTSource(count_kernel, signature, constants, aligned),
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": launch.warps, "num_stages": launch.stages},
     )
@@ -48,7 +49,7 @@ def _tool(name, *arguments):
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path, monkeypatch):
-    """Nothing compiled earlier is taken for this."""
+    """Uses no kernel from an earlier compilation."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 

@@ -17,34 +17,34 @@ def _exported(finished, output, *arguments):
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
-def test_what_is_exported_is_what_the_run_holds(finished, last_state, tmp_path, kind):
-    told, items, interests = _exported(finished, tmp_path / "export", "--index.kind", kind)
+def test_the_export_equals_the_state_of_the_run(finished, last_state, tmp_path, kind):
+    summary, items, interests = _exported(finished, tmp_path / "export", "--index.kind", kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
-    held, table = last_state
+    stored, table = last_state
     assert items["item"].tolist() == list(table)
     np.testing.assert_allclose(np.stack(items["vector"]), np.stack(list(table.values())), rtol=1e-6)
     for user, rows in interests.groupby("user"):
-        assert rows["interest"].tolist() == list(range(len(held[user])))
-        np.testing.assert_allclose(np.stack(rows["vector"]), held[user], rtol=1e-6)
-    assert told["interests"] == len(interests) == sum(map(len, held.values()))
-    assert told["users"] == interests["user"].nunique()
+        assert rows["interest"].tolist() == list(range(len(stored[user])))
+        np.testing.assert_allclose(np.stack(rows["vector"]), stored[user], rtol=1e-6)
+    assert summary["interests"] == len(interests) == sum(map(len, stored.values()))
+    assert summary["users"] == interests["user"].nunique()
     index = faiss.read_index(str(tmp_path / "export" / "items.faiss"))
-    assert index.ntotal == told["items"] == len(table)
-    assert told["recall@5"] > 0.9
+    assert index.ntotal == summary["items"] == len(table)
+    assert summary["recall@5"] > 0.9
 
 
 def test_recall_is_the_share_of_the_exact_list_that_is_found(finished, last_state, tmp_path):
-    told, *_ = _exported(finished, tmp_path / "export", "--index.kind", "flat", "--index.candidates", "1")
-    held, rows = last_state[0], np.stack(list(last_state[1].values()))
+    summary, *_ = _exported(finished, tmp_path / "export", "--index.kind", "flat", "--index.candidates", "1")
+    stored, rows = last_state[0], np.stack(list(last_state[1].values()))
     shares = []
-    for mine in held.values():
+    for mine in stored.values():
         if len(mine):
             scores = np.array([reference.score(mine, row, "attentive") for row in rows])
             candidates = {item for interest in mine for item in np.argsort(-(rows @ interest))[:5]}
             taken = sorted(candidates, key=lambda item: -scores[item])[:5]
             shares.append(len(set(taken) & set(np.argsort(-scores)[:5])) / 5)
-    assert told["recall@5"] == pytest.approx(np.mean(shares))
-    assert told["sampled_users"] == len(shares)
+    assert summary["recall@5"] == pytest.approx(np.mean(shares))
+    assert summary["sampled_users"] == len(shares)
 
 
 def test_several_ranks_are_refused(finished, tmp_path, capsys, monkeypatch):

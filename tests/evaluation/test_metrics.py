@@ -56,7 +56,7 @@ def test_metrics_equal_the_definitions(users, tops):
     assert found == pytest.approx(wanted)
 
 
-def test_nobody():
+def test_no_users():
     assert Metrics([20]).result()["hr@20"] is None
 
 

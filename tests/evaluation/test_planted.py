@@ -11,11 +11,11 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare
-from dist_imsr.evaluation.planted import Held, Truth, judged, matched
+from dist_imsr.evaluation.planted import StoredInterests, Truth, judged, matched
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from launch.evaluate import main
 from tests import runs
@@ -28,10 +28,10 @@ def _truth(*rows):
     return Truth(users, clusters, spans, np.arange(3))
 
 
-def test_findings_are_judged_by_the_users_that_grew():
+def test_detections_are_compared_with_planted_interests():
     truth = _truth((0, 0, 0), (0, 1, 2), (1, 0, 2), (2, 0, 0), (2, 1, 1), (5, 0, 2))
     users, fit = np.array([0, 1, 2, 3]), np.array([0.01, 0.5, 0.02, 0.9])
-    row = judged(users, fit, fit < 0.1, truth, span=2)  # user 5 was not looked at
+    row = judged(users, fit, fit < 0.1, truth, span=2)  # user 5 was not examined
     assert (row["users"], row["planted"]) == (4, 2)
     assert (row["precision"], row["recall"], row["f1"]) == (0.5, 0.5, 0.5)
     assert row["best_c1"] == pytest.approx(0.7)
@@ -49,21 +49,24 @@ def test_the_best_threshold_is_the_best_of_all(seed):
     assert judged(users, fit, fit < row["best_c1"], truth, 1)["f1"] == pytest.approx(best)
 
 
-def test_nothing_to_judge():
-    nobody = np.empty(0, np.int64), np.empty(0), np.empty(0, bool)
-    row = judged(*nobody, _truth((0, 0, 0)), 1)
+def test_no_detections():
+    no_users = np.empty(0, np.int64), np.empty(0), np.empty(0, bool)
+    row = judged(*no_users, _truth((0, 0, 0)), 1)
     assert (row["users"], row["precision"], row["best_c1"]) == (0, None, None)
 
 
 def test_matching_is_the_best_assignment():
     centroids = np.eye(3)
     vectors = np.array([[1.0, 0.9, 0], [1.0, 0, 0.1], [0, 0, 2.0], [1.0, 1.0, 1.0]])
-    held = [Held(np.array([0]), np.array([0, 3]), vectors[:3]), Held(np.array([4]), np.array([0, 1]), vectors[3:])]
-    truth = _truth((0, 0, 0), (0, 1, 1), (4, 1, 0), (4, 2, 1), (7, 0, 0))  # user 7 has nothing stored
-    row = matched(held, centroids, truth, span=1, least=0.6)
+    stored = [
+        StoredInterests(np.array([0]), np.array([0, 3]), vectors[:3]),
+        StoredInterests(np.array([4]), np.array([0, 1]), vectors[3:]),
+    ]
+    truth = _truth((0, 0, 0), (0, 1, 1), (4, 1, 0), (4, 2, 1), (7, 0, 0))  # user 7 has no stored interests
+    row = matched(stored, centroids, truth, span=1, least=0.6)
     cosines = []
-    for planted, stored in (([0, 1], vectors[:3]), ([1, 2], vectors[3:])):
-        unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    for planted, vectors_of_user in (([0, 1], vectors[:3]), ([1, 2], vectors[3:])):
+        unit = vectors_of_user / np.linalg.norm(vectors_of_user, axis=1, keepdims=True)
         size = min(len(planted), len(unit))
         cosines.append(
             max(
@@ -80,7 +83,7 @@ def test_matching_is_the_best_assignment():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run over planted drift whose detector singles everybody out, on two ranks."""
+    """A run over planted drift whose detector finds every user puzzled, on two ranks."""
     folder = tmp_path_factory.mktemp("planted")
     drift = DriftConfig(users=200, items=400, clusters=20, interactions=[6000, 3000], fresh=0.0)
     options = {"spans": 3, "min_interactions": 1, "buckets": 4}
@@ -89,7 +92,7 @@ def run(tmp_path_factory):
         data=DataConfig(folder / "data"),
         run_dir=folder / "run",
         model=ModelConfig(dim=8),
-        strategy=StrategyConfig("imsr", InterestPolicy(detector=DetectorConfig(c1=2.0, share=0.0, delta_k=1))),
+        strategy=StrategyConfig("imsr", IMSRConfig(detector=DetectorConfig(c1=2.0, share=0.0, delta_k=1))),
         batch=BatchConfig(size=64, max_targets=3, negatives=20),
         training=TrainingConfig(epochs=2, incremental_epochs=2, export="every"),
     )
@@ -108,9 +111,9 @@ def test_a_run_is_compared_with_its_truth(run, tmp_path, capsys):
         assert row["precision"] == row["planted"] / row["users"]
         assert 0 < row["moved"] < 1
         assert 4 <= row["interests"] <= 6
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["users"] for row in rows[1:]] == [line["puzzled_users"] for line in told]
-    assert [row["interests"] for row in rows[1:]] == pytest.approx([line["interests_mean"] for line in told])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["users"] for row in rows[1:]] == [line["puzzled_users"] for line in lines]
+    assert [row["interests"] for row in rows[1:]] == pytest.approx([line["interests_mean"] for line in lines])
     assert "precision" in capsys.readouterr().out
 
 
@@ -131,7 +134,7 @@ def test_exports_hold_every_item_and_interest_once(run):
     ("remove", "named"),
     [("config.yaml", "config.yaml"), ("spans", "--training.export last or every"), ("truth", "truth_users.parquet")],
 )
-def test_what_is_missing_is_named(run, tmp_path, capsys, remove, named):
+def test_missing_files_are_named(run, tmp_path, capsys, remove, named):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     if remove == "spans":

@@ -11,15 +11,15 @@ from tests import reference
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
 
-KNOWN, CAPACITY, DIM, TOP = 37, 41, 8, 6  # no number of ranks divides them
+KNOWN, CAPACITY, DIM, TOP = 37, 41, 8, 6  # not multiples of any number of ranks
 
 
 def _world(seed=0):
-    """Users with ragged interests, one of them without any, their targets, and what they have seen."""
+    """Users with ragged interests, one without any, their targets, and their seen items."""
     draw = np.random.default_rng(seed)
     catalogue = draw.normal(size=(CAPACITY, DIM)).astype(np.float32)
     catalogue[11] = catalogue[7]  # a tie
-    catalogue[CAPACITY - 1] = 100  # beyond the known items: must not count
+    catalogue[CAPACITY - 1] = 100  # not a known item: must not count
     users = [
         (draw.normal(size=(count, DIM)).astype(np.float32), draw.integers(KNOWN, size=targets).tolist())
         for count, targets in [(3, 2), (1, 1), (0, 2), (5, 3), (2, 0), (4, 1), (2, 5), (2, 1), (3, 1)]
@@ -31,7 +31,7 @@ def _world(seed=0):
 
 
 def _ranker(topology, how, tile, precision):
-    tiles._CACHED, tiles._COLUMNS, ranking._STRETCH = tile, 7, 2
+    tiles._CACHED, tiles._COLUMNS, ranking._FIRST_CHUNK = tile, 7, 2
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), [CAPACITY], DIM, 0, topology)
     catalogue.flushed_weight().copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
     return Ranker(catalogue, topology, how, RankingConfig(precision))
@@ -43,22 +43,22 @@ def _jagged(lists, device):
 
 
 def _mine(topology):
-    """Every how-manieth user is this rank's: their interests, targets and seen items."""
+    """Interests, targets and seen items of this rank's users, which are dealt round-robin."""
     _, users, seen = _world()
     mine, seen = users[topology.rank :: topology.world_size], seen[topology.rank :: topology.world_size]
-    slots = max((len(held) for held, _ in mine), default=0)
-    vectors, mask = torch.zeros(len(mine), slots, DIM), torch.zeros(len(mine), slots, dtype=torch.bool)
-    for row, (held, _) in enumerate(mine):
-        vectors[row, : len(held)], mask[row, : len(held)] = torch.from_numpy(held), True
-    return on(topology.device, Interests(vectors, mask)), [own for _, own in mine], seen
+    slots = max((len(vectors) for vectors, _ in mine), default=0)
+    padded, mask = torch.zeros(len(mine), slots, DIM), torch.zeros(len(mine), slots, dtype=torch.bool)
+    for row, (vectors, _) in enumerate(mine):
+        padded[row, : len(vectors)], mask[row, : len(vectors)] = torch.from_numpy(vectors), True
+    return on(topology.device, Interests(padded, mask)), [own for _, own in mine], seen
 
 
-def _rank(topology, how, tile, precision, most, mask):
+def _rank(topology, how, tile, precision, exact_top, mask):
     interests, targets, seen = _mine(topology)
-    asked = _jagged(targets, topology.device)
-    embeddings = torch.from_numpy(_world()[0]).to(topology.device)[asked.values()]
+    sequences = _jagged(targets, topology.device)
+    embeddings = torch.from_numpy(_world()[0]).to(topology.device)[sequences.values()]
     ranks = _ranker(topology, how, tile, precision).ranks(
-        interests, asked, embeddings, KNOWN, most, _jagged(seen, topology.device) if mask else None
+        interests, sequences, embeddings, KNOWN, exact_top, _jagged(seen, topology.device) if mask else None
     )
     own = ranks.cpu().split([len(own) for own in targets])
     return {row * topology.world_size + topology.rank: ranks.tolist() for row, ranks in enumerate(own)}
@@ -131,25 +131,25 @@ def test_best_items_equal_brute_force(device, world_size, tile, how, precision, 
         np.testing.assert_allclose(found[user][0], scores[wanted], rtol=1e-5, atol=1e-5)
 
 
-def test_fewer_items_than_places():
+def test_top_n_with_fewer_items():
     scores, ids = _gathered(3, _best, "attentive", 50, "fp32", KNOWN + 5, True)[0]
-    there = KNOWN - len(_world()[2][0])
-    assert sorted(ids[:there].tolist()) == sorted(set(range(KNOWN)) - set(_world()[2][0]))
-    assert (ids[there:] == -1).all()
-    assert (scores[there:] == -torch.inf).all()
+    available = KNOWN - len(_world()[2][0])
+    assert sorted(ids[:available].tolist()) == sorted(set(range(KNOWN)) - set(_world()[2][0]))
+    assert (ids[available:] == -1).all()
+    assert (scores[available:] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("most", [1, 5, 20])
+@pytest.mark.parametrize("exact_top", [1, 5, 20])
 @pytest.mark.parametrize(("world_size", "tile"), [(1, 30), (2, 12), (3, 1 << 23)])
-def test_first_places_are_exact_and_others_lie_beyond(world_size, tile, most):
-    exact, found = (_gathered(world_size, _rank, "attentive", tile, "fp32", asked, False) for asked in (None, most))
-    assert sum(rank <= most for ranks in exact.values() for rank in ranks) > 0
+def test_ranks_up_to_exact_top_are_exact(world_size, tile, exact_top):
+    exact, found = (_gathered(world_size, _rank, "attentive", tile, "fp32", top, False) for top in (None, exact_top))
+    assert sum(rank <= exact_top for ranks in exact.values() for rank in ranks) > 0
     for user, ranks in exact.items():
         for rank, one in zip(ranks, found[user], strict=True):
-            assert one == rank if rank <= most else most < one <= rank
+            assert one == rank if rank <= exact_top else exact_top < one <= rank
 
 
-def test_users_without_interests_tie_everywhere():
+def test_all_items_tie_for_users_without_interests():
     assert run_ranks(1, _rank, "attentive", 1 << 23, "fp32", None, False)[0][2] == [(KNOWN + 1) / 2] * 2
 
 
@@ -163,21 +163,20 @@ def test_a_recommended_item_is_a_hit():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0])
-def test_the_strip_holds_every_score(scale):
-    """Whatever the gaps between dot products, the score lies within the width below the largest."""
+def test_counts_are_within_the_error_bounds(scale):
     draw = torch.Generator().manual_seed(0)
     for count in range(1, 12):
         users = scale * torch.randn(64, count, 16, generator=draw)
         items = torch.randn(500, 16, generator=draw)
         owners, targets = torch.arange(64), torch.randint(500, (64,), generator=draw)
-        nothing = tiles.Pairs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        every = tiles.reduced(users @ items.T, "attentive")
-        wanted = every[owners, targets]
+        no_pairs = tiles.Pairs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        all_scores = tiles.reduce_interests(users @ items.T, "attentive")
+        wanted = all_scores[owners, targets]
         ties = torch.full((64,), 1e-6 * scale)
-        higher = (every > (wanted + ties).unsqueeze(1)).sum(1)
+        higher = (all_scores > (wanted + ties).unsqueeze(1)).sum(1)
         for precision in ("fp32", "bf16"):
             shard = tiles.Shard(items, 0, "attentive", precision)
-            found = counting.count_better(shard, users, owners, targets, wanted, ties, nothing)
+            found = counting.count_better(shard, users, owners, targets, wanted, ties, no_pairs)
             torch.testing.assert_close(found, higher.double(), rtol=0, atol=1.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.parts import JointFile
-from dist_imsr.evaluation.recommend import RecommendConfig, asked_users, recommend
+from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested_users
 from launch.recommend import main
 from tests import reference
 from tests.ranks import run_ranks
@@ -14,30 +14,31 @@ from tests.ranks import run_ranks
 
 def _recommend(topology, config):
     run = FinishedRun(config.run_dir)
-    return recommend(config, run, run.at(config.span), asked_users(config, run.dataset), topology)
+    return recommend(config, run, run.resolve_span(config.span), requested_users(config, run.dataset), topology)
 
 
 @pytest.mark.parametrize(("world_size", "exclude_seen"), [(1, False), (2, True), (3, False)])
 def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exclude_seen):
     output = tmp_path / "recs.parquet"
     config = RecommendConfig(finished.folder, output, top=7, exclude_seen=exclude_seen, block=7)
-    held, table = last_state
-    assert run_ranks(world_size, _recommend, config) == [len([user for user in held if len(held[user])])] * world_size
+    stored, table = last_state
+    recommended = len([user for user in stored if len(stored[user])])
+    assert run_ranks(world_size, _recommend, config) == [recommended] * world_size
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
-    seen = {user: set() for user in held}
+    seen = {user: set() for user in stored}
     last = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
     for user, item, time in finished.log:
         if time < last:
             seen[user].add(item)
     for user, mine in rows.groupby("user"):
         excluded = seen[user] if exclude_seen else set()
-        scores = {item: reference.score(held[user], row, "attentive") for item, row in table.items()}
+        scores = {item: reference.score(stored[user], row, "attentive") for item, row in table.items()}
         wanted = sorted((item for item in table if item not in excluded), key=lambda item: -scores[item])[:7]
         assert mine["item"].tolist() == wanted
         assert mine["rank"].tolist() == list(range(1, 8))
         np.testing.assert_allclose(mine["score"], [scores[item] for item in wanted], rtol=1e-4, atol=1e-6)
-        assert mine["interest"].tolist() == [int((held[user] @ table[item]).argmax()) for item in wanted]
+        assert mine["interest"].tolist() == [int((stored[user] @ table[item]).argmax()) for item in wanted]
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
@@ -57,7 +58,7 @@ def test_unknown_users_are_listed_or_skipped(finished, tmp_path, capsys, caplog)
     path.write_text("user-1\nnobody\n")
     arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(output)]
     assert main(arguments) == 2
-    assert "nothing is known of nobody" in capsys.readouterr().err
+    assert "unknown users nobody" in capsys.readouterr().err
     assert not output.exists()
     assert main([*arguments, "--unknown", "skip", "--exclude_seen"]) == 0
     assert set(pq.read_table(output)["user"].to_pylist()) == {"user-1"}

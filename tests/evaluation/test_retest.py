@@ -28,7 +28,7 @@ def _retested(topology, config):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_finished_run_tells_the_same_numbers(finished, world_size):
+def test_a_finished_run_gives_the_same_metrics(finished, world_size):
     config = EvaluateConfig(finished.folder, eval=EvalConfig([5, 10]))
     for rows in run_ranks(world_size, _retested, config):
         assert [row["span"] for row in rows] == [1, 2]
@@ -39,7 +39,7 @@ def test_a_finished_run_tells_the_same_numbers(finished, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_each_users_own_values_make_up_the_means(finished, tmp_path, world_size):
+def test_metrics_per_user_average_to_the_means(finished, tmp_path, world_size):
     path = tmp_path / "users.parquet"
     config = EvaluateConfig(finished.folder, span=1, per_user=path, eval=EvalConfig([5], beyond=True))
     (row,) = run_ranks(world_size, _retested, config)[0]
@@ -55,7 +55,7 @@ def test_each_users_own_values_make_up_the_means(finished, tmp_path, world_size)
     assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
 
 
-def test_what_was_seen_is_no_hit(finished):
+def test_seen_items_are_no_hits(finished):
     config = EvaluateConfig(finished.folder, span=1, eval=EvalConfig([60], exclude_seen=True))
     (row,) = run_ranks(2, _retested, config)[0]
     assert row["hr@60_existing"] == 0
@@ -76,7 +76,7 @@ def test_the_command(finished, tmp_path, capsys):
         (["--per_user", "users.parquet"], "name one of the spans [1, 2]"),
     ],
 )
-def test_what_cannot_be_tested_is_refused(finished, capsys, arguments, named):
+def test_spans_that_cannot_be_tested_are_refused(finished, capsys, arguments, named):
     assert main(["--run_dir", str(finished.folder), *arguments]) == 2
     errors = capsys.readouterr().err
     assert named in errors
@@ -85,7 +85,7 @@ def test_what_cannot_be_tested_is_refused(finished, capsys, arguments, named):
 
 def test_popularity_is_that_of_the_log(finished):
     dataset = FinishedRun(finished.folder).dataset
-    items = dataset.raw("items", np.arange(10)).to_pylist()
+    items = dataset.raw_ids("items", np.arange(10)).to_pylist()
     assert dataset.popularity(range(10)).tolist() == [
         sum(item == other for _, other, _ in finished.log) for item in items
     ]
@@ -96,13 +96,13 @@ def test_coverage_and_the_long_tail_by_hand(finished, tmp_path, world_size):
     users = tmp_path / "users.parquet"
     config = EvaluateConfig(finished.folder, span=2, per_user=users, eval=EvalConfig([5], beyond=True))
     (row,) = run_ranks(world_size, _retested, config)[0]
-    ((held, _),) = run_ranks(1, state_of, finished.folder, 2)
+    ((stored, _),) = run_ranks(1, state_of, finished.folder, 2)
     ((_, table),) = run_ranks(1, _grown, finished.folder)
     counts = collections.Counter(item for _, item, _ in finished.log)
     lists = []
     for user in pq.read_table(users)["user"].to_pylist():
-        scores = {item: reference.score(held[user], vector, "attentive") for item, vector in table.items()}
-        lists += sorted(table, key=lambda item: -scores[item])[:5] if len(held[user]) else list(table)[:5]
+        scores = {item: reference.score(stored[user], vector, "attentive") for item, vector in table.items()}
+        lists += sorted(table, key=lambda item: -scores[item])[:5] if len(stored[user]) else list(table)[:5]
     assert row["coverage"] == pytest.approx(len(set(lists)) / len(table))
     total, reached, edge = sum(counts[item] for item in table), 0, 0
     for edge in sorted({counts[item] for item in table}):
@@ -113,10 +113,10 @@ def test_coverage_and_the_long_tail_by_hand(finished, tmp_path, world_size):
 
 
 def _grown(topology, folder):
-    """The table that span 2 is tested with on span 3: it holds what span 3 brings, too."""
+    """The item table for testing span 2 on span 3, which also has the new items of span 3."""
     run = FinishedRun(folder)
     state = SpanState(run, 2, run.dataset.items_by_span[3], topology, RankingConfig())
-    items = run.dataset.raw("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
+    items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[3])).to_pylist()
     return None, dict(zip(items, state.catalogue.flushed_weight().double().numpy(), strict=False))
 
 

@@ -1,4 +1,4 @@
-"""Real jobs on a real cluster of two nodes, which this machine plays (tests/slurm.py)."""
+"""Real jobs on a real Slurm cluster of two nodes on this machine (tests/slurm.py)."""
 
 import json
 import os
@@ -44,11 +44,11 @@ class Jobs:
         self._python.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
 
     def submit(self, script, *arguments, name, options=(), **environment):
-        place = {"DIST_IMSR_HOME": ROOT, "DIST_IMSR_ENVIRONMENT": self._python, "OMP_NUM_THREADS": 1}
+        variables = {"DIST_IMSR_HOME": ROOT, "DIST_IMSR_ENVIRONMENT": self._python, "OMP_NUM_THREADS": 1}
         return self.cluster.submit(
             *(f"--job-name={name}", f"--output={self.log(name)}", *options),
             *(_SCRIPTS / script, *arguments),
-            **place | environment,
+            **variables | environment,
         )
 
     def log(self, name):
@@ -57,13 +57,13 @@ class Jobs:
     def text(self, name):
         return self.log(name).read_text() if self.log(name).exists() else ""
 
-    def ended(self, job, name, seconds=120):
+    def final_state(self, job, name, seconds=120):
         """Waits for a job's end; returns its state."""
-        going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
-        self.cluster.until(
-            lambda: self.cluster.told(job)["JobState"] not in going, seconds, say=lambda: self.text(name)
+        active = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        self.cluster.wait_until(
+            lambda: self.cluster.job_info(job)["JobState"] not in active, seconds, describe=lambda: self.text(name)
         )
-        return self.cluster.told(job)["JobState"]
+        return self.cluster.job_info(job)["JobState"]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def data(jobs):
     """Drift, prepared by a job."""
     folder = jobs.folder / "drift"
     job = jobs.submit("prepare.sbatch", *_DRIFT, f"--output={folder}", name="prepare")
-    assert jobs.ended(job, "prepare") == "COMPLETED", jobs.text("prepare")
+    assert jobs.final_state(job, "prepare") == "COMPLETED", jobs.text("prepare")
     return folder
 
 
 @pytest.fixture(scope="module")
 def local(data, tmp_path_factory):
-    """What two ranks of this machine measure, that no cluster knows of."""
+    """A run on two ranks of this machine without the cluster."""
     folder = tmp_path_factory.mktemp("local") / "run"
     config = parse(TrainConfig, [*_TRAIN, f"--data.path={data}", f"--run_dir={folder}"])
     with LocalRanks(2, seconds=120) as ranks:
@@ -94,22 +94,22 @@ def _lines(run_dir):
     return timeless([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
 
 
-def test_a_signal_while_ranks_start_and_a_task_of_an_array(cluster, jobs, data, tmp_path):
-    """The last task of an array has the number of the whole of it; its ranks hear no signal before Python is up."""
+def test_a_signal_while_ranks_start_requeues_a_task_of_an_array(cluster, jobs, data, tmp_path):
+    """The last task of an array has the job id of the array; ranks have no handler before Python has started."""
     name, run_dir = "early", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}", "--training.incremental_epochs=100000"
     job = jobs.submit("train.sbatch", *arguments, options=["--array=0-0"], name=name, LAUNCHER="srun", RUN_DIR=run_dir)
     task = f"{job}_0"
-    cluster.until(lambda: cluster.told(task)["JobState"] == "RUNNING")
+    cluster.wait_until(lambda: cluster.job_info(task)["JobState"] == "RUNNING")
     time.sleep(1)
     cluster.call("scancel", "--signal=USR1", "--batch", task)
-    cluster.until(lambda: cluster.told(task)["Restarts"] == "1", say=lambda: jobs.text(name))
+    cluster.wait_until(lambda: cluster.job_info(task)["Restarts"] == "1", describe=lambda: jobs.text(name))
     cluster.call("scancel", job)
 
 
 def _trained(jobs, cluster, name, run_dir):
-    """Waits until a run has left a checkpoint behind its pre-training."""
-    cluster.until(lambda: list((run_dir / "checkpoints").glob("span=01-*")), say=lambda: jobs.text(name))
+    """Waits until a run has written a checkpoint after its pre-training."""
+    cluster.wait_until(lambda: list((run_dir / "checkpoints").glob("span=01-*")), describe=lambda: jobs.text(name))
 
 
 @pytest.mark.parametrize(
@@ -120,33 +120,31 @@ def _trained(jobs, cluster, name, run_dir):
         ("srun", ["--signal=TERM", "--full"]),  # to everything at once
     ],
 )
-def test_two_nodes_that_are_told_to_stop_go_on_and_measure_what_two_local_ranks_do(
-    cluster, jobs, data, local, tmp_path, launcher, signal
-):
-    name, run_dir = f"told-{launcher}", tmp_path / "run"
+def test_two_signalled_nodes_resume_and_equal_two_local_ranks(cluster, jobs, data, local, tmp_path, launcher, signal):
+    name, run_dir = f"signal-{launcher}", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}"
     where = {"LAUNCHER": launcher, "RUN_DIR": run_dir}
     job = jobs.submit("train.sbatch", *arguments, options=["--nodes=2"], name=name, **where)
     _trained(jobs, cluster, name, run_dir)
     cluster.call("scancel", *signal, job)
-    cluster.until(lambda: cluster.told(job)["Restarts"] == "1", say=lambda: jobs.text(name))
-    assert jobs.ended(job, name) == "COMPLETED", jobs.text(name)
+    cluster.wait_until(lambda: cluster.job_info(job)["Restarts"] == "1", describe=lambda: jobs.text(name))
+    assert jobs.final_state(job, name) == "COMPLETED", jobs.text(name)
     assert jobs.text(name).count("2 rank(s), 1 a machine") == 2
     assert "going on from" in jobs.text(name)
     assert _lines(run_dir) == _lines(local)
     assert sorted(path.name for path in (run_dir / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
 
 
-def test_a_node_that_goes_down_leaves_the_job_to_the_other(cluster, jobs, data, local, tmp_path):
+def test_a_job_resumes_on_the_other_node_when_one_goes_down(cluster, jobs, data, local, tmp_path):
     name, run_dir = "down", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}"
     job = jobs.submit("train.sbatch", *arguments, options=["--nodes=2"], name=name, RUN_DIR=run_dir)
     _trained(jobs, cluster, name, run_dir)
     cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=down", "reason=test")
     try:
-        cluster.until(lambda: cluster.told(job)["Restarts"] == "1", say=lambda: jobs.text(name))
+        cluster.wait_until(lambda: cluster.job_info(job)["Restarts"] == "1", describe=lambda: jobs.text(name))
         cluster.call("scontrol", "update", f"jobid={job}", "numnodes=1", "numtasks=1")
-        assert jobs.ended(job, name) == "COMPLETED", jobs.text(name)
+        assert jobs.final_state(job, name) == "COMPLETED", jobs.text(name)
     finally:
         cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume", check=False)
     assert "1 rank(s), 1 a machine" in jobs.text(name)
@@ -157,31 +155,31 @@ def test_a_node_that_goes_down_leaves_the_job_to_the_other(cluster, jobs, data, 
             assert line[key] == (pytest.approx(wanted[key], rel=1e-3, abs=1e-4) if number else wanted[key]), key
 
 
-def test_the_end_of_its_time_puts_a_job_back_and_cancelling_does_not(cluster, jobs, data, tmp_path):
+def test_the_time_limit_requeues_a_job_and_cancelling_does_not(cluster, jobs, data, tmp_path):
     name, run_dir = "limited", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}", "--training.incremental_epochs=100000"
     limit = ["--time=1", "--signal=B:USR1@40"]
     job = jobs.submit("train.sbatch", *arguments, options=limit, name=name, RUN_DIR=run_dir)
-    cluster.until(lambda: "going on from" in jobs.text(name), seconds=120, say=lambda: jobs.text(name))
-    assert cluster.told(job)["Restarts"] == "1"
+    cluster.wait_until(lambda: "going on from" in jobs.text(name), seconds=120, describe=lambda: jobs.text(name))
+    assert cluster.job_info(job)["Restarts"] == "1"
     cluster.call("scancel", job)
-    assert jobs.ended(job, name) == "CANCELLED"
-    assert cluster.told(job)["Restarts"] == "1"
+    assert jobs.final_state(job, name) == "CANCELLED"
+    assert cluster.job_info(job)["Restarts"] == "1"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "word"),
+    ("arguments", "environment", "message"),
     [
         ([], {"LAUNCHER": "mpirun"}, "LAUNCHER: 'mpirun' is none of deepspeed, torchrun, srun"),
         ([], {"DIST_IMSR_ENVIRONMENT": "nowhere"}, "nowhere cannot be read in"),
         (["--data.path=nowhere"], {}, "train: data.path: nowhere holds no dataset.json"),
     ],
 )
-def test_what_cannot_work_ends_at_once(jobs, tmp_path, arguments, environment, word):
-    name = f"refused-{abs(hash(word))}"
+def test_an_impossible_job_fails_at_once(jobs, tmp_path, arguments, environment, message):
+    name = f"refused-{abs(hash(message))}"
     where = {"LAUNCHER": "srun", "RUN_DIR": tmp_path / "run"} | environment
     job = jobs.submit("train.sbatch", *arguments, name=name, **where)
-    assert jobs.ended(job, name) == "FAILED"
-    assert jobs.cluster.told(job)["ExitCode"] == "2:0"
-    assert word in jobs.text(name)
+    assert jobs.final_state(job, name) == "FAILED"
+    assert jobs.cluster.job_info(job)["ExitCode"] == "2:0"
+    assert message in jobs.text(name)
     assert not os.path.exists(tmp_path / "run" / "metrics.jsonl")

@@ -54,12 +54,12 @@ def test_largest_cosine_equals_the_definition(device, counts, items, seed):
             np.testing.assert_allclose(found[user, item], max(each), atol=1e-5)
 
 
-def test_the_measure_is_what_is_asked_for():
+def test_item_fit_uses_the_configured_measure():
     interests = Interests(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
     items = torch.randn(2, 5, 4)
     assert torch.equal(item_fit(interests, items, DetectorConfig()), largest_cosine(interests, items))
-    asked = DetectorConfig(measure="divergence")
-    assert torch.equal(item_fit(interests, items, asked), divergence(interests, items))
+    config = DetectorConfig(measure="divergence")
+    assert torch.equal(item_fit(interests, items, config), divergence(interests, items))
     assert torch.isfinite(largest_cosine(interests.replace(torch.zeros(2, 3, 4)), torch.zeros(2, 5, 4))).all()
 
 
@@ -99,6 +99,6 @@ def test_impossible_values_are_refused(key, value):
 @pytest.mark.parametrize("rule", ["mean", "count", "share"])
 def test_a_rank_without_users_in_a_step(measure, rule):
     config = DetectorConfig(measure=measure, rule=rule)
-    nobody = Interests(torch.empty(0, 0, 4), torch.empty(0, 0, dtype=torch.bool))
-    found = item_fit(nobody, torch.empty(0, 0, 4), config)
+    no_users = Interests(torch.empty(0, 0, 4), torch.empty(0, 0, dtype=torch.bool))
+    found = item_fit(no_users, torch.empty(0, 0, 4), config)
     assert user_fit(found, torch.empty(0, 0, dtype=torch.bool), config).shape == (0,)

@@ -7,16 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from dist_imsr.model.extractors import BASES, DynamicRouting, ModelConfig, SelfAttention, build_extractor, squash
+from dist_imsr.model.base import Extractor
+from dist_imsr.model.extractors import BASE_MODELS, ModelConfig, build_extractor, register_base_model
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.linear_attention import LimaRecConfig
 from dist_imsr.model.mimn import MIMNConfig
+from dist_imsr.model.routing import DynamicRouting, squash
+from dist_imsr.model.self_attention import SelfAttention
 from tests import reference
 from tests.devices import call_on, on
 
 
 def _block(lengths, counts, dim, seed, dtype=torch.float64, repeat=False):
-    """Users of ragged histories and interests, padded with numbers that would show if they were read."""
+    """Users of ragged histories and interests, padded with nonzero numbers."""
     draw = torch.Generator().manual_seed(seed)
     items = torch.randn(len(lengths), max(lengths), dim, generator=draw, dtype=dtype)
     start = torch.randn(len(counts), max(counts), dim, generator=draw, dtype=dtype)
@@ -35,7 +38,6 @@ def _carried(interests, draw):
 
 
 def _single(value):
-    """The same in float32."""
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
@@ -120,9 +122,9 @@ def test_routing_gradients(logits, monkeypatch):
     items, mask, start = _block([3, 5], [2, 3], 4, seed=0)
     module = DynamicRouting(4).double()
     begin = Start(start, _carried(start, torch.Generator().manual_seed(0)), logits)
-    # Routing weights are constants to the gradient, so finite differences must hold them.
-    held = module._weights(module.transform(items), mask, start.vectors, begin).detach()
-    monkeypatch.setattr(module, "_weights", lambda *_: held)
+    # The gradient treats routing weights as constants, so finite differences must fix them.
+    weights = module._weights(module.transform(items), mask, start.vectors, begin).detach()
+    monkeypatch.setattr(module, "_weights", lambda *_: weights)
 
     def routed(weight, items):
         return torch.func.functional_call(module, {"transform.weight": weight}, (items, mask, begin)).vectors
@@ -171,7 +173,7 @@ def test_padding_changes_nothing(module):
 
 
 @pytest.mark.parametrize("module", [DynamicRouting(8), SelfAttention(8, 6)])
-def test_a_user_without_items_keeps_what_is_carried(module):
+def test_a_user_without_items_keeps_carried_interests(module):
     stored = Interests(torch.randn(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))
     empty = torch.zeros(1, 2, 8), torch.zeros(1, 2, dtype=torch.bool)
     start = Start(stored, torch.tensor([[2.0, 0.0]]), None, torch.randn(1, 2, 6))
@@ -183,8 +185,13 @@ def test_a_user_without_items_keeps_what_is_carried(module):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[("dim", 0), ("dim", 6), ("interests", 0), ("iterations", 0)],
-        *[("logit_scale", -1), ("query_dim", 0), ("positions", -1)],
+        ("dim", 0),
+        ("dim", 6),
+        ("interests", 0),
+        ("iterations", 0),
+        ("logit_scale", -1),
+        ("query_dim", 0),
+        ("positions", -1),
     ],
 )
 def test_impossible_values_are_refused(key, value):
@@ -205,8 +212,8 @@ def test_one_graph_serves_blocks_of_all_sizes(base):
     assert graphs.frame_count == 1
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_every_base_builds_the_same_everywhere(base):
+@pytest.mark.parametrize("base", BASE_MODELS)
+def test_every_build_has_the_same_initial_weights(base):
     torch.manual_seed(3)
     first, again = (build_extractor(ModelConfig(base, dim=8)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -218,3 +225,49 @@ def test_a_section_comes_back_from_plain_values():
     assert ModelConfig.of({"base": "mind"}) == ModelConfig("mind")
     with pytest.raises(TypeError, match="unknown"):
         ModelConfig.of({"mimn": {"unknown": 1}})
+
+
+@dataclasses.dataclass
+class _MeanConfig:
+    scale: float = 1.0
+
+
+class _Mean(Extractor):
+    """Every interest is the scaled mean of the items."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.scale = config.mean.scale
+
+    def forward(self, items, mask, start):
+        return start.interests.replace(self.scale * items.mean(1, keepdim=True).expand_as(start.interests.vectors))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registers a base model for one test, and gives the section that also has its keys."""
+    monkeypatch.setattr(BASE_MODELS, "_entries", dict(BASE_MODELS._entries))
+    register_base_model("mean", _MeanConfig)(_Mean)
+    field = dataclasses.field(default_factory=_MeanConfig)
+    return dataclasses.make_dataclass("WithMean", [("mean", _MeanConfig, field)], bases=(ModelConfig,))
+
+
+def test_a_registered_base_model_is_built_from_its_own_section(registered):
+    config = registered.of({"base": "mean", "dim": 8, "mean": {"scale": 3.0}, "mimn": {"memory": 8}})
+    assert isinstance(config, registered)
+    assert (config.mean, config.mimn, config.limarec) == (_MeanConfig(3.0), MIMNConfig(memory=8), LimaRecConfig())
+    extractor = build_extractor(config)
+    assert isinstance(extractor, _Mean)
+    items, mask, stored = _block([3], [2], 8, seed=0)
+    torch.testing.assert_close(extractor(items, mask, Start(stored)).vectors[0, 1], 3 * items[0].mean(0))
+
+
+def test_an_unknown_base_model_is_refused_with_the_known_names():
+    names = "comirec_dr, mind, comirec_sa, mimn, limarec"
+    with pytest.raises(ValueError, match=rf"model\.base: 'bert' is impossible here; expected one of {names}"):
+        ModelConfig("bert")
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match=r"model\.base: 'mind' is registered twice"):
+        register_base_model("mind")(_Mean)

@@ -10,7 +10,7 @@ from tests.devices import call_on
 
 
 def _drift(users, targets, negatives, dim, seed):
-    """Users of (existing, new) interests each, padded with numbers that would show if they were read."""
+    """Users of (existing, new) interests each, padded with nonzero numbers."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -21,12 +21,12 @@ def _drift(users, targets, negatives, dim, seed):
     existing = slot < torch.tensor([old for old, _ in users]).unsqueeze(1)
     mask = slot < torch.tensor([old + new for old, new in users]).unsqueeze(1)
     before, now = normal(len(users), most, dim), normal(len(users), most, dim)
-    asked = torch.rand(len(users), targets, generator=draw) < 0.7
+    target_mask = torch.rand(len(users), targets, generator=draw) < 0.7
     wanted = normal(len(users), targets, dim)
-    return Drift(before, now, existing, mask, wanted, now @ wanted.mT, asked, normal(negatives, dim))
+    return Drift(before, now, existing, mask, wanted, now @ wanted.mT, target_mask, normal(negatives, dim))
 
 
-def _moved(drift, now):
+def _with_student(drift, now):
     return drift._replace(now=now, agreement=now @ drift.targets.mT)
 
 
@@ -44,7 +44,7 @@ def test_losses_equal_the_equations(device, name, users, targets, negatives, tau
     wanted = 0.0
     for user, (old, new) in enumerate(users):
         before, now = drift.before[user, :old].numpy(), drift.now[user, : old + new].numpy()
-        for target in drift.targets[user, drift.asked[user]].numpy():
+        for target in drift.targets[user, drift.target_mask[user]].numpy():
             wanted += reference.retention(name, before, now, target, drift.negatives.numpy(), tau)
     np.testing.assert_allclose(call_on(device, RETAINERS[name], drift, tau), wanted, rtol=1e-10, atol=1e-10)
     single = Drift(*(value.float() if value.is_floating_point() else value for value in drift))
@@ -56,16 +56,16 @@ def test_gradients_reach_the_student_alone(name):
     drift = _drift([(2, 1), (0, 2), (3, 0)], 4, 3, 4, seed=1)
     before = drift.before.clone().requires_grad_()
     now = drift.now.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda now: RETAINERS[name](_moved(drift, now), 2.0), (now,))
+    assert torch.autograd.gradcheck(lambda now: RETAINERS[name](_with_student(drift, now), 2.0), (now,))
     if name != "dir":
-        loss = RETAINERS[name](_moved(drift, now)._replace(before=before), 2.0)
+        loss = RETAINERS[name](_with_student(drift, now)._replace(before=before), 2.0)
         assert torch.autograd.grad(loss, before, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("name", RETAINERS)
-def test_the_teacher_itself_is_the_least_loss(name):
+def test_the_loss_is_smallest_at_the_teacher(name):
     drift = _drift([(2, 1), (3, 0)], 4, 3, 4, seed=2)
-    same = _moved(drift, drift.before.clone().requires_grad_())
+    same = _with_student(drift, drift.before.clone().requires_grad_())
     (gradient,) = torch.autograd.grad(RETAINERS[name](same, 1.0), same.now)
     assert gradient.abs().max() < 1e-9
     assert RETAINERS[name](same, 1.0) < RETAINERS[name](drift, 1.0)

@@ -29,11 +29,11 @@ def test_scores_equal_the_equations(device, counts, items, how, seed):
     own = torch.randn(len(counts), items, 4, generator=draw, dtype=torch.float64)
     of_shared, of_own = (call_on(device, score, interests, ones, how) for ones in (shared, own))
     for user, count in enumerate(counts):
-        held = interests.vectors[user, :count].numpy()
+        vectors = interests.vectors[user, :count].numpy()
         for item in range(items):
-            wanted = reference.score(held, shared[item].numpy(), how)
+            wanted = reference.score(vectors, shared[item].numpy(), how)
             np.testing.assert_allclose(of_shared[user, item], wanted, atol=1e-12)
-            wanted = reference.score(held, own[user, item].numpy(), how)
+            wanted = reference.score(vectors, own[user, item].numpy(), how)
             np.testing.assert_allclose(of_own[user, item], wanted, atol=1e-12)
 
 
@@ -50,8 +50,8 @@ def test_loss_equals_the_equations(device, counts, each, negatives, seed):
     targets = torch.randint(7, (len(counts), each), generator=draw)
     agreement, ids = interests.vectors @ catalogue[targets].mT, targets.flatten()
     users = call_on(device, attend, interests, agreement)
-    asked = users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives)
-    found = call_on(device, sampled_softmax, call_on(device, candidates, *asked))
+    inputs = users.flatten(0, 1), catalogue[ids], catalogue[negatives], ids, torch.tensor(negatives)
+    found = call_on(device, sampled_softmax, call_on(device, candidates, *inputs))
     wanted = 0.0
     for user, count in enumerate(counts):
         for place, target in enumerate(targets[user].tolist()):
@@ -73,9 +73,9 @@ def test_distillation_equals_the_equations(device):
         )
     wanted = 0.0
     for place, target in enumerate(ids.tolist()):
-        asked = [target, *(one for one in negatives.tolist() if one != target)]
+        items = [target, *(one for one in negatives.tolist() if one != target)]
         now, then = (
-            np.exp(catalogue[asked] @ users[place]) / np.exp(catalogue[asked] @ users[place]).sum()
+            np.exp(catalogue[items] @ users[place]) / np.exp(catalogue[items] @ users[place]).sum()
             for users, catalogue, _ in sides
         )
         wanted += (then * np.log(then / now)).sum()
@@ -98,7 +98,7 @@ def test_gradients():
     assert torch.autograd.gradcheck(loss, (interests.vectors.requires_grad_(), catalogue))
 
 
-def test_only_negatives_that_are_the_target_cost_nothing():
+def test_negatives_equal_to_the_target_give_no_loss():
     user, target = torch.randn(2, 1, 4, requires_grad=True)
     loss = sampled_softmax(candidates(user, target, target, torch.tensor([3]), torch.tensor([3])))
     assert loss == 0

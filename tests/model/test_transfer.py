@@ -8,9 +8,9 @@ from dist_imsr.model.transfer import Transfer
 
 
 def _gelu(value):
-    """The exact gelu, moved by three deviations as the module's docstring has it."""
-    moved = value + 3.0
-    return moved * 0.5 * (1 + math.erf(moved / math.sqrt(2))) - 3.0
+    """gelu(x + 3) - 3 with the exact gelu."""
+    shifted = value + 3.0
+    return shifted * 0.5 * (1 + math.erf(shifted / math.sqrt(2))) - 3.0
 
 
 def _reference(transfer, previous, tuned):
@@ -51,15 +51,15 @@ def test_rows_equal_the_slow_reference(filters, kernel, hidden):
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_it_begins_by_returning_what_was_tuned():
+def test_initial_weights_return_the_tuned_rows():
     transfer = Transfer(16, 5, 5, 16)
     transfer.scale.fill_(0.1)
     previous, tuned = 0.1 * torch.randn(2, 1000, 16)
     assert (transfer(previous, tuned) - tuned).norm() < 0.1 * tuned.norm()
-    assert torch.equal(transfer(previous, tuned), transfer(torch.randn(1000, 16), tuned))  # nothing of w_{t-1} yet
+    assert torch.equal(transfer(previous, tuned), transfer(torch.randn(1000, 16), tuned))  # independent of w_{t-1}
 
 
-def test_fewer_hidden_units_begin_as_a_projection():
+def test_initial_weights_with_fewer_hidden_units_are_a_projection():
     transfer, tuned = Transfer(16, 5, 5, 4), 0.2 * torch.randn(50, 16)
     once = transfer(tuned, tuned)
     assert torch.linalg.matrix_rank(once.detach(), rtol=1e-3) == 4

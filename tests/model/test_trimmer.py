@@ -41,11 +41,11 @@ def test_projection_equals_the_equations(device, users, dim, kind, seed):
         assert not found.vectors[user, old + new :].any()
 
 
-def test_nothing_is_left_where_existing_interests_span_the_space():
+def test_the_residual_is_zero_if_existing_interests_span_the_space():
     vectors = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(0))
     existing = torch.arange(7).unsqueeze(0) < 6
-    kept = project(Interests(vectors, torch.ones(1, 7, dtype=torch.bool)), existing).vectors[0, 6]
-    assert kept.norm() < 1e-3
+    residual = project(Interests(vectors, torch.ones(1, 7, dtype=torch.bool)), existing).vectors[0, 6]
+    assert residual.norm() < 1e-3
 
 
 def test_precision_under_autocast(device):
@@ -82,7 +82,7 @@ def test_gradients_are_bounded_where_existing_interests_vanish(norm):
     assert vectors.grad.abs().max() < 1e5
 
 
-def test_what_is_not_finite_stays_so_for_the_loss_to_tell():
+def test_interests_that_are_not_finite_stay_so():
     vectors = torch.randn(2, 3, 4)
     vectors[0] = torch.nan
     found = project(Interests(vectors, torch.ones(2, 3, dtype=torch.bool)), torch.tensor([[True, True, False]] * 2))

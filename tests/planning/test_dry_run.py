@@ -7,18 +7,27 @@ import pytest
 
 SHIPPED = Path(__file__).parents[2]
 
-# In a process of its own, one world after the other.
+# Runs in its own process, one world after the other.
 DRY = """
 import json, sys
 from dist_imsr.config import resolve
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.dry_run import dry_run
+from dist_imsr.model.extractors import build_extractor
+from dist_imsr.planning.dry_run import dry_run, simulated_step
 from dist_imsr.planning.load import spans_of, widest_step
-from dist_imsr.planning.memory import activation_bytes
+from dist_imsr.planning.memory import activation_bytes, gradient_bucket
+from tests.memory_profile import MEASURED, memory_profile
+from torch.profiler import record_function
 for line in sys.argv[1:]:
     config = resolve(PlanConfig, line.split())
     dry = dry_run(config, widest_step(config, spans_of(config)))
-    print(json.dumps([dry.ranks, dry.step.users, dry.exchanges, dry.activations, activation_bytes(config, dry.step)]))
+    with memory_profile() as peak_bytes, simulated_step(config, dry.step) as take_step:
+        take_step()
+        with record_function(MEASURED):
+            sent = take_step()
+    assert (sum(sent), len(sent)) == (dry.sent, dry.exchanges)
+    estimated = activation_bytes(config.model.dim, build_extractor(config.model), dry.step)
+    print(json.dumps([dry.ranks, dry.step.users, dry.exchanges, peak_bytes(gradient_bucket(config)), estimated]))
 """
 
 WORLDS = {
@@ -31,7 +40,7 @@ WORLDS = {
 }
 
 
-def test_steps_run_in_worlds_that_are_not_there():
+def test_steps_run_in_simulated_worlds():
     ran = subprocess.run([sys.executable, "-c", DRY, *WORLDS], capture_output=True, text=True, cwd=SHIPPED)
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]

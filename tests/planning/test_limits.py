@@ -28,11 +28,11 @@ def test_a_refusal_names_the_resource_and_what_then_fits(name, tmp_path):
     config = resolve(PlanConfig, argv)
     found = shortfalls(config)
     assert found
-    told = str(refusal(config, found))
-    assert found[0].resource in told
-    assert "\n" not in told
-    assert "GB needed" in told
-    remedies = re.findall(r"--\S+ [^,\s]+", told.partition("it would fit with ")[2])
+    text = str(refusal(config, found))
+    assert found[0].resource in text
+    assert "\n" not in text
+    assert "GB needed" in text
+    remedies = re.findall(r"--\S+ [^,\s]+", text.partition("it would fit with ")[2])
     assert remedies
     for remedy in remedies:
         key, value = remedy.split()
@@ -46,7 +46,7 @@ def test_the_fewest_nodes_are_the_fewest():
     assert shortfalls(replace(config, nodes=nodes - 1))
 
 
-def test_what_is_told_to_fit_fits_and_a_little_more_does_not():
+def test_limits_fit_and_a_little_more_does_not():
     config = resolve(PlanConfig, [*BILLIONS, "--nodes=64"])
     for limit in limits(config):
         assert limit.most > limit.now
@@ -56,7 +56,7 @@ def test_what_is_told_to_fit_fits_and_a_little_more_does_not():
             assert shortfalls(replace(config, **{limit.key: round(1.01 * limit.most)}))
 
 
-def test_torchrecs_planner_is_asked_for_the_whole_world():
+def test_torchrecs_planner_places_the_table_on_all_ranks():
     config = resolve(PlanConfig, [*BILLIONS, "--nodes=64"])
     placed = place(config, 2_000_000_000)
     assert placed.sharding == "row_wise"

@@ -16,15 +16,15 @@ from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.planning.config import LoadConfig, PlanConfig
-from dist_imsr.planning.dry_run import MEASURED, watched
 from dist_imsr.planning.load import spans_of
-from dist_imsr.planning.memory import Accounts, gradient_bucket, row_wise, total
+from dist_imsr.planning.memory import MemoryModel, gradient_bucket, row_wise, total
 from dist_imsr.planning.placement import shard_of
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.trainer import Trainer
+from tests.memory_profile import MEASURED, memory_profile
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
 
@@ -32,7 +32,7 @@ USERS, ITEMS, SPANS, RANKS = 600, 4000, 3, 2
 
 
 def _allocated(topology, config):
-    """Trains all spans; returns what this rank's tensors take, and how many interests a user has over the world."""
+    """Trains all spans; returns the bytes of this rank's tensors, and how many interests a user has over the world."""
     trainer = Trainer(config, Dataset(config.data), topology)
     lines = trainer.run()
     catalogue, store = trainer.model.catalogue, trainer.model.store
@@ -50,9 +50,7 @@ def _allocated(topology, config):
 def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, optimizer):
     history = drawn_history(users=USERS, items=ITEMS, spans=SPANS + 1, longest=12)
     folder = write_dataset(tmp_path / "data", history)
-    policy = InterestPolicy(
-        detector=DetectorConfig(c1=0.5, untrained=True, delta_k=2), trimmer=TrimmerConfig(trim=False)
-    )
+    policy = IMSRConfig(detector=DetectorConfig(c1=0.5, untrained=True, delta_k=2), trimmer=TrimmerConfig(trim=False))
     sections = {
         "model": ModelConfig(base=base, dim=32),
         "strategy": StrategyConfig(imsr=policy),
@@ -64,7 +62,7 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
     interests = ranks[0][1]
     assert interests > 4.2  # else the growth is not seen
 
-    # What whoever planned it would know: items, users, how many are active, and where interests end.
+    # The load of these data: items, users, how many are active, and how many interests they gain.
     dataset = Dataset(DataConfig(folder))
     active = sum(any(user[span]) for user in history.values() for span in range(1, SPANS)) / USERS / (SPANS - 1)
     gained = (interests - 4) / active / (SPANS - 1)
@@ -72,36 +70,36 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
     where = {"nodes": 1, "gpus_per_node": RANKS, "gpu": "cpu"}
     plan = PlanConfig(dataset.items_by_span[-1], USERS, spans=SPANS, load=load, **where, **sections)
     spans = spans_of(plan)
-    accounts = Accounts(plan, spans, shard_of(plan))
-    weight, state = accounts.table(spans[-1])
-    planned = {"weight": weight, "optimizer": state, "store": accounts.store(spans[-2])}
+    memory = MemoryModel(plan, spans, shard_of(plan))
+    weight, state = memory.table_bytes(spans[-1])
+    planned = {"weight": weight, "optimizer": state, "store": memory.store_bytes(spans[-2])}
     for held, _ in ranks:
         assert planned == pytest.approx({name: held[name] for name in planned}, rel=0.1)
     # Items are known in the order of their ids, so that headroom leaves the last rank less to copy than the first.
-    assert accounts.snapshot(spans[-1]) == pytest.approx(max(held["copy"] for held, _ in ranks), rel=0.1)
+    assert memory.snapshot_bytes(spans[-1]) == pytest.approx(max(held["copy"] for held, _ in ranks), rel=0.1)
 
 
 def _grown(topology, section, items, dim):
-    """The most bytes that this rank holds beside what it had while its table grows."""
-    with watched() as held:
+    """The most bytes that this rank allocates while its table grows."""
+    with memory_profile() as peak_bytes:
         catalogue = Catalogue(section, items[:1], dim, 0, topology)
         with record_function(MEASURED):
             assert catalogue.grow(items[1])
-    return held()
+    return peak_bytes()
 
 
-def test_a_table_grows_in_the_memory_that_is_told():
+def test_a_table_grows_in_the_planned_memory():
     items, dim, section = [20_000, 30_000], 64, CatalogueConfig(optimizer="adagrad")
     held = run_ranks(RANKS, _grown, section, items, dim)[0]
     config = PlanConfig(items[1], dim=dim, gpus_per_node=RANKS, gpu="a100-40", spans=1, catalogue=section)
     config = replace(config, load=LoadConfig(new_items=1 / 3), checkpoint=CheckpointConfig(enabled=False))
-    phases = Accounts(config, spans_of(config), row_wise(RANKS)).phases()
+    phases = MemoryModel(config, spans_of(config), row_wise(RANKS)).phases()
     (growing,) = (phase.device for phase in phases if phase.name == "growing the table")
     arrive = growing["rows that arrive"]  # gloo may still hold those of the tensor before
     assert any(growing["grown table"] + arrive * n == pytest.approx(held, rel=0.1) for n in (1, 2))
 
 
-def test_interests_grow_and_go_in_the_memory_that_is_told():
+def test_interests_grow_and_go_in_the_planned_memory():
     users, first = 3000, 4
     config = PlanConfig(
         users=users,
@@ -112,17 +110,17 @@ def test_interests_grow_and_go_in_the_memory_that_is_told():
         load=LoadConfig(new_interests=0.0),
     )
     phases = {
-        (phase.span, phase.name): phase.device for phase in Accounts(config, spans_of(config), row_wise(1)).phases()
+        (phase.span, phase.name): phase.device for phase in MemoryModel(config, spans_of(config), row_wise(1)).phases()
     }
     store = InterestStore(config.store, users, 0, 32, 0, 0, torch.device("cpu"))
     for change, phase in (
         (lambda: store.expand(torch.arange(users), first, 0), phases[0, "new interests"]),
         (lambda: store.trim(torch.ones(users * first, dtype=torch.bool)), phases[1, "trimming"]),
     ):
-        with watched() as held, record_function(MEASURED):
+        with memory_profile() as peak_bytes, record_function(MEASURED):
             change()
-        told = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "interests that move"))
-        assert 0.9 * held() <= told <= 1.4 * held()
+        planned = sum(phase.get(name, 0) for name in ("grown store", "interests that are drawn", "interests that move"))
+        assert 0.9 * peak_bytes() <= planned <= 1.4 * peak_bytes()
 
 
 SMALL = PlanConfig(
@@ -136,8 +134,7 @@ SMALL = PlanConfig(
 
 
 def _peak(config):
-    accounts = Accounts(config, spans_of(config), row_wise(config.ranks))
-    phases = accounts.phases()
+    phases = MemoryModel(config, spans_of(config), row_wise(config.ranks)).phases()
     return max(total(phase.device) for phase in phases), max(total(phase.host) for phase in phases)
 
 
@@ -185,8 +182,8 @@ def test_strategies_and_sections_count():
 @pytest.mark.parametrize(("users", "same_as"), [(10**6, "device"), (10**8, "host")])
 def test_interests_leave_a_device_that_they_would_fill(users, same_as):
     config = replace(SMALL, users=users)
-    auto, told = (_peak(replace(config, store=InterestStoreConfig(memory))) for memory in ("auto", same_as))
-    assert auto == told
+    auto, fixed = (_peak(replace(config, store=InterestStoreConfig(memory))) for memory in ("auto", same_as))
+    assert auto == fixed
 
 
 def test_zero_allocates_its_bucket_whatever_there_is_to_reduce():
@@ -195,7 +192,7 @@ def test_zero_allocates_its_bucket_whatever_there_is_to_reduce():
     assert bucket == [0, 20_000_000, 20_000_000]
 
 
-def test_no_rank_is_taken_to_hold_more_than_torchrec_gives_it():
+def test_the_fullest_rank_is_torchrecs():
     for sharding in ("row_wise", "planner"):
         config = replace(SMALL, catalogue=CatalogueConfig(sharding=sharding))
         assert shard_of(config)(100_001) == row_wise(4)(100_001) == 25_001

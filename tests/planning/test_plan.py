@@ -27,7 +27,7 @@ def test_the_papers_taobao(tmp_path, capsys, ranks):
     table = plan["spans"][-1]["capacity"] * 64 * 4 * 3  # with Adam's two moments
     assert last["table_bytes"] * ranks == pytest.approx(table, rel=1e-3)
     assert (plan["steps"][0]["links"]["embeddings"]["intra"] > 0) == (ranks > 1)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in (
         "item table",
         "optimizer state",
@@ -36,8 +36,8 @@ def test_the_papers_taobao(tmp_path, capsys, ranks):
         "what binds",
         "users alone may grow",
     ):
-        assert name in told
-    assert ("embeddings" in told) == (ranks > 1)
+        assert name in output
+    assert ("embeddings" in output) == (ranks > 1)
 
 
 def test_two_billion_items_on_512_gpus(tmp_path, capsys):
@@ -74,11 +74,11 @@ def test_the_command_of_the_documentation_dry_run_included():
 
 def test_a_plan_that_does_not_fit_is_refused_in_one_line(capsys):
     assert main(["--items=2000000000", "--users=500000000", "--dry_run=false"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("plan.py: does not fit: device memory: ")
-    assert "it would fit with --nodes " in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("plan.py: does not fit: device memory: ")
+    assert "it would fit with --nodes " in output.err
 
 
 def test_rows_that_a_budget_sends_to_the_host_are_refused(capsys):

@@ -27,7 +27,7 @@ def _learnt(topology, config, spans):
     trainer = Trainer(config, Dataset(config.data), topology)
     states = []
     for span in range(spans):
-        trainer.learn(span)
+        trainer.train_span(span)
         states.append(left(trainer)[1])
     return states
 
@@ -49,8 +49,8 @@ def _forgetful(topology, config):
     for spans in ([0, 1], [1]):
         trainer = Trainer(config, Dataset(config.data), topology)
         for span in spans:
-            trainer.progress = trainer.progress.at(span)
-            trainer.learn(span)
+            trainer.spans.progress = trainer.progress.at(span)
+            trainer.train_span(span)
         states.append(left(trainer)[1])
     return states
 
@@ -80,8 +80,8 @@ def test_users_get_as_many_interests_as_another_run_left(folder, tmp_path):
 def _counts(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    trainer.progress = trainer.progress.at(2)
-    trainer.learn(2)
+    trainer.spans.progress = trainer.progress.at(2)
+    trainer.train_span(2)
     return trainer.model.store.counts.numpy()
 
 

@@ -35,7 +35,7 @@ def _tested(topology, config):
     trainer = Trainer(config, Dataset(config.data), topology)
     states, told = [], []
     for span in range(LAST + 1):
-        trainer.learn(span)
+        trainer.train_span(span)
         states.append(left(trainer)[1])
         told.append(trainer.test(span + 1))
     return states, [line["users"] for line in told]

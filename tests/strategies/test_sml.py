@@ -11,7 +11,7 @@ from dist_imsr.distributed.command import REQUEUE, Stopped
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.transfer import Transfer
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.sml import MetaLearner, SMLConfig
+from dist_imsr.strategies.sml import SML, SMLConfig
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of
 from dist_imsr.training.run import begin, check
 from dist_imsr.training.trainer import Trainer
@@ -55,29 +55,29 @@ def _begun(topology, config):
     """The tables and transfers around the transfer's own epochs, and the sizes of what goes through it in a span."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    trainer.learn(0)
-    trainer.learn(1)
-    companion, sizes, real = trainer.model.companion, [], Transfer.forward
+    trainer.train_span(0)
+    trainer.train_span(1)
+    strategy, sizes, real = trainer.strategy, [], Transfer.forward
 
     def watched(transfer, previous, tuned):
         sizes.append(len(tuned))
         return real(transfer, previous, tuned)
 
     Transfer.forward = watched
-    learn, seen = companion._learn, []
+    train_transfer, seen = strategy._train_transfer, []
 
     def look():
-        tables = trainer.model.catalogue, companion.previous.table, companion.tuned.table
-        transfers = torch.cat([parameter.detach().flatten() for parameter in companion.transfers.parameters()])
+        tables = trainer.model.catalogue, strategy.previous.table, strategy.tuned.table
+        transfers = torch.cat([parameter.detach().flatten() for parameter in strategy.transfers.parameters()])
         seen.append([*(table.flushed_weight().clone() for table in tables), transfers])
 
-    def learning(*given):
+    def watched_training(*arguments):
         look()
-        learn(*given)
+        train_transfer(*arguments)
         look()
 
-    companion._learn = learning
-    trainer.learn(2)
+    strategy._train_transfer = watched_training
+    trainer.train_span(2)
     return seen, max(sizes)
 
 
@@ -121,8 +121,8 @@ def test_impossible_values_are_refused(key, value):
         SMLConfig(**{key: value})
 
 
-def test_it_sleeps_in_the_first_span():
-    assert MetaLearner(OPTIONS).state() == {}
+def test_nothing_is_kept_before_the_second_span():
+    assert SML(OPTIONS).state() == {}
 
 
 class _Asked:
@@ -148,7 +148,7 @@ def _stopped(topology, config, asked):
     dist.barrier()
     dataset, candidates = check(config)
     trainer = begin(config, dataset, candidates, topology, None)
-    resumed = trainer.progress.name
+    resumed = trainer.checkpoint_name
     trainer.run()
     return resumed, left(trainer)
 

@@ -17,17 +17,17 @@ from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.evaluator import EvalConfig
-from dist_imsr.files import SealedFile
+from dist_imsr.files import HashedFile
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.training.recommender import Recommender
 from dist_imsr.training.resume import CheckpointCandidates
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
@@ -37,7 +37,7 @@ from tests.runs import run
 SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
 GROWING = StrategyConfig(
     "imsr",
-    InterestPolicy(
+    IMSRConfig(
         1.0,
         DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=9, each_epoch=True),
         TrimmerConfig(c2=0.1),
@@ -233,7 +233,7 @@ def _chosen(topology, config):
 
 def _with_full_disk(topology, config, after):
     """A run whose disk is full on the last rank after so many writes, and for the five after these."""
-    writes, real = [0], SealedFile.write
+    writes, real = [0], HashedFile.write
 
     def write(file, data):
         writes[0] += 1
@@ -241,13 +241,13 @@ def _with_full_disk(topology, config, after):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    SealedFile.write, said, handler = write, [], logging.Handler()
+    HashedFile.write, said, handler = write, [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("dist_imsr").addHandler(handler)
     try:
         return run(topology, config), said
     finally:
-        SealedFile.write = real
+        HashedFile.write = real
         logging.getLogger("dist_imsr").removeHandler(handler)
 
 
@@ -322,7 +322,7 @@ def _copies(topology, config):
     def counted(self):
         held.append(sum(copy() is not None for copy in made))
         taken = real(self)
-        made.append(weakref.ref(taken.tensors["catalogue.weight"].values))
+        made.append(weakref.ref(taken.tensors["catalogue.flushed_weight()"].values))
         return taken
 
     with patch.object(Recommender, "snapshot", counted):

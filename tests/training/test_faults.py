@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
-from dist_imsr.training.recommender import Recommender
 from tests.commands import start_ranks
-from tests.faults import counted, disturbed, killed_once, steps_of
+from tests.faults import run_counted, run_killed_once, run_with_kills, steps_done
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
 from tests.training.test_checkpoint import _config
@@ -36,10 +36,10 @@ def folder(tmp_path_factory):
 def test_killed_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
     config = _config(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=3))
     with LocalRanks(2, seconds=120) as ranks:
-        told = ranks.call(counted, config)
+        told = ranks.call(run_counted, config)
     kills, wanted = 6, [left for left, _ in told]
     points, again = min(passed for _, passed in told), replace(config, run_dir=tmp_path / "killed")
-    assert disturbed(again, kills, random.Random(1), points, steps_of(config)) == wanted
+    assert run_with_kills(again, kills, random.Random(1), points, steps_done(config)) == wanted
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert timeless(lines) == wanted[0][0]
 
@@ -49,13 +49,13 @@ _SAVING = {"write": (1, 0.5), "fsync": (0, 0.1), "rename": (0, 0.6), "rmtree": (
 
 @pytest.fixture(scope="module")
 def saved(folder, tmp_path_factory):
-    """What `counted` tells of a run, by the points that are counted."""
+    """What `run_counted` tells of a run, by the points that are counted."""
     config = _config(
         folder, tmp_path_factory.mktemp("saved") / "run", checkpoint=CheckpointConfig(every_steps=3, keep_last=1)
     )
     with LocalRanks(2, seconds=120) as ranks:
         each = {name: replace(config, run_dir=config.run_dir.with_name(name)) for name in _SAVING}
-        return config, {name: ranks.call(counted, one, None, [name]) for name, one in each.items()}
+        return config, {name: ranks.call(run_counted, one, None, [name]) for name, one in each.items()}
 
 
 @pytest.mark.parametrize("point", _SAVING)
@@ -65,7 +65,7 @@ def test_killed_while_it_saves(saved, tmp_path, point):
     passed = told[point][rank][1]
     assert passed > 5
     kill = rank, max(2, int(passed * share))
-    left = killed_once(replace(config, run_dir=tmp_path / "run"), kill, [point])
+    left = run_killed_once(replace(config, run_dir=tmp_path / "run"), kill, [point])
     assert left == [one for one, _ in told[point]]
 
 
@@ -182,15 +182,15 @@ def test_a_rank_that_hangs_ends_the_others_in_bounded_time(ranks, folder, tmp_pa
 
 
 def _raise_on_rank_1():
-    real, steps = Recommender.update, []
+    real, steps = Recommender.train_step, []
 
-    def update(self, *arguments):
+    def train_step(self, *arguments, **keywords):
         steps.append(0)
         if len(steps) == 5 and self.topology.rank == 1:
             raise KeyError("a fault of rank 1")
-        return real(self, *arguments)
+        return real(self, *arguments, **keywords)
 
-    Recommender.update = update
+    Recommender.train_step = train_step
 
 
 def test_a_rank_that_raises_takes_the_others_along(ranks, folder, tmp_path):
@@ -286,7 +286,7 @@ def test_a_refusal_of_rank_0_ends_all(ranks, folder, tmp_path):
 def test_a_signal_before_the_training_ends_at_once(ranks, folder, tmp_path):
     (process, other) = ranks("--data.path", folder, "--run_dir", tmp_path / "run", *_SMALL)
     other.send_signal(signal.SIGSTOP)  # so that rank 0 waits for it
-    _when(lambda: process.hears(signal.SIGUSR1), [process])
+    _when(lambda: process.handles(signal.SIGUSR1), [process])
     time.sleep(1)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=10) == REQUEUE

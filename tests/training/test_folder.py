@@ -27,7 +27,7 @@ def _begun(config):
     (config.run_dir / "logs" / "rank=0000.log").write_text("out of memory\n")
 
 
-def test_a_beginning_is_begun_anew(config):
+def test_a_run_without_results_is_replaced(config):
     _begun(config)
     check_folder(config, False)
     _ = claim_folder(config, [])

@@ -7,11 +7,17 @@ import torch
 
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.keys import keys_of, rules_of
+from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.identity import differences, identity
+from dist_imsr.training.identity import differences, identity, pretraining
 
 CONFIG = TrainConfig(data=DataConfig(Path("data")), run_dir=Path("run"))
 SHIPPED = EngineConfig().deepspeed.parent
+OLD = json.loads(Path(__file__).with_name("identity.json").read_text())
+"""What the manifest of a checkpoint of `CONFIG` held before keys carried rules."""
+LATER = ("training.incremental_epochs", "catalogue.incremental_learning_rate", "engine.incremental_learning_rate")
+COUNTS = "strategy.full_retraining.interests_from"
 
 
 def _identity(config, data="digest"):
@@ -32,8 +38,8 @@ def _changed(key, value):
     ],
 )
 def test_what_makes_another_run_is_named(key, value):
-    (said,) = differences(_identity(CONFIG), _identity(_changed(key, value)))
-    assert said.startswith(f"{key} was ")
+    (difference,) = differences(_identity(CONFIG), _identity(_changed(key, value)))
+    assert difference.startswith(f"{key} was ")
 
 
 def test_other_data_are_named_wherever_they_stand():
@@ -52,7 +58,8 @@ def test_other_data_are_named_wherever_they_stand():
             ("ranking.precision", "bf16"),
         ),
         *(("checkpoint.every_steps", 3), ("checkpoint.keep_last", 9)),
-        *(("training.spans", 1), ("eval.per_user", True), ("engine.compile", True)),
+        *(("training.spans", 1), ("eval.per_user", True), ("engine.compile", True), ("profile", True)),
+        ("imports", ["a_module"]),
     ],
 )
 def test_what_makes_no_other_run_is_allowed(key, value):
@@ -64,6 +71,42 @@ def test_a_checkpoint_from_before_a_key_was_there_did_as_its_default():
     del older["engine.tf32"]
     assert differences(older, _identity(CONFIG)) == []
     assert differences(older, _identity(_changed("engine.tf32", True))) == ["engine.tf32 was False and is True"]
+
+
+def test_an_older_checkpoint_resumes():
+    assert differences(OLD, _identity(CONFIG)) == []
+    assert _identity(CONFIG) == OLD
+
+
+def test_a_key_that_a_checkpoint_lacks_counts_as_its_default():
+    older = {key: value for key, value in OLD.items() if key not in ("model.score", "batch.size", "eval.top", COUNTS)}
+    assert differences(older, _identity(CONFIG)) == []
+    assert differences(older, _identity(_changed("batch.size", 7))) == ["batch.size was 128 and is 7"]
+    assert differences(older, _identity(_changed("eval.top", [5]))) == ["eval.top was [20] and is [5]"]
+    assert differences(pretraining(older), pretraining(OLD)) == []
+
+
+def test_keys_that_this_version_does_not_compare():
+    assert differences(OLD | {"ranking.memory": 1}, _identity(CONFIG)) == []  # free since
+    assert differences(OLD | {"model.gone": 1}, _identity(CONFIG)) == ["model.gone was 1 and is None"]
+
+
+def test_strategies_share_one_pretraining_unless_it_depends_on_them():
+    def of(**strategy):
+        return pretraining(_identity(replace(CONFIG, strategy=replace(CONFIG.strategy, **strategy))))
+
+    counts, plain = FullRetrainingConfig(Path("counts")), pretraining(OLD)
+    assert plain.keys() == {key for key in OLD if key == COUNTS or not key.startswith(("strategy.", *LATER))}
+    assert of(name="frozen") == of(name="full_retraining") == of(full_retraining=counts) == plain
+    assert of(name="full_retraining", full_retraining=counts) == plain | {COUNTS: "counts"}
+    assert pretraining(_identity(_changed("training.incremental_epochs", 9))) == plain
+    assert pretraining(_identity(_changed("engine.learning_rate", 9.0))) != plain
+
+
+def test_every_key_is_free_or_kept():
+    free = {key for key in keys_of(TrainConfig) if rules_of(TrainConfig, key).resume == "free"}
+    assert free.isdisjoint(OLD)
+    assert free | OLD.keys() - {"data"} == set(keys_of(TrainConfig))
 
 
 def test_it_outlives_json_and_moved_settings(tmp_path):

@@ -1,3 +1,4 @@
+import gc
 import itertools
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.recommender import NextItem
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies import STRATEGIES, StrategyConfig
+from dist_imsr.strategies.progress import Progress
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.training.state import Progress
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
@@ -37,24 +39,31 @@ def _config(folder, run_dir, base, strategy="life_long", max_history=3):
     )
 
 
+def _free(trainer):
+    """Frees a model, whose parts refer to each other."""
+    trainer.model.engine.close()
+    del trainer.spans.model, trainer.spans.ranker
+    gc.collect()
+
+
 def _lives(topology, configs):
     """What each configuration's spans leave in the store, and the parameters before and after the later ones."""
     told = []
     for config in configs:
         trainer = Trainer(config, Dataset(config.data), topology)
         trainer.model.engine.log = lambda values, step: None
-        data, store = trainer._open(0), trainer.model.store
-        trainer.model.admit(data.users, 0)
-        trainer._write_back(data)  # without training, which would see histories of other lengths
+        data, store = trainer.spans.open_span(0), trainer.model.store
+        trainer.spans.admit_users(data)
+        trainer.spans.write_back(data, NextItem())  # without training, which would see histories of other lengths
         parameters = {name: rows.values.clone() for name, rows in trainer.model.tensors().items()}
-        trainer.progress, spans = Progress(span=1), []
+        trainer.spans.progress, spans = Progress(span=1), []
         for span in (1, 2):
             spans.append((store.offsets.clone(), store.values.clone(), store.slots.states.clone()))
-            trainer.learn(span)
+            trainer.train_span(span)
         spans.append((store.offsets, store.values, store.slots.states))
         moved = {name: rows.values[: len(parameters[name])] for name, rows in trainer.model.tensors().items()}
         told.append((spans, parameters, moved))
-        trainer._discard()
+        _free(trainer)
     return told
 
 
@@ -70,7 +79,7 @@ def _trained(topology, configs):
         for line in lines:
             line.pop("store_bytes")  # counts one more offset a rank
         told.append((losses, lines, trainer.model.store.values, trainer.model.store.slots.states))
-        trainer._discard()
+        _free(trainer)
     return told
 
 
@@ -78,11 +87,11 @@ def _updated(topology, config, weight):
     """What a step tells where the regularisation has some weight, and the gradient that it leaves to W_g."""
     mimn = replace(config.model.mimn, regularisation=weight)
     trainer = Trainer(replace(config, model=replace(config.model, mimn=mimn)), Dataset(config.data), topology)
-    data, gradients = trainer._open(0), []
-    trainer.model.admit(data.users, 0)
+    data, gradients = trainer.spans.open_span(0), []
+    trainer.spans.admit_users(data)
     trainer.model.extractor.balance.register_hook(gradients.append)
-    told = trainer.model.update(data.training(0).read(0))
-    trainer._discard()
+    told = trainer.model.train_step(data.training(0).read(0))
+    _free(trainer)
     return told, gradients[0]
 
 

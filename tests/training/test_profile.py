@@ -21,7 +21,7 @@ from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
 from tests.runs import run
 
-TOLD = ("peak", "own", "files", "device")
+KINDS = ("peak", "own", "files", "device")
 STEP = ("data", "interests", "all-to-all", "lookup", "routing", "loss", "backward", "optimizer", "losses", "events")
 
 
@@ -54,7 +54,7 @@ def _outer(phases):
 
 
 def test_a_full_disk_takes_the_phases_and_no_more(config, tmp_path, monkeypatch, caplog):
-    profiled = Profile(tmp_path, Topology(0, 1, 1, torch.device("cpu")), asked=False)
+    profiled = Profile(tmp_path, Topology(0, 1, 1, torch.device("cpu")), detailed=False)
     monkeypatch.setattr(Topology, "gather_jagged", lambda self, columns: [columns])
 
     def full(path, text):
@@ -87,10 +87,10 @@ def test_every_span_has_a_line_whose_phases_add_up(config, plain):
         for path, value in _outer(seconds).items():
             parts = [part["mean"] for inner, part in seconds.items() if inner.rpartition("/")[0] == path]
             assert sum(parts) <= value["mean"] * (1 + 1e-9), path
-        for told in line["memory"].values():
-            assert tuple(told) == TOLD
-            assert all(len(told[what]) == 2 for what in TOLD)  # ranks
-        peaks = zip(*(told["peak"] for told in line["memory"].values()), strict=True)
+        for memory in line["memory"].values():
+            assert tuple(memory) == KINDS
+            assert all(len(memory[kind]) == 2 for kind in KINDS)  # ranks
+        peaks = zip(*(memory["peak"] for memory in line["memory"].values()), strict=True)
         assert line["peak_bytes"] == sum(map(max, peaks)) > line["own_bytes"] > 0
         assert line["device_bytes"] == 0
 
@@ -142,11 +142,11 @@ def test_the_table_has_the_longest_phases_first(tmp_path):
     ]
 
 
-def test_a_table_is_shown_where_it_is_asked_for(tmp_path, capsys):
-    for asked in (False, True):
-        Profile(tmp_path, Topology(0, 1, 1, None), asked).show()
-        assert ("peak memory" in capsys.readouterr().out) == asked
-        assert (tmp_path / FOLDER / "phases.md").exists() == asked
+def test_a_detailed_profile_shows_a_table(tmp_path, capsys):
+    for detailed in (False, True):
+        Profile(tmp_path, Topology(0, 1, 1, None), detailed).show()
+        assert ("peak memory" in capsys.readouterr().out) == detailed
+        assert (tmp_path / FOLDER / "phases.md").exists() == detailed
 
 
 def test_steps_are_traced_once_a_span_and_an_early_end_is_none(tmp_path):
@@ -154,7 +154,7 @@ def test_steps_are_traced_once_a_span_and_an_early_end_is_none(tmp_path):
     steps = profile.traced(iter(range(20)), 0, 20)
     assert next(steps) == 0
     steps.close()
-    assert clock.mark is None
+    assert clock.trace is None
     assert list(profile.traced(iter(range(20)), 0, 20)) == list(range(20))
     assert list((tmp_path / FOLDER).iterdir()) == []
     for steps in (0, 1, 2):

@@ -23,14 +23,14 @@ from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.model.retainers import RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.strategies.sml import SMLConfig
 from dist_imsr.training import recommender
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import begin, check
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
-from tests.second_device import DEVICE, Moved, held, there
+from tests.second_device import DEVICE, DeviceTensor, cpu_values, second_device
 
 _HOST = torch.device("cpu")
 
@@ -47,21 +47,23 @@ def rank():
 
 
 class _Table:
-    """TorchRec's table, which stays on the host, as it looks from the device."""
+    """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, *given):
-        *given, self.topology = given
-        self._table = Catalogue(*given, replace(self.topology, device=_HOST))
+    def __init__(self, *arguments):
+        *arguments, self.topology = arguments
+        self._table = Catalogue(*arguments, replace(self.topology, device=_HOST))
 
     def __getattr__(self, name):
         return getattr(self._table, name)
 
-    def flushed_weight(self):
-        return Moved(self._table.flushed_weight())
+    @property
+    def weight(self):
+        return DeviceTensor(self._table.weight)
 
-    def flushed_state(self):
-        state = self._table.flushed_state().items()
-        return {name: ShardRows(Moved(rows.values), rows.first, rows.total) for name, rows in state}
+    @property
+    def state(self):
+        state = self._table.state.items()
+        return {name: ShardRows(DeviceTensor(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
     def steps(self):
@@ -72,14 +74,14 @@ class _Table:
         self._table.steps = steps
 
     def lookup(self, *sequences):
-        assert all(isinstance(part, Moved) for one in sequences for part in (one.values(), one.lengths()))
-        asked = (JaggedTensor(held(one.values()), lengths=held(one.lengths())) for one in sequences)
+        assert all(isinstance(part, DeviceTensor) for one in sequences for part in (one.values(), one.lengths()))
+        asked = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
         return [found.to(DEVICE) for found in self._table.lookup(*asked)]
 
     def frozen_copy(self):
-        frozen = object.__new__(_Table)
-        frozen.topology, frozen._table = self.topology, self._table.frozen_copy()
-        return frozen
+        twin = object.__new__(_Table)
+        twin.topology, twin._table = self.topology, self._table.frozen_copy()
+        return twin
 
 
 class _Dense:
@@ -111,7 +113,7 @@ def _runs(topology, config, device):
     """Lines and interests of a run that stops in a span and goes on from its checkpoint."""
     topology, told, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
     tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
-    with there(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
+    with second_device(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
         for spans in (1, 2):
             config = replace(config, training=replace(config.training, spans=spans))
             dataset, candidates = check(config)
@@ -123,11 +125,11 @@ def _runs(topology, config, device):
         {"offsets": store.offsets, **store.slots._asdict()},
         device == DEVICE and config.store.memory == "device",
     )
-    assert all(isinstance(one, Moved) == far for one in kept.values())
-    return told, {name: held(one) for name, one in kept.items()}
+    assert all(isinstance(one, DeviceTensor) == far for one in kept.values())
+    return told, {name: cpu_values(one) for name, one in kept.items()}
 
 
-_GROWING = InterestPolicy(
+_GROWING = IMSRConfig(
     1.0,
     DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=5),
     TrimmerConfig(c2=0.1),

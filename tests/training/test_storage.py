@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import NewerFormat, SealedFile
-from dist_imsr.training.storage import CHECKSUM, MANIFEST, Stored, store
+from dist_imsr.files import HashedFile, NewerFormat
+from dist_imsr.training.checkpoint_storage import CHECKSUM, MANIFEST
+from dist_imsr.training.storage import Stored, store
 from tests.ranks import run_ranks
 
 WHOLE = {
@@ -42,7 +43,7 @@ def _rows(topology, fill):
 
 def _save(topology, folder):
     tables = {f"users/{topology.rank}.arrow": pa.record_batch({"user": pa.array([topology.rank, 7])})}
-    facts = {"told": [1.5, "two"]}
+    facts = {"values": [1.5, "two"]}
     store(folder, _rows(topology, True), tables, facts, topology.rank, dist.new_group(backend="gloo"))
 
 
@@ -60,7 +61,7 @@ def test_any_ranks_read_what_any_ranks_wrote(tmp_path, saving, loading):
     run_ranks(saving, _save, folder)
     assert run_ranks(loading, _load, folder) == [True] * loading
     stored = Stored(folder)
-    assert stored.manifest["told"] == [1.5, "two"]
+    assert stored.manifest["values"] == [1.5, "two"]
     assert stored.shape("half") == (11, 2)
     for rank in range(saving):
         assert stored.table(f"users/{rank}.arrow")["user"].to_pylist() == [rank, 7]
@@ -154,26 +155,26 @@ def test_no_file_is_a_pickle(folder, monkeypatch):
 
 
 def _save_with_fault(topology, folder):
-    real = SealedFile.write
+    real = HashedFile.write
 
     def write(file, data):
         if topology.rank == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    SealedFile.write = write
+    HashedFile.write = write
     try:
         _save(topology, folder)
     except OSError as error:
         return str(error)
     finally:
-        SealedFile.write = real
+        HashedFile.write = real
 
 
-def test_a_fault_of_one_rank_is_told_to_all_and_leaves_the_old(folder):
+def test_all_ranks_learn_of_a_fault_of_one_and_the_old_checkpoint_stays(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    said = run_ranks(3, _save_with_fault, folder)
-    assert said == ["rank 1: [Errno 28] No space left on device"] * 3
+    errors = run_ranks(3, _save_with_fault, folder)
+    assert errors == ["rank 1: [Errno 28] No space left on device"] * 3
     assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
 
 
@@ -186,7 +187,7 @@ def _save_on_small_disk(topology, folder):
 
 
 def test_too_small_a_disk_is_seen_before(tmp_path):
-    said = run_ranks(2, _save_on_small_disk, tmp_path / "checkpoint")
-    assert len(set(said)) == 1
-    assert "wants 0 MiB and 64 to spare, but 5 are free" in said[0]
+    errors = run_ranks(2, _save_on_small_disk, tmp_path / "checkpoint")
+    assert len(set(errors)) == 1
+    assert "needs 0 MiB and 64 to spare, but 5 are free" in errors[0]
     assert os.listdir(tmp_path) == []

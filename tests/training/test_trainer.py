@@ -16,10 +16,9 @@ from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.retainers import RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig
-from dist_imsr.strategies import STRATEGIES, StrategyConfig, build_strategy
-from dist_imsr.strategies.interests import InterestPolicy
+from dist_imsr.strategies import STRATEGIES, Strategy, StrategyConfig, build_strategy
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
-from dist_imsr.training.growth import Growth
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
@@ -36,13 +35,13 @@ def folder(tmp_path_factory):
 def _growing(**detector):
     """IMSR that creates, refuses, keeps and trims on a history this small."""
     shared = {"measure": "divergence", "rule": "mean", "c1": 0.02, "untrained": True, "delta_k": 2, "k_max": 5}
-    policy = InterestPolicy(
+    config = IMSRConfig(
         1.0,
         DetectorConfig(**(shared | detector)),
         TrimmerConfig(c2=0.1),
         RetainerConfig(weight=0.5),
     )
-    return StrategyConfig("imsr", policy)
+    return StrategyConfig("imsr", config)
 
 
 def _config(folder, run_dir, **changes):
@@ -166,16 +165,22 @@ def test_same_seed_same_bits_and_another_seed_other_bits(folder, tmp_path):
         assert not torch.equal(one[4], three[4])
 
 
+def _train_span(trainer, span):
+    """Trains a span from its beginning, whatever the run did before."""
+    trainer.spans.progress = trainer.progress.at(span)
+    return trainer.strategy.train_span(trainer.spans, span)
+
+
 def _restart(topology, config):
     """What a span leaves when it is trained once, and again from the state before it."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    trainer.fit(trainer._open(0))
+    _train_span(trainer, 0)
     trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
     store, before, left = trainer.model.store, trainer.model.snapshot(), []
     owners, vectors = store.owners, [column.clone() for column in store.slots]  # a snapshot lasts until the span ends
     for _ in range(2):
-        told = trainer.fit(trainer._open(1))
+        told = _train_span(trainer, 1)
         told.pop("train_seconds")
         after = trainer.model.snapshot()
         left.append(
@@ -206,11 +211,11 @@ def _account(topology, config):
     """The account of a span, and the interests before and after it by row."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    trainer.fit(trainer._open(0))
+    _train_span(trainer, 0)
     trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
     store = trainer.model.store
     before = store.counts.clone()
-    told = trainer.fit(trainer._open(1))
+    told = _train_span(trainer, 1)
     return (
         told,
         before,
@@ -248,8 +253,7 @@ def _fit_spans(topology, config):
     states = []
     for span in range(3):
         trainer.model.catalogue.grow(trainer.dataset.items_by_span[span])
-        if trainer.strategy.updates(span):
-            trainer.fit(trainer._open(span))
+        _train_span(trainer, span)
         store = trainer.model.store
         states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.flushed_weight().clone()))
     return store.first_user, states
@@ -295,10 +299,11 @@ def _best(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer, seen = Trainer(config, Dataset(config.data), topology), []
     trainer.model.engine.log = lambda values, step: seen.extend(values.items())
-    trainer._write_back = lambda data: Growth()  # or validation would start from the interests of this very span
-    data = trainer._open(0)
-    trainer.fit(data)
-    return [value for name, value in seen if name.startswith("validation")], trainer._validate(data), trainer.good
+    # Otherwise validation would start from the interests of this very span.
+    trainer.spans.write_back = lambda data, objective: None
+    _train_span(trainer, 0)
+    restored = trainer.spans.validate(trainer.spans.open_span(0), trainer.strategy)
+    return [value for name, value in seen if name.startswith("validation")], restored, trainer.spans.last_good_state
 
 
 @pytest.mark.parametrize("rate", [0.05, 3.0])
@@ -324,14 +329,12 @@ def test_spans_without_validation_or_training_targets(tmp_path):
 def _diverge(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
-    real = trainer.model.loss
 
-    def loss(*batch):
+    def extra_loss(model, batch, extraction, scores):
         bad = trainer.progress.steps == 7 and topology.rank == 1
-        loss, retention = real(*batch)
-        return loss * (float("nan") if bad else 1.0), retention
+        return scores.candidates.positive.sum() * (float("nan") if bad else 0.0)
 
-    trainer.model.loss = loss
+    trainer.strategy.extra_loss = extra_loss
     with pytest.raises(FloatingPointError) as error:
         trainer.run()
     return str(error.value)
@@ -347,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(folder, tmp_path):
 def test_every_strategy_builds():
     logging.getLogger("dist_imsr").setLevel("ERROR")
     for name in STRATEGIES:
-        assert build_strategy(StrategyConfig(name)).updates(0)
+        assert isinstance(build_strategy(StrategyConfig(name)), Strategy)
 
 
 @pytest.mark.parametrize(("key", "value"), [("epochs", 0), ("incremental_epochs", 0), ("patience", -1)])

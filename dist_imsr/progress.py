@@ -1,4 +1,4 @@
-"""What rank 0 tells while a run goes on: a bar in a terminal, plain lines elsewhere."""
+"""Progress of a run, shown by rank 0: a bar in a terminal, plain lines elsewhere."""
 
 import logging
 import time
@@ -22,29 +22,29 @@ class Reporter:
     """Shows steps/s, users/s and the time left.
 
     Args:
-        speaks: whether this rank tells anything.
+        shown: whether this rank prints.
     """
 
-    def __init__(self, speaks: bool) -> None:
-        self._speaks = speaks
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
         self._console = Console(stderr=True)
 
-    def moved(self, steps: Any, device: torch.device, phase: str, users_a_step: float) -> Iterator[Any]:
-        """Brings batches to a device and tells how fast they go.
+    def on_device(self, steps: Any, device: torch.device, phase: str, users_a_step: float) -> Iterator[Any]:
+        """Moves batches to a device and shows their speed.
 
         Args:
             steps: of one phase, `Steps` of batches.
-            device: where they are wanted.
+            device: the target.
             phase: its name.
             users_a_step: the users of a global step, on average.
 
         Returns:
             The batches.
         """
-        return self.follow((batch for batch, _ in steps.on(device)), len(steps), phase, users_a_step)
+        return self.track((batch for batch, _ in steps.on(device)), len(steps), phase, users_a_step)
 
-    def follow(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
-        """Passes batches through and tells how fast they go.
+    def track(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+        """Passes batches through and shows their speed.
 
         Args:
             batches: of one phase.
@@ -56,7 +56,7 @@ class Reporter:
             The batches.
         """
         logger.debug("%s: %d steps", phase, steps)
-        if not self._speaks:
+        if not self._shown:
             yield from batches
         elif self._console.is_terminal:
             yield from self._bar(batches, steps, phase, users_a_step)
@@ -72,7 +72,7 @@ class Reporter:
             title: above the table.
             caption: below it.
         """
-        if not self._speaks:
+        if not self._shown:
             return
         table = Table(*columns, title=title, caption=caption, caption_justify="left")
         for row in rows:
@@ -96,16 +96,21 @@ class Reporter:
                 progress.update(task, advance=1, rate=rate)
 
     def _lines(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
-        begin = told = time.perf_counter()
+        begin = reported = time.perf_counter()
         for done, batch in enumerate(batches, 1):
             yield batch
             now = time.perf_counter()
-            if now - told > _PLAIN_SECONDS:
-                told, speed = now, done / (now - begin)
+            if now - reported > _PLAIN_SECONDS:
+                reported, speed = now, done / (now - begin)
                 left = (steps - done) / speed
                 logger.info(
                     "%s: step %d of %d, %.1f steps/s, %.0f users/s, %.0f s left",
-                    *(phase, done, steps, speed, speed * users_a_step, left),
+                    phase,
+                    done,
+                    steps,
+                    speed,
+                    speed * users_a_step,
+                    left,
                 )
 
 

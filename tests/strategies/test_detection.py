@@ -1,9 +1,9 @@
 import pytest
 
 from dist_imsr.model.detector import DetectorConfig
-from dist_imsr.training.detection import detect
+from dist_imsr.strategies.detection import detect
+from tests.distributed.test_recommender import _batch, _recommender
 from tests.ranks import run_ranks
-from tests.training.test_recommender import _batch, _recommender
 
 
 def _judged(topology, detector, trained):

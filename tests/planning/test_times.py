@@ -7,24 +7,23 @@ from dist_imsr.data.jagged import jagged
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.links import links_of
 from dist_imsr.planning.load import Step
-from dist_imsr.strategies.companion import Companion
-from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender
+from dist_imsr.planning.times import links_of
 from tests.ranks import run_ranks
 
 ITEMS, DIM, USERS, HISTORY, TARGETS, NEGATIVES = 5000, 16, 20, 7, 3, 200
 
 
 def _sent(topology):
-    """Bytes that this rank hands to the other in the all-to-alls of one step."""
-    sections = ModelConfig(dim=DIM), CatalogueConfig(headroom=0.0), InterestStoreConfig(), EngineConfig()
+    """Bytes that this rank sends to the other in each all-to-all of one step."""
     model = Recommender(
-        *(InterestPolicy.plain(), Companion(), *sections, RankingConfig()),
+        model=ModelConfig(dim=DIM),
+        catalogue=CatalogueConfig(headroom=0.0),
+        store=InterestStoreConfig(),
+        engine=EngineConfig(),
         items=[ITEMS],
         bucket_offsets=[0, USERS, 2 * USERS],
         seed=0,
@@ -37,30 +36,30 @@ def _sent(topology):
         for users, length in ((USERS, HISTORY), (USERS, TARGETS), (1, NEGATIVES))
     )
     users = torch.arange(USERS) + topology.rank * USERS
-    spoken, sent = dist.all_to_all_single, []
+    all_to_all, sent = dist.all_to_all_single, []
 
     def counted(output, input, output_split_sizes=None, input_split_sizes=None, **rest):
         parts = input.split(input_split_sizes or [len(input) // topology.world_size] * topology.world_size)
         sent.append((input.numel() - parts[topology.rank].numel()) * input.element_size())
-        return spoken(output, input, output_split_sizes, input_split_sizes, **rest)
+        return all_to_all(output, input, output_split_sizes, input_split_sizes, **rest)
 
     dist.all_to_all_single = counted
     model.engine.train(True)
-    model.update(Batch(0, users, history, targets, negatives, 2 * USERS * TARGETS))
-    dist.all_to_all_single = spoken
+    model.train_step(Batch(0, users, history, targets, negatives, 2 * USERS * TARGETS))
+    dist.all_to_all_single = all_to_all
     return sent
 
 
-def test_all_to_alls_carry_the_bytes_that_are_told():
+def test_all_to_alls_carry_the_predicted_bytes():
     ranks = run_ranks(2, _sent)
     config = PlanConfig(ITEMS, 2 * USERS, dim=DIM, gpus_per_node=2, gpu="cpu")
     step = Step(USERS, USERS * HISTORY, USERS * TARGETS, HISTORY, TARGETS, NEGATIVES, 4)
-    told = links_of(config, step, weights=DIM * DIM)
+    links = links_of(config, step, weights=DIM * DIM)
     names = "sizes and lengths", "item ids", "embeddings", "their gradients"
     sizes, lengths, ids, forward, backward = (sum(each) / 2 for each in zip(*ranks, strict=True))
     for name, seen in zip(names, (sizes + lengths, ids, forward, backward), strict=True):
-        assert told[name].intra == pytest.approx(seen, rel=0.05), name
-        assert told[name].inter == 0
+        assert links[name].intra == pytest.approx(seen, rel=0.05), name
+        assert links[name].inter == 0
 
 
 def test_links_are_shared_between_and_inside_machines():

@@ -11,7 +11,7 @@ from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.model.detector import DetectorConfig, item_fit, user_fit
 from dist_imsr.model.interests import Interests
-from dist_imsr.training.growth import Growth
+from dist_imsr.strategies.growth import Growth
 
 
 class Detection(NamedTuple):

@@ -4,7 +4,7 @@ from dist_imsr.config import parse
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.memory import total
-from dist_imsr.planning.prepared import plan_of
+from dist_imsr.planning.plan import plan_of
 from dist_imsr.training.config import TrainConfig
 from tests.prepared import drawn_history, write_dataset
 
@@ -28,31 +28,31 @@ def planned(history, tmp_path_factory):
 
 def test_spans_are_those_of_the_data(history, planned):
     dataset, plan = planned()
-    assert [span.items for span in plan.spans] == dataset.items_by_span
-    for span in plan.spans:
+    assert [span.items for span in plan.memory.spans] == dataset.items_by_span
+    for span in plan.memory.spans:
         lengths = [len(user[span.number]) for user in history.values() if user[span.number]]
         assert span.users == len(lengths)
         assert span.interactions == pytest.approx(sum(lengths) / len(lengths))
         assert span.capacity >= span.items
-    assert plan.accounts.config.users == 60
-    assert plan.accounts.config.ranks == 2
+    assert plan.config.users == 60
+    assert plan.config.ranks == 2
 
 
 def test_sections_of_the_run_decide(planned):
     _, imsr = planned("--strategy.name=imsr")
     _, tuned = planned("--strategy.name=fine_tuning")
-    assert imsr.spans[-1].interests > tuned.spans[-1].interests == 60 * 4
-    assert {phase.name for phase in imsr.accounts.phases()} - {phase.name for phase in tuned.accounts.phases()} == {
+    assert imsr.memory.spans[-1].interests > tuned.memory.spans[-1].interests == 60 * 4
+    assert {phase.name for phase in imsr.memory.phases()} - {phase.name for phase in tuned.memory.phases()} == {
         "trimming"
     }
     _, wide = planned("--model.dim=16")
-    assert wide.accounts.table(wide.spans[0])[0] == 2 * tuned.accounts.table(tuned.spans[0])[0]
+    assert wide.memory.table_bytes(wide.memory.spans[0])[0] == 2 * tuned.memory.table_bytes(tuned.memory.spans[0])[0]
 
 
-def test_what_is_measured_takes_the_place_of_what_is_assumed(planned):
+def test_measured_figures_replace_assumed_ones(planned):
     (_, light), (_, heavy) = (planned(process=process) for process in (10**6, 10**9))
-    lighter, heavier = (plan.accounts.phases()[0].host for plan in (light, heavy))
+    lighter, heavier = (plan.memory.phases()[0].host for plan in (light, heavy))
     assert total(heavier) - total(lighter) == 10**9 - 10**6
     slow, fast = (planned(hardware=HardwareConfig(fp32=rate, overhead=0.0))[1] for rate in (1e6, 1e9))
-    seconds = [plan.clock.span(plan.spans[1], None)["training"] for plan in (slow, fast)]
+    seconds = [plan.span_seconds(plan.memory.spans[1], None)["training"] for plan in (slow, fast)]
     assert seconds[0] > 10 * seconds[1] > 0

@@ -89,11 +89,7 @@ class Growth:
     fits: Histogram = field(default_factory=Histogram)
 
     def __add__(self, other: "Growth") -> "Growth":
-        *mine, _ = vars(self).values()
-        *theirs, _ = vars(other).values()
-        both = Growth(*(one + another for one, another in zip(mine, theirs, strict=True)))
-        both.fits.counts = self.fits.counts + other.fits.counts
-        return both
+        return Growth.of(self.flat() + other.flat())
 
     def summed(self, topology: Topology) -> "Growth":
         """The account of all ranks; collective.

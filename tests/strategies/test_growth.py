@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_imsr.training.growth import Growth, Histogram
+from dist_imsr.strategies.growth import Growth, Histogram
 from tests.ranks import run_ranks
 
 

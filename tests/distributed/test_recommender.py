@@ -6,31 +6,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
-from dist_imsr.data.jagged import pad
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.distributed.recommender import NextItem, Recommender, score_batch
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
-from dist_imsr.strategies.companion import Companion
-from dist_imsr.strategies.interests import InterestPolicy
-from dist_imsr.training.recommender import Recommender, scores_of
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
 
 
 def _recommender(topology, items, users, base="comirec_dr"):
     model = Recommender(
-        InterestPolicy.plain(),
-        Companion(),
-        *(
-            ModelConfig(base, dim=8),
-            CatalogueConfig("rowwise_adagrad", headroom=0.0),
-            InterestStoreConfig(),
-            EngineConfig(),
-            RankingConfig(),
-        ),
+        model=ModelConfig(base, dim=8),
+        catalogue=CatalogueConfig("rowwise_adagrad", headroom=0.0),
+        store=InterestStoreConfig(),
+        engine=EngineConfig(),
         items=[items],
         bucket_offsets=[0, users],
         seed=0,
@@ -73,7 +64,7 @@ def _largest(topology, items, users):
     batch = _batch(users, items)
     for _ in range(2):
         with _Largest() as largest:
-            model.update(batch)
+            model.train_step(batch)
     return largest.numel
 
 
@@ -86,7 +77,7 @@ def _steps(topology, base, ahead):
     """Steps of the same users, whose queries each step moves."""
     model, batches = _recommender(topology, 50, 20, base), [_batch(20, 50) for _ in range(4)]
     told = [
-        model.update(batch, following if ahead else None)
+        model.train_step(batch, following if ahead else None)
         for batch, following in itertools.zip_longest(batches, batches[1:])
     ]
     return torch.stack(told), {name: rows.copied().values for name, rows in model.tensors().items()}
@@ -104,15 +95,15 @@ def _snapshots(topology, base):
     model = _recommender(topology, 50, 20, base)
     batch = _batch(20, 50, topology.device)
     fresh = model.snapshot()  # before the first update
-    model.update(batch)
+    model.train_step(batch)
     one = model.snapshot()
-    model.update(batch)
+    model.train_step(batch)
     two = model.snapshot()
     model.restore(one)
-    model.update(batch)
+    model.train_step(batch)
     again = model.snapshot()
     model.restore(fresh)
-    model.update(batch)
+    model.train_step(batch)
     return [
         [
             torch.tensor(taken.updates),
@@ -149,11 +140,10 @@ def _queries(topology):
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
     interests = model.extractor(padded, mask, start._replace(queries=queries))
-    targets, asked = pad(table[batch.targets.values()], batch.targets.lengths())
-    agreement, negatives = interests.vectors @ targets.mT, table[batch.negatives.values()]
-    loss = sampled_softmax(scores_of(batch, interests, targets, agreement, asked, negatives))
+    scores = score_batch(batch, interests, table[batch.targets.values()], table[batch.negatives.values()])
+    loss = sampled_softmax(scores.candidates)
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
-    model.update(batch)
+    model.train_step(batch)
     torch.testing.assert_close(gradients[0], gradient)
     slots = on("cpu", model.store.slots)
     return on("cpu", before), slots.queries, slots.moments, on("cpu", gradient), model.store.config
@@ -190,8 +180,10 @@ def _unsharded(topology):
     users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
     wanted = sampled_softmax(candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values()))
     (gradient,) = torch.autograd.grad(wanted, table)
-    loss, nothing = model.loss(batch, model.extract(batch))
-    assert nothing == 0
+    extraction = model.extract(batch)
+    scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+    assert NextItem().extra_loss(model, batch, extraction, scores) is None
+    loss = sampled_softmax(scores.candidates)
     model.engine.update(loss)
     moved, rate = model.catalogue.flushed_weight() - table.detach(), model.catalogue.learning_rate
     scale = gradient.square().mean(1, keepdim=True).sqrt()

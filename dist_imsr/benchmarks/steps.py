@@ -1,0 +1,199 @@
+"""Training steps over synthetic items and users: the model, its batches, and a plain PyTorch version."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import cycle, pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torchrec import JaggedTensor
+
+from dist_imsr.benchmarks.options import MAY_BE_ZERO, WorldOptions
+from dist_imsr.benchmarks.world import World
+from dist_imsr.checks import require
+from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import pad
+from dist_imsr.distributed.catalogue import CatalogueConfig
+from dist_imsr.distributed.engine import EngineConfig
+from dist_imsr.distributed.host_memory import peak_bytes
+from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.recommender import Recommender, score_batch
+from dist_imsr.distributed.topology import Topology
+from dist_imsr.model.extractors import ModelConfig, build_extractor
+from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.scoring import sampled_softmax
+
+_BATCHES = 8
+
+Base = Literal["comirec_dr", "comirec_sa"]
+Step = Callable[[Batch, Batch], Any]
+"""One training step with a batch; the second argument is the next step's batch, for prefetching."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsOptions(WorldOptions):
+    """Options of a benchmark that trains steps over synthetic items and users.
+
+    Args:
+        items: rows of the table.
+        users: users in the interest store, over all ranks.
+        batch: users in a global step.
+        dim: d.
+        interests: K of every user.
+        history: the longest history; lengths are uniform from 1.
+        targets: the most targets of a user; numbers are uniform from 1.
+        negatives: shared by a step's targets.
+        steps: timed together, in one run.
+        repeats: runs of each side.
+        seed: of the synthetic batches.
+        engine: the dense weights and their precision, as in launch/train.py.
+    """
+
+    items: int = 1_700_000
+    users: int = 100_000
+    batch: int = 1024
+    dim: int = 64
+    interests: int = 4
+    history: int = 50
+    targets: int = 5
+    negatives: int = 1000
+    steps: int = 10
+    repeats: int = 7
+    seed: int = field(default=0, metadata=MAY_BE_ZERO)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.users >= self.batch, "users", self.users, f"at least the batch, {self.batch}")
+        require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
+
+    @property
+    def first_users(self) -> list[int]:
+        """The first user of each rank, and the number of users."""
+        return [rank * self.users // self.ranks for rank in range(self.ranks + 1)]
+
+
+Build = Callable[[Topology, StepsOptions], Step]
+
+
+class Side:
+    """One kind of training steps on a world of ranks.
+
+    Attributes:
+        peak_bytes: the most memory that the ranks' processes have held, including that of other sides of the world.
+    """
+
+    def __init__(
+        self, world: World, options: StepsOptions, build: Build, *, warmup: int, batches: int = _BATCHES
+    ) -> None:
+        self.options, self.peak_bytes = options, 0
+        self._workers = world.start(StepsWorker, options, build, batches)
+        self._run(warmup)
+
+    def run(self) -> float:
+        """Runs the steps of one repeat; returns the seconds of the slowest rank."""
+        return self._run(self.options.steps)
+
+    def _run(self, steps: int) -> float:
+        seconds = self._workers.seconds(StepsWorker.run, steps)
+        self.peak_bytes = sum(self._workers.call(StepsWorker.peak_bytes))
+        return seconds
+
+
+class StepsWorker:
+    """One rank's training step, and batches that are made in advance and used in turn."""
+
+    def __init__(self, topology: Topology, options: StepsOptions, build: Build, batches: int = _BATCHES) -> None:
+        self.topology, self._step = topology, build(topology, options)
+        made = [synthetic_batch(options, topology, number).to(topology.device) for number in range(batches)]
+        self._batches = pairwise(cycle(made))
+
+    def run(self, steps: int) -> None:
+        """Trains some steps; collective."""
+        for _ in range(steps):
+            batch, following = next(self._batches)
+            self._step(batch, following)
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process has held, on its CUDA device or resident on the host."""
+        return peak_bytes(self.topology.device)
+
+
+def sharded_step(topology: Topology, options: StepsOptions, base: Base = "comirec_dr") -> Step:
+    """The step of this project's trainer."""
+    return build_recommender(topology, options, base).train_step
+
+
+def build_recommender(
+    topology: Topology,
+    options: StepsOptions,
+    base: Base = "comirec_dr",
+    interests: int | None = None,
+) -> Recommender:
+    """This rank's part of a model in training, whose users all have K interests, the options' number by default."""
+    first_users, interests = options.first_users, interests or options.interests
+    model = Recommender(
+        model=ModelConfig(base, dim=options.dim, interests=interests),
+        catalogue=CatalogueConfig(headroom=0.0),
+        store=InterestStoreConfig(),
+        engine=options.engine,
+        items=[options.items],
+        bucket_offsets=first_users,
+        seed=options.seed,
+        topology=topology,
+    )
+    rows = torch.arange(first_users[topology.rank + 1] - first_users[topology.rank])
+    model.store.expand(rows, interests, span=0)
+    model.engine.train(True)
+    return model
+
+
+def plain_step(topology: Topology, options: StepsOptions) -> Step:
+    """The same model in plain PyTorch: nn.Embedding with a dense gradient, and dense Adam over all parameters."""
+    table = nn.Embedding(options.items, options.dim, device=topology.device)
+    extractor = build_extractor(ModelConfig(dim=options.dim, interests=options.interests)).to(topology.device)
+    stored = torch.randn(options.users, options.interests, options.dim, device=topology.device)
+    optimizer = torch.optim.Adam([*table.parameters(), *extractor.parameters()])
+
+    def step(batch: Batch, following: Batch) -> float:
+        history, targets, negatives = (
+            table(sequence.values()) for sequence in (batch.history, batch.targets, batch.negatives)
+        )
+        start = stored[batch.users]
+        mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
+        padded_history, history_mask = pad(history, batch.history.lengths())
+        interests = extractor(padded_history, history_mask, Start(Interests(start, mask)))
+        loss = sampled_softmax(score_batch(batch, interests, targets, negatives).candidates)
+        optimizer.zero_grad()
+        (loss / batch.world_targets).backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def synthetic_batch(options: StepsOptions, topology: Topology, number: int) -> Batch:
+    """This rank's slice of a global batch: users at even distances, items uniform over the catalogue."""
+    draw = np.random.default_rng((options.seed, number))
+    each = options.batch // options.ranks
+    mine = slice(topology.rank * each, (topology.rank + 1) * each)
+    histories, targets = (draw.integers(1, most + 1, options.batch) for most in (options.history, options.targets))
+    negatives = _jagged(draw, options.items, np.array([options.negatives]))
+
+    draw = np.random.default_rng((options.seed, number, topology.rank))
+    first, end = options.first_users[topology.rank : topology.rank + 2]
+    gap = (end - first) // each
+    return Batch(
+        span=0,
+        users=torch.from_numpy(first + np.arange(each) * gap + draw.integers(gap, size=each)),
+        history=_jagged(draw, options.items, histories[mine]),
+        targets=_jagged(draw, options.items, targets[mine]),
+        negatives=negatives,
+        world_targets=int(targets.sum()),
+    )
+
+
+def _jagged(draw: np.random.Generator, items: int, lengths: np.ndarray) -> JaggedTensor:
+    return JaggedTensor(torch.from_numpy(draw.integers(items, size=lengths.sum())), lengths=torch.from_numpy(lengths))

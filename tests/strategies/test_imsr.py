@@ -1,0 +1,78 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dist_imsr.distributed.recommender import Extraction, Scores
+from dist_imsr.model.interests import Interests, Start
+from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
+from dist_imsr.model.scoring import Candidates
+from dist_imsr.model.trimmer import TrimmerConfig, project
+from dist_imsr.strategies.imsr import IMSR, IMSRConfig
+
+
+def _extraction(existing):
+    then, now = torch.randn(2, 2, 3, 4)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    return Extraction(
+        Interests(now, mask), Start(Interests(then, mask)), existing, torch.randn(2, 4), torch.randn(3, 4)
+    )
+
+
+def _scores(extraction):
+    targets, mask = torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
+    agreement = extraction.interests.vectors @ targets.mT
+    return Scores(Candidates(torch.zeros(2), torch.zeros(2, 3)), targets, mask, agreement)
+
+
+def _extracted(config, extraction):
+    model = SimpleNamespace(extract=lambda batch, training, rho: extraction)
+    return IMSR(config).extract(model, None)
+
+
+def test_projection_is_switched_by_its_key():
+    extraction = _extraction(torch.tensor([[True, True, False]] * 2))
+    projected = _extracted(IMSRConfig(), extraction).interests
+    torch.testing.assert_close(projected, project(extraction.interests, extraction.existing))
+    assert _extracted(IMSRConfig(trimmer=TrimmerConfig(project=False)), extraction) is extraction
+    nobody = _extraction(torch.zeros(2, 3, dtype=torch.bool))
+    assert _extracted(IMSRConfig(), nobody).interests is nobody.interests
+
+
+def test_the_carried_evidence_is_the_key_rho():
+    seen = []
+    model = SimpleNamespace(extract=lambda batch, training, rho: seen.append(rho) or _extraction(torch.zeros(2, 3) > 0))
+    IMSR(IMSRConfig(rho=1.5)).extract(model, None)
+    assert seen == [1.5]
+
+
+@pytest.mark.parametrize("name", RETAINERS)
+def test_the_extra_loss_is_the_weighted_retention_loss(name):
+    extraction = _extraction(torch.tensor([[True, True, False]] * 2))
+    scores = _scores(extraction)
+    imsr = IMSR(IMSRConfig(retainer=RetainerConfig(name, weight=3.0, tau=2.0)))
+    drift = Drift(
+        extraction.start.interests.vectors,
+        extraction.interests.vectors,
+        extraction.existing,
+        extraction.interests.mask,
+        scores.targets,
+        scores.agreement,
+        scores.target_mask,
+        extraction.negatives,
+    )
+    loss = imsr.extra_loss(None, None, extraction, scores)
+    assert loss == pytest.approx(3 * RETAINERS[name](drift, 2.0).item())
+    nobody = _extraction(torch.zeros(2, 3, dtype=torch.bool))
+    assert imsr.extra_loss(None, None, nobody, _scores(nobody)) is None
+
+
+def test_without_a_retainer_nothing_is_added():
+    extraction = _extraction(torch.tensor([[True, True, False]] * 2))
+    imsr = IMSR(IMSRConfig(retainer=RetainerConfig("none")))
+    assert imsr.extra_loss(None, None, extraction, _scores(extraction)) is None
+
+
+def test_impossible_values_are_refused():
+    with pytest.raises(ValueError, match=r"strategy\.imsr\.rho"):
+        IMSRConfig(rho=-1)
