@@ -56,13 +56,11 @@ class _Table:
     def __getattr__(self, name):
         return getattr(self._table, name)
 
-    @property
-    def weight(self):
-        return DeviceTensor(self._table.weight)
+    def flushed_weight(self):
+        return DeviceTensor(self._table.flushed_weight())
 
-    @property
-    def state(self):
-        state = self._table.state.items()
+    def flushed_state(self):
+        state = self._table.flushed_state().items()
         return {name: ShardRows(DeviceTensor(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
@@ -79,9 +77,9 @@ class _Table:
         return [found.to(DEVICE) for found in self._table.lookup(*asked)]
 
     def frozen_copy(self):
-        twin = object.__new__(_Table)
-        twin.topology, twin._table = self.topology, self._table.frozen_copy()
-        return twin
+        frozen = object.__new__(_Table)
+        frozen.topology, frozen._table = self.topology, self._table.frozen_copy()
+        return frozen
 
 
 class _Dense:
