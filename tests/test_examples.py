@@ -135,6 +135,7 @@ def test_a_comparison_has_rows_of_a_registered_strategy_on_a_registered_base_mod
         "fine_tuning": {},
         "anchored": {"set": ["--strategy.anchored.weight=0.5"]},
         "unanchored": {"strategy": "anchored", "set": ["--strategy.anchored.weight=0"]},
+        "cooler": {"strategy": "fine_tuning", "set": ["--model.pooling.temperature=0.1"]},
     }
     comparison = {
         "data": {"drawn": {"config": str(tmp_path / "train.yaml"), "path": str(data)}},
@@ -150,7 +151,8 @@ def test_a_comparison_has_rows_of_a_registered_strategy_on_a_registered_base_mod
     tables = (tmp_path / "out" / "tables.md").read_text()
     summary = pq.read_table(tmp_path / "out" / "summary.parquet").to_pylist()
     assert {(row["base"], row["strategy"]) for row in summary} == {("pooling", row) for row in rows}
-    assert len(list((tmp_path / "out" / "pretraining").glob("drawn/pooling/seed=0-*"))) == 1  # shared by all rows
+    # The rows of one temperature share a pre-training.
+    assert len(list((tmp_path / "out" / "pretraining").glob("drawn/pooling/seed=0-*"))) == 2
     for row in rows:
         assert f"| pooling | {row} |" in tables
     losses = {
@@ -158,7 +160,8 @@ def test_a_comparison_has_rows_of_a_registered_strategy_on_a_registered_base_mod
         for row in rows
     }
     assert losses["unanchored"] == losses["fine_tuning"]
-    assert all(one != other for one, other in zip(losses["anchored"], losses["fine_tuning"], strict=True))
+    for row in ("anchored", "cooler"):
+        assert all(one != other for one, other in zip(losses[row], losses["fine_tuning"], strict=True))
 
 
 def test_a_finished_run_imports_its_modules_again(undisturbed, tmp_path, monkeypatch):
