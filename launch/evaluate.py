@@ -11,13 +11,9 @@ from rich.table import Table
 from dist_imsr.config import parse
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import run
-from dist_imsr.distributed.topology import connect
-from dist_imsr.evaluation.finished import FinishedRun
-from dist_imsr.evaluation.planted import compare_with_truth
-from dist_imsr.evaluation.retest import EvaluateConfig, retest, spans_to_test
+from dist_imsr.evaluation.retest import EvaluateConfig, evaluate_run
 from dist_imsr.files import write_whole
 from dist_imsr.launcher import rank_info
-from dist_imsr.progress import Reporter
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,21 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(EvaluateConfig, argv, description=__doc__)
 
     def work() -> None:
-        finished = FinishedRun(config.run_dir, config.data)
-        if config.drift_truth:
-            if rank_info().rank == 0:
-                _report(config, compare_with_truth(finished, config.match_cosine))
-            return
-        spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
-        reporter = Reporter(topology.rank == 0)
-        rows = retest(
-            config,
-            finished,
-            spans,
-            topology,
-            lambda steps, phase, users: reporter.on_device(steps, topology.device, phase, users),
-        )
-        if topology.rank == 0:
+        rows = evaluate_run(config)
+        if rank_info().rank == 0:
             _report(config, rows)
 
     return run("evaluate.py", work, "interrupted; nothing was written")

@@ -8,9 +8,7 @@ import sys
 
 from dist_imsr.config import parse
 from dist_imsr.distributed.command import run
-from dist_imsr.distributed.topology import connect
-from dist_imsr.evaluation.finished import FinishedRun
-from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested_users
+from dist_imsr.evaluation.recommend import RecommendConfig, write_recommendations
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,9 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(RecommendConfig, argv, description=__doc__)
 
     def work() -> None:
-        finished = FinishedRun(config.run_dir, config.data)
-        span, users = finished.resolve_span(config.span), requested_users(config, finished.dataset)
-        count = recommend(config, finished, span, users, connect(config.timeout_seconds))
+        count, span = write_recommendations(config)
         logging.getLogger("dist_imsr").info("%d users, span %d: written to %s", count, span, config.output)
 
     return run("recommend.py", work, "interrupted; nothing was written")

@@ -14,7 +14,7 @@ from torchrec import JaggedTensor
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
@@ -90,6 +90,23 @@ def requested_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | Non
     if config.unknown == "error":  # users of the data set without interests are found in `recommend`
         _refuse(raw, np.flatnonzero(dataset.dense_user_ids(raw) < 0))
     return raw
+
+
+def write_recommendations(config: RecommendConfig) -> tuple[int, int]:
+    """Writes the output of a run's newest exported span, or of the one that is named; every rank calls it.
+
+    Args:
+        config: the run, the users and the output.
+
+    Returns:
+        The number of users with a list in it, over all ranks; the span.
+
+    Raises:
+        ValueError: naming the key, the file or the users.
+    """
+    run = FinishedRun(config.run_dir, config.data)
+    span, users = run.resolve_span(config.span), requested_users(config, run.dataset)
+    return recommend(config, run, span, users, connect(config.timeout_seconds)), span
 
 
 def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Array | None, topology: Topology) -> int:

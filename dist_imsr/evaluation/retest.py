@@ -1,15 +1,19 @@
 """Tests a finished run again, with other options or with the metrics of each user."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.steps import Follow
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.evaluator import EvalConfig, Evaluator
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
+from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.launcher import rank_info
+from dist_imsr.progress import Reporter
 
 
 @dataclass
@@ -66,6 +70,30 @@ def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
     if config.per_user and len(spans) > 1:
         raise ValueError(f"span: per_user holds the users of one test; name one of the spans {spans}")
     return spans
+
+
+def evaluate_run(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Tests a run again, or compares it with planted truth; every rank calls it.
+
+    Args:
+        config: the run and the metrics.
+
+    Returns:
+        One row per span, on rank 0; other ranks return none of the truth's.
+
+    Raises:
+        ValueError: naming the key or the file.
+    """
+    finished = FinishedRun(config.run_dir, config.data)
+    if config.drift_truth:
+        return compare_with_truth(finished, config.match_cosine) if rank_info().rank == 0 else []
+    spans, topology = spans_to_test(config, finished), connect(config.timeout_seconds)
+    reporter = Reporter(topology.rank == 0)
+
+    def follow(steps: Any, phase: str, users: int) -> Iterator[Any]:
+        return reporter.on_device(steps, topology.device, phase, users)
+
+    return retest(config, finished, spans, topology, follow)
 
 
 def retest(

@@ -51,7 +51,9 @@ def build_strategy(config: StrategyConfig) -> Strategy:
         The strategy.
     """
     build, own = STRATEGIES[config.name]
-    return build() if own is None else build(getattr(config, config.name))
+    if own is None:
+        return build()
+    return build(getattr(config, config.name) if hasattr(config, config.name) else own())
 
 
 def resources_of(config: StrategyConfig) -> Resources:

@@ -1,10 +1,11 @@
 """FR: learn everything again from all interactions so far (Section V of the paper); the ceiling, at a growing price."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.joined import JoinedSpans
+from dist_imsr.keys import never
 from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.resources import Resources
@@ -20,7 +21,7 @@ class FullRetrainingConfig:
             run left after the same span; ``model.interests`` for everybody by default.
     """
 
-    interests_from: Path | None = None
+    interests_from: Path | None = field(default=None, metadata=never(only_if=("strategy.name", "full_retraining")))
 
 
 @register_strategy("full_retraining", FullRetrainingConfig)

@@ -1,10 +1,11 @@
-"""A run from its configuration to its table: the folder, the world, the report."""
+"""A run from its configuration to its table: the folder, the process group, the report."""
 
 import json
 import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -35,38 +36,57 @@ _CAPTION = (
 
 
 def train(config: TrainConfig) -> int:
-    """Trains, tests and reports, from where an earlier process of the run came to; every rank calls it.
+    """Trains, tests and reports, from the newest checkpoint of the run on; every rank calls it.
 
     Args:
         config: the whole tree.
 
     Returns:
         The exit status: 0, or 2 for refused inputs, 1 for a loss that is not finite, 75 after SIGTERM or SIGUSR1 (the
-        same command goes on when it is started again), 130 after Ctrl-C; in these cases one line on stderr says what
+        same command resumes when it is started again), 130 after Ctrl-C; in these cases one line on stderr says what
         to do.
     """
 
     def work() -> None:
         with StopSignals() as signals:
-            settled = as_started(config)
-            dataset, candidates = check(settled)
-            topology = connect(config.timeout_seconds)
-            claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
-            try:
-                logs.keep(config.run_dir)
-                trainer = begin(settled, dataset, candidates, topology, signals)
-                with signals.deferred():
-                    lines = trainer.run()
-            finally:
-                if claim is not None:
-                    os.close(claim)
+            trainer = run_training(config, signals)
         title = f"{config.run_dir}: {config.strategy.name}"
-        trainer.reporter.table(lines, _columns(config.eval.top), title, _CAPTION)
+        trainer.reporter.table(trainer.progress.lines, _columns(config.eval.top), title, _CAPTION)
         trainer.profile.show()
         if trainer.checkpoints is not None and trainer.checkpoints.refusal:
             raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
+
+
+def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Trainer:
+    """Trains and tests a run to its end, from its newest checkpoint if there is one; every rank calls it.
+
+    Args:
+        config: the whole tree.
+        signals: the requests to stop that this process receives; None for none.
+
+    Returns:
+        The trainer; ``progress.lines`` are those of metrics.jsonl.
+
+    Raises:
+        ValueError: naming the key, for what cannot work.
+        FloatingPointError: for a loss that is not finite.
+        Stopped: where a signal asked for it, once the state is on the disk.
+    """
+    settled = as_started(config)
+    dataset, candidates = check(settled)
+    topology = connect(config.timeout_seconds)
+    claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
+    try:
+        logs.keep(config.run_dir)
+        trainer = begin(settled, dataset, candidates, topology, signals)
+        with signals.deferred() if signals is not None else nullcontext():
+            trainer.run()
+    finally:
+        if claim is not None:
+            os.close(claim)
+    return trainer
 
 
 def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
@@ -76,7 +96,7 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
         config: the whole tree.
 
     Returns:
-        The prepared data, and the checkpoints to go on from.
+        The prepared data, and the checkpoints to resume from.
 
     Raises:
         ValueError: naming the key.
@@ -98,14 +118,14 @@ def begin(
     topology: Topology,
     signals: StopSignals | None,
 ) -> Trainer:
-    """A trainer at the beginning of a run, or where its newest sound checkpoint stands; collective.
+    """Makes the trainer of a run, with the state of its newest sound checkpoint if there is one; collective.
 
     Args:
         config: the whole tree; rank 0 has claimed its folder.
         dataset: the prepared data.
-        candidates: the checkpoints to go on from.
+        candidates: the checkpoints to resume from.
         topology: this rank's place.
-        signals: tells whether somebody asked the run to stop.
+        signals: the requests to stop that this process receives.
 
     Returns:
         The trainer; metrics.jsonl holds the lines up to there.
@@ -113,14 +133,14 @@ def begin(
     Raises:
         Refusal: if there are checkpoints, but none is sound.
     """
-    told, folder = identity(config, dataset.digest, topology.device), config.run_dir / "checkpoints"
-    checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, told)
+    keys, folder = identity(config, dataset.digest, topology.device), config.run_dir / "checkpoints"
+    checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, keys)
     stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
     trainer = Trainer(config, dataset, topology, checkpoints, stored, signals)
     if topology.rank == 0:
         for path in candidates.damaged.keys() & set(candidates.own):
             logger.warning("passed over and renamed to %s: %s", set_aside(path).name, candidates.damaged[path])
-    _tell(trainer, dataset, stored)
+    _log_start(trainer, dataset, stored)
     if topology.rank == 0:
         lines = (json.dumps(line) + "\n" for line in trainer.progress.lines)
         write_whole(config.run_dir / "metrics.jsonl", "".join(lines))
@@ -128,10 +148,10 @@ def begin(
     return trainer
 
 
-def _tell(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
-    """What this run is, from rank 0 for all; what each rank holds of it, in the ranks' own files."""
+def _log_start(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
+    """Logs what this run is on rank 0, and each rank's share of it in the rank's own file."""
     config, topology, model = trainer.config, trainer.topology, trainer.model
-    told = (
+    facts = (
         f"{topology.world_size} rank(s), {topology.local_world_size} a machine, "
         f"{torch.get_num_threads()} thread(s) each, on {topology.device.type}",
         f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards, "
@@ -140,29 +160,34 @@ def _tell(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> None:
         f"{config.batch.size:,} users a step",
         f"{config.data.path}: {dataset.spans} spans, {dataset.users:,} users, {dataset.items_by_span[-1]:,} items",
         f"{config.strategy.name} with {config.model.base}, seed {config.seed}",
-        "no checkpoint, so from the beginning" if stored is None else f"going on from {stored.folder}",
+        "no checkpoint, so from the beginning" if stored is None else f"resuming from {stored.folder}",
     )
-    logger.log(logging.DEBUG if topology.rank else logging.INFO, "; ".join(told))
+    logger.log(logging.DEBUG if topology.rank else logging.INFO, "; ".join(facts))
     users, rows = model.store.first_user, model.catalogue.rows
     logger.debug(
         "process %d on %s, %s: users %d:%d, item rows %d:%d",
-        *(os.getpid(), socket.gethostname(), topology.device),
-        *(users, users + len(model.store.counts), rows.start, rows.stop),
+        os.getpid(),
+        socket.gethostname(),
+        topology.device,
+        users,
+        users + len(model.store.counts),
+        rows.start,
+        rows.stop,
     )
 
 
 def _by_first(topology: Topology, act: Callable[[], int]) -> int | None:
-    """Lets rank 0 do something; what it is refused, all ranks are."""
-    done, said = None, list[str | None]([None])
+    """Lets rank 0 act; if that fails, all ranks refuse with its message."""
+    result, message = None, list[str | None]([None])
     if topology.rank == 0:
         try:
-            done = act()
-        except Exception as error:  # the others wait to hear of it
-            said = [str(error)]
-    dist.broadcast_object_list(said)
-    if said[0] is not None:
-        raise Refusal(said[0])
-    return done
+            result = act()
+        except Exception as error:  # the others wait for the message
+            message = [str(error)]
+    dist.broadcast_object_list(message)
+    if message[0] is not None:
+        raise Refusal(message[0])
+    return result
 
 
 def _columns(tops: list[int]) -> list[str]:

@@ -136,7 +136,7 @@ def _free(folder, seconds=60):
 
 
 def _stop_once_it_goes_on(log):
-    while "going on from" not in log.read_text():
+    while "resuming from" not in log.read_text():
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -152,7 +152,7 @@ def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
     process.kill()
     process.communicate()
     _free(folder)  # its ranks notice, and stop in order
-    assert "train: stopped; the same command goes on from" in (folder / "log.txt").read_text()
+    assert "train: stopped; the same command resumes from" in (folder / "log.txt").read_text()
 
     stopping = threading.Thread(target=_stop_once_it_goes_on, args=(folder / "log.txt",))
     stopping.start()
@@ -161,7 +161,7 @@ def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
     assert "compare: stopped; 0 of 1 rows are finished, and the same command continues" in capfd.readouterr().err
     assert json.loads((folder / "cell.json").read_text())["status"] == "started"
     assert compare(config) == 0
-    assert (folder / "log.txt").read_text().count("going on from") == 2
+    assert (folder / "log.txt").read_text().count("resuming from") == 2
     assert {record["status"] for record in _records(place.output).values()} == {"done"}
     (record,) = pq.read_table(place.output / "summary.parquet").to_pylist()
     assert record["hr"] is not None

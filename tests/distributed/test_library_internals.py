@@ -90,7 +90,7 @@ def test_a_fake_world_knows_its_size():
 
 LIBRARIES = ("torch", "torchrec", "fbgemm_gpu", "deepspeed")
 PRIVATE_WITHOUT_UNDERSCORE = {"iter_cpu", "__compatible_ops__"}
-PYTHON = {"_asdict", "_fields", "_make", "_replace", "_exit"}  # named tuples, and os._exit
+PYTHON = {"_asdict", "_fields", "_make", "_replace", "_exit", "_actions"}  # named tuples, os._exit, argparse's list
 
 
 def _is_private(name):

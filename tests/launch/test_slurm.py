@@ -130,7 +130,7 @@ def test_two_signalled_nodes_resume_and_equal_two_local_ranks(cluster, jobs, dat
     cluster.wait_until(lambda: cluster.job_info(job)["Restarts"] == "1", describe=lambda: jobs.text(name))
     assert jobs.final_state(job, name) == "COMPLETED", jobs.text(name)
     assert jobs.text(name).count("2 rank(s), 1 a machine") == 2
-    assert "going on from" in jobs.text(name)
+    assert "resuming from" in jobs.text(name)
     assert _lines(run_dir) == _lines(local)
     assert sorted(path.name for path in (run_dir / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
 
@@ -148,7 +148,7 @@ def test_a_job_resumes_on_the_other_node_when_one_goes_down(cluster, jobs, data,
     finally:
         cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume", check=False)
     assert "1 rank(s), 1 a machine" in jobs.text(name)
-    assert "going on from" in jobs.text(name)
+    assert "resuming from" in jobs.text(name)
     for line, wanted in zip(_lines(run_dir), _lines(local), strict=True):
         for key in line.keys() - {"store_bytes"}:  # counts one more offset a rank
             number = isinstance(wanted[key], float)
@@ -160,7 +160,7 @@ def test_the_time_limit_requeues_a_job_and_cancelling_does_not(cluster, jobs, da
     arguments = *_TRAIN, f"--data.path={data}", "--training.incremental_epochs=100000"
     limit = ["--time=1", "--signal=B:USR1@40"]
     job = jobs.submit("train.sbatch", *arguments, options=limit, name=name, RUN_DIR=run_dir)
-    cluster.wait_until(lambda: "going on from" in jobs.text(name), seconds=120, describe=lambda: jobs.text(name))
+    cluster.wait_until(lambda: "resuming from" in jobs.text(name), seconds=120, describe=lambda: jobs.text(name))
     assert cluster.job_info(job)["Restarts"] == "1"
     cluster.call("scancel", job)
     assert jobs.final_state(job, name) == "CANCELLED"

@@ -124,11 +124,11 @@ def test_a_signal_ends_after_the_step_and_the_same_command_goes_on(
     assert statuses == [status] * 2, said
     assert "Traceback" not in "".join(said)
     newest = newest_first(tmp_path / "run" / "checkpoints")[0]
-    assert f"train: stopped; the same command goes on from {newest}\n" in said[0]
+    assert f"train: stopped; the same command resumes from {newest}\n" in said[0]
     assert "train: " not in said[1]
     statuses, said = _ended(ranks(*arguments), 90)
     assert statuses == [0, 0], said
-    assert f"going on from {newest}" in said[0]
+    assert f"resuming from {newest}" in said[0]
     assert _told(tmp_path / "run") == _told(undisturbed)
     assert _files(tmp_path / "run") == _files(undisturbed)
     assert _losses(tmp_path / "run") == _losses(undisturbed)
@@ -247,7 +247,7 @@ def test_a_small_disk_that_is_full(ranks, folder, tmp_path):
         assert statuses == [REQUEUE], said
         assert "a checkpoint was not written: rank 0:" in said[0]
         assert "to spare" in said[0]
-        assert f"goes on from {newest_first(disk / 'run' / 'checkpoints')[0]}" in said[0]
+        assert f"resumes from {newest_first(disk / 'run' / 'checkpoints')[0]}" in said[0]
         assert newest_first(disk / "run" / "checkpoints")[0].name >= held.name
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
@@ -260,16 +260,16 @@ def test_what_begins_anew_goes_on_when_the_cluster_starts_it_again(ranks, folder
     started[0].send_signal(signal.SIGTERM)
     statuses, said = _ended(started)
     assert statuses == [REQUEUE]
-    assert "the same command, with --resume auto and without --overwrite, goes on from" in said[0]
+    assert "the same command, with --resume auto and without --overwrite, resumes from" in said[0]
     statuses, said = _ended(ranks(*arguments, world_size=1, restarts=1), 90)
     assert statuses == [0], said
-    assert "going on from" in said[0]
+    assert "resuming from" in said[0]
     (config,) = [tmp_path / "run" / "config.yaml"]
     assert "overwrite: false" in config.read_text()
     assert "resume: auto" in config.read_text()
     statuses, said = _ended(ranks("--config", config, world_size=1))
     assert statuses == [0]
-    assert "going on from" in said[0]
+    assert "resuming from" in said[0]
 
 
 def test_a_refusal_of_rank_0_ends_all(ranks, folder, tmp_path):

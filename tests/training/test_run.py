@@ -105,7 +105,7 @@ def test_interrupted(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("train: stopped; the same command goes on from")
+    assert errors.splitlines()[-1].startswith("train: stopped; the same command resumes from")
     assert "Traceback" not in errors
 
 
