@@ -12,7 +12,7 @@ from torchrec import JaggedTensor
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
-from dist_imsr.distributed import columns
+from dist_imsr.distributed import columns, recommender
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.rows import ShardRows
@@ -25,7 +25,6 @@ from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.strategies.sml import SMLConfig
-from dist_imsr.training import recommender
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import begin, check
 from tests.prepared import drawn_history, write_dataset
@@ -49,9 +48,9 @@ def rank():
 class _Table:
     """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, *arguments):
-        *arguments, self.topology = arguments
-        self._table = Catalogue(*arguments, replace(self.topology, device=_HOST))
+    def __init__(self, config, items, dim, seed, topology, capacity=None):
+        self.topology = topology
+        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), capacity)
 
     def __getattr__(self, name):
         return getattr(self._table, name)
@@ -89,8 +88,8 @@ class _Dense:
         self.module, self.optimizer = model, torch.optim.Adam(parameters)
         self.monitor = SimpleNamespace(tb_monitor=None, write_events=lambda events: None)
 
-    def __call__(self, *inputs):
-        return self.module(*inputs)
+    def __call__(self, *inputs, **options):
+        return self.module(*inputs, **options)
 
     def train(self, training):
         self.module.train(training)
