@@ -19,7 +19,8 @@ from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.recommender import Recommender, score_batch
+from dist_imsr.distributed.objective import score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start

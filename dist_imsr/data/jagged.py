@@ -16,6 +16,11 @@ def jagged(values: Any, lengths: Any) -> JaggedTensor:
     return JaggedTensor(values, lengths=lengths)
 
 
+def one_sequence(items: torch.Tensor) -> JaggedTensor:
+    """Item ids ``[n]`` as one sequence, on their device."""
+    return JaggedTensor(items, lengths=torch.tensor([len(items)], device=items.device))
+
+
 def concat_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor:
     """Concatenates the i-th sequences of all pieces, for each i.
 

@@ -1,4 +1,4 @@
-"""How a distributed command ends: its exit status, and one line on stderr with what to do."""
+"""The end of a distributed command: its exit status, and one line on stderr with what to do."""
 
 import gc
 import logging
@@ -42,7 +42,7 @@ class Stopped(Exception):
 
 
 class Refusal(ValueError):
-    """Bad input that all ranks detect together after they are connected."""
+    """Bad input that all ranks detect after they are connected."""
 
 
 def run(name: str, work: Callable[[], None], interrupted: str) -> int:
@@ -61,45 +61,29 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     gc.freeze()
     logs.start(rank_info().rank)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up after SIGTERM as after Ctrl-C
-
-    def end(message: str, status: int, together: bool) -> int:
-        together = together or rank_info().world_size == 1
-        if rank_info().rank == 0 or not together:
-            prefix = "" if together else f"rank {rank_info().rank}: "
-            print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
-        logger.debug("ends with status %d: %s", status, message)
-        return status
-
-    def leave() -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
     try:
         work()
-        leave()
+        _disconnect()
         return 0
     except Stopped as stop:
-        status = end(str(stop), stop.status, together=True)
-        leave()
+        status = _report(name, str(stop), stop.status)
+        _disconnect()
         return status
     except FloatingPointError as error:
-        return end(str(error), FAILED, together=True)
+        return _report(name, str(error), FAILED)
     except ValueError as error:
-        status = end(str(error), BAD_INPUT, together=isinstance(error, Refusal) or not dist.is_initialized())
-        leave()
+        on_all_ranks = isinstance(error, Refusal) or not dist.is_initialized()
+        status = _report(name, str(error), BAD_INPUT, on_all_ranks)
+        _disconnect()
         return status
     except OSError as error:
-        return end(str(error), FAILED, together=not dist.is_initialized())
+        return _report(name, str(error), FAILED, on_all_ranks=not dist.is_initialized())
     except KeyboardInterrupt:
-        return end(interrupted, INTERRUPTED, together=True)
+        return _report(name, interrupted, INTERRUPTED)
     except Exception as error:
-        if dist.is_initialized() and isinstance(error, RuntimeError):
-            if any(text in str(error) for text in _CONNECTION_LOST):
-                return end("another rank ended; its message says why", FAILED, together=False)
-            if any(text in str(error) for text in _TIMED_OUT):
-                return end(
-                    "another rank did not answer within timeout_seconds: check whether it hangs", FAILED, together=False
-                )
+        message = _fault_of_another_rank(error)
+        if message is not None:
+            return _report(name, message, FAILED, on_all_ranks=False)
         # Logged here instead of raised: the traceback keeps prefetching threads alive, which would abort the process if
         # they lasted until Python exits.
         logger.error("%s failed\n%s", name, traceback.format_exc().rstrip())
@@ -107,3 +91,28 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     finally:
         # Process groups in a reference cycle would outlive Python and abort the process.
         gc.collect()
+
+
+def _report(name: str, message: str, status: int, on_all_ranks: bool = True) -> int:
+    """Prints why a command ends, on rank 0 alone if all ranks end for the same reason; returns the status."""
+    on_all_ranks = on_all_ranks or rank_info().world_size == 1
+    if rank_info().rank == 0 or not on_all_ranks:
+        prefix = "" if on_all_ranks else f"rank {rank_info().rank}: "
+        print(f"{name}: {prefix}{message}", file=sys.stderr, flush=True)
+    logger.debug("ends with status %d: %s", status, message)
+    return status
+
+
+def _fault_of_another_rank(error: Exception) -> str | None:
+    """The message for an error that another rank caused; None for this rank's own errors."""
+    if dist.is_initialized() and isinstance(error, RuntimeError):
+        if any(text in str(error) for text in _CONNECTION_LOST):
+            return "another rank ended; its message says why"
+        if any(text in str(error) for text in _TIMED_OUT):
+            return "another rank did not answer within timeout_seconds: check whether it hangs"
+    return None
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

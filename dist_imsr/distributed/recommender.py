@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchrec import JaggedTensor
 
 from dist_imsr import devices
 from dist_imsr.data.batch import Batch
@@ -15,11 +14,12 @@ from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot, View
+from dist_imsr.distributed.objective import Extraction, NextItem, Objective, score_batch
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
-from dist_imsr.model.scoring import Candidates, attend, candidates, sampled_softmax
+from dist_imsr.model.scoring import sampled_softmax
 from dist_imsr.phases import Phase
 
 _LOGITS = 0x106175  # a stream of random numbers
@@ -28,74 +28,12 @@ Embed = Callable[..., list[torch.Tensor]]
 Forward = Callable[[torch.Tensor, torch.Tensor, Start], Interests]
 
 
-class Extraction(NamedTuple):
-    """Interests extracted from a batch's history, with their inputs.
-
-    Args:
-        interests: H_u^t, ``[B, K, d]``.
-        start: the extractor's start: stored interests, queries, states.
-        existing: ``[B, K]`` bool, the interests that are older than the span.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
-    """
-
-    interests: Interests
-    start: Start
-    existing: torch.Tensor
-    targets: torch.Tensor
-    negatives: torch.Tensor
-
-
-class Scores(NamedTuple):
-    """Scores of a batch's targets and negatives, with what they were computed from.
-
-    Args:
-        candidates: each target's score and those of the negatives.
-        targets: ``[B, T, d]``, the targets' embeddings, padded.
-        target_mask: ``[B, T]`` bool, false for padding.
-        agreement: ``[B, K, T]``, dot products of interests and targets.
-    """
-
-    candidates: Candidates
-    targets: torch.Tensor
-    target_mask: torch.Tensor
-    agreement: torch.Tensor
-
-
 class Snapshot(NamedTuple):
-    """What `Recommender.restore` needs: copies of the trained tensors, and the store's own snapshot."""
+    """For `Recommender.restore`: copies of the trained tensors, and the store's snapshot."""
 
     tensors: dict[str, ShardRows]
     store: StoreSnapshot
-    updates: int  # of the table, by which Adam corrects its moments
-
-
-class Objective(Protocol):
-    """How a step turns a batch into interests and losses; every strategy is one."""
-
-    def extract(self, model: "Recommender", batch: Batch, training: bool = False) -> Extraction:
-        """The interests of the batch's users."""
-        ...
-
-    def extra_loss(
-        self, model: "Recommender", batch: Batch, extraction: Extraction, scores: Scores
-    ) -> torch.Tensor | None:
-        """A loss that is added to Eq. 6, summed over this rank's targets; None for none."""
-        ...
-
-
-class NextItem:
-    """The plain objective: interests as the base model extracts them, and Eq. 6 alone."""
-
-    def extract(self, model: "Recommender", batch: Batch, training: bool = False) -> Extraction:
-        """Extracts the interests of a batch's users from its history (Eq. 1)."""
-        return model.extract(batch, training=training)
-
-    def extra_loss(
-        self, model: "Recommender", batch: Batch, extraction: Extraction, scores: Scores
-    ) -> torch.Tensor | None:
-        """Adds nothing to Eq. 6."""
-        return None
+    updates: int  # number of updates of the table, for Adam's bias correction
 
 
 class Recommender:
@@ -108,11 +46,11 @@ class Recommender:
         engine: the engine's section.
         items: the number of items known by the end of each span so far.
         bucket_offsets: the first user of each bucket, and the number of users.
-        seed: keys every random first value.
+        seed: keys all random initial values.
         topology: this rank's place.
         events: a folder for TensorBoard's event files; none without it.
-        capacity: the table's rows over all ranks, as a checkpoint has them; by default those of a table that grew from
-            one number of ``items`` to the next.
+        capacity: number of table rows over all ranks, as in the checkpoint to load; by default that of a table that
+            grew from one number of ``items`` to the next.
     """
 
     def __init__(
@@ -140,42 +78,31 @@ class Recommender:
 
     @Phase("growing")
     def grow(self, items: int) -> None:
-        """Makes room for more items, between spans.
-
-        Args:
-            items: how many must have a row.
-        """
+        """Extends the table, between spans, to at least ``items`` rows; collective."""
         self.catalogue.grow(items)
 
     def has_interests(self, users: np.ndarray) -> np.ndarray:
-        """Which users have interests.
-
-        Args:
-            users: ``[n]`` dense ids of this rank.
-
-        Returns:
-            ``[n]`` bool.
-        """
+        """Whether users have interests: ``[n]`` bool for ``[n]`` dense ids of this rank."""
         return (self.store.counts[users - self.store.first_user] > 0).numpy(force=True)
 
     @Phase("admitting")
     def admit(self, users: np.ndarray, span: int, counts: np.ndarray | None = None) -> None:
-        """Gives new users their first interests (Algorithm 2, lines 2-6); others keep theirs.
+        """Creates the first interests of new users (Algorithm 2, lines 2-6); other users keep theirs.
 
         Args:
             users: ``[n]`` dense ids of this rank.
             span: the current span.
-            counts: ``[n]``, the number for each user; ``model.interests`` without it, and where it is 0.
+            counts: ``[n]``, the number for each user; ``model.interests`` by default, and where it is 0.
         """
         new, default = ~self.has_interests(users), self.config.interests
-        wanted = np.full(len(users), default) if counts is None else np.where(counts > 0, counts, default)
-        self.store.expand(torch.from_numpy(users[new] - self.store.first_user), torch.from_numpy(wanted[new]), span)
+        counts = np.full(len(users), default) if counts is None else np.where(counts > 0, counts, default)
+        self.store.expand(torch.from_numpy(users[new] - self.store.first_user), torch.from_numpy(counts[new]), span)
 
     def set_learning_rates(self, pretraining: bool) -> None:
         """Changes the learning rates of the catalogue and of the dense weights.
 
         Args:
-            pretraining: whether the parameters are new: in the first span, and in each that is retrained.
+            pretraining: whether the parameters are new, as in the first span and under full retraining.
         """
         for part in (self.catalogue, self.engine):
             config = part.config
@@ -194,10 +121,10 @@ class Recommender:
 
         Args:
             batch: on this rank's device.
-            training: whether the users' queries are to get a gradient.
-            rho: as how many items an existing interest's stored vector counts (erratum E10).
-            embed: returns the embeddings of sequences; the catalogue's lookup by default.
-            forward: the extractor's forward pass; the engine's by default.
+            training: whether the users' queries require a gradient.
+            rho: the number of items that an existing interest's stored vector counts as (erratum E10).
+            embed: looks up the embeddings of sequences; `Catalogue.lookup` by default.
+            forward: the extractor's forward pass; that of the engine by default.
 
         Returns:
             The interests, with their inputs.
@@ -227,13 +154,13 @@ class Recommender:
         objective: Objective | None = None,
         stop_signal: int = 0,
     ) -> torch.Tensor:
-        """One step of training: every parameter moves once.
+        """One step of training, with one update of all parameters; collective.
 
         Args:
             batch: on this rank's device.
-            following: the batch of the next step; what no parameter has a part in is fetched for it meanwhile.
-            objective: interests and losses; `NextItem` by default.
-            stop_signal: this rank's request to stop, which travels with the losses.
+            following: the batch of the next step, whose inputs are prefetched as far as no parameter affects them.
+            objective: defines interests and losses; `NextItem` by default.
+            stop_signal: this rank's exit status if it shall stop, else 0; gathered with the losses.
 
         Returns:
             Each rank's loss of Eq. 6, its extra loss and its stop signal, ``[world_size, 3]`` float64; losses are sums
@@ -247,11 +174,11 @@ class Recommender:
             extra = objective.extra_loss(self, batch, extraction, scores)
             next_item = sampled_softmax(scores.candidates)
             losses = torch.stack((next_item, next_item.new_zeros(()) if extra is None else extra))
-        if following is not None:  # the device is busy by now for as long as the host waits for the other ranks' sizes
+        if following is not None:  # the device computes while the host waits for the sizes of the other ranks' requests
             self._prefetch(following)
-        # The base model's own regularisation is trained but not reported: losses compare between base models.
+        # The base model's own regularisation is not reported, so that losses are comparable between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
-        # DeepSpeed and TorchRec divide gradients by the world size; nobody does for the users' own queries.
+        # DeepSpeed and TorchRec divide gradients by the world size; for the users' queries this is done below.
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
@@ -262,21 +189,13 @@ class Recommender:
 
     @Phase("snapshot")
     def snapshot(self) -> Snapshot:
-        """Copies everything that training changes but the interests' vectors, which move only when a span ends.
-
-        Returns:
-            The copy, for `restore`.
-        """
+        """Copies all that training changes within a span, for `restore`; interests' vectors change only at its end."""
         copies = {name: rows.copied() for name, rows in self.tensors().items()}
         return Snapshot(copies, self.store.snapshot(), self.catalogue.steps)
 
     @Phase("snapshot")
     def restore(self, snapshot: Snapshot) -> None:
-        """Puts a snapshot back.
-
-        Args:
-            snapshot: of this model, since the catalogue last grew and interests were last written back.
-        """
+        """Restores a snapshot of this model, taken since the catalogue last grew and interests were written back."""
         with torch.no_grad():
             for name, rows in self.tensors().items():
                 rows.values.copy_(snapshot.tensors[name].values)
@@ -284,69 +203,34 @@ class Recommender:
         self.catalogue.steps = snapshot.updates
 
     def tensors(self) -> dict[str, ShardRows]:
-        """The live tensors that training changes, except those of the store.
-
-        Returns:
-            This rank's rows, by name.
-        """
+        """This rank's rows of the live tensors that training changes, by name; without those of the store."""
         parts = {"catalogue": self.catalogue.flushed_state(), "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
     def _prefetch(self, batch: Batch) -> None:
-        """Starts `extract` of a batch, as far as no step of training has a part in it."""
+        """Starts the exchange of a batch's item ids, and copies its stored interests to the device."""
         self.catalogue.start_lookup(batch.history, batch.targets, batch.negatives)
         if self.store.values.device != self.topology.device:
             with devices.prefetch_stream(self.topology.device):
                 self._prefetched = batch, self._stored(batch)
 
     def _view(self, batch: Batch) -> View:
-        """The stored interests of a batch, which may have been prefetched."""
+        """The stored interests of a batch, prefetched or not."""
         if self._prefetched is None or self._prefetched[0] is not batch:
             return self._stored(batch)
         (_, view), self._prefetched = self._prefetched, None
-        devices.wait_for_prefetch(self.topology.device, *view.interests[:2], *view[1:])
+        vectors, mask, _ = view.interests
+        devices.wait_for_prefetch(self.topology.device, vectors, mask, view.existing, view.states)
         return view
 
     def _stored(self, batch: Batch) -> View:
         return self.store.view(batch.users - self.store.first_user, batch.span, self.topology.device)
 
     def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
-        """Random routing logits by (seed, user, slot, place), so that the same input gives the same interests."""
+        """Random routing logits keyed by (seed, user, slot, place): the same input gives the same interests."""
         if not self.extractor.logit_scale:
             return None
         slot = torch.arange(slots, device=users.device).unsqueeze(-1)
         place = torch.arange(length, device=users.device)
         drawn = keyed_random.normal(1, _LOGITS, self.seed, users[:, None, None], slot, place)  # [B, K, L, 1]
         return self.extractor.logit_scale * drawn.squeeze(-1)
-
-
-def score_batch(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Scores:
-    """Scores a batch's targets and negatives, each for its own v_u of Eq. 5.
-
-    Args:
-        batch: B users.
-        interests: of the users, ``[B, K, d]``.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
-
-    Returns:
-        The scores.
-    """
-    padded, mask = pad(targets, batch.targets.lengths())
-    agreement = interests.vectors @ padded.mT
-    place = mask.flatten().nonzero().squeeze(1)
-    users, wanted = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), padded))
-    scored = candidates(users, wanted, negatives, batch.targets.values(), batch.negatives.values())
-    return Scores(scored, padded, mask, agreement)
-
-
-def sequence(items: torch.Tensor) -> JaggedTensor:
-    """Item ids as one sequence, for `Catalogue.lookup`.
-
-    Args:
-        items: ``[n]`` int64.
-
-    Returns:
-        The sequence.
-    """
-    return JaggedTensor(items, lengths=torch.tensor([len(items)], device=items.device))

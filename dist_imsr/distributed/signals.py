@@ -15,6 +15,19 @@ logger = logging.getLogger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+class StopRequested(Exception):
+    """All ranks agreed to stop, since one of them received a signal.
+
+    Args:
+        status: the exit status for that signal.
+        resumable: whether the current state may be saved.
+    """
+
+    def __init__(self, status: int, resumable: bool) -> None:
+        super().__init__(f"stop with status {status}")
+        self.status, self.resumable = status, resumable
+
+
 class StopSignals:
     """Inside this context, SIGTERM, SIGUSR1 and Ctrl-C end the process; inside `deferred`, the first is only recorded.
 

@@ -13,7 +13,7 @@ from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.planted import compare_with_truth
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.launcher import rank_info
-from dist_imsr.progress import Reporter
+from dist_imsr.reporter import Reporter
 
 
 @dataclass

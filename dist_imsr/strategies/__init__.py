@@ -1,8 +1,9 @@
-"""What happens to the model when a span arrives: one file for each strategy, registered by its name."""
+"""Strategies update the model when a span arrives: one file for each, registered by its name."""
 
 from dist_imsr.strategies import ader, fine_tuning, frozen, full_retraining, imsr, life_long, sml  # noqa: F401 (register)
 from dist_imsr.strategies.base import STRATEGIES, Strategy, register_strategy
-from dist_imsr.strategies.config import StrategyConfig, TrainingConfig, build_strategy, resources_of
+from dist_imsr.strategies.config import StrategyConfig, build_strategy, resources_of
+from dist_imsr.strategies.training_config import TrainingConfig
 
 __all__ = [
     "STRATEGIES",

@@ -1,4 +1,4 @@
-"""ADER: earlier sequences are replayed with the new ones, and the model of the span before is their teacher."""
+"""ADER: replays earlier sequences with the new ones, and distils them from the model of the span before."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
 from dist_imsr.distributed.frozen_model import FrozenModel
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores, score_batch
+from dist_imsr.distributed.objective import Extraction, Scores, score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Candidates, distillation
@@ -26,13 +27,13 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 @dataclass
 class ADERConfig:
-    """Exemplars, and how much the teacher counts.
+    """Exemplars, and the weight of the teacher.
 
     Args:
-        pool: randomly truncated sequences that each user adds to the pool in every span; 0 for none at all.
-        exemplars: of a user's own in the pool, so many are replayed beside each new sequence.
-        choice: those whose mean embedding is the most similar to the new sequence's, or those whose mean comes closest
-            to that of all the user's own in the pool (herding).
+        pool: number of randomly truncated sequences that each user adds to the pool in every span; 0 for no replay.
+        exemplars: number of a user's sequences in the pool that are replayed with each new sequence.
+        choice: how they are chosen: by the similarity of their mean embedding to that of the new sequence (cosine), or
+            so that their mean is the closest to that of all the user's sequences in the pool (herding).
         weight: lambda_base of the distillation.
     """
 
@@ -52,14 +53,14 @@ class ADER(Strategy):
     """Fine-tuning with replayed exemplars, which are distilled from the model of the span before.
 
     "ADER: Adaptively Distilled Exemplar Replay Towards Continual Learning for Session-based Recommendation" (RecSys
-    2020), as the paper at hand sets it up: each span adds ``pool`` truncated sequences a user. Here the pool is one of
-    places in the files of earlier spans (user, span, cut), drawn by keys, so that it takes no memory and no checkpoint;
-    exemplars are chosen among a user's own, since routing starts from that user's interests. They take part in Eq. 6
-    like new sequences, which ADER's do not, and in the distillation over the items that its teacher knew.
+    2020), with ``pool`` truncated sequences per user and span, as in the IMSR paper. The pool holds positions in the
+    files of earlier spans (user, span, cut), drawn by keyed random numbers: it takes no memory and no checkpoint. A
+    user's exemplars come from the user's own sequences, since routing starts from that user's interests. Unlike in
+    ADER, exemplars also take part in Eq. 6. They are distilled over the items that the teacher knows.
 
     Cost per span: that of fine-tuning for each new sequence and its exemplars; one pass that embeds the pool of the
-    span's users, which grows by ``pool`` sequences a user and span; a second lookup and forward pass, of the exemplars
-    alone, in each step; a second table without optimizer state, which checkpoints hold as well.
+    span's users, which grows by ``pool`` sequences per user and span; in each step a second lookup and forward pass of
+    the exemplars; a second table without optimizer state, which checkpoints hold as well.
 
     Args:
         config: the strategy's section.
@@ -70,10 +71,10 @@ class ADER(Strategy):
     def __init__(self, config: ADERConfig) -> None:
         self.config = config
         self._weight = 0.0  # lambda_t
-        self._teacher_items = 0  # the teacher knows the items below
+        self._teacher_items = 0  # the number of items that the teacher knows
 
     def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
-        """Chooses exemplars, then trains on them and on the new sequences, with the old model as teacher."""
+        """Chooses exemplars, then trains on them and on the new sequences, taught by the model of the span before."""
         if span == 0:
             return trainer.pretrain(self)
         trainer.add_items(span)
@@ -95,22 +96,24 @@ class ADER(Strategy):
         return trainer.report()
 
     def choose_exemplars(self, trainer: SpanTrainer, data: ReplayedSpan) -> None:
-        """Chooses the sequences of earlier spans that are replayed, and sets the weight of the teacher.
-
-        Args:
-            trainer: the steps of training.
-            data: the span.
-        """
+        """Chooses the sequences of earlier spans to replay, and computes the weight of the distillation."""
         with torch.no_grad():
             for pool in trainer.track(data.pools(), f"exemplars of span {data.span}", data.block):
                 data.choose(pool.places[self._chosen(pool)].numpy(force=True))
         self._teacher_items = data.items_before
-        self._weight = adapted(self.config.weight, (data.items_before, data.items), data.sequences())
+        exemplars, sequences = data.sequences()
+        self._weight = adaptive_weight(
+            self.config.weight,
+            items_before=data.items_before,
+            items=data.items,
+            exemplars=exemplars,
+            sequences=sequences,
+        )
 
     def extra_loss(
         self, model: Recommender, batch: Batch, extraction: Extraction, scores: Scores
     ) -> torch.Tensor | None:
-        """The distillation of the replayed sequences, with its weight."""
+        """The weighted distillation loss of the replayed sequences."""
         if not self._weight or self.teacher is None:
             return None
         replay = batch.replay()
@@ -128,26 +131,26 @@ class ADER(Strategy):
         return self._weight * batch.world_targets / max(batch.world_replayed, 1) * distillation(student, teacher)
 
     def state(self) -> dict[str, ShardRows]:
-        """The teacher."""
+        """The teacher's tensors."""
         return {} if self.teacher is None else self.teacher.state()
 
     def initialize_state(self, model: Recommender) -> None:
-        """Copies the model."""
+        """Copies the model as the teacher."""
         self.teacher = FrozenModel(model.catalogue, model.extractor, model.topology.rank == 0)
 
     def resources(self) -> Resources:
-        """A table beside the model's, and an index of earlier spans."""
+        """The teacher's table, and an index of earlier spans."""
         replayed = self.config.exemplars if self.config.pool else 0
         return Resources(tables=1, reads_history=True, replayed=replayed, pool=self.config.pool)
 
     def _chosen(self, pool: Pool) -> torch.Tensor:
-        """Which sequences of a block's pool are replayed, ``[P]`` bool."""
+        """The mask ``[P]`` of the sequences of a block's pool to replay."""
         new, old = self._mean_embeddings(pool.new, pool.history)
         owners = pool.owners
         if self.config.choice == "cosine":
             similarity = (normalize(old, dim=-1) * normalize(new, dim=-1)[owners]).sum(-1)
-            return best_of(similarity, owners, self.config.exemplars)
-        return herded(old, owners, self.config.exemplars)
+            return top_per_owner(similarity, owners, self.config.exemplars)
+        return herding(old, owners, self.config.exemplars)
 
     def _mean_embeddings(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Mean embeddings of sequences in the teacher's table."""
@@ -159,51 +162,53 @@ class ADER(Strategy):
         return means
 
 
-def adapted(weight: float, items: tuple[int, int], sequences: tuple[int, int]) -> float:
+def adaptive_weight(weight: float, *, items_before: int, items: int, exemplars: int, sequences: int) -> float:
     """lambda_t = lambda_base sqrt((items_{t-1} / items_t) (|E| / |D_t|)), ADER's adaptive weight.
 
     Args:
         weight: lambda_base.
-        items: known before the span, and in it.
-        sequences: exemplars replayed in an epoch, and new ones.
+        items_before: number of items known before the span.
+        items: number of items known by the end of the span.
+        exemplars: number of exemplars in an epoch.
+        sequences: number of new sequences in an epoch.
 
     Returns:
-        lambda_t; 0 where nothing is replayed.
+        lambda_t; 0 without exemplars.
     """
-    return weight * math.sqrt(items[0] / items[1] * sequences[0] / sequences[1]) if sequences[0] else 0.0
+    return weight * math.sqrt(items_before / items * exemplars / sequences) if exemplars else 0.0
 
 
-def best_of(values: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tensor:
+def top_per_owner(values: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tensor:
     """The largest values of each owner.
 
     Args:
         values: ``[P]``.
         owners: ``[P]`` int64, ascending.
-        most: so many of each.
+        most: maximum number for each owner.
 
     Returns:
-        ``[P]`` bool.
+        Their mask ``[P]``.
     """
     order = values.argsort(descending=True, stable=True)
-    order = order[owners[order].argsort(stable=True)]  # owner after owner, the largest first
-    first = torch.searchsorted(owners, owners)  # where each owner's begin
+    order = order[owners[order].argsort(stable=True)]  # by owner, then in descending order
+    first = torch.searchsorted(owners, owners)  # the first place of each owner
     chosen = torch.zeros_like(owners, dtype=torch.bool)
     chosen[order] = torch.arange(len(owners), device=owners.device) - first < most
     return chosen
 
 
-def herded(vectors: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tensor:
-    """Herding: one after the other, the vector that brings the mean of the chosen closest to the owner's mean.
+def herding(vectors: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tensor:
+    """Herding: repeatedly chooses the vector that brings the mean of the chosen ones closest to the owner's mean.
 
     From "iCaRL: Incremental Classifier and Representation Learning" (CVPR 2017), which ADER follows.
 
     Args:
         vectors: ``[P, d]``.
         owners: ``[P]`` int64, ascending.
-        most: so many of each owner's.
+        most: maximum number for each owner.
 
     Returns:
-        ``[P]`` bool.
+        The mask ``[P]`` of the chosen vectors.
     """
     users = int(owners[-1]) + 1 if len(owners) else 0
     count = torch.bincount(owners, minlength=users).clamp(min=1).unsqueeze(1)
@@ -211,7 +216,7 @@ def herded(vectors: torch.Tensor, owners: torch.Tensor, most: int) -> torch.Tens
     total, chosen = torch.zeros_like(mean), torch.zeros_like(owners, dtype=torch.bool)
     for number in range(1, most + 1):
         gap = (mean[owners] - (total[owners] + vectors) / number).norm(dim=-1)
-        one = best_of((-gap).masked_fill(chosen, -torch.inf), owners, 1) & ~chosen
+        one = top_per_owner((-gap).masked_fill(chosen, -torch.inf), owners, 1) & ~chosen
         total.index_add_(0, owners[one], vectors[one])
         chosen |= one
     return chosen

@@ -1,4 +1,4 @@
-"""What a strategy is: what is done with the model when a span arrives."""
+"""The base class of strategies, and their registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores
+from dist_imsr.distributed.objective import Extraction, Scores
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.registry import Registry
 from dist_imsr.strategies.resources import Resources
@@ -38,12 +39,11 @@ def register_strategy(name: str, config: type | None = None) -> Callable[[Any], 
 class Strategy(ABC):
     """Updates the model span by span.
 
-    Only `train_span` must be written. It receives a `SpanTrainer`, whose methods are the steps that strategies are made
-    of; `extract` and `extra_loss` say how these steps turn a batch into interests and losses.
+    Only `train_span` is required. It receives a `SpanTrainer`, whose methods are the steps of strategies; `extract` and
+    `extra_loss` define how these steps turn a batch into interests and losses.
 
     Attributes:
-        fixed_parameters: whether parameters stay as pre-training left them; base models that keep a state of each user
-            fit no others.
+        fixed_parameters: whether parameters stay fixed after pre-training, as base models with user states require.
     """
 
     fixed_parameters: ClassVar[bool] = False
@@ -52,19 +52,19 @@ class Strategy(ABC):
     def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
         """Updates the model with a span's interactions; collective.
 
-        A run may have been killed in the middle of the span: ``trainer.progress.begun`` tells, and `SpanTrainer.epochs`
-        starts where the checkpoint was written.
+        A run may resume in the middle of the span: then ``trainer.progress.begun`` is true, and `SpanTrainer.epochs`
+        starts at the epoch of the checkpoint.
 
         Args:
             trainer: the model and the steps of training.
             span: 0 is the pre-training span.
 
         Returns:
-            What metrics.jsonl holds of the training, as `SpanTrainer.report` makes it.
+            The keys of metrics.jsonl, as `SpanTrainer.report` returns them.
         """
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
-        """The interests of a batch's users; by default as the base model extracts them (Eq. 1).
+        """Extracts the interests of a batch's users; by default with the base model alone (Eq. 1).
 
         Args:
             model: the model.
@@ -95,28 +95,21 @@ class Strategy(ABC):
     def check(self, dataset: Dataset) -> None:  # noqa: B027 (most strategies take any data)
         """Refuses data that the strategy cannot work with, before anything heavy starts.
 
-        Args:
-            dataset: the prepared data.
-
         Raises:
             ValueError: naming the key or the file.
         """
 
     def state(self) -> dict[str, ShardRows]:
-        """What the strategy keeps between spans, for checkpoints.
+        """The tensors that the strategy keeps between spans, by name; checkpoints save and load them in place.
 
         Returns:
-            Live tensors by name; nothing by default, nor before `initialize_state`.
+            Empty by default, and before `initialize_state`.
         """
         return {}
 
     def initialize_state(self, model: Recommender) -> None:  # noqa: B027 (most strategies keep nothing)
-        """Allocates what `state` returns, before a checkpoint is read into it; collective.
-
-        Args:
-            model: the model as it is.
-        """
+        """Allocates the tensors of `state`, before a checkpoint is loaded into them; collective."""
 
     def resources(self) -> Resources:
-        """What the strategy holds and reads beyond the model, for launch/plan.py."""
+        """The resources that the strategy needs besides the model, for launch/plan.py."""
         return Resources()

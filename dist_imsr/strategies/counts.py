@@ -1,4 +1,4 @@
-"""How many interests users get: as many as another run left them."""
+"""Numbers of interests per user, from the exported spans of another run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from dist_imsr.evaluation.exported import read_parts
 
 
 class InterestCounts:
-    """How many interests each user has in the exported spans of a run.
+    """The number of interests of each user in the exported spans of a run.
 
     Args:
         run_dir: the run's folder.
@@ -21,10 +21,10 @@ class InterestCounts:
         self.run_dir = run_dir
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses a run that cannot tell.
+        """Refuses a run whose exported spans are incomplete.
 
         Args:
-            dataset: of the run at hand.
+            dataset: of the current run.
 
         Raises:
             ValueError: naming the file that is missing or was written over other data.
@@ -33,22 +33,22 @@ class InterestCounts:
             for _ in self._parts(dataset, span):
                 pass
 
-    def of(self, dataset: Dataset, span: int, users: np.ndarray) -> np.ndarray:
-        """Counts after a span.
+    def after(self, dataset: Dataset, span: int, users: np.ndarray) -> np.ndarray:
+        """The numbers of interests at the end of a span.
 
         Args:
-            dataset: of the run at hand.
+            dataset: of the current run.
             span: the span.
             users: ``[n]`` dense ids, ascending.
 
         Returns:
-            ``[n]`` int64; 0 for users whom that run did not know by then.
+            ``[n]`` int64; 0 for users without interests in that run.
         """
         counts = np.zeros(len(users), dtype=np.int64)
         for batch in self._parts(dataset, span):
-            owners, held = np.unique(batch["user"].to_numpy(), return_counts=True)
+            owners, owned = np.unique(batch["user"].to_numpy(), return_counts=True)
             _, here, there = np.intersect1d(users, owners, assume_unique=True, return_indices=True)
-            counts[here] += held[there]
+            counts[here] += owned[there]
         return counts
 
     def _parts(self, dataset: Dataset, span: int) -> Iterator[pa.RecordBatch]:

@@ -1,6 +1,6 @@
-"""New interests for the users whose items fit none of theirs, batch by batch."""
+"""Lines 1-11 of Algorithm 1: puzzled users get new interests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,11 +15,11 @@ from dist_imsr.strategies.growth import Growth
 
 
 class Detection(NamedTuple):
-    """What the detector said of users with existing interests.
+    """Results of the detector for users with existing interests.
 
     Args:
         users: ``[n]`` int64, dense ids.
-        fit: ``[n]``, what is compared with c1.
+        fit: ``[n]``, the number that is compared with c1; infinite or NaN for a user without items to measure.
         puzzled: ``[n]`` bool.
     """
 
@@ -27,54 +27,73 @@ class Detection(NamedTuple):
     fit: torch.Tensor
     puzzled: torch.Tensor
 
+    def cpu(self) -> "Detection":
+        """The same on the host."""
+        return Detection(users=self.users.cpu(), fit=self.fit.cpu(), puzzled=self.puzzled.cpu())
+
+
+def concatenate(detections: Sequence[Detection]) -> Detection:
+    """Concatenates results that are on one device; empty for none."""
+    if not detections:
+        return Detection(
+            users=torch.empty(0, dtype=torch.int64), fit=torch.empty(0), puzzled=torch.empty(0, dtype=torch.bool)
+        )
+    return Detection(
+        users=torch.cat([one.users for one in detections]),
+        fit=torch.cat([one.fit for one in detections]),
+        puzzled=torch.cat([one.puzzled for one in detections]),
+    )
+
 
 def detect(
     batches: Iterable[Batch],
     span: int,
-    trained: int,
+    trained_items: int,
     catalogue: Catalogue,
     store: InterestStore,
     detector: DetectorConfig,
 ) -> tuple[Detection, Growth]:
-    """NID: gives interests to the users whose items fit none of theirs (Eq. 13-14); collective.
+    """NID: expands the interests of users whose items fit none of them (Eq. 13-14); collective.
 
     Args:
-        batches: of the span's users with the items to look at, on this rank's device.
-        span: the span at hand.
-        trained: ids below it have been trained on; others count only where the detector's section says so.
+        batches: the span's users with their items, on this rank's device.
+        span: the span.
+        trained_items: ids below it have been trained; others count only with ``detector.untrained``.
         catalogue: the item table.
-        store: the interests, which grow.
+        store: the interests; it is expanded.
         detector: the section.
 
     Returns:
-        What was found, and its account with what K_max refused.
+        The results in the order of users, and the statistics of created interests and of those that K_max refused.
     """
-    found, grants, growth = [], [], Growth()
-    for batch in batches:
+    detections, created, growth = list[Detection](), list[torch.Tensor](), Growth()
+    for batch in batches:  # line 1
         rows = batch.users - store.first_user
         items, *_ = catalogue.lookup(batch.history, batch.targets, batch.negatives)
         items, mask = pad(items, batch.history.lengths())
         if not detector.untrained:
-            known = (batch.history.values() < trained).float().unsqueeze(1)
-            mask &= pad(known, batch.history.lengths())[0].squeeze(-1) > 0
+            trained = (batch.history.values() < trained_items).float().unsqueeze(1)
+            mask &= pad(trained, batch.history.lengths())[0].squeeze(-1) > 0
         interests, existing, _ = store.view(rows, span, items.device)
-        # Those who got interests in this span before are not asked again.
-        old = existing.any(1) & (existing == interests.mask).all(1)
-        fits = user_fit(item_fit(Interests(interests.vectors, existing), items, detector), mask, detector)[old]
-        one = Detection(batch.users[old], fits, fits < detector.c1)
-        room = (detector.k_max - existing.sum(1)[old][one.puzzled]).clamp(0, detector.delta_k)
-        told = fits[fits.isfinite()]
-        growth.detected += len(told)
-        growth.fit += told.sum().item()
-        growth.fits.add(told)
-        growth.puzzled += len(room)
-        growth.created += room.sum().item()
-        growth.refused += (detector.delta_k - room).sum().item()
-        found.append(one)
-        grants.append(room)
-    nobody = Detection(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool)))
-    detection = Detection(*map(torch.cat, zip(*found, strict=True))) if found else nobody
-    if found:
-        store.expand(detection.users[detection.puzzled] - store.first_user, torch.cat(grants), span)
-    order = detection.users.argsort()
-    return Detection(*(column[order] for column in detection)), growth
+        # Users whose interests were expanded in this span already are left out.
+        candidates = existing.any(1) & (existing == interests.mask).all(1)
+        item_fits = item_fit(Interests(interests.vectors, existing), items, detector)  # lines 2-4
+        fit = user_fit(item_fits, mask, detector)[candidates]
+        detection = Detection(users=batch.users[candidates], fit=fit, puzzled=fit < detector.c1)  # line 6
+        existing_counts = existing.sum(1)[candidates][detection.puzzled]
+        new_counts = (detector.k_max - existing_counts).clamp(0, detector.delta_k)  # line 7, up to K_max
+        measured = fit[fit.isfinite()]
+        growth.detected += len(measured)
+        growth.fit += measured.sum().item()
+        growth.fit_histogram.add(measured)
+        growth.puzzled += len(new_counts)
+        growth.created += new_counts.sum().item()
+        growth.refused += (detector.delta_k - new_counts).sum().item()
+        detections.append(detection)
+        created.append(new_counts)
+    result = concatenate(detections)
+    if created:
+        puzzled_rows = result.users[result.puzzled] - store.first_user
+        store.expand(puzzled_rows, torch.cat(created), span)  # lines 8-11
+    order = result.users.argsort()
+    return Detection(users=result.users[order], fit=result.fit[order], puzzled=result.puzzled[order]), growth

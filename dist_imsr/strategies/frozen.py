@@ -1,4 +1,4 @@
-"""No update after pre-training: the floor that every incremental method must beat."""
+"""No update after pre-training: the lower bound."""
 
 from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.resources import Resources
@@ -7,9 +7,10 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 @register_strategy("frozen")
 class Frozen(Strategy):
-    """Keeps parameters and interests as pre-training left them.
+    """Keeps the pre-trained parameters and interests.
 
-    A user who is not in span 0 has no interests: every item scores zero and ties, which is a miss. Cost per span: none.
+    A user without interactions in span 0 has no interests: all items tie at score zero, which counts as a miss.
+    Cost per span: none.
     """
 
     fixed_parameters = True

@@ -1,4 +1,4 @@
-"""FR: learn everything again from all interactions so far (Section V of the paper); the ceiling, at a growing price."""
+"""FR: a new model for each span, trained on all interactions so far (Section V of the paper): the upper bound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 @dataclass
 class FullRetrainingConfig:
-    """How many interests users get when they are learnt again.
+    """The number of interests per user in a new model.
 
     Args:
-        interests_from: the folder of a run over the same data that exported every span: each user gets as many as that
-            run left after the same span; ``model.interests`` for everybody by default.
+        interests_from: the folder of a run over the same data that exported every span; each user gets the number of
+            interests that this run ended the same span with. By default all users get ``model.interests``.
     """
 
     interests_from: Path | None = field(default=None, metadata=never(only_if=("strategy.name", "full_retraining")))
@@ -44,7 +44,7 @@ class FullRetraining(Strategy):
             trainer.rebuild_model(span)
         trainer.add_items(span)
         data = trainer.open_span(span, JoinedSpans)
-        trainer.admit_users(data, self.counts.of(trainer.dataset, span, data.users) if self.counts else None)
+        trainer.admit_users(data, self.counts.after(trainer.dataset, span, data.users) if self.counts else None)
         trainer.set_learning_rates(pretraining=True)
         for _ in trainer.epochs(pretraining=True):
             loss = trainer.train_epoch(data, self)
@@ -54,10 +54,10 @@ class FullRetraining(Strategy):
         return trainer.report()
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses a run to count from that is of other data or incomplete."""
+        """Refuses an ``interests_from`` of other data, or without all spans."""
         if self.counts is not None:
             self.counts.check(dataset)
 
     def resources(self) -> Resources:
-        """Each span reads all before it."""
+        """Each span retrains on all spans up to it."""
         return Resources(retrains=True, reads_history=True)

@@ -1,4 +1,4 @@
-"""What a span did to interests, counted by each rank and summed over all."""
+"""Statistics of how a span changes interests, counted by each rank and summed over all ranks."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -13,14 +13,14 @@ _QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Histogram:
-    """Counts of numbers in bins, so that quantiles need no gathering of the numbers.
+    """Counts of values in bins, whose sum over ranks gives quantiles without gathering the values.
 
-    Bins are equally wide in asinh(x / scale): linear around zero, of equal ratio beyond.
+    Bins are equally wide in asinh(x / scale): linear around zero, logarithmic beyond.
 
     Args:
-        scale: where the one gives way to the other.
-        high: numbers beyond -high and high are counted as these.
-        bins: how many.
+        scale: where the bins change from linear to logarithmic.
+        high: values beyond -high and high are clamped.
+        bins: the number of bins.
     """
 
     def __init__(self, scale: float = 0.01, high: float = 1e3, bins: int = 2048) -> None:
@@ -28,23 +28,16 @@ class Histogram:
         self.counts = torch.zeros(bins, dtype=torch.float64)
 
     def add(self, values: torch.Tensor) -> None:
-        """Counts numbers.
-
-        Args:
-            values: ``[n]``.
-        """
+        """Counts values ``[n]``."""
         bins = len(self.counts)
         place = ((values.double() / self.scale).asinh() / self.edge + 1) / 2 * bins
         self.counts += torch.bincount(place.long().clamp(0, bins - 1).cpu(), minlength=bins)
 
     def quantile(self, share: float) -> float | None:
-        """The number below which a share of the numbers lies.
+        """The middle of the bin of a quantile; None without values.
 
         Args:
             share: 0 to 1.
-
-        Returns:
-            The middle of its bin; None without numbers.
         """
         total, bins = float(self.counts.sum()), len(self.counts)
         if total == 0:
@@ -55,24 +48,24 @@ class Histogram:
 
 @dataclass
 class Growth:
-    """One span's account of interests.
+    """One span's statistics of interests.
 
-    The identities that hold: ``created = kept + trimmed``, and each detection asks for ``delta_k`` interests a puzzled
-    user, which are created or refused. New users' first interests are not counted: nothing detected them.
+    ``created = kept + trimmed`` and ``created + refused = puzzled * delta_k``. New users' first interests are not
+    counted, as the detector does not create them.
 
     Args:
-        puzzled: users whom the detector singled out.
-        created: interests that the detector made.
-        refused: interests that K_max refused.
-        kept: created interests that stay.
-        trimmed: created interests that went when the span ended.
-        norm_kept: sum of the norms of those that stay.
-        norm_trimmed: sum of the norms of those that went.
-        existing: existing interests of the span's users.
-        cosine: sum over them of the cosine between what was stored and what is.
-        detected: users whom the detector could judge.
-        fit: sum over these of what is compared with c1: how well their items fit their interests.
-        fits: these numbers.
+        puzzled: number of puzzled users, those of each detection.
+        created: number of interests that the detector created.
+        refused: number of interests that K_max prevented.
+        kept: number of created interests that were kept at the end of the span.
+        trimmed: number of created interests that were trimmed.
+        norm_kept: sum of the norms of kept interests.
+        norm_trimmed: sum of the norms of trimmed interests.
+        existing: number of existing interests of the span's users.
+        cosine: sum of the cosines between an existing interest before and after the span.
+        detected: number of users with a measured fit.
+        fit: sum of their fits, which are compared with c1.
+        fit_histogram: of their fits.
     """
 
     puzzled: float = 0.0
@@ -86,52 +79,30 @@ class Growth:
     cosine: float = 0.0
     detected: float = 0.0
     fit: float = 0.0
-    fits: Histogram = field(default_factory=Histogram)
+    fit_histogram: Histogram = field(default_factory=Histogram)
 
     def __add__(self, other: "Growth") -> "Growth":
-        return Growth.of(self.flat() + other.flat())
+        return Growth.from_flat(self.flat() + other.flat())
 
     def summed(self, topology: Topology) -> "Growth":
-        """The account of all ranks; collective.
-
-        Args:
-            topology: this rank's place.
-
-        Returns:
-            A new account.
-        """
-        return Growth.of(topology.sum(self.flat()))
+        """The sum over all ranks; collective."""
+        return Growth.from_flat(topology.sum(self.flat()))
 
     def flat(self) -> torch.Tensor:
-        """All its numbers, the counts of the histogram at the end.
-
-        Returns:
-            ``[n]`` float64; n is the same for every account.
-        """
+        """All fields as ``[n]`` float64, those of the histogram at the end."""
         *numbers, histogram = vars(self).values()
         return torch.cat([torch.tensor(numbers, dtype=torch.float64), histogram.counts])
 
     @classmethod
-    def of(cls, flat: torch.Tensor) -> "Growth":
-        """The account of such numbers.
-
-        Args:
-            flat: as `flat` tells them.
-
-        Returns:
-            A new account.
-        """
-        numbers = len(fields(cls)) - 1
-        account = cls(*flat[:numbers].tolist())
-        account.fits.counts = flat[numbers:].clone()
-        return account
+    def from_flat(cls, flat: torch.Tensor) -> "Growth":
+        """The inverse of `flat`."""
+        names = [one.name for one in fields(cls)][:-1]
+        growth = cls(**dict(zip(names, flat[: len(names)].tolist(), strict=True)))
+        growth.fit_histogram.counts = flat[len(names) :].clone()
+        return growth
 
     def record(self) -> dict[str, float | int | None]:
-        """The keys of metrics.jsonl; a mean over nothing is None.
-
-        Returns:
-            Numbers by key.
-        """
+        """The keys of metrics.jsonl; a mean over nothing is None."""
 
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
@@ -143,7 +114,7 @@ class Growth:
             "interests_refused": int(self.refused),
             "puzzled_users": int(self.puzzled),
             "fit_mean": mean(self.fit, self.detected),
-            **{f"fit_p{int(share * 100)}": self.fits.quantile(share) for share in _QUANTILES},
+            **{f"fit_p{int(share * 100)}": self.fit_histogram.quantile(share) for share in _QUANTILES},
             "norm_kept": mean(self.norm_kept, self.kept),
             "norm_trimmed": mean(self.norm_trimmed, self.trimmed),
             "existing_cosine": mean(self.cosine, self.existing),
@@ -151,23 +122,19 @@ class Growth:
 
 
 def store_stats(store: InterestStore, topology: Topology) -> dict[str, float | int]:
-    """Interests a user over the users who have any, and what the store takes on all ranks; collective.
-
-    Args:
-        store: this rank's.
-        topology: this rank's place.
+    """Statistics of interests per user, over the users who have any, and the store's bytes on all ranks; collective.
 
     Returns:
         The keys of metrics.jsonl.
     """
-    most = int(topology.gather(pad(store.counts, (0, 1)).amax().to(topology.device)).amax())
-    users = topology.sum(torch.bincount(store.counts.cpu(), minlength=most + 1)).double()[1:]  # with 1, 2 .. interests
-    have, each = users.cumsum(0), torch.arange(1, most + 1)
-    total = float(have[-1]) if most else 0.0
+    largest = int(topology.gather(pad(store.counts, (0, 1)).amax().to(topology.device)).amax())
+    users = topology.sum(torch.bincount(store.counts.cpu(), minlength=largest + 1))[1:].double()
+    interests, cumulative = torch.arange(1, largest + 1), users.cumsum(0)
+    total = float(cumulative[-1]) if largest else 0.0
     return {
-        "interests_mean": float(users @ each.double()) / max(total, 1),
-        "interests_p50": 1 + int(torch.searchsorted(have, 0.50 * total)) if total else 0,
-        "interests_p95": 1 + int(torch.searchsorted(have, 0.95 * total)) if total else 0,
-        "interests_max": most,
+        "interests_mean": float(users @ interests.double()) / max(total, 1),
+        "interests_p50": 1 + int(torch.searchsorted(cumulative, 0.50 * total)) if total else 0,
+        "interests_p95": 1 + int(torch.searchsorted(cumulative, 0.95 * total)) if total else 0,
+        "interests_max": largest,
         "store_bytes": int(topology.sum(torch.tensor([store.bytes]))),
     }

@@ -1,4 +1,4 @@
-"""IMSR: inherit everything, train on the new interactions alone, grow and keep interests (Section IV of the paper)."""
+"""IMSR: fine-tuning that expands and retains interests (Section IV of the paper; Algorithms 1 and 2)."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,8 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.span import SpanData
-from dist_imsr.distributed.recommender import Extraction, Recommender, Scores
+from dist_imsr.distributed.objective import Extraction, Scores
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig, project
@@ -24,11 +25,11 @@ class IMSRConfig:
     """IMSR's parts, each of which can be switched off.
 
     Args:
-        rho: as how many items an existing interest's stored vector counts in the new one (erratum E10); 0 is the
-            paper's text.
-        detector: NID, when new interests are created.
-        trimmer: PIT, which of them are kept.
-        retainer: EIR, how existing interests are held.
+        rho: the number of items that an existing interest's stored vector counts as in the new one (erratum E10); 0
+            is the paper's text.
+        detector: NID, which users get new interests.
+        trimmer: PIT, which new interests are kept.
+        retainer: EIR, the loss that keeps existing interests.
     """
 
     rho: float = 2.0
@@ -42,10 +43,13 @@ class IMSRConfig:
 
 @register_strategy("imsr", IMSRConfig)
 class IMSR(Strategy):
-    """Algorithms 1 and 2 of the paper.
+    """Algorithm 2 of the paper, which calls Algorithm 1.
 
-    Cost per span: that of fine-tuning, plus a pass over the span's items that detects, a K x K system and two dot
-    products per target and interest in each step, and two passes over the rank's store that expand and trim it.
+    Algorithm 1 is spread over a span: users get new interests before an epoch (lines 1-11), every step extracts and
+    projects (lines 12-13 and 18), and the span ends with trimming (lines 14-16).
+
+    Cost per span: that of fine-tuning, a pass over the span's items for the detector, a K x K system and two dot
+    products per target and interest in each step, and two passes over the rank's store to expand and trim it.
 
     Args:
         config: the strategy's section.
@@ -55,31 +59,31 @@ class IMSR(Strategy):
         self.config = config
 
     def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
-        """Algorithm 2 for one span; span 0 is pre-training (line 7), where no interest exists yet."""
+        """Algorithm 2 for one span; the span loop of its lines 8-17 is `Trainer.run`."""
         if span == 0:
-            return trainer.pretrain(self)
+            return trainer.pretrain(self)  # lines 1-7
         trainer.add_items(span)
         data = trainer.open_span(span)
-        trainer.admit_users(data)  # lines 2-6
+        trainer.admit_users(data)  # lines 2-6, for users who are new in this span
         trainer.set_learning_rates(pretraining=False)
         for epoch in trainer.epochs(pretraining=False):  # line 19
             if trainer.progress.step == 0 and (epoch == 0 or self.config.detector.each_epoch):
                 self.expand_interests(trainer, data, epoch)  # lines 20-22: Algorithm 1, lines 1-11
-            loss = trainer.train_epoch(data, self)  # lines 23-26, by `extract` and `extra_loss`
+            loss = trainer.train_epoch(data, self)  # lines 23-26: Eq. 6 for what `extract` returns, plus `extra_loss`
             trainer.end_epoch(loss, trainer.validate(data, self))
         trainer.restore_best()  # line 28
-        trainer.write_back(data, self)  # Algorithm 1, lines 12-13 and 18
+        trainer.write_back(data, self)  # Algorithm 1, lines 12-13 and 18, by `extract`
         trainer.add_growth(trim(trainer.model.store, self.config.trimmer, span))  # Algorithm 1, lines 14-16
-        return trainer.report()
+        return trainer.report()  # line 29
 
     @Phase("detector", shown=True)
     def expand_interests(self, trainer: SpanTrainer, data: SpanData, epoch: int) -> None:
-        """NID: gives new interests to the puzzled users of a span (Algorithm 1, lines 1-11); collective.
+        """NID: new interests for the puzzled users of a span (Algorithm 1, lines 1-11); collective.
 
         Args:
             trainer: the model and the steps of training.
             data: the span.
-            epoch: the one that follows; the span's new items are trained from the second on.
+            epoch: the epoch that follows; before the first one, the span's new items are untrained.
         """
         if not self.config.detector.enabled:
             return
@@ -95,17 +99,18 @@ class IMSR(Strategy):
         trainer.progress.detections = [*trainer.progress.detections, detection]
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
-        """Extraction with carried evidence (E10); new interests are projected (Algorithm 1, lines 12-13)."""
-        extraction = model.extract(batch, training=training, rho=self.config.rho)
+        """Extraction with carried evidence (E10), and the projection of new interests."""
+        extraction = model.extract(batch, training=training, rho=self.config.rho)  # Algorithm 1, lines 12 and 18
         if not self.config.trimmer.project:
             return extraction
         with Phase("routing"):
-            return extraction._replace(interests=project(extraction.interests, extraction.existing))
+            projected = project(extraction.interests, extraction.existing)  # Algorithm 1, line 13
+            return extraction._replace(interests=projected)
 
     def extra_loss(
         self, model: Recommender, batch: Batch, extraction: Extraction, scores: Scores
     ) -> torch.Tensor | None:
-        """EIR: keeps existing interests close to what they were (Algorithm 2, line 25)."""
+        """EIR: a penalty on changes of existing interests (Algorithm 2, line 25)."""
         retainer = self.config.retainer
         if retainer.name == "none" or not extraction.existing.any():
             return None
@@ -122,6 +127,6 @@ class IMSR(Strategy):
         return retainer.weight * RETAINERS[retainer.name](drift, retainer.tau)
 
     def resources(self) -> Resources:
-        """Interests grow by the detector."""
+        """The detector creates interests, and the trimmer removes some of them."""
         detector = self.config.detector
         return Resources(detector=detector, trims=detector.enabled and self.config.trimmer.trim)

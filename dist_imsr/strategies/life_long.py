@@ -1,4 +1,4 @@
-"""Life-long models: parameters stay as pre-training left them, users' interests follow their interactions."""
+"""Life-long models: parameters are fixed after pre-training, and only interests are updated."""
 
 from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.resources import Resources
@@ -7,17 +7,16 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 @register_strategy("life_long")
 class LifeLong(Strategy):
-    """Writes the interests of each span's users with pre-trained parameters, as MIMN and LimaRec are meant.
+    """Updates the interests of each span's users with the pre-trained parameters, the strategy of MIMN and LimaRec.
 
-    Cost per span: one pass that writes its users' interests; nothing is trained. The pass reads all interactions of the
-    span under base models that keep a state, whose interests continue from it, and the latest ``batch.max_history`` of
-    each user under the others, which extract interests from these alone.
+    Cost per span: one pass that writes its users' interests; nothing is trained. Base models with user states read all
+    interactions of the span in this pass; the others read each user's latest ``batch.max_history``.
     """
 
     fixed_parameters = True
 
     def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
-        """Pre-trains, then writes interests alone."""
+        """Pre-trains, then only writes interests."""
         if span == 0:
             return trainer.pretrain(self)
         trainer.add_items(span)

@@ -1,4 +1,4 @@
-"""Where a run is, and the best epoch of the span so far."""
+"""The position of a run, and the best epoch of the span so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Best:
         epoch: its number.
         quality: its validation metric.
         losses: its mean losses per target: Eq. 6, and the extra loss.
-        growth: the span's account of interests when it ended.
-        detections: how often the detector had run.
-        snapshot: the model when it ended; None keeps the last state.
+        growth: the span's statistics of interests when the epoch ended.
+        detections: the number of detections when the epoch ended.
+        snapshot: a copy of the model when the epoch ended; None if the last state is kept.
     """
 
     epoch: int = 0
@@ -29,6 +29,11 @@ class Best:
     detections: int = 0
     snapshot: Snapshot | None = None
 
+    @property
+    def validated(self) -> bool:
+        """Whether validation targets chose it."""
+        return not math.isnan(self.quality)
+
     def record(self) -> dict[str, float | None]:
         """The keys of metrics.jsonl; None without targets."""
         values = {"loss": self.losses[0], "retention_loss": self.losses[1], "validation": self.quality}
@@ -37,18 +42,18 @@ class Best:
 
 @dataclass
 class Progress:
-    """Where a run is between two steps.
+    """The position of a run between two steps.
 
     Args:
         span: the current span.
-        epoch: the current epoch; those before are trained and validated.
+        epoch: the current epoch.
         step: the next step of the epoch.
-        steps: trained since the run began.
+        steps: number of steps since the run began.
         seconds: of training in the span.
         losses: of the epoch, summed over its targets so far: Eq. 6, and the extra loss.
         targets: of the epoch so far.
-        growth: the span's account of interests.
-        detections: the detector's findings in the span, one for each time that it ran.
+        growth: the span's statistics of interests.
+        detections: results of the detector in the span, one for each run of it.
         best: the best epoch so far.
         lines: of metrics.jsonl.
     """
@@ -67,16 +72,20 @@ class Progress:
 
     @property
     def begun(self) -> bool:
-        """Whether a part of the span is trained."""
+        """Whether at least one step of the span is trained."""
         return (self.epoch, self.step) != (0, 0)
 
+    def add_step(self, loss: float, extra: float, targets: int) -> None:
+        """Counts a step of training, with its losses summed over its targets."""
+        self.losses = self.losses[0] + loss, self.losses[1] + extra
+        self.targets += targets
+        self.step, self.steps = self.step + 1, self.steps + 1
+
+    def mean_losses(self) -> tuple[float, float]:
+        """The epoch's mean losses per target; NaN without targets."""
+        loss, extra = self.losses
+        return (loss / self.targets, extra / self.targets) if self.targets else (math.nan, math.nan)
+
     def at(self, span: int) -> "Progress":
-        """The beginning of a span.
-
-        Args:
-            span: the span.
-
-        Returns:
-            A new one.
-        """
+        """The progress at the beginning of a span."""
         return Progress(span, steps=self.steps, lines=self.lines)

@@ -1,4 +1,4 @@
-"""What a strategy takes beyond the model itself; planning asks for it instead of knowing names."""
+"""The resources that a strategy needs besides the model, for planning."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,17 @@ from dist_imsr.model.detector import DetectorConfig
 
 @dataclass(frozen=True)
 class Resources:
-    """What a strategy holds and reads in the spans after pre-training.
+    """The resources of a strategy in the spans after pre-training.
 
     Args:
-        tables: copies of the item table, without optimizer state, that it keeps beside the model's.
+        tables: number of additional copies of the item table, without optimizer state.
         trains: whether it trains parameters.
         writes_interests: whether it writes users' interests.
-        retrains: whether each span starts from new parameters and reads all spans up to it, with the epochs of
-            pre-training.
+        retrains: whether each span trains a new model on all spans up to it, with the epochs of pre-training.
         reads_history: whether ranks keep an index of earlier spans in memory.
-        replayed: sequences of earlier spans that are trained on beside each new one, at the most.
-        pool: sequences that each span adds to those that may be replayed, for each user.
-        detector: NID's options; a disabled one where interests do not grow.
+        replayed: maximum number of replayed sequences of earlier spans for each new sequence.
+        pool: number of sequences that each span adds to a user's replay pool.
+        detector: NID's section; disabled if interests do not grow.
         trims: whether interests are trimmed after a span.
     """
 

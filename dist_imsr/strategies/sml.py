@@ -1,4 +1,4 @@
-"""SML: parameters are tuned through a transfer from those of the span before, and the transfer learns from the next."""
+"""SML: fine-tuning through a learnt transfer from the parameters of the span before."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +12,11 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.jagged import one_sequence
 from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.frozen_model import FrozenModel
-from dist_imsr.distributed.recommender import Extraction, Recommender, score_batch, sequence
+from dist_imsr.distributed.objective import Extraction, score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
@@ -25,21 +27,21 @@ from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 _KINDS = ("item", "dense", "interest")
-_EPOCHS = 1 << 20  # what keys the transfer's epochs: far from those of the tuned parameters
+_EPOCHS = 1 << 20  # keys the random numbers of the transfer's epochs, apart from those of the parameters' epochs
 _SEED = 0x5317
 
 
 @dataclass
 class SMLConfig:
-    """The transfer module, and how it learns.
+    """The transfer module and its training.
 
     Args:
-        filters: convolutions over the stacked parameters.
-        kernel: their width, odd.
-        hidden: units of the hidden layer.
-        epochs: for which the transfer learns from each span; 0 leaves it as it was built.
-        learning_rate: of the transfer, under Adam.
-        chunk: rows of the table that go through the transfer at a time.
+        filters: number of convolutions over the stacked parameters.
+        kernel: width of the convolutions, odd.
+        hidden: number of units of the hidden layer.
+        epochs: number of epochs that train the transfer on each span; 0 leaves it untrained.
+        learning_rate: of the transfer, with Adam.
+        chunk: number of table rows that pass the transfer at a time.
     """
 
     filters: int = 5
@@ -59,19 +61,20 @@ class SMLConfig:
 
 @register_strategy("sml", SMLConfig)
 class SML(Strategy):
-    """Tunes w^_t on a span through the transfer w_t = f(w_{t-1}, w^_t), which learnt from the spans before.
+    """Tunes w^_t on a span through the transfer w_t = f(w_{t-1}, w^_t), which is trained on the spans before.
 
     "How to Retrain Recommender System? A Sequential Meta-Learning Method" (SIGIR 2020). When span t arrives, the
-    transfer first learns from it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is computed again; M^{t-1} was tested on
-    it before. Then w^_t is tuned from w_{t-1} on, with the transfer fixed. Three transfers of one shape serve item
-    rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are fine-tuned.
+    transfer is first trained on it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is computed again; M^{t-1} was tested
+    on the span before that. Then w^_t is tuned, starting from w_{t-1}, with the transfer fixed. Three transfers of one
+    shape serve item rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are
+    fine-tuned.
 
-    Between spans the live model is w_t, and w^_t is kept. During training the live model is w^_t, and the forward pass
-    sees it through the transfer.
+    Between spans the live model is w_t, and a copy of w^_t is kept. During training the live model is w^_t, and the
+    forward pass applies the transfer to it.
 
-    Cost per span: that of fine-tuning; the transfer of each step's distinct items and of the dense weights, forward and
-    back; its own epochs over the span; a pass of the whole table through it, in chunks, for each validation and twice
-    for the span; two more tables without optimizer state, which checkpoints hold as well.
+    Cost per span: that of fine-tuning; in each step the transfer of the distinct items and of the dense weights,
+    forward and backward; its own epochs over the span; a pass of the whole table, in chunks, for each validation and
+    twice per span; two more tables without optimizer state, which checkpoints hold as well.
 
     Args:
         config: the strategy's section.
@@ -83,10 +86,10 @@ class SML(Strategy):
 
     def __init__(self, config: SMLConfig) -> None:
         self.config = config
-        self._through_transfer = self._transfer_learns = False
+        self._through_transfer = self._training_transfer = False
 
     def train_span(self, trainer: SpanTrainer, span: int) -> SpanReport:
-        """Teaches the transfer from the span, then tunes through it."""
+        """Trains the transfer on the span, then the model through the transfer."""
         if span == 0:
             return trainer.pretrain(self)
         trainer.add_items(span)
@@ -98,14 +101,14 @@ class SML(Strategy):
             if self.transfers is None:
                 self.initialize_state(model)
             if not trainer.progress.begun:
-                if span > 1 and self.config.epochs:  # else nothing was tuned before, or nothing is to be learnt
+                if span > 1 and self.config.epochs:  # in span 1 there is no tuned model yet
                     self._restore_tuned(model)
                     self._train_transfer(trainer, data)
                     self._apply_transfer(model)
                 self.previous.copy_from_live()
         self._through_transfer = True
         for _ in trainer.epochs(pretraining=False):
-            loss = trainer.train_epoch(data, self, prefetch=False)  # embeddings are not the table's own
+            loss = trainer.train_epoch(data, self, prefetch=False)  # `_embed` looks up distinct items
             with self._transferred(model):
                 quality = trainer.validate(data, self)
             trainer.end_epoch(loss, quality)
@@ -118,7 +121,7 @@ class SML(Strategy):
         return trainer.report()
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
-        """Extraction with embeddings, dense weights and existing interests through the transfer."""
+        """Extraction with transferred embeddings, dense weights and existing interests."""
         if self.transfers is None:
             return model.extract(batch, training=training)
         extraction = model.extract(
@@ -135,16 +138,16 @@ class SML(Strategy):
         return extraction._replace(interests=interests.replace(vectors))
 
     def state(self) -> dict[str, ShardRows]:
-        """Previous and tuned parameters, and the transfers."""
+        """The previous and the tuned parameters, and the transfers."""
         if self.transfers is None:
             return {}
-        kept = {"previous": self.previous.state(), "tuned": self.tuned.state()}
-        state = {f"{name}.{part}": rows for name, parts in kept.items() for part, rows in parts.items()}
+        copies = {"previous": self.previous.state(), "tuned": self.tuned.state()}
+        state = {f"{name}.{part}": rows for name, parts in copies.items() for part, rows in parts.items()}
         transfers = self.transfers.state_dict()
         return state | {f"transfer.{name}": ShardRows(one, saved=self._first) for name, one in transfers.items()}
 
     def initialize_state(self, model: Recommender) -> None:
-        """Copies the model, and builds the transfers for rows of its scale."""
+        """Copies the model, and builds transfers for rows of its scale."""
         catalogue, store, topology = model.catalogue, model.store, model.topology
         self._first = topology.rank == 0
         self.previous, self.tuned = (FrozenModel(catalogue, model.extractor, self._first) for _ in range(2))
@@ -160,19 +163,19 @@ class SML(Strategy):
         squares = {
             "item": topology.sum(_sum_of_squares(catalogue.flushed_state()["weight"].values)),
             "dense": _sum_of_squares(dense),
-            "interest": topology.sum(_sum_of_squares(store.values[store.birth_span == 0])),  # trained already
+            "interest": topology.sum(_sum_of_squares(store.values[store.birth_span == 0])),  # trained ones
         }
         for kind, (square, count) in squares.items():
             if square > 0:
                 self._transfer(kind).scale.fill_((square / count).sqrt().item())
 
     def resources(self) -> Resources:
-        """Two tables beside the model's."""
+        """The previous and the tuned table."""
         return Resources(tables=2)
 
     @contextmanager
     def _transferred(self, model: Recommender) -> Iterator[None]:
-        """The live model is w_t inside, and w^_t again behind, also where a run is stopped."""
+        """Inside this context the live model is w_t; afterwards it is w^_t again, also if the run is stopped."""
         self.tuned.copy_from_live()
         self._apply_transfer(model)
         self._through_transfer = False
@@ -183,7 +186,7 @@ class SML(Strategy):
             self._through_transfer = True
 
     def _apply_transfer(self, model: Recommender) -> None:
-        """Replaces w^_t by w_t, on each rank's own rows, chunk by chunk."""
+        """Replaces w^_t by w_t, each rank its own rows, in chunks."""
         with torch.no_grad():
             live, before = (table.flushed_state()["weight"].values for table in (model.catalogue, self.previous.table))
             for rows, previous in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
@@ -198,9 +201,9 @@ class SML(Strategy):
             model.engine.assign(self.tuned.weights)
 
     def _train_transfer(self, trainer: SpanTrainer, data: SpanData) -> None:
-        """The transfer's own epochs over the span, through which w^_{t-1} is seen; tuned and previous stay."""
+        """Trains the transfer of w^_{t-1} for some epochs over the span; the parameters do not change."""
         assert self.transfers is not None
-        self._through_transfer = self._transfer_learns = True
+        self._through_transfer = self._training_transfer = True
         self.transfers.requires_grad_(True)
         parameters = list(self.transfers.parameters())
         optimizer = torch.optim.Adam(parameters, self.config.learning_rate)
@@ -216,37 +219,37 @@ class SML(Strategy):
                     parameter.grad = part.view_as(parameter)
                 optimizer.step()
         self.transfers.requires_grad_(False)
-        self._through_transfer = self._transfer_learns = False
+        self._through_transfer = self._training_transfer = False
 
     def _embed(self, model: Recommender, *sequences: JaggedTensor) -> list[torch.Tensor]:
-        """Embeddings through the transfer, each distinct item once."""
+        """Transferred embeddings; each distinct item passes the transfer once."""
         values = torch.cat([one.values() for one in sequences])
         items, place = values.unique(return_inverse=True)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._transfer_learns):
-            [tuned] = model.catalogue.lookup(sequence(items))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._training_transfer):
+            [tuned] = model.catalogue.lookup(one_sequence(items))
         with torch.no_grad():
-            [previous] = self.previous.table.lookup(sequence(items))
+            [previous] = self.previous.table.lookup(one_sequence(items))
         rows = self._transfer("item")(previous, tuned)[place]
         return list(rows.split([len(one.values()) for one in sequences]))
 
     def _forward(self, model: Recommender, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
-        """The extractor with weights through the transfer; past DeepSpeed where the transfer itself learns."""
-        if not self._transfer_learns:
+        """The extractor with transferred weights; without DeepSpeed while the transfer itself is trained."""
+        if not self._training_transfer:
             interests: Interests = model.engine(items, mask, start, weights=partial(self._transferred_weights, model))
             return interests
         with model.engine.precision():
             weights = self._transferred_weights(model, dict(model.extractor.named_parameters()))
-            learning: Interests = functional_call(model.extractor, weights, (items, mask, start))
-            return learning
+            transferred: Interests = functional_call(model.extractor, weights, (items, mask, start))
+            return transferred
 
     def _transferred_weights(self, model: Recommender, tuned: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Dense weights through the transfer, row by row; those whose rows are not of width d stay as tuned."""
+        """Transferred dense weights, row by row; weights with rows of another width than d stay as tuned."""
         dim, weights = model.catalogue.dim, dict(tuned)
-        # Weights keep their precision, whatever the forward pass around it works in.
+        # Weights keep their precision, also inside a forward pass in bf16.
         with torch.autocast(model.topology.device.type, enabled=False):
             for name, weight in tuned.items():
                 if weight.shape[-1] == dim:
-                    rows = (weight.detach() if self._transfer_learns else weight).reshape(-1, dim)
+                    rows = (weight.detach() if self._training_transfer else weight).reshape(-1, dim)
                     previous = self.previous.weights[name].reshape(-1, dim)
                     weights[name] = self._transfer("dense")(previous, rows).view_as(weight)
         return weights
@@ -259,6 +262,6 @@ class SML(Strategy):
 
 
 def _sum_of_squares(values: torch.Tensor) -> torch.Tensor:
-    """The sum of squares, and how many there are."""
+    """The sum of squares, and the number of values."""
     square = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
     return torch.tensor([square, values.numel()], dtype=torch.float64)

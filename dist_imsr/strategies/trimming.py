@@ -1,4 +1,4 @@
-"""PIT's last step: short new interests go when the span ends."""
+"""Lines 14-16 of Algorithm 1: short new interests are trimmed at the end of a span."""
 
 import torch
 
@@ -12,22 +12,23 @@ from dist_imsr.strategies.growth import Growth
 def trim(store: InterestStore, trimmer: TrimmerConfig, span: int) -> Growth:
     """Removes the new interests that are too short (Eq. 17, erratum E5), once they are written back.
 
-    First interests of new users stay whatever their norm.
+    New users keep their first interests, whatever their norms.
 
     Args:
-        store: the interests.
+        store: the interests; it shrinks.
         trimmer: the section.
-        span: the span of their birth.
+        span: the span that created the interests.
 
     Returns:
         The numbers of interests kept and trimmed, with their norms.
     """
     created = store.created(span)
     norms = store.norms(created)
-    stays = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(norms, dtype=torch.bool)
-    kept, trimmed = norms[stays].double(), norms[~stays].double()
+    long_enough = norms >= trimmer.c2 if trimmer.trim else torch.ones_like(norms, dtype=torch.bool)
+    kept, trimmed = norms[long_enough].double(), norms[~long_enough].double()
     if len(trimmed):
-        store.trim(torch.ones_like(store.birth_span, dtype=torch.bool).index_fill_(0, created[~stays], False))
+        keep = torch.ones_like(store.birth_span, dtype=torch.bool).index_fill_(0, created[~long_enough], False)
+        store.trim(keep)  # lines 15-16
     return Growth(
         kept=len(kept),
         trimmed=len(trimmed),

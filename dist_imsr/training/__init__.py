@@ -1,1 +1,1 @@
-"""The span loop and what it stands on."""
+"""The span loop, checkpoints and runs."""

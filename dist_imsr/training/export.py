@@ -1,4 +1,4 @@
-"""The result of a span as Arrow files; each rank writes its own users and item rows."""
+"""Exports a span's results as Arrow files; each rank writes its own users and item rows."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
-from dist_imsr.strategies.detection import Detection
+from dist_imsr.strategies.detection import Detection, concatenate
 
 
 def export_span(
@@ -23,18 +23,18 @@ def export_span(
 ) -> None:
     """Writes one rank's files of ``run_dir/spans/span=T/``; each file appears only when it is complete.
 
-    ``interests-R.arrow``: user, born (the span of an interest's birth), vector, in the order of users and slots.
-    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (which the detector compares with c1), puzzled; a
-    user has a row for each detection. Each file's metadata hold the number of ranks and the data's digest.
+    ``interests-R.arrow``: user, born (the span that created the interest), vector, in the order of users and slots.
+    ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (compared with c1), puzzled; a user has a row for
+    each detection. The metadata of each file are the number of ranks and the data's digest.
 
     Args:
         run_dir: the run's folder.
         span: the span that was trained.
         store: this rank's interests.
         catalogue: this rank's rows.
-        items: number of known items, whose ids are below it.
+        items: number of known items.
         data: the digest of the prepared data.
-        detections: results of the detector in this span, one for each time that it ran.
+        detections: results of the detector in this span, one for each run of it.
 
     Raises:
         OSError: if a file cannot be written.
@@ -42,10 +42,7 @@ def export_span(
     folder = run_dir / "spans" / f"span={span}"
     folder.mkdir(parents=True, exist_ok=True)
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
-    nobody = Detection(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
-    users, fit, puzzled = (
-        torch.cat([part.cpu() for part in column]) for column in zip(nobody, *detections, strict=True)
-    )
+    users, fit, puzzled = concatenate([one.cpu() for one in detections])
     tables = {
         "interests": {"user": store.owners + store.first_user, "born": store.birth_span, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.flushed_weight()[: len(known)]},
@@ -62,6 +59,6 @@ def export_span(
 
 
 def column(values: torch.Tensor) -> pa.Array:
-    """A tensor ``[n]``, or ``[n, d]`` for lists of d numbers, as a column; on the host both share their memory."""
+    """A tensor ``[n]`` as a column, or ``[n, d]`` as one of lists; it shares the memory of a tensor on the host."""
     flat = pa.array(values.detach().flatten().numpy(force=True))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -1,4 +1,4 @@
-"""A run's folder: checked, locked against other processes, and cleared of an earlier run."""
+"""A run's folder: checks it, locks it against other processes, and removes an earlier run."""
 
 import fcntl
 import logging
@@ -15,12 +15,12 @@ from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 _FOLDERS = ("events", "spans", "users", "profile", "checkpoints")
-_OURS = ("config.yaml", "metrics.jsonl", "phases.jsonl", *_FOLDERS)
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
 
 
 def check_folder(config: TrainConfig, resumes: bool) -> None:
-    """Refuses a folder in which a run cannot begin or resume; changes nothing.
+    """Refuses a folder in which a run cannot start or resume; changes nothing.
 
     Args:
         config: the whole tree.
@@ -51,7 +51,7 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
 
 
 def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
-    """Makes and locks a run's folder, removes an earlier run and writes config.yaml.
+    """Creates and locks a run's folder, removes an earlier run and writes config.yaml.
 
     Args:
         config: the whole tree.
@@ -76,19 +76,19 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     clear_away(folder / "checkpoints")
     for path in [] if resumes else _existing(folder):
         _remove(path)
-    if config.overwrite and (folder / logs.FOLDER).exists():  # else they may explain how an earlier process ended
+    if config.overwrite and (folder / logs.FOLDER).exists():  # else kept: they may explain a crash
         _remove(folder / logs.FOLDER)
-    resuming = replace(config, overwrite=False, resume="auto")  # for a run that reads it back
+    resuming = replace(config, overwrite=False, resume="auto")  # for a run with --config of this file
     write_whole(folder / "config.yaml", _HEADER + to_yaml(resuming))
     return lock
 
 
 def lock_folder(folder: Path, key: str) -> int:
-    """Makes a folder and locks it against other processes.
+    """Creates a folder and locks it against other processes.
 
     Args:
-        folder: to be written to.
-        key: of the configuration that names it, for errors.
+        folder: the folder.
+        key: the configuration key that names it, for errors.
 
     Returns:
         A descriptor; the folder is locked until it is closed.
@@ -110,14 +110,14 @@ def lock_folder(folder: Path, key: str) -> int:
 
 
 def _existing(folder: Path) -> list[Path]:
-    return [folder / name for name in _OURS if (folder / name).exists()]
+    return [folder / name for name in _RUN_FILES if (folder / name).exists()]
 
 
 def _has_results(path: Path) -> bool:
-    """Whether a file or folder of an earlier run holds more than a new run writes when it starts."""
+    """Whether a file or folder contains more than what every run writes when it starts."""
     if path.name == "config.yaml":
         return not path.read_text().startswith(_HEADER)
-    if path.name in ("phases.jsonl", "profile"):  # worthless without the results that they describe
+    if path.name in ("phases.jsonl", "profile"):  # of no use without the other results
         return False
     if path.name == "metrics.jsonl":
         return path.stat().st_size > 0

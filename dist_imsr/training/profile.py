@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 AnyBatch = TypeVar("AnyBatch")
 FILE, FOLDER = "phases.jsonl", "profile"
-_SKIPPED, _TRACED = 5, 3  # steps of a span's training: the first ones are unlike the others
+_SKIPPED, _TRACED = 5, 3  # steps of a span's training; the first ones are not representative
 _CAPTION = (
-    "Seconds of each span by phase, means over ranks; total is the slowest rank's. What is indented is a part of the "
+    "Seconds of each span by phase, means over ranks; total is the slowest rank's. An indented phase is a part of the "
     "phase above it. An all-to-all includes waiting for slower ranks."
 )
 
@@ -42,17 +42,17 @@ class Profile:
 
     def __init__(self, run_dir: Path, topology: Topology, detailed: bool) -> None:
         self._run_dir, self._topology, self._detailed = run_dir, topology, detailed
-        self._traced: int | None = None  # the span whose training is traced already
+        self._traced: int | None = None  # the latest span with a trace
         if detailed:
             (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def of(self, span: int, resumed: bool) -> Iterator[None]:
-        """Measures a span; collective. A span that ends in an exception has no line.
+    def measure_span(self, span: int, resumed: bool) -> Iterator[None]:
+        """Measures a span inside this context, and writes its line unless it ends in an exception; collective.
 
         Args:
             span: its number.
-            resumed: whether an earlier process did a part of it, which is not measured.
+            resumed: whether an earlier process trained a part of it, which is not measured.
         """
         clock.start(self._topology.device, exact=self._detailed)
         try:
@@ -65,11 +65,11 @@ class Profile:
         ranks = self._topology.gather_jagged([packed.to(self._topology.device)])
         if self._topology.rank == 0:
             reports = [json.loads(bytes(part.tolist())) for (part,) in ranks]
-            with _optional(f"{self._run_dir / FILE}, the phases of span {span}"):
+            with _disk_errors_logged(f"{self._run_dir / FILE}, the phases of span {span}"):
                 _write(self._run_dir, [*read(self._run_dir), _line(span, resumed, reports)])
 
-    def traced(self, batches: Iterable[AnyBatch], span: int, steps: int) -> Iterator[AnyBatch]:
-        """Passes the batches of an epoch through; a detailed profile traces a few steps of each span.
+    def trace_steps(self, batches: Iterable[AnyBatch], span: int, steps: int) -> Iterator[AnyBatch]:
+        """Passes the batches of an epoch through; a detailed profile traces some steps of each span.
 
         Args:
             batches: of the epoch.
@@ -112,7 +112,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def keep_before(run_dir: Path, span: int) -> None:
-    """Drops the lines of a span and of later ones, which a resumed run trains again."""
+    """Removes the lines of a span and of later ones, which a resumed run writes again."""
     _write(run_dir, [line for line in read(run_dir) if line["span"] < span])
 
 
@@ -131,7 +131,7 @@ def table(lines: Sequence[dict[str, Any]], title: str) -> Sheet:
         for path, seconds in line["seconds"].items():
             longest[path] -= seconds["mean"]
 
-    def place(path: str) -> list[float]:  # the longest first, each followed by its parts
+    def sort_key(path: str) -> list[float]:  # the longest first, each followed by its parts
         return [longest[above] for above in itertools.accumulate(path.split("/"), "{}/{}".format)]
 
     def row(path: str) -> list[str]:
@@ -142,7 +142,7 @@ def table(lines: Sequence[dict[str, Any]], title: str) -> Sheet:
     total = ["total", *(f"{line['total_seconds']:.2f}" for line in lines)]
     peaks = ["peak memory, MiB, all ranks", *(f"{line['peak_bytes'] / 2**20:,.0f}" for line in lines)]
     columns = ["phase", *(f"span {line['span']}{' (resumed)' * line['resumed']}" for line in lines)]
-    return Sheet(title, _CAPTION, columns, [*map(row, sorted(longest, key=place)), total, peaks], labels=1)
+    return Sheet(title, _CAPTION, columns, [*map(row, sorted(longest, key=sort_key)), total, peaks], labels=1)
 
 
 def _write(run_dir: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -150,17 +150,17 @@ def _write(run_dir: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _export(trace: profile, path: Path) -> None:
-    with _optional(f"the trace {path}"):
+    with _disk_errors_logged(f"the trace {path}"):
         trace.export_chrome_trace(str(path))
 
 
 @contextmanager
-def _optional(what: str) -> Iterator[None]:
-    """Logs a file that the disk refuses: a full disk must not end a run over its profile."""
+def _disk_errors_logged(file: str) -> Iterator[None]:
+    """Logs an error of the disk instead of raising it: a full disk must not end a run because of its profile."""
     try:
         yield
     except OSError as error:
-        logger.warning("%s: not written: %s", what, error)
+        logger.warning("%s: not written: %s", file, error)
 
 
 def _line(span: int, resumed: bool, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,16 +173,16 @@ def _line(span: int, resumed: bool, reports: list[dict[str, Any]]) -> dict[str, 
     nothing = dict.fromkeys(kinds, 0)
     phases = dict.fromkeys(name for rank in memory for name in rank)
 
-    def most(kind: str) -> int:
+    def sum_of_peaks(kind: str) -> int:
         return sum(max(phase[kind] for phase in rank.values()) for rank in memory)
 
     return {
         "span": span,
         "resumed": resumed,
         "total_seconds": max(totals),
-        "peak_bytes": most("peak"),
-        "own_bytes": most("own"),
-        "device_bytes": most("device"),
+        "peak_bytes": sum_of_peaks("peak"),
+        "own_bytes": sum_of_peaks("own"),
+        "device_bytes": sum_of_peaks("device"),
         "seconds": {path: {"mean": sum(values) / len(values), "max": max(values)} for path, values in by_path.items()},
         "memory": {
             name: {kind: [rank.get(name, nothing)[kind] for rank in memory] for kind in kinds} for name in phases

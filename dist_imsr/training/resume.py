@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on."""
+"""Chooses the checkpoint that a run resumes from."""
 
 import logging
 import os
@@ -23,27 +23,27 @@ _PRETRAINED = name_of(1, 0, 0)
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
-def as_started(config: TrainConfig) -> TrainConfig:
-    """What a command means when a cluster starts it again: to go on.
+def as_restarted(config: TrainConfig) -> TrainConfig:
+    """Makes a command resume when a cluster restarts it, whatever its keys ``resume`` and ``overwrite``.
 
     Args:
-        config: as the command tells it.
+        config: of the command.
 
     Returns:
-        The same, but that nothing is begun anew by a restart.
+        The configuration to use: the same if this is not a restart.
     """
     if not any(int(os.environ.get(name) or 0) for name in _RESTARTS) or not config.checkpoint.enabled:
         return config
     if config.overwrite:
-        logger.info("this job was started again: it goes on, and overwrites nothing")
+        logger.info("this job was restarted: it resumes, and overwrites nothing")
     return replace(config, overwrite=False, resume="auto" if config.resume == "never" else config.resume)
 
 
 class CheckpointCandidates:
-    """The checkpoints from which a run could go on, judged by their manifests alone.
+    """The checkpoints that a run may resume from, validated by their manifests alone.
 
-    Those of the run's own folder come before one that ``resume`` names elsewhere, which is for the first start. Where
-    that one stands between the spans 0 and 1, it needs to agree in what pre-training reads and in nothing else.
+    Those of the run's own folder take precedence over one elsewhere that ``resume`` names, which is for the first
+    start. If that one was saved right after pre-training, only the keys that pre-training reads must agree.
 
     Args:
         config: the whole tree.
@@ -61,10 +61,10 @@ class CheckpointCandidates:
         if config.overwrite and named and named.resolve().is_relative_to(config.run_dir.resolve()):
             raise ValueError(f"overwrite: it would remove {named}, which resume names; name another run_dir")
         self.own = [] if config.overwrite or config.resume == "never" else newest_first(folder)
-        """The checkpoints of the run's folder, from the newest on."""
+        """The checkpoints of the run's folder, the newest first."""
         self.sound: list[Stored] = []
         self.damaged: dict[Path, str] = {}
-        """Why checkpoints were passed over."""
+        """The errors of the checkpoints that were passed over."""
         inside = named is not None and named.resolve().parent == folder.resolve()
         if named and inside and self.own and named.name != self.own[0].name:
             raise ValueError(
@@ -95,53 +95,53 @@ class CheckpointCandidates:
 
     @property
     def refusal(self) -> str:
-        """What is told where none is sound."""
+        """The error message if no checkpoint is sound."""
         reasons = "; ".join(self.damaged.values())
         remedy = "Name another run_dir, or pass --overwrite true" if self.own else "Name a checkpoint's folder"
         return f"resume: no checkpoint is sound: {reasons}. {remedy}"
 
     def choose(self, verify: bool, topology: Topology, group: dist.ProcessGroup) -> Stored | None:
-        """Takes the newest one whose files are sound; collective.
+        """Chooses the newest checkpoint whose files are sound; collective.
 
         Args:
-            verify: whether checksums are compared, each rank reading its share.
+            verify: whether to compare checksums, each rank those of its share of the files.
             topology: this rank's place.
-            group: speaks gloo.
+            group: a gloo group.
 
         Returns:
             The checkpoint; None if there is none.
 
         Raises:
-            Refusal: if there are some, but none is sound; if the ranks do not see the same, or a disk fails.
+            Refusal: if there are checkpoints but none is sound, if the ranks see different ones, or if a disk fails.
         """
 
-        def everywhere(mine: Any) -> list[Any]:
-            said = [None] * topology.world_size
-            dist.all_gather_object(said, mine, group)
-            return said
+        def gather(mine: Any) -> list[Any]:
+            ranks = [None] * topology.world_size
+            dist.all_gather_object(ranks, mine, group)
+            return ranks
 
-        seen = everywhere([str(stored.folder) for stored in self.sound])
-        if any(one != seen[0] for one in seen):
+        seen = gather([str(stored.folder) for stored in self.sound])
+        if any(folders != seen[0] for folders in seen):
             raise Refusal(f"run_dir: ranks see different checkpoints ({seen}): all must share one file system")
         for stored in self.sound:
-            told = everywhere(_unsound(stored, topology) if verify else None)
-            failed, wrong = (next((text for kind, text in filter(None, told) if kind == one), None) for one in "fd")
-            if failed:
-                raise Refusal(f"resume: {stored.folder} cannot be read: {failed}")
-            if not wrong:
+            faults = gather(_fault(stored, topology) if verify else (None, None))
+            damage, failure = (next(filter(None, messages), None) for messages in zip(*faults, strict=True))
+            if failure:
+                raise Refusal(f"resume: {stored.folder} cannot be read: {failure}")
+            if not damage:
                 return stored
-            self.damaged[stored.folder] = wrong
+            self.damaged[stored.folder] = damage
         if self.damaged:
             raise Refusal(self.refusal)
         return None
 
 
-def _unsound(stored: Stored, topology: Topology) -> tuple[str, str] | None:
-    """A damaged file (d), or a disk that fails (f)."""
+def _fault(stored: Stored, topology: Topology) -> tuple[str | None, str | None]:
+    """The messages of a damaged file and of a failing disk, None without such an error."""
     try:
         stored.verify(topology.rank, topology.world_size)
     except ValueError as error:
-        return "d", str(error)
+        return str(error), None
     except OSError as error:
-        return "f", str(error)
-    return None
+        return None, str(error)
+    return None, None

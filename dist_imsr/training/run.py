@@ -22,7 +22,7 @@ from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
 from dist_imsr.training.identity import identity
 from dist_imsr.training.profile import keep_before
-from dist_imsr.training.resume import CheckpointCandidates, as_started
+from dist_imsr.training.resume import CheckpointCandidates, as_restarted
 from dist_imsr.training.storage import Stored
 from dist_imsr.training.trainer import Trainer
 
@@ -74,7 +74,7 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
         FloatingPointError: for a loss that is not finite.
         Stopped: where a signal asked for it, once the state is on the disk.
     """
-    settled = as_started(config)
+    settled = as_restarted(config)
     dataset, candidates = check(settled)
     topology = connect(config.timeout_seconds)
     claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))

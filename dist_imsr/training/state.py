@@ -1,4 +1,4 @@
-"""How a checkpoint holds a run: the model, what the strategy keeps, and where the run is.
+"""The contents of a checkpoint: the model, the strategy's state, and the progress of the run.
 
 Nothing else of a run has a state. Its random numbers are functions of seed, span, epoch, step, bucket and user; the
 retainer's teachers are the stored interests, which change only when a span ends, as do the states of life-long base
@@ -17,31 +17,31 @@ from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnap
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.strategies import Strategy
-from dist_imsr.strategies.detection import Detection
+from dist_imsr.strategies.detection import Detection, concatenate
 from dist_imsr.strategies.growth import Growth
 from dist_imsr.strategies.progress import Best, Progress
 from dist_imsr.training.export import column
 from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")
-_STRATEGY = "companion"  # the name in checkpoints of what the strategy keeps
+_STRATEGY = "companion"  # the name of the strategy's state in checkpoints
 _NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "lines")
 
 
 def pack(
     model: Recommender, strategy: Strategy, progress: Progress, bucket_offsets: list[int], buckets: range
 ) -> tuple[dict[str, ShardRows], Tables, dict[str, Any]]:
-    """Copies everything that a checkpoint holds.
+    """Copies the contents of a checkpoint.
 
     Args:
         model: this rank's part.
-        strategy: with what it keeps.
-        progress: where the run is.
+        strategy: with its state.
+        progress: the position of the run.
         bucket_offsets: the first user of each bucket, and the number of users.
         buckets: those of this rank.
 
     Returns:
-        Tensors and tables, which training does not change any more, and facts for the manifest.
+        Tensors and tables that later training does not change, and keys for the manifest.
     """
     best, store, rank, ranks = progress.best, model.store, model.topology.rank, model.topology.world_size
     users, snapshot = BucketSlices(bucket_offsets, buckets), best.snapshot
@@ -61,8 +61,8 @@ def pack(
     tables |= users.detections("detections", progress.detections)
     state = strategy.state()
     tensors |= {f"{_STRATEGY}.{name}": rows.copied(_HOST) for name, rows in state.items()}
-    accounts = {"growth": progress.growth, "best_growth": best.growth}
-    tensors |= {name: ShardRows(account.flat().unsqueeze(0), rank, ranks) for name, account in accounts.items()}
+    growths = {"growth": progress.growth, "best_growth": best.growth}
+    tensors |= {name: ShardRows(growth.flat().unsqueeze(0), rank, ranks) for name, growth in growths.items()}
     facts = {
         "world_size": ranks,
         "items": model.catalogue.items,
@@ -90,23 +90,23 @@ def unpack(
 
     Args:
         stored: the checkpoint.
-        model: this rank's part, with as many items as the checkpoint knows.
-        strategy: whose state is loaded, too.
+        model: this rank's part, with the number of items in the checkpoint.
+        strategy: its state is loaded as well.
         bucket_offsets: the first user of each bucket, and the number of users.
         buckets: those of this rank.
         group: a gloo group.
 
     Returns:
-        Where the run is.
+        The position of the run.
     """
     facts, users = stored.manifest, BucketSlices(bucket_offsets, buckets)
-    accounts = {
+    growths = {
         name: ShardRows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")
     }
     if facts[_STRATEGY]:
         strategy.initialize_state(model)
     state = {f"{_STRATEGY}.{name}": rows for name, rows in strategy.state().items()}
-    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | accounts | state, group)
+    stored.load({f"now.{name}": rows for name, rows in model.tensors().items()} | growths | state, group)
     model.catalogue.steps = facts["updates"]
     users.load(stored, "interests", model)
     snapshot = None if facts["snapshot"] == "none" else model.snapshot()
@@ -116,10 +116,10 @@ def unpack(
             users.load(stored, "best_interests", model)
             snapshot = snapshot._replace(store=model.store.snapshot())
             users.load(stored, "interests", model)
-        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # older checkpoints lack it
-    # The ranks share the accounts of the ranks that saved them, which may have been more.
+        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # absent in older checkpoints
+    # Possibly more ranks saved theirs than there are now: each rank sums a part of them.
     mine = slice(model.topology.rank, None, model.topology.world_size)
-    growth, best_growth = (Growth.of(rows.values[mine].sum(0)) for rows in accounts.values())
+    growth, best_growth = (Growth.from_flat(rows.values[mine].sum(0)) for rows in growths.values())
     best = Best(**(facts["best"] | {"losses": tuple(facts["best"]["losses"])}), growth=best_growth, snapshot=snapshot)
     numbers = facts["progress"] | {"losses": tuple(facts["progress"]["losses"])}
     detections = users.read_detections(stored, "detections", facts["detections"])
@@ -142,13 +142,10 @@ class BucketSlices:
 
     def interests(self, folder: str, store: InterestStore, snapshot: StoreSnapshot) -> Tables:
         """The interests of a snapshot as tables by path, one for each bucket."""
-        # The store's own columns are overwritten when interests come or go and when the span ends.
-        slots = Slots(
-            *(
-                column.to(_HOST, copy=column is held)
-                for column, held in zip(store.slots_of(snapshot), store.slots, strict=True)
-            )
-        )
+        # The store's own columns must be copied: they are overwritten when interests change.
+        live = store.slots._asdict()
+        columns_of_snapshot = store.slots_of(snapshot)._asdict().items()
+        slots = Slots(**{name: column.to(_HOST, copy=column is live[name]) for name, column in columns_of_snapshot})
         offsets = snapshot.offsets.cpu()
         owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()) + self.first
         columns = {"user": owners, "born": slots.birth_span, "vector": slots.values}
@@ -169,28 +166,28 @@ class BucketSlices:
         columns = {name: read[key] for name, key in names.items() if key in read}
         model.store.load(read["user"] - self.first, **columns)
 
-    def detections(self, folder: str, found: list[Detection]) -> Tables:
-        """The detector's findings as tables by path, one for each bucket."""
-        if not found:
+    def detections(self, folder: str, detections: list[Detection]) -> Tables:
+        """Results of the detector as tables by path, one for each bucket."""
+        if not detections:
             return {}
-        looked = torch.arange(len(found), dtype=torch.int16).repeat_interleave(
-            torch.tensor([len(one.users) for one in found])
-        )
-        # A run that resumed holds what the checkpoint had on the host, and what it found since on its device.
-        users, fit, puzzled = (torch.cat([one.cpu() for one in part]) for part in zip(*found, strict=True))
-        columns = {"looked": looked, "user": users, "fit": fit, "puzzled": puzzled}
+        sizes = torch.tensor([len(one.users) for one in detections])
+        number = torch.arange(len(detections), dtype=torch.int16).repeat_interleave(sizes)
+        users, fit, puzzled = concatenate([one.cpu() for one in detections])
+        columns = {"looked": number, "user": users, "fit": fit, "puzzled": puzzled}
         return {
             f"{folder}/{name}": _batch({key: part[(first <= users) & (users < end)] for key, part in columns.items()})
             for name, first, end in self.users
         }
 
-    def read_detections(self, stored: Stored, folder: str, looked: int) -> list[Detection]:
-        """The findings of `detections`, given how often the detector ran."""
-        if not looked:
+    def read_detections(self, stored: Stored, folder: str, count: int) -> list[Detection]:
+        """The results that `detections` saved, ``count`` of them."""
+        if not count:
             return []
         read = self._read(stored, folder)
-        of_each = (read["looked"] == number for number in range(looked))
-        return [Detection(*(read[key][these] for key in ("user", "fit", "puzzled"))) for these in of_each]
+        masks = [read["looked"] == number for number in range(count)]
+        return [
+            Detection(users=read["user"][mask], fit=read["fit"][mask], puzzled=read["puzzled"][mask]) for mask in masks
+        ]
 
     def _read(self, stored: Stored, folder: str) -> dict[str, torch.Tensor]:
         tables = [stored.table(f"{folder}/{name}") for name, *_ in self.users]

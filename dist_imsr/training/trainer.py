@@ -1,4 +1,4 @@
-"""The span loop: train on a span as the strategy says, test on the next one, keep a checkpoint."""
+"""The span loop: the strategy trains a span, the next span tests it, a checkpoint saves it."""
 
 import json
 from typing import Any
@@ -7,15 +7,15 @@ from dist_imsr import logs
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import INTERRUPTED, Stopped
 from dist_imsr.distributed.recommender import Recommender
-from dist_imsr.distributed.signals import StopSignals
+from dist_imsr.distributed.signals import StopRequested, StopSignals
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import Evaluator
 from dist_imsr.phases import Phase
-from dist_imsr.progress import Reporter
+from dist_imsr.reporter import Reporter
 from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.growth import store_stats
 from dist_imsr.strategies.progress import Progress
-from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer, StopRequested
+from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 from dist_imsr.training.checkpoint import Checkpoints, name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
@@ -33,7 +33,7 @@ class Trainer:
         topology: this rank's place.
         checkpoints: writes the run's checkpoints; None for a run without any.
         stored: a checkpoint to resume from.
-        signals: tells whether this process was asked to stop.
+        signals: the stop signals that this process receives; None to ignore them.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Trainer:
             self.reporter,
             save=self.save,
             wait_for_save=checkpoints.close if checkpoints is not None else lambda: None,
-            trace=self.profile.traced,
+            trace=self.profile.trace_steps,
             stop_signal=(lambda: signals.status) if signals is not None else None,
         )
         known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
-        capacity = None if stored is None else stored.manifest.get("capacity")  # which older checkpoints lack
+        capacity = None if stored is None else stored.manifest.get("capacity")  # absent in older checkpoints
         self.spans.build_model([items for items in dataset.items_by_span if items <= known], capacity)
         if stored is not None and checkpoints is not None:
             self.spans.progress = unpack(
@@ -75,35 +75,35 @@ class Trainer:
 
     @property
     def model(self) -> Recommender:
-        """The model as it is; a strategy may replace it."""
+        """The current model; a strategy may replace it."""
         return self.spans.model
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
+        """The position of the run."""
         return self.spans.progress
 
     @property
     def checkpoint_name(self) -> str:
-        """The name of a checkpoint that is written now."""
+        """The name of a checkpoint of the current state."""
         return name_of(self.progress.span, self.progress.epoch, self.progress.step)
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains and tests all spans that are left; collective.
+        """Trains and tests the remaining spans; collective.
 
         Returns:
             The lines of metrics.jsonl: one for each trained span but the first, tested on the span after it.
 
         Raises:
             FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
-            Stopped: where a signal asked for it, once the state is on the disk.
+            Stopped: after a stop signal, once the state is on the disk.
         """
         last = self.config.training.last(self.dataset.spans)
         if self._origin is not None:
-            self.save()  # what another run left is this one's first checkpoint
+            self.save()  # the checkpoint of another run is this one's first
         try:
             while (span := self.progress.span) <= last:
-                with self.profile.of(span, resumed=self.progress.begun):
+                with self.profile.measure_span(span, resumed=self.progress.begun):
                     report = self.train_span(span)
                     if span:
                         self._record(span, report | self.test(span + 1))
@@ -115,13 +115,13 @@ class Trainer:
         return self.progress.lines
 
     def train_span(self, span: int) -> SpanReport:
-        """Hands a span to the strategy, and exports what it left; collective.
+        """Lets the strategy train a span, and exports the results; collective.
 
         Args:
             span: the span after the last trained one; 0 is the pre-training span.
 
         Returns:
-            What metrics.jsonl holds of the training.
+            The keys of metrics.jsonl that describe the training.
         """
         logs.at(span, self.progress.steps)
         report = self.strategy.train_span(self.spans, span)
@@ -132,7 +132,7 @@ class Trainer:
         return report
 
     def test(self, span: int) -> dict[str, Any]:
-        """Tests the model as it is on a span that it has not seen; collective.
+        """Tests the current model on the next span; collective.
 
         Args:
             span: the span after the last trained one.
@@ -160,7 +160,7 @@ class Trainer:
 
     @Phase("checkpoint")
     def save(self) -> None:
-        """Starts a checkpoint of the state as it is, where the run keeps any; collective."""
+        """Starts to write a checkpoint of the current state, unless checkpoints are off; collective."""
         if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._resumed:
             return
         self.checkpoints.wait()
@@ -186,7 +186,7 @@ class Trainer:
 
     @Phase("recording")
     def _record(self, span: int, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """Appends a line to metrics.jsonl."""
         line = {
             "strategy": self.config.strategy.name,
             "base": self.config.model.base,
@@ -204,7 +204,7 @@ class Trainer:
         self.progress.lines = [*self.progress.lines, line]
 
     def _stopped(self, request: StopRequested) -> Stopped:
-        """Saves the state where it may be, and says how to resume."""
+        """Saves the state if that is possible; the exception explains how to resume."""
         if self.checkpoints is None or not self.config.checkpoint.enabled:
             return Stopped("stopped; checkpoint.enabled is false, so a run starts from the beginning", INTERRUPTED)
         if request.resumable:

@@ -9,7 +9,8 @@ from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
-from dist_imsr.distributed.recommender import NextItem, Recommender, score_batch
+from dist_imsr.distributed.objective import NextItem, score_batch
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
 from tests.devices import on

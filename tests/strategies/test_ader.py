@@ -8,9 +8,9 @@ import torch
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.replay import ReplayedSpan
-from dist_imsr.distributed.recommender import score_batch
+from dist_imsr.distributed.objective import score_batch
 from dist_imsr.strategies import StrategyConfig
-from dist_imsr.strategies.ader import ADERConfig, adapted, best_of, herded
+from dist_imsr.strategies.ader import ADERConfig, adaptive_weight, herding, top_per_owner
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
 from tests.ranks import run_ranks
@@ -24,8 +24,10 @@ def folder(tmp_path_factory):
 
 
 def test_the_weight_adapts():
-    assert adapted(0.8, (90, 100), (50, 200)) == pytest.approx(0.8 * math.sqrt(0.9 * 0.25))
-    assert adapted(0.8, (90, 100), (0, 0)) == 0
+    items = {"items_before": 90, "items": 100}
+    weight = adaptive_weight(0.8, **items, exemplars=50, sequences=200)
+    assert weight == pytest.approx(0.8 * math.sqrt(0.9 * 0.25))
+    assert adaptive_weight(0.8, **items, exemplars=0, sequences=0) == 0
 
 
 def _vectors(seed=0):
@@ -37,7 +39,7 @@ def _vectors(seed=0):
 def test_the_best_of_each_owner(most):
     vectors, owners = _vectors()
     values = vectors[:, 0]
-    chosen = best_of(values, owners, most)
+    chosen = top_per_owner(values, owners, most)
     for owner in owners.unique():
         mine = (owners == owner).nonzero().flatten()
         wanted = mine[values[mine].argsort(descending=True)[:most]]
@@ -47,7 +49,7 @@ def test_the_best_of_each_owner(most):
 @pytest.mark.parametrize("most", [1, 2, 4, 50])
 def test_herding_equals_the_slow_reference(most):
     vectors, owners = _vectors(1)
-    chosen = herded(vectors, owners, most)
+    chosen = herding(vectors, owners, most)
     for owner in owners.unique():
         mine = (owners == owner).nonzero().flatten().tolist()
         mean, taken = np.mean([vectors[one].numpy() for one in mine], axis=0), []
@@ -63,8 +65,8 @@ def test_herding_equals_the_slow_reference(most):
 
 def test_nobody_has_a_pool():
     nothing = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
-    assert not len(herded(*nothing, 2))
-    assert not len(best_of(nothing[0][:, 0], nothing[1], 2))
+    assert not len(herding(*nothing, 2))
+    assert not len(top_per_owner(nothing[0][:, 0], nothing[1], 2))
 
 
 def _ader(folder, run_dir, **options):

@@ -69,10 +69,10 @@ def test_users_get_as_many_interests_as_another_run_left(folder, tmp_path):
     strategy = StrategyConfig("full_retraining", full_retraining=FullRetrainingConfig(grown.run_dir))
     counts, dataset = InterestCounts(grown.run_dir), Dataset(DataConfig(folder))
     users = np.arange(60)
-    wanted = counts.of(dataset, 2, users)
+    wanted = counts.after(dataset, 2, users)
     assert len(set(wanted.tolist())) > 2
-    assert wanted.sum() > counts.of(dataset, 0, users).sum()
-    assert (counts.of(dataset, 2, users[5:9]) == wanted[5:9]).all()
+    assert wanted.sum() > counts.after(dataset, 0, users).sum()
+    assert (counts.after(dataset, 2, users[5:9]) == wanted[5:9]).all()
     parts = run_ranks(3, _counts, _config(folder, tmp_path / "retrained", strategy=strategy))
     assert np.array_equal(np.concatenate(parts), wanted)
 

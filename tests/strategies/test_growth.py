@@ -28,7 +28,7 @@ def test_quantiles_of_nothing_and_of_what_lies_outside():
 
 def _summed(topology):
     growth = Growth(puzzled=1 + topology.rank, created=3, kept=2, trimmed=1, norm_kept=1.0, detected=1, fit=0.5)
-    growth.fits.add(torch.tensor([0.5]))
+    growth.fit_histogram.add(torch.tensor([0.5]))
     return (growth + Growth(refused=1)).summed(topology).record()
 
 

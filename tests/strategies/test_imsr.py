@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dist_imsr.distributed.recommender import Extraction, Scores
+from dist_imsr.distributed.objective import Extraction, Scores
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from dist_imsr.model.scoring import Candidates

@@ -9,7 +9,7 @@ from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
-from dist_imsr.distributed.recommender import NextItem
+from dist_imsr.distributed.objective import NextItem
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig

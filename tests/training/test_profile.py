@@ -60,14 +60,14 @@ def test_a_full_disk_takes_the_phases_and_no_more(config, tmp_path, monkeypatch,
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    with profiled.of(0, resumed=False):
+    with profiled.measure_span(0, resumed=False):
         pass
     with monkeypatch.context() as patch:
         patch.setattr("dist_imsr.training.profile.write_whole", full)
-        with profiled.of(1, resumed=False):
+        with profiled.measure_span(1, resumed=False):
             pass
     assert "the phases of span 1: not written: [Errno 28]" in caplog.text
-    with profiled.of(2, resumed=False):
+    with profiled.measure_span(2, resumed=False):
         pass
     assert [line["span"] for line in read(tmp_path)] == [0, 2]
 
@@ -151,14 +151,14 @@ def test_a_detailed_profile_shows_a_table(tmp_path, capsys):
 
 def test_steps_are_traced_once_a_span_and_an_early_end_is_none(tmp_path):
     profile = Profile(tmp_path, Topology(0, 1, 1, torch.device("cpu")), True)
-    steps = profile.traced(iter(range(20)), 0, 20)
+    steps = profile.trace_steps(iter(range(20)), 0, 20)
     assert next(steps) == 0
     steps.close()
     assert clock.trace is None
-    assert list(profile.traced(iter(range(20)), 0, 20)) == list(range(20))
+    assert list(profile.trace_steps(iter(range(20)), 0, 20)) == list(range(20))
     assert list((tmp_path / FOLDER).iterdir()) == []
     for steps in (0, 1, 2):
-        assert list(profile.traced(iter(range(steps)), 1, steps)) == list(range(steps))
+        assert list(profile.trace_steps(iter(range(steps)), 1, steps)) == list(range(steps))
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["span=01-rank=0000.json.gz"]
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run, shown by rank 0: a bar in a terminal, plain lines elsewhere."""
+"""Shows a run's progress on rank 0: a bar in a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ from dist_imsr.console import output_console
 logger = logging.getLogger(__name__)
 
 AnyBatch = TypeVar("AnyBatch")
-_PLAIN_SECONDS = 30.0  # between two lines of one phase where there is no terminal
+_LINE_SECONDS = 30.0  # between two log lines of one phase
 
 
 class Reporter:
-    """Shows steps/s, users/s and the time left.
+    """Shows steps/s, users/s and the remaining time.
 
     Args:
         shown: whether this rank prints.
@@ -29,28 +29,28 @@ class Reporter:
         self._shown = shown
         self._console = Console(stderr=True)
 
-    def on_device(self, steps: Any, device: torch.device, phase: str, users_a_step: float) -> Iterator[Any]:
-        """Moves batches to a device and shows their speed.
+    def on_device(self, steps: Any, device: torch.device, phase: str, users_per_step: float) -> Iterator[Any]:
+        """Moves the batches of a phase to a device and shows their speed.
 
         Args:
-            steps: of one phase, `Steps` of batches.
-            device: the target.
+            steps: `Steps` of batches.
+            device: the device.
             phase: its name.
-            users_a_step: the users of a global step, on average.
+            users_per_step: average number of users in a global step.
 
         Returns:
             The batches.
         """
-        return self.track((batch for batch, _ in steps.on(device)), len(steps), phase, users_a_step)
+        return self.track((batch for batch, _ in steps.on(device)), len(steps), phase, users_per_step)
 
-    def track(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
-        """Passes batches through and shows their speed.
+    def track(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_per_step: float) -> Iterator[AnyBatch]:
+        """Passes the batches of a phase through and shows their speed.
 
         Args:
-            batches: of one phase.
-            steps: how many there are.
+            batches: the batches.
+            steps: their number.
             phase: its name, e.g. ``"training in span 2, epoch 3"``.
-            users_a_step: the users of a global step, on average.
+            users_per_step: average number of users in a global step.
 
         Yields:
             The batches.
@@ -59,18 +59,18 @@ class Reporter:
         if not self._shown:
             yield from batches
         elif self._console.is_terminal:
-            yield from self._bar(batches, steps, phase, users_a_step)
+            yield from self._bar(batches, steps, phase, users_per_step)
         else:
-            yield from self._lines(batches, steps, phase, users_a_step)
+            yield from self._lines(batches, steps, phase, users_per_step)
 
     def table(self, rows: list[dict[str, Any]], columns: list[str], title: str, caption: str) -> None:
         """Prints rows as a table on standard output.
 
         Args:
-            rows: by column.
-            columns: which are shown, in order.
-            title: above the table.
-            caption: below it.
+            rows: values by column.
+            columns: the columns to show, in order.
+            title: shown above the table.
+            caption: shown below it.
         """
         if not self._shown:
             return
@@ -79,7 +79,7 @@ class Reporter:
             table.add_row(*(_shown(row.get(column)) for column in columns))
         output_console().print(table)
 
-    def _bar(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+    def _bar(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_per_step: float) -> Iterator[AnyBatch]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -92,15 +92,15 @@ class Reporter:
             for batch in batches:
                 yield batch
                 speed = progress.tasks[0].speed
-                rate = f"{speed:.1f} steps/s {speed * users_a_step:,.0f} users/s" if speed else ""
+                rate = f"{speed:.1f} steps/s {speed * users_per_step:,.0f} users/s" if speed else ""
                 progress.update(task, advance=1, rate=rate)
 
-    def _lines(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_a_step: float) -> Iterator[AnyBatch]:
+    def _lines(self, batches: Iterable[AnyBatch], steps: int, phase: str, users_per_step: float) -> Iterator[AnyBatch]:
         begin = reported = time.perf_counter()
         for done, batch in enumerate(batches, 1):
             yield batch
             now = time.perf_counter()
-            if now - reported > _PLAIN_SECONDS:
+            if now - reported > _LINE_SECONDS:
                 reported, speed = now, done / (now - begin)
                 left = (steps - done) / speed
                 logger.info(
@@ -109,7 +109,7 @@ class Reporter:
                     done,
                     steps,
                     speed,
-                    speed * users_a_step,
+                    speed * users_per_step,
                     left,
                 )
 

@@ -1,0 +1,54 @@
+"""The section of training: epochs, early stopping, the number of spans."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dist_imsr.checks import require
+from dist_imsr.keys import free, later_spans, never
+
+
+@dataclass
+class TrainingConfig:
+    """How long to train, and when to stop.
+
+    Args:
+        epochs: maximum number in the pre-training span, and in each span of full_retraining.
+        incremental_epochs: maximum number in every later span.
+        patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
+            the last.
+        metric: the validation metric, on each user's second last interaction of the span.
+        validation_users: approximate number of users to validate on, in spans that have more.
+        spans: number of spans to train after the pre-training span; all by default, 0 for pre-training alone. The same
+            command with a larger number continues a run.
+        export: the spans whose interests, items and detections are written under run_dir/spans/; launch/recommend.py
+            and launch/export.py read those of the last trained span.
+    """
+
+    epochs: int = 50
+    incremental_epochs: int = field(default=15, metadata=later_spans(compare="shared"))
+    patience: int = field(default=5, metadata=never(compare="shared"))
+    metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="shared"))
+    validation_users: int = field(default=2000, metadata=never(compare="shared"))
+    spans: int | None = field(default=None, metadata=free(compare="shared"))
+    export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")
+        require(self.incremental_epochs >= 1, "training.incremental_epochs", self.incremental_epochs, "at least 1")
+        require(self.patience >= 0, "training.patience", self.patience, "at least 0")
+        require(self.validation_users >= 1, "training.validation_users", self.validation_users, "at least 1")
+        require(self.spans is None or self.spans >= 0, "training.spans", self.spans, "at least 0")
+
+    def last(self, spans: int) -> int:
+        """The number of the last span that is trained.
+
+        Args:
+            spans: number of spans of the data, the pre-training span included; the last one is for testing alone.
+
+        Raises:
+            ValueError: if the key `spans` exceeds what the data have.
+        """
+        limit = spans - 2
+        last = limit if self.spans is None else self.spans
+        require(last <= limit, "training.spans", self.spans, f"at most {limit} with these data")
+        return last
