@@ -110,7 +110,7 @@ def _subclass(tree: type, changed: tuple[tuple[str, Any], ...], added: tuple[tup
             make = functools.partial(_as, section, field.default_factory)
         fields.append((name, section, dataclasses.field(default_factory=make, metadata=field.metadata)))
     fields += [(name, config, dataclasses.field(default_factory=config)) for name, config in added]
-    own = {"__doc__": tree.__doc__, "__module__": tree.__module__, "__reduce__": _reduce, "_base": tree}
+    own = {"__doc__": tree.__doc__, "__module__": tree.__module__, "__reduce__": _reduce, "authored": tree}
     frozen = tree.__dataclass_params__.frozen  # type: ignore[attr-defined]
     return dataclasses.make_dataclass(tree.__name__, fields, bases=(tree,), namespace=own, frozen=frozen)
 
@@ -123,7 +123,7 @@ def _as(section: type, make: Any) -> Any:
 
 def _reduce(config: Any) -> tuple[Any, ...]:
     """Pickles a class that no module holds; its values come first, and import the modules that define them."""
-    return _restored, (config._base, config.__dict__)
+    return _restored, (config.authored, config.__dict__)
 
 
 def _restored(base: type, values: dict[str, Any]) -> Any:

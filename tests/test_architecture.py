@@ -34,7 +34,7 @@ BELOW = {
 """The rooms that each room may import besides itself."""
 LEAVES_OF_MODEL = {"checks", "keys", "registry"}
 DATA_OF_DISTRIBUTED = {"batch", "jagged"}
-ROOMS_OF_LEAVES = {"exported": {"data"}, "preloaded": {"training"}}
+ROOMS_OF_LEAVES = {"preloaded": {"training"}}
 
 REFERENCE = re.compile(r"`(dist_imsr(?:\.\w+)+)(?::(\w+(?:\.\w+)*))?`")
 
@@ -192,7 +192,6 @@ def test_exceptions_of_leaves_are_used() -> None:
         ("benchmarks/span.py", "import launch.train", True),
         ("phases.py", "from dist_imsr import devices", False),
         ("phases.py", "from dist_imsr.distributed import topology", True),
-        ("exported.py", "from dist_imsr.data.dataset import Dataset", False),
         ("api.py", "from dist_imsr.training.run import train", False),
         ("__init__.py", "def __getattr__(name):\n    from dist_imsr import api", False),
         ("training/run.py", "from dist_imsr.api import train", True),

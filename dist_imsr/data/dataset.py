@@ -156,7 +156,8 @@ class Dataset:
         try:
             return pq.read_table(path, columns=[column], memory_map=True)[column]
         except (pa.ArrowException, KeyError, OSError) as error:
-            raise ValueError(f"{path} is no table of a prepared data set ({error}): prepare it again") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is no table of a prepared data set ({reason}): prepare it again") from error
 
     def sequences(self, span: int, bucket: int) -> Sequences:
         """Opens the file of one span (0 is the pre-training span) and bucket by memory map, without reading it.

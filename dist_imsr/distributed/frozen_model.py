@@ -30,14 +30,6 @@ class FrozenModel:
             for name, parameter in self._module.named_parameters():
                 self.weights[name].copy_(parameter)
 
-    def grow(self, items: int) -> None:
-        """Grows the copied table; does nothing once the catalogue has grown, which grows its copies.
-
-        Args:
-            items: the number of known items.
-        """
-        self.table.grow(items)
-
     def state(self) -> dict[str, ShardRows]:
         """The tensors that a checkpoint saves.
 

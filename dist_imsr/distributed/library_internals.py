@@ -7,16 +7,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
-from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 
 __all__ = [
     "ShardedTensor",
-    "ShardedTensorMetadata",
     "disable_shared_memory_kernel",
     "fake_store",
     "fused_kernels",
-    "placement_on_cpu",
     "set_planned_optimizer",
     "set_update_count",
     "share_world_group",
@@ -78,18 +76,6 @@ def share_world_group() -> None:
 def disable_shared_memory_kernel() -> None:
     """Keeps DeepSpeed from compiling its shared-memory kernel at the first launch; only inference calls it."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def placement_on_cpu(rank: int) -> object:
-    """Names a rank's CPU as the place of a shard; torch has no public constructor for it.
-
-    Args:
-        rank: of the world.
-
-    Returns:
-        The ``placement`` of a ``ShardMetadata``.
-    """
-    return dist._remote_device(f"rank:{rank}/cpu")
 
 
 def fake_store() -> dist.Store:

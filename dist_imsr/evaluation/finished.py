@@ -14,8 +14,8 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
+from dist_imsr.evaluation.exported import read_parts
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
-from dist_imsr.exported import read_parts
 from dist_imsr.model.extractors import ModelConfig
 
 

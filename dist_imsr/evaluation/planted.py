@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
+from dist_imsr.evaluation.exported import read_batch
 from dist_imsr.evaluation.finished import FinishedRun, vectors_of
-from dist_imsr.exported import read_batch
 
 
 @dataclass(frozen=True)

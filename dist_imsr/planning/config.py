@@ -81,6 +81,7 @@ class PlanConfig:
         ranking: how the catalogue is ranked.
         eval: what a test measures; eval.max_users counts.
         checkpoint: when the state is saved.
+        imports: modules that register strategies or base models; ``--import NAME ...`` on the command line.
     """
 
     items: int = 1_708_530
@@ -106,6 +107,7 @@ class PlanConfig:
     ranking: RankingConfig = field(default_factory=RankingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    imports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key in ("items", "users", "nodes", "gpus_per_node", "spans"):

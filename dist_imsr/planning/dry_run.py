@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers the backend "fake"
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import jagged
+from dist_imsr.distributed.library_internals import fake_store
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology, initialize_deepspeed
 from dist_imsr.planning.config import PlanConfig
@@ -174,7 +174,7 @@ def _simulated_world(ranks: int, local: int) -> Iterator[tuple[Topology, list[in
         _replaced(os.environ, variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}),
         _replaced(vars(dist), {"all_to_all_single": all_to_all_single, "all_gather_object": all_gather_object}),
     ):
-        dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+        dist.init_process_group("fake", rank=0, world_size=ranks, store=fake_store())
         try:
             initialize_deepspeed("gloo")
             yield Topology(0, ranks, local, torch.device("cpu")), sent

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.exported import read_parts
+from dist_imsr.evaluation.exported import read_parts
 
 
 class InterestCounts:

@@ -1,10 +1,11 @@
 """FR: a new model for each span, trained on all interactions so far (Section V of the paper): the upper bound."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.joined import JoinedSpans
+from dist_imsr.keys import never
 from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.counts import InterestCounts
 from dist_imsr.strategies.resources import Resources
@@ -20,7 +21,7 @@ class FullRetrainingConfig:
             interests that this run ended the same span with. By default all users get ``model.interests``.
     """
 
-    interests_from: Path | None = None
+    interests_from: Path | None = field(default=None, metadata=never(only_if=("strategy.name", "full_retraining")))
 
 
 @register_strategy("full_retraining", FullRetrainingConfig)

@@ -50,7 +50,7 @@ def test_shipped_comparisons_are_possible(place, name, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     shipped = parse(CompareConfig, [f"--config=configs/compare_{name}.yaml", f"--output={place.output}"])
     data = {name: replace(source, path=place.data) for name, source in shipped.data.items()}
-    rows = {entry.row for entry in _grid(replace(shipped, data=data)).entries}
+    rows = {entry.row for entry in _grid(replace(shipped, data=data)).experiments}
     assert rows == set(shipped.strategies)
 
 
@@ -58,7 +58,7 @@ def test_the_ablation_has_one_row_per_part(place, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     shipped = parse(CompareConfig, ["--config=configs/compare_ablation.yaml", f"--output={place.output}"])
     grid = _grid(replace(shipped, data={"drawn": replace(shipped.data["taobao"], path=place.data)}))
-    configs = {entry: grid.resolved(entry).strategy for entry in grid.entries}
+    configs = {entry: grid.resolved(entry).strategy for entry in grid.experiments}
     assert len(configs) == 12 + 2 * 2
     variants = {entry.row: config.imsr for entry, config in configs.items() if config.name == "imsr"}
     assert len({repr(one) for one in variants.values()}) == len(variants) == 10

@@ -91,3 +91,10 @@ def test_paths_stay_inside(folder):
     _edit(folder, files={"../outside.arrow": {"bytes": 0, "sha256": "", "rows": 0}})
     with pytest.raises(ValueError, match="outside its folder"):
         Dataset(DataConfig(folder))
+
+
+def test_a_table_without_a_column_is_refused_in_one_line(folder):
+    dataset = Dataset(DataConfig(folder))
+    with pytest.raises(ValueError, match=r"items\.parquet is no table of a prepared data set") as refusal:
+        dataset.popularity(range(3))
+    assert "\n" not in str(refusal.value)

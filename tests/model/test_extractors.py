@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from dist_imsr.config import section_of
 from dist_imsr.model.base import Extractor
 from dist_imsr.model.extractors import BASE_MODELS, ModelConfig, build_extractor, register_base_model
 from dist_imsr.model.interests import Interests, Start
@@ -221,10 +222,10 @@ def test_every_build_has_the_same_initial_weights(base):
 
 def test_a_section_comes_back_from_plain_values():
     section = ModelConfig("mimn", dim=8, mimn=MIMNConfig(memory=8), limarec=LimaRecConfig(3))
-    assert ModelConfig.of(dataclasses.asdict(section)) == section
-    assert ModelConfig.of({"base": "mind"}) == ModelConfig("mind")
-    with pytest.raises(TypeError, match="unknown"):
-        ModelConfig.of({"mimn": {"unknown": 1}})
+    assert section_of(ModelConfig, dataclasses.asdict(section)) == section
+    assert section_of(ModelConfig, {"base": "mind"}) == ModelConfig("mind")
+    with pytest.raises(ValueError, match="unknown"):
+        section_of(ModelConfig, {"mimn": {"unknown": 1}})
 
 
 @dataclasses.dataclass
@@ -245,16 +246,14 @@ class _Mean(Extractor):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Registers a base model for one test, and gives the section that also has its keys."""
+    """Registers a base model for one test."""
     monkeypatch.setattr(BASE_MODELS, "_entries", dict(BASE_MODELS._entries))
     register_base_model("mean", _MeanConfig)(_Mean)
-    field = dataclasses.field(default_factory=_MeanConfig)
-    return dataclasses.make_dataclass("WithMean", [("mean", _MeanConfig, field)], bases=(ModelConfig,))
 
 
 def test_a_registered_base_model_is_built_from_its_own_section(registered):
-    config = registered.of({"base": "mean", "dim": 8, "mean": {"scale": 3.0}, "mimn": {"memory": 8}})
-    assert isinstance(config, registered)
+    config = section_of(ModelConfig, {"base": "mean", "dim": 8, "mean": {"scale": 3.0}, "mimn": {"memory": 8}})
+    assert isinstance(config, ModelConfig)
     assert (config.mean, config.mimn, config.limarec) == (_MeanConfig(3.0), MIMNConfig(memory=8), LimaRecConfig())
     extractor = build_extractor(config)
     assert isinstance(extractor, _Mean)

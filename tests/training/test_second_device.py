@@ -48,20 +48,18 @@ def rank():
 class _Table:
     """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, *arguments):
-        *arguments, self.topology = arguments
-        self._table = Catalogue(*arguments, replace(self.topology, device=_HOST))
+    def __init__(self, config, items, dim, seed, topology, capacity=None):
+        self.topology = topology
+        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), capacity)
 
     def __getattr__(self, name):
         return getattr(self._table, name)
 
-    @property
-    def weight(self):
-        return DeviceTensor(self._table.weight)
+    def flushed_weight(self):
+        return DeviceTensor(self._table.flushed_weight())
 
-    @property
-    def state(self):
-        state = self._table.state.items()
+    def flushed_state(self):
+        state = self._table.flushed_state().items()
         return {name: ShardRows(DeviceTensor(rows.values), rows.first, rows.total) for name, rows in state}
 
     @property
@@ -78,9 +76,9 @@ class _Table:
         return [found.to(DEVICE) for found in self._table.lookup(*requests)]
 
     def frozen_copy(self):
-        copy = object.__new__(_Table)
-        copy.topology, copy._table = self.topology, self._table.frozen_copy()
-        return copy
+        frozen = object.__new__(_Table)
+        frozen.topology, frozen._table = self.topology, self._table.frozen_copy()
+        return frozen
 
 
 class _Dense:
@@ -90,8 +88,8 @@ class _Dense:
         self.module, self.optimizer = model, torch.optim.Adam(parameters)
         self.monitor = SimpleNamespace(tb_monitor=None, write_events=lambda events: None)
 
-    def __call__(self, *inputs):
-        return self.module(*inputs)
+    def __call__(self, *inputs, **options):
+        return self.module(*inputs, **options)
 
     def train(self, training):
         self.module.train(training)
