@@ -141,12 +141,12 @@ def sampled_softmax(user: Vector, target: Vector, negatives: Vector, target_id: 
     return -math.log(positive / (positive + sum(others)))
 
 
-def rank(interests: Vector, catalogue: Vector, target: int, how: str, barred: list[int]) -> float:
-    """1 + the items that score higher + half of those that tie; infinite where the target itself is barred."""
-    if target in barred:
+def rank(interests: Vector, catalogue: Vector, target: int, how: str, excluded: list[int]) -> float:
+    """1 + the items that score higher + half of those that tie; infinite if the target itself is excluded."""
+    if target in excluded:
         return math.inf
     scores = [score(interests, item, how) for item in catalogue]
-    others = [value for number, value in enumerate(scores) if number != target and number not in barred]
+    others = [value for number, value in enumerate(scores) if number != target and number not in excluded]
     higher = sum(value > scores[target] for value in others)
     return 1 + higher + sum(value == scores[target] for value in others) / 2
 
@@ -176,7 +176,7 @@ def linear_attention(items: Vector, weights: dict[str, Vector], interests: int) 
 
 
 def gru(cell: str, weights: dict[str, Vector], given: Vector, hidden: Vector) -> Vector:
-    """A gated recurrent unit whose gates stand in the order reset, update, candidate."""
+    """A gated recurrent unit with gates in the order reset, update, candidate."""
     reset_in, update_in, new_in = np.split(weights[f"{cell}.weight_ih"] @ given + weights[f"{cell}.bias_ih"], 3)
     reset_own, update_own, new_own = np.split(weights[f"{cell}.weight_hh"] @ hidden + weights[f"{cell}.bias_hh"], 3)
     reset, update = (1 / (1 + np.exp(-(a + b))) for a, b in ((reset_in, reset_own), (update_in, update_own)))

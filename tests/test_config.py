@@ -211,7 +211,7 @@ def test_help_comes_from_the_docstrings(capsys):
     assert "readers of the code" not in output
 
 
-def test_a_switch_may_stand_alone():
+def test_a_switch_needs_no_value():
     arguments = ["--data.path", "d", "--run_dir", "r", "--overwrite", "--data.verify", "--seed", "3"]
     config = parse(TrainConfig, arguments)
     assert config.overwrite

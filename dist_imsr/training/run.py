@@ -72,12 +72,12 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
     Raises:
         ValueError: naming the key, for what cannot work.
         FloatingPointError: for a loss that is not finite.
-        Stopped: where a signal asked for it, once the state is on the disk.
+        Stopped: after a stop signal, once the state is on the disk.
     """
     settled = as_restarted(config)
     dataset, candidates = check(settled)
     topology = connect(config.timeout_seconds)
-    claim = _by_first(topology, lambda: claim_folder(settled, candidates.own))
+    claim = _on_rank_0(topology, lambda: claim_folder(settled, candidates.own))
     try:
         logs.keep(config.run_dir)
         trainer = begin(settled, dataset, candidates, topology, signals)
@@ -176,7 +176,7 @@ def _log_start(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> Non
     )
 
 
-def _by_first(topology: Topology, act: Callable[[], int]) -> int | None:
+def _on_rank_0(topology: Topology, act: Callable[[], int]) -> int | None:
     """Lets rank 0 act; if that fails, all ranks refuse with its message."""
     result, message = None, list[str | None]([None])
     if topology.rank == 0:

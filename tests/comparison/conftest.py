@@ -16,7 +16,7 @@ eval: {top: [5]}
 
 
 class RankInfo(NamedTuple):
-    """Where small data, their settings and results stand."""
+    """The folder of small data, their settings and results."""
 
     data: Path
     settings: Path

@@ -135,13 +135,13 @@ def _free(folder, seconds=60):
     raise AssertionError(f"{folder} is locked after {seconds} s")
 
 
-def _stop_once_it_goes_on(log):
+def _stop_once_resumed(log):
     while "resuming from" not in log.read_text():
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
+def test_a_killed_comparison_stops_its_runs_in_order_and_resumes(place, capfd):
     source = Source(place.settings, place.data, ["--training.epochs=40", "--training.patience=0"])
     config = place.compare(strategies={"fine_tuning": Row()}, seeds=[0], ranks=2, data={"drawn": source})
     file = place.output.with_name("compare.yaml")
@@ -154,7 +154,7 @@ def test_a_killed_comparison_leaves_its_runs_in_order_and_goes_on(place, capfd):
     _free(folder)  # its ranks notice, and stop in order
     assert "train: stopped; the same command resumes from" in (folder / "log.txt").read_text()
 
-    stopping = threading.Thread(target=_stop_once_it_goes_on, args=(folder / "log.txt",))
+    stopping = threading.Thread(target=_stop_once_resumed, args=(folder / "log.txt",))
     stopping.start()
     assert compare(config) == 75
     stopping.join()

@@ -29,7 +29,7 @@ def test_pairs_against_scipy_and_by_hand():
     assert paired(-differences).p == pytest.approx(paired(differences).p)  # two sides
 
 
-def test_what_tells_nothing_gives_no_warning():
+def test_too_few_differences_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert paired([]) == Paired(0, None)

@@ -104,7 +104,8 @@ _EVERYWHERE = ["rowwise_adagrad", "adagrad", "sgd"]
 
 
 @on_devices(
-    *("world_size", "optimizer"),
+    "world_size",
+    "optimizer",
     cpu=[(world_size, optimizer) for world_size in (1, 2, 3) for optimizer in _EVERYWHERE],
     cuda=[(world_size, optimizer) for world_size in (1, 2) for optimizer in (*_EVERYWHERE, "adam")],
 )
@@ -157,7 +158,9 @@ def _grow(topology, config):
 
 
 @on_devices(
-    *("world_size", "sharding", "optimizer"),
+    "world_size",
+    "sharding",
+    "optimizer",
     cpu=[(3, sharding, "adagrad") for sharding in ("row_wise", "planner")],
     cuda=[(world_size, sharding, "adam") for world_size in (1, 2) for sharding in ("row_wise", "planner")],
 )

@@ -154,7 +154,10 @@ def _train(topology, config):
 
 
 @on_devices(
-    *("world_size", "optimizer", "budget", "kernels"),
+    "world_size",
+    "optimizer",
+    "budget",
+    "kernels",
     cpu=[(1, "rowwise_adagrad", 1, ["fused", "fused"])],
     cuda=KERNELS,
 )

@@ -79,7 +79,11 @@ def _gathered(world_size, function, *args, device="cpu"):
 
 
 CASES = on_devices(
-    *("world_size", "tile", "how", "precision", "mask"),
+    "world_size",
+    "tile",
+    "how",
+    "precision",
+    "mask",
     cpu=[
         (1, 1 << 23, "attentive", "fp32", False),
         (1, 1 << 23, "max", "bf16", True),

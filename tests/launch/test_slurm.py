@@ -45,11 +45,8 @@ class Jobs:
 
     def submit(self, script, *arguments, name, options=(), **environment):
         variables = {"DIST_IMSR_HOME": ROOT, "DIST_IMSR_ENVIRONMENT": self._python, "OMP_NUM_THREADS": 1}
-        return self.cluster.submit(
-            *(f"--job-name={name}", f"--output={self.log(name)}", *options),
-            *(_SCRIPTS / script, *arguments),
-            **variables | environment,
-        )
+        options = [f"--job-name={name}", f"--output={self.log(name)}", *options]
+        return self.cluster.submit(*options, _SCRIPTS / script, *arguments, **variables | environment)
 
     def log(self, name):
         return self.folder / f"{name}.log"

@@ -36,14 +36,14 @@ def _allocated(topology, config):
     trainer = Trainer(config, Dataset(config.data), topology)
     lines = trainer.run()
     catalogue, store = trainer.model.catalogue, trainer.model.store
-    held = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.flushed_state().items()}
-    weight = held.pop("weight")
+    measured = {name: rows.values.untyped_storage().nbytes() for name, rows in catalogue.flushed_state().items()}
+    weight = measured.pop("weight")
     slots = sum(tensor.numel() * tensor.element_size() for tensor in (*store.slots, store.offsets))
     snapshot = trainer.model.snapshot()
     copied = [rows.values for rows in snapshot.tensors.values()] + [snapshot.store.queries]
     copies = sum(tensor.untyped_storage().nbytes() for tensor in copied)
-    held = {"weight": weight, "optimizer": sum(held.values()), "store": slots, "copy": copies}
-    return held, lines[-1]["interests_mean"]
+    measured = {"weight": weight, "optimizer": sum(measured.values()), "store": slots, "copy": copies}
+    return measured, lines[-1]["interests_mean"]
 
 
 @pytest.mark.parametrize(("base", "optimizer"), [("comirec_dr", "rowwise_adagrad"), ("comirec_sa", "adagrad")])
@@ -73,10 +73,10 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
     memory = MemoryModel(plan, spans, shard_of(plan))
     weight, state = memory.table_bytes(spans[-1])
     planned = {"weight": weight, "optimizer": state, "store": memory.store_bytes(spans[-2])}
-    for held, _ in ranks:
-        assert planned == pytest.approx({name: held[name] for name in planned}, rel=0.1)
+    for measured, _ in ranks:
+        assert planned == pytest.approx({name: measured[name] for name in planned}, rel=0.1)
     # Items are known in the order of their ids, so that headroom leaves the last rank less to copy than the first.
-    assert memory.snapshot_bytes(spans[-1]) == pytest.approx(max(held["copy"] for held, _ in ranks), rel=0.1)
+    assert memory.snapshot_bytes(spans[-1]) == pytest.approx(max(measured["copy"] for measured, _ in ranks), rel=0.1)
 
 
 def _grown(topology, section, items, dim):
@@ -90,13 +90,13 @@ def _grown(topology, section, items, dim):
 
 def test_a_table_grows_in_the_planned_memory():
     items, dim, section = [20_000, 30_000], 64, CatalogueConfig(optimizer="adagrad")
-    held = run_ranks(RANKS, _grown, section, items, dim)[0]
+    measured = run_ranks(RANKS, _grown, section, items, dim)[0]
     config = PlanConfig(items[1], dim=dim, gpus_per_node=RANKS, gpu="a100-40", spans=1, catalogue=section)
     config = replace(config, load=LoadConfig(new_items=1 / 3), checkpoint=CheckpointConfig(enabled=False))
     phases = MemoryModel(config, spans_of(config), row_wise(RANKS)).phases()
     (growing,) = (phase.device for phase in phases if phase.name == "growing the table")
     arrive = growing["rows that arrive"]  # gloo may still hold those of the tensor before
-    assert any(growing["grown table"] + arrive * n == pytest.approx(held, rel=0.1) for n in (1, 2))
+    assert any(growing["grown table"] + arrive * n == pytest.approx(measured, rel=0.1) for n in (1, 2))
 
 
 def test_interests_grow_and_go_in_the_planned_memory():

@@ -89,7 +89,7 @@ def _wait_until(condition, processes, seconds=60):
     """Waits for a condition, while all processes run."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
+        assert time.monotonic() < deadline, "the condition was never true"
         assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
         time.sleep(0.05)
 
