@@ -26,7 +26,7 @@ _DAMAGED = "damaged-"
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written, after every epoch and every span at least, and how many are kept.
+    """How often checkpoints are written, besides after every epoch and every span, and how many are kept.
 
     Args:
         enabled: write any.

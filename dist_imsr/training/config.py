@@ -29,17 +29,17 @@ class TrainConfig:
         resume: ``auto`` resumes from the newest sound checkpoint in run_dir, if it has any; ``never`` refuses a folder
             that holds a run; the path of a checkpoint resumes from that one if run_dir has none. A checkpoint right
             after pre-training may be of another strategy, and differ in other keys that only later spans read.
-        overwrite: replace what an earlier run left in run_dir, its checkpoints included.
+        overwrite: replace the results of an earlier run in run_dir, its checkpoints included.
         timeout_seconds: that ranks wait for each other before the job ends.
         model: the base model.
         strategy: the incremental strategy.
         training: length and early stopping.
-        batch: what a step sees.
+        batch: the size of a step.
         catalogue: the item table.
         store: the interest store.
         engine: the dense weights.
         ranking: how the catalogue is ranked.
-        eval: what a test measures.
+        eval: the metrics of a test.
         checkpoint: when checkpoints are written.
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.

@@ -12,7 +12,7 @@ from dist_imsr.training.config import TrainConfig
 
 
 def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
-    """The keys that decide what a run's numbers are, for the manifests of its checkpoints.
+    """The keys that determine the numbers of a run, for the manifests of its checkpoints.
 
     Args:
         config: the whole tree.

@@ -70,7 +70,7 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
         The trainer; ``progress.lines`` are those of metrics.jsonl.
 
     Raises:
-        ValueError: naming the key, for what cannot work.
+        ValueError: for an impossible configuration, naming the key.
         FloatingPointError: for a loss that is not finite.
         Stopped: after a stop signal, once the state is on the disk.
     """
@@ -90,7 +90,7 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
 
 
 def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
-    """Refuses what cannot work before any rank is connected; every rank sees the same, and nothing is changed.
+    """Refuses impossible configurations before any rank connects, on all ranks alike; changes nothing.
 
     Args:
         config: the whole tree.

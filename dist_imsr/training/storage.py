@@ -78,7 +78,7 @@ class Stored:
         return tuple(self.manifest["tensors"][name]["size"])
 
     def load(self, tensors: dict[str, ShardRows], group: dist.ProcessGroup) -> None:
-        """Fills tensors with what was saved; collective.
+        """Loads saved values into tensors; collective.
 
         Args:
             tensors: by name; each rank may request any rows.
