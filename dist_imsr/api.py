@@ -7,6 +7,7 @@ Bad input raises ValueError with the line that the command would print. A run th
 called again, as the command does.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from dist_imsr.evaluation.retest import EvaluateConfig, evaluate_run
 from dist_imsr.launcher import RankInfo, rank_info
 from dist_imsr.processes import free_port
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.run import run_training
+from dist_imsr.training.run import check_last_checkpoint, run_training
 
 __all__ = [
     "EvaluateConfig",
@@ -67,10 +68,15 @@ def train(config: TrainConfig) -> pa.Table:
     Raises:
         ValueError: naming the key.
         FloatingPointError: for a loss that is not finite.
+        Stopped: if the last checkpoint could not be written.
     """
     with _single_process():
         trainer = run_training(config)
-        return pa.Table.from_pylist(trainer.progress.lines)
+        check_last_checkpoint(trainer)
+        lines = pa.Table.from_pylist(trainer.progress.lines)
+        trainer.model.engine.close()
+        del trainer  # its model goes before the process group does
+        return lines
 
 
 def evaluate(config: EvaluateConfig) -> pa.Table:
@@ -118,6 +124,7 @@ def _single_process() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # the parts of a model refer to each other, and would outlive their process group
         if dist.is_initialized():
             dist.destroy_process_group()
         for name in names:

@@ -30,7 +30,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
     """Reads a command's configuration from ``--config FILE`` and dotted overrides.
 
     Later files win over earlier ones, and overrides over all files, wherever they are on the command line. Modules that
-    ``--import NAME ...`` or the key ``imports`` name are imported first.
+    ``--import NAME ...`` adds to those of the key ``imports`` are imported first.
 
     Args:
         tree: the command's dataclass; its and its sections' docstrings become the help.
@@ -109,29 +109,28 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def _read(tree: type[Section], argv: Sequence[str], description: str | None = None) -> Section:
-    files, modules, overrides = _sorted_arguments(argv)
+    files, replacing, added, overrides = _sorted_arguments(argv)
     documents = [_document(Path(file)) for file in files if os.path.isfile(file)]
     records = any(field.name == "imports" for field in dataclasses.fields(tree))  # type: ignore[arg-type]
-    if records:
-        modules = [name for document in documents for name in _listed(document.get("imports"))] + modules
-    modules = list(dict.fromkeys(modules))
+    of_files = [name for document in documents for name in _listed(document.get("imports"))] if records else []
+    modules = list(dict.fromkeys((of_files if replacing is None else replacing) + added))
     import_modules(modules)
     kind = extended(tree)
     parser = _parser(kind, description)
     arguments = [*(f"--config={file}" for file in files), *_completed(overrides, kind)]
-    if records and modules:
+    if records and (modules or replacing is not None):
         arguments.append(f"--imports={json.dumps(modules)}")
     return _instance(parser, kind, parser.parse_args(arguments))
 
 
-def _sorted_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The files, the modules to import and the overrides of a command line."""
-    files, modules, overrides = list[str](), list[str](), list[str]()
+def _sorted_arguments(argv: Sequence[str]) -> tuple[list[str], list[str] | None, list[str], list[str]]:
+    """The files, the modules in the place of theirs, those to import besides, and the overrides of a command line."""
+    files, replacing, added, overrides = list[str](), None, list[str](), list[str]()
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        if name not in ("--config", "--import", "--imports"):
+        if name not in ("--config", "--import", "--import+", "--imports", "--imports+"):
             overrides.append(argument)
             continue
         values = [value] if equals else []
@@ -141,12 +140,18 @@ def _sorted_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[s
             if not values:
                 raise ValueError("config: expected the path of a YAML file")
             files += values
+            continue
+        modules = list[str]()
+        for text in values or [""]:
+            names = _listed(_loaded(text))
+            empty = name == "--imports" and _loaded(text) == []
+            require(bool(names) or empty, "import", text, "the name of a module, or a list of them")
+            modules += names
+        if name == "--imports":
+            replacing = modules
         else:
-            for text in values or [""]:
-                names = _listed(_loaded(text))
-                require(bool(names), "import", text, "the name of a module, or a list of them")
-                modules += names
-    return files, modules, overrides
+            added += modules
+    return files, replacing, added, overrides
 
 
 def _listed(value: Any) -> list[str]:

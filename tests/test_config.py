@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dist_imsr.checks import require
-from dist_imsr.config import parse, to_yaml
+from dist_imsr.config import parse, resolve, to_yaml
 from dist_imsr.training.config import TrainConfig
 
 
@@ -218,3 +218,21 @@ def test_a_switch_needs_no_value():
     assert config.data.verify
     assert config.seed == 3
     assert not parse(TrainConfig, [*arguments, "--overwrite", "false"]).overwrite
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        ([], ["json"]),
+        (["--import", "csv"], ["json", "csv"]),
+        (["--imports+=csv"], ["json", "csv"]),
+        (["--imports=[csv]"], ["csv"]),
+        (["--imports=[csv]", "--import", "wave"], ["csv", "wave"]),
+        (["--imports=[]"], []),
+    ],
+)
+def test_imports_replace_or_add_to_those_of_files(tmp_path, arguments, modules):
+    file = tmp_path / "run.yaml"
+    file.write_text("imports: [json]\n")
+    own = ["--data.path", "data", "--run_dir", "run", "--config", str(file)]
+    assert resolve(TrainConfig, [*own, *arguments]).imports == modules

@@ -153,6 +153,7 @@ class Recommender:
         *,
         objective: Objective | None = None,
         stop_signal: int = 0,
+        prefetch_lookup: bool = True,
     ) -> torch.Tensor:
         """One step of training, with one update of all parameters; collective.
 
@@ -161,6 +162,7 @@ class Recommender:
             following: the batch of the next step, whose inputs are prefetched as far as no parameter affects them.
             objective: defines interests and losses; `NextItem` by default.
             stop_signal: this rank's exit status if it shall stop, else 0; gathered with the losses.
+            prefetch_lookup: whether to request the rows of ``following``; false if ``extract`` looks up others.
 
         Returns:
             Each rank's loss of Eq. 6, its extra loss and its stop signal, ``[world_size, 3]`` float64; losses are sums
@@ -175,7 +177,7 @@ class Recommender:
             next_item = sampled_softmax(scores.candidates)
             losses = torch.stack((next_item, next_item.new_zeros(()) if extra is None else extra))
         if following is not None:  # the device computes while the host waits for the sizes of the other ranks' requests
-            self._prefetch(following)
+            self._prefetch(following, prefetch_lookup)
         # The base model's own regularisation is not reported, so that losses are comparable between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; for the users' queries this is done below.
@@ -207,9 +209,10 @@ class Recommender:
         parts = {"catalogue": self.catalogue.flushed_state(), "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
-    def _prefetch(self, batch: Batch) -> None:
+    def _prefetch(self, batch: Batch, lookup: bool) -> None:
         """Starts the exchange of a batch's item ids, and copies its stored interests to the device."""
-        self.catalogue.start_lookup(batch.history, batch.targets, batch.negatives)
+        if lookup:
+            self.catalogue.start_lookup(batch.history, batch.targets, batch.negatives)
         if self.store.values.device != self.topology.device:
             with devices.prefetch_stream(self.topology.device):
                 self._prefetched = batch, self._stored(batch)

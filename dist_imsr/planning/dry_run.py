@@ -190,7 +190,7 @@ def _split(tensor: torch.Tensor, sizes: list[int] | None, ranks: int) -> tuple[t
 
 
 def _metadata_of_rank(rank: int, own: Any) -> Any:
-    """Another rank's metadata of a sharded tensor: the following rows of the table. All other objects are alike."""
+    """Another rank's metadata of a sharded tensor: the following rows of the table. All other objects are the same."""
     metadata = copy.deepcopy(own)
     if hasattr(metadata, "shards_metadata"):
         for shard in metadata.shards_metadata:

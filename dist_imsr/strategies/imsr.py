@@ -67,14 +67,19 @@ class IMSR(Strategy):
         trainer.admit_users(data)  # lines 2-6, for users who are new in this span
         trainer.set_learning_rates(pretraining=False)
         for epoch in trainer.epochs(pretraining=False):  # line 19
-            if trainer.progress.step == 0 and (epoch == 0 or self.config.detector.each_epoch):
+            if self.expands_before(epoch, trainer.progress.step):
                 self.expand_interests(trainer, data, epoch)  # lines 20-22: Algorithm 1, lines 1-11
-            loss = trainer.train_epoch(data, self)  # lines 23-26: Eq. 6 for what `extract` returns, plus `extra_loss`
+            loss = trainer.train_epoch(data, self)  # lines 23-27: Eq. 6 for what `extract` returns, plus `extra_loss`
             trainer.end_epoch(loss, trainer.validate(data, self))
         trainer.restore_best()  # line 28
         trainer.write_back(data, self)  # Algorithm 1, lines 12-13 and 18, by `extract`
         trainer.add_growth(trim(trainer.model.store, self.config.trimmer, span))  # Algorithm 1, lines 14-16
         return trainer.report()  # line 29
+
+    def expands_before(self, epoch: int, step: int) -> bool:
+        """Whether the detector runs before this step of this epoch: the first of the span, or of each epoch."""
+        detector = self.config.detector
+        return detector.enabled and step == 0 and (epoch == 0 or detector.each_epoch)
 
     @Phase("detector", shown=True)
     def expand_interests(self, trainer: SpanTrainer, data: SpanData, epoch: int) -> None:
@@ -85,8 +90,6 @@ class IMSR(Strategy):
             data: the span.
             epoch: the epoch that follows; before the first one, the span's new items are untrained.
         """
-        if not self.config.detector.enabled:
-            return
         model = trainer.model
         model.engine.train(False)
         with torch.no_grad():

@@ -108,7 +108,7 @@ class SML(Strategy):
                 self.previous.copy_from_live()
         self._through_transfer = True
         for _ in trainer.epochs(pretraining=False):
-            loss = trainer.train_epoch(data, self, prefetch=False)  # `_embed` looks up distinct items
+            loss = trainer.train_epoch(data, self, prefetch_lookup=False)  # `_embed` looks up distinct items
             with self._transferred(model):
                 quality = trainer.validate(data, self)
             trainer.end_epoch(loss, quality)
@@ -176,13 +176,15 @@ class SML(Strategy):
     @contextmanager
     def _transferred(self, model: Recommender) -> Iterator[None]:
         """Inside this context the live model is w_t; afterwards it is w^_t again, also if the run is stopped."""
-        self.tuned.copy_from_live()
-        self._apply_transfer(model)
+        with Phase("validation"):
+            self.tuned.copy_from_live()
+            self._apply_transfer(model)
         self._through_transfer = False
         try:
             yield
         finally:
-            self._restore_tuned(model)
+            with Phase("validation"):
+                self._restore_tuned(model)
             self._through_transfer = True
 
     def _apply_transfer(self, model: Recommender) -> None:

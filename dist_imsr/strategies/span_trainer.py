@@ -110,7 +110,7 @@ class SpanTrainer:
             data = kind(
                 self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum, **options
             )
-        self._start_time = time.perf_counter() - self.progress.seconds
+        self.resume_clock()
         return data
 
     def admit_users(self, data: Span, counts: np.ndarray | None = None) -> None:
@@ -156,11 +156,11 @@ class SpanTrainer:
             logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
 
     @Phase("training", shown=True)
-    def train_epoch(self, data: Span, objective: Objective, prefetch: bool = True) -> tuple[float, float]:
+    def train_epoch(self, data: Span, objective: Objective, prefetch_lookup: bool = True) -> tuple[float, float]:
         """Trains the remaining steps of an epoch; collective.
 
         Args:
-            prefetch: whether to request the next step's rows during a step; false if `extract` looks up others.
+            prefetch_lookup: whether to request the next step's rows during a step; false if `extract` looks up others.
 
         Returns:
             The epoch's mean losses per target over all ranks: Eq. 6, and the extra loss; NaN without targets.
@@ -178,7 +178,7 @@ class SpanTrainer:
         for batch, following in self._trace(pairs, progress.span, len(remaining)):
             signal = self._stop_signal() if self._stop_signal is not None else 0
             reported = self.model.train_step(
-                batch, following if prefetch else None, objective=objective, stop_signal=signal
+                batch, following, objective=objective, stop_signal=signal, prefetch_lookup=prefetch_lookup
             ).cpu()
             if not reported.isfinite().all():
                 ranks = (~reported.isfinite().all(1)).nonzero().flatten().tolist()
@@ -209,12 +209,7 @@ class SpanTrainer:
         return mean_gain(self.model, self.ranker, batches, objective, self.dataset.items_by_span[data.span], top)
 
     def end_epoch(self, losses: tuple[float, float], quality: float) -> None:
-        """Ends an epoch: keeps a copy of the model if the epoch is the best, and saves a checkpoint; collective.
-
-        Args:
-            losses: as `train_epoch` returns them.
-            quality: as `validate` returns it.
-        """
+        """Ends an epoch with its results of `train_epoch` and `validate`: keeps the best state, saves it; collective."""
         progress, metric = self.progress, self.config.training.metric
         better = self.early_stopping.update(progress, self.model, losses, quality)
         if better:
@@ -288,6 +283,10 @@ class SpanTrainer:
             if self._stop_signal is not None:
                 signal = torch.tensor([self._stop_signal()], device=self.topology.device)
                 self._stop_if_requested(int(self.topology.gather(signal).max()), resumable)
+
+    def resume_clock(self) -> None:
+        """Counts ``train_seconds`` from here, on top of those of the span so far."""
+        self._start_time = time.perf_counter() - self.progress.seconds
 
     def seconds(self) -> float:
         """Seconds of training in the span so far."""

@@ -44,7 +44,7 @@ class TrainConfig:
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
         imports: modules that register strategies or base models, imported before anything else is read;
-            ``--import NAME ...`` on the command line, where the current directory counts as well.
+            ``--import NAME ...`` on the command line adds to them. The current directory is searched, too.
     """
 
     data: DataConfig = field(metadata=never(compare="shared"))  # their digest counts, wherever they are

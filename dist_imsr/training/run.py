@@ -53,8 +53,7 @@ def train(config: TrainConfig) -> int:
         title = f"{config.run_dir}: {config.strategy.name}"
         trainer.reporter.table(trainer.progress.lines, _columns(config.eval.top), title, _CAPTION)
         trainer.profile.show()
-        if trainer.checkpoints is not None and trainer.checkpoints.refusal:
-            raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
+        check_last_checkpoint(trainer)
 
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
@@ -74,19 +73,32 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
         FloatingPointError: for a loss that is not finite.
         Stopped: after a stop signal, once the state is on the disk.
     """
-    settled = as_restarted(config)
-    dataset, candidates = check(settled)
+    effective = as_restarted(config)
+    dataset, candidates = check(effective)
     topology = connect(config.timeout_seconds)
-    claim = _on_rank_0(topology, lambda: claim_folder(settled, candidates.own))
+    claim = _on_rank_0(topology, lambda: claim_folder(effective, candidates.own))
     try:
         logs.keep(config.run_dir)
-        trainer = begin(settled, dataset, candidates, topology, signals)
+        trainer = begin(effective, dataset, candidates, topology, signals)
         with signals.deferred() if signals is not None else nullcontext():
             trainer.run()
     finally:
         if claim is not None:
             os.close(claim)
     return trainer
+
+
+def check_last_checkpoint(trainer: Trainer) -> None:
+    """Reports a finished run whose last checkpoint the disk refused.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        Stopped: with the status of a failure.
+    """
+    if trainer.checkpoints is not None and trainer.checkpoints.refusal:
+        raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
 
 def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:

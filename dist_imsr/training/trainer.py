@@ -66,6 +66,7 @@ class Trainer:
             self.spans.progress = unpack(
                 stored, self.model, self.strategy, dataset.bucket_offsets, self.spans.buckets, checkpoints.group
             )
+            self.spans.resume_clock()
             self.model.engine.purge_events(self.progress.steps + 1)
             self.spans.last_good_state = f"{stored.folder}"
         self._origin = None if stored is None else stored.folder
