@@ -209,7 +209,7 @@ class SpanTrainer:
         return mean_gain(self.model, self.ranker, batches, objective, self.dataset.items_by_span[data.span], top)
 
     def end_epoch(self, losses: tuple[float, float], quality: float) -> None:
-        """Ends an epoch with the results of `train_epoch` and `validate`: keeps the best state and saves; collective."""
+        """Ends an epoch with the results of `train_epoch` and `validate`, keeps the best state, saves; collective."""
         progress, metric = self.progress, self.config.training.metric
         better = self.early_stopping.update(progress, self.model, losses, quality)
         if better:
