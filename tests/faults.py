@@ -29,7 +29,7 @@ from tests.runs import run
 
 # In training, validation, testing and at the end of a span; in the writes, commits and removals of checkpoints.
 _POINTS = [
-    *((Recommender, "update"), (Recommender, "snapshot"), (Ranker, "ranks"), (InterestStore, "scatter")),
+    *((Recommender, "train_step"), (Recommender, "snapshot"), (Ranker, "ranks"), (InterestStore, "scatter")),
     *((HashedFile, "write"), (os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")),
 ]
 

@@ -324,7 +324,7 @@ def _copies(topology, config):
     def counted(self):
         alive.append(sum(copy() is not None for copy in made))
         taken = real(self)
-        made.append(weakref.ref(taken.tensors["catalogue.flushed_weight()"].values))
+        made.append(weakref.ref(taken.tensors["catalogue.weight"].values))
         return taken
 
     with patch.object(Recommender, "snapshot", counted):

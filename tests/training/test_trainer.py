@@ -1,5 +1,4 @@
 import itertools
-import logging
 import math
 from dataclasses import replace
 
@@ -349,7 +348,6 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(folder, tmp_path):
 
 
 def test_every_strategy_builds():
-    logging.getLogger("dist_imsr").setLevel("ERROR")
     for name in STRATEGIES:
         assert isinstance(build_strategy(StrategyConfig(name)), Strategy)
 
