@@ -7,6 +7,7 @@ A section whose component is chosen by name has a class attribute ``registry``; 
 of its own has a section of its name in there (`dist_imsr.registry.extended`).
 """
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -14,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -117,7 +118,7 @@ def _read(tree: type[Section], argv: Sequence[str], description: str | None = No
     import_modules(modules)
     kind = extended(tree)
     parser = _parser(kind, description)
-    arguments = [*(f"--config={file}" for file in files), *_completed(overrides, kind)]
+    arguments = [*(f"--config={file}" for file in files), *_completed(_joined(overrides, kind), kind)]
     if records and (modules or replacing is not None):
         arguments.append(f"--imports={json.dumps(modules)}")
     return _instance(parser, kind, parser.parse_args(arguments))
@@ -207,7 +208,36 @@ def _parser(tree: type, description: str | None) -> ArgumentParser:
     for action in parser._actions:
         if action.dest in registries:
             action.metavar = f"{{{','.join(registries[action.dest])}}}"
+        if action.dest.endswith("_"):
+            _rename(parser, action)
+    _group(parser, tree)
     return parser
+
+
+def _rename(parser: ArgumentParser, action: argparse.Action) -> None:
+    """Gives an action the option of `_option`."""
+    for option in action.option_strings:
+        parser._option_string_actions[_option(option)] = parser._option_string_actions.pop(option)
+    action.option_strings = [_option(option) for option in action.option_strings]
+    action.metavar = _option(action.dest).upper()
+
+
+def _group(parser: ArgumentParser, tree: type) -> None:
+    """Shows the keys that a dataclass inherits from one with a ``heading`` under it, after the command's own keys."""
+    own, *sections = parser._action_groups[1:]
+    headed = []
+    for base in tree.__mro__[1:]:
+        heading = vars(base).get("heading")
+        if heading is not None:
+            names = {field.name for field in dataclasses.fields(base)}
+            group = parser.add_argument_group(heading)
+            for action in [action for action in own._group_actions if action.dest in names]:
+                own._group_actions.remove(action)
+                group._group_actions.append(action)
+            headed.append(group)
+    if headed:
+        parser._action_groups = [parser._action_groups[0], own, *reversed(headed), *sections]
+        parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
 
 
 def _registries(section: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -242,17 +272,43 @@ def _without_local_rank(argv: Sequence[str]) -> list[str]:
 
 def _completed(argv: Sequence[str], tree: type) -> list[str]:
     """Adds ``true`` to switches without a value: ``--overwrite`` is ``--overwrite true``."""
-
-    def switches(section: type, prefix: str) -> set[str]:
-        kinds = {f"{prefix}{field.name}": field.type for field in dataclasses.fields(section)}
-        nested = (switches(kind, f"{key}.") for key, kind in kinds.items() if dataclasses.is_dataclass(kind))  # type: ignore[arg-type]
-        return {f"--{key}" for key, kind in kinds.items() if kind is bool}.union(*nested)
-
-    known, following = switches(tree, ""), [*argv[1:], "--"]
+    known, following = {f"--{key}" for key, kind in _keys(tree) if kind is bool}, [*argv[1:], "--"]
     return [
         f"{one}=true" if one in known and after.startswith("--") else one
         for one, after in zip(argv, following, strict=False)
     ]
+
+
+def _joined(argv: Sequence[str], tree: type) -> list[str]:
+    """Makes one list of several words after a key that takes a list: ``--input a.csv b.csv``."""
+    lists = {f"--{key}" for key, kind in _keys(tree) if _takes_list(kind)}
+    joined: list[str] = []
+    rest = list(argv)
+    while rest:
+        joined.append(rest.pop(0))
+        words: list[str] = []
+        while joined[-1] in lists and rest and not rest[0].startswith("--"):
+            words.append(rest.pop(0))
+        joined += words if len(words) < 2 else [json.dumps(words)]
+    return joined
+
+
+def _takes_list(kind: Any) -> bool:
+    return any(get_origin(one) is list for one in (kind, *get_args(kind)))
+
+
+def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a dataclass and its sections, as on the command line, with its type."""
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type):
+            yield from _keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{_option(field.name)}", field.type
+
+
+def _option(name: str) -> str:
+    """A key on the command line; a word that Python keeps for itself ends in an underscore as a field."""
+    return name.removesuffix("_")
 
 
 def to_yaml(config: Any) -> str:

@@ -35,8 +35,16 @@ def _report(manifest: dict[str, Any], console: Console) -> None:
     for line in [row] if wide else zip(names, row, strict=True):
         table.add_row(*line)
     console.print(table)
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected"].items()) or "none"
-    console.print(f"{manifest['rows_read']:,} rows read; rejected: {reasons}", highlight=False, soft_wrap=True)
+    for how, files in manifest["source"]["read_as"].items():
+        if how:
+            several = f" ({files} files)" if files > 1 else ""
+            console.print(f"read as: {how}{several}", highlight=False, soft_wrap=True, markup=False)
+    totals = [
+        f"{kind}: " + (", ".join(f"{count:,} {reason}" for reason, count in manifest[key].items()) or "none")
+        for key, kind in (("rejected", "rejected"), ("left_out", "left out"))
+        if manifest[key] or key == "rejected"
+    ]
+    console.print(f"{manifest['rows_read']:,} rows read; {'; '.join(totals)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ It is a program, so that its memory can be measured.
 import hashlib
 import json
 import os
+from pathlib import Path
 
 from dist_imsr.config import parse
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.data.sources import TAOBAO_WINDOW
+from dist_imsr.data.raw_formats import TAOBAO_WINDOW
 from dist_imsr.data.writer import span_edges
 from dist_imsr.files import digest_of
 
@@ -24,7 +25,8 @@ def prepare(config: PrepareConfig) -> None:
         os.environ["POLARS_MAX_THREADS"] = str(config.threads)  # Polars reads it when it is imported
     import polars as pl
 
-    assert config.input is not None
+    assert isinstance(config.input, Path)
+    assert config.behaviours is not None
     types = dict.fromkeys(("user", "item", "category", "behaviour", "time"), pl.Int64) | {"behaviour": pl.String}
     rows = pl.read_csv(config.input, has_header=False, schema=types, row_index_name="row")
     rows = rows.filter(pl.col("behaviour").is_in(config.behaviours) & pl.col("time").is_between(*TAOBAO_WINDOW))

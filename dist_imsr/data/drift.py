@@ -226,7 +226,7 @@ def drift_query(drift: PlantedDrift, connection: duckdb.DuckDBPyConnection) -> S
     connection.register("drift_users", _reader(["raw", "cluster", "span"], interests()))
     connection.register("drift_items", pa.table(items))
     return SourceQuery(
-        "SELECT *, NULL::VARCHAR AS reason, NULL::VARCHAR AS raw FROM drift_events",
+        "SELECT *, 0 AS nanos, 0 AS breaks, NULL::VARCHAR AS reason, NULL::VARCHAR AS raw FROM drift_events",
         period=(int(drift.edges[0]), int(drift.edges[-1])),
         truth={"users": "drift_users", "items": "drift_items"},
     )

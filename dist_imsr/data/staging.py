@@ -1,103 +1,176 @@
 """Reads a source into DuckDB tables, in the input's order, and counts the rejected rows."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from dist_imsr.data.source_query import FILTERED, SourceQuery
+from dist_imsr.data.input_files import name_file
+from dist_imsr.data.plain_text import CARRIAGE_RETURN, EXAMPLES, count_lines, lines_of_records
+from dist_imsr.data.source_query import REJECTED, SourceQuery
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
-REJECTED_KEPT = 1000  # rows
 RAW_KEPT = 1000  # characters of each rejected row
 _MOST_ROWS = 2**32 - 1  # a moment has 32 bits for a row's place
 _SHOWN = 200  # characters of the example in the error
+_SCHEMA = pa.schema({"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "raw": pa.string()})
 
-_REJECTED = f"reason IS NOT NULL AND reason <> '{FILTERED}'"
+_BROKEN = "broken quotes"
 
 # Our reasons by the error types of DuckDB's CSV reader.
 _REASONS = {
     "MISSING COLUMNS": "wrong column count",
     "TOO MANY COLUMNS": "wrong column count",
-    "UNQUOTED VALUE": "broken quotes",
+    "UNQUOTED VALUE": _BROKEN,
     "LINE SIZE OVER MAXIMUM": "line too long",
     "INVALID ENCODING": "invalid encoding",
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Staged:
     """The result of reading a source.
 
     Args:
         rows: the number of rows, rejected ones included.
-        rejected: the number of rejected rows by reason, the most frequent first.
-        examples: the first `REJECTED_KEPT` rejected rows: ``line`` int64 (blank lines do not count), ``reason``,
-            ``raw``.
+        rejected: the number of rejected rows by reason.
+        examples: the first rejected rows: ``file``, ``line`` (from 1; None if it is not known), ``reason``, ``raw``.
+        read_as: how many files were read in which way.
+        time_units: of the files that have one.
+        last: the last query; sources with planted truth have only one.
     """
 
-    rows: int
-    rejected: dict[str, int]
-    examples: pa.Table
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[str, int | None, str, str]] = field(default_factory=list)
+    read_as: Counter[str] = field(default_factory=Counter)
+    time_units: set[str] = field(default_factory=set)
+    last: SourceQuery | None = None
+
+    @property
+    def ordered_rejected(self) -> dict[str, int]:
+        """The number of rejected rows by reason, the most frequent first."""
+        counts = +self.rejected
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def table(self) -> pa.Table:
+        """The examples, for ``rejected.parquet``."""
+        columns = zip(*self.examples, strict=True) if self.examples else ([], [], [], [])
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
+        return pa.table(arrays, schema=_SCHEMA)
 
 
 def stage(
-    query: SourceQuery, name: str, max_bad_fraction: float, database: Database, display: ProgressDisplay
+    queries: Iterable[SourceQuery], name: str, max_bad_fraction: float, database: Database, display: ProgressDisplay
 ) -> Staged:
-    """Reads a source into the table ``events``: user, item, time, reason, raw; ``rowid`` is the row's place.
+    """Reads a source into the table ``events``: user, item, time, nanos, breaks, reason, raw; ``rowid`` is the place.
 
     Args:
-        query: of the source.
+        queries: of the source's files.
         name: of the input, for errors.
         max_bad_fraction: the maximal fraction of rejected rows among all rows.
-        database: receives ``events``, and ``unparsed`` with the lines that the CSV reader rejects.
+        database: receives ``events``.
         display: shows the progress.
 
     Raises:
-        ValueError: if there are no rows, too many, or too many bad ones.
+        ValueError: naming the file, if it cannot be read, or if there are no rows, too many, or too many bad ones.
     """
-    run = database.run
-    with display.phase("read") as progress:
-        run(f"CREATE TABLE events AS {query.sql}", progress)
-        _collect_unparsed(query, database)
-    [(count,)] = run("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM unparsed)")
-    every = f"SELECT reason FROM events WHERE {_REJECTED} UNION ALL SELECT reason FROM unparsed"
-    reasons = run(f"SELECT reason, count(*) AS n FROM ({every}) GROUP BY reason ORDER BY n DESC, reason")
-    staged = Staged(count, dict(reasons), _examples(query.first_line, database))
+    staged = Staged()
+    types: list[tuple[str, str]] = []
+    for query in queries:
+        with name_file(query.name or name):
+            types = _require_types(query, types, database)
+            _stage_one(query, staged, database, display)
+        if len(staged.time_units) > 1:
+            units = " and ".join(sorted(staged.time_units))
+            raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: state --time_unit")
     _refuse(staged, name, max_bad_fraction)
     return staged
 
 
+def _require_types(query: SourceQuery, types: list[tuple[str, str]], database: Database) -> list[tuple[str, str]]:
+    """The types of ids, which must be the same in all files."""
+    if not query.name:  # generated rows can be read only once
+        return types
+    found = [(row[0], row[1]) for row in database.connection.execute(f"DESCRIBE {query.sql}").fetchall()[:2]]
+    if types and found != types:
+        [(key, kind, other)] = [(a, b, d) for (a, b), (_, d) in zip(found, types, strict=True) if b != d][:1]
+        raise ValueError(f"columns.{key}: {query.name} has {kind}, the files before it have {other}")
+    return found
+
+
+def _stage_one(query: SourceQuery, staged: Staged, database: Database, display: ProgressDisplay) -> None:
+    run = database.run
+    first = 0
+    if staged.last is not None:
+        [(first,)] = run("SELECT count(*) FROM events")
+    with display.phase("read") as progress:
+        target = "CREATE TABLE events AS" if staged.last is None else "INSERT INTO events"
+        run(f"{target} {query.sql}", progress)
+    staged.last = query
+    staged.read_as[query.read_as] += 1
+    staged.time_units |= {query.time_unit} if query.time_unit else set()
+    rows = f"FROM events WHERE rowid >= {first}"
+    [(parsed, breaks)] = run(f"SELECT count(*), coalesce(sum(breaks), 0)::BIGINT {rows}")
+    _collect_unparsed(query, database)
+    reasons = f"SELECT reason {rows} AND {REJECTED} UNION ALL SELECT reason FROM unparsed"
+    rejected = Counter(dict(run(f"SELECT reason, count(*) FROM ({reasons}) GROUP BY reason")))
+    [(unparsed,)] = run("SELECT count(*) FROM unparsed")
+    lost = 0
+    if query.text is not None and query.text.quoted:
+        [(kept,)] = run(f"SELECT coalesce(sum(1 + breaks), 0)::BIGINT {rows} AND NOT ({REJECTED})")
+        lines, blank = count_lines(query.text.path)
+        lost = max(0, lines - blank - query.header - kept - rejected.total())
+        rejected[_BROKEN] += lost
+    strays = query.text.strays if query.text is not None else 0
+    rejected[CARRIAGE_RETURN] += strays
+    staged.rows += parsed + unparsed + lost + strays
+    staged.rejected += rejected
+    if +rejected and len(staged.examples) < EXAMPLES:
+        sample = f"SELECT rowid - {first} AS place, reason, left(raw, {RAW_KEPT}) AS raw {rows} AND {REJECTED}"
+        examples = _examples(query, f"{sample} ORDER BY rowid LIMIT {EXAMPLES}", breaks + lost == 0, database)
+        staged.examples += examples[: EXAMPLES - len(staged.examples)]
+
+
 def _collect_unparsed(query: SourceQuery, database: Database) -> None:
     """Makes a row of each line that the CSV reader rejected, with the first of its errors."""
-    database.run("CREATE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR, rank BIGINT)")
-    if not query.rejects:
+    run = database.run
+    run("CREATE OR REPLACE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR)")
+    if query.text is None:
         return
     cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
-    column = "CASE WHEN column_name = 'time' THEN 'non-numeric time' ELSE 'non-numeric id' END"
-    reason = f"CASE error_type::VARCHAR {cases} WHEN 'CAST' THEN {column} ELSE lower(error_type::VARCHAR) END"
+    reason = f"CASE error_type::VARCHAR {cases} ELSE lower(error_type::VARCHAR) END"
     raw = f"left(trim(coalesce(csv_line, ''), chr(10) || chr(13)), {RAW_KEPT})"
     place = "coalesce(column_idx, 0)"
-    database.run(f"""
-        INSERT INTO unparsed SELECT *, row_number() OVER (ORDER BY line) FROM (
-            SELECT line, arg_min({reason}, {place}), arg_min({raw}, {place}) FROM reject_errors GROUP BY line)
+    run(f"""
+        INSERT INTO unparsed
+        SELECT line, arg_min({reason}, {place}), arg_min({raw}, {place}) FROM reject_errors GROUP BY line
     """)
+    for table in ("reject_errors", "reject_scans"):  # the next file has its own
+        run(f"DROP TABLE {table}")
 
 
-def _examples(first_line: int, database: Database) -> pa.Table:
-    # The line of a row is its place plus the number of unparsed lines above it, i.e. of those with at most so many
-    # parsed lines above them.
-    return database.table(f"""
-        WITH above AS (
-            SELECT line - {first_line} - rank + 1 AS parsed, max(rank) AS unparsed FROM unparsed GROUP BY parsed
-        ), rejected AS (
-            SELECT rowid AS place, reason, left(raw, {RAW_KEPT}) AS raw FROM events
-            WHERE {_REJECTED} ORDER BY rowid LIMIT {REJECTED_KEPT}
-        )
-        SELECT {first_line} + place + coalesce(unparsed, 0) AS line, reason, raw
-        FROM rejected ASOF LEFT JOIN above ON place >= parsed
-        UNION ALL (SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {REJECTED_KEPT})
-        ORDER BY line LIMIT {REJECTED_KEPT}
-    """)
+def _examples(
+    query: SourceQuery, sample: str, single_lines: bool, database: Database
+) -> list[tuple[str, int | None, str, str]]:
+    """The first rejected rows of a file, in the order of their lines if each row is on one line."""
+    sampled = database.table(sample)
+    places = sampled["place"].to_numpy()
+    if query.text is None:
+        lines = (places + 1).tolist()
+    elif single_lines:
+        unparsed = database.table("SELECT line FROM unparsed ORDER BY line")["line"].to_numpy()
+        lines = lines_of_records(query.text.path, places + query.header, unparsed).tolist()
+    else:
+        lines = [None] * len(places)
+    found = list(zip(lines, sampled["reason"].to_pylist(), sampled["raw"].to_pylist(), strict=True))
+    found += database.run(f"SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {EXAMPLES}")
+    if query.text is not None:
+        found += [(line, CARRIAGE_RETURN, raw) for line, raw in query.text.examples]
+    found.sort(key=lambda example: example[0] or 0)
+    return [(query.name, *example) for example in found[:EXAMPLES]]
 
 
 def _refuse(staged: Staged, name: str, max_bad_fraction: float) -> None:
@@ -105,11 +178,12 @@ def _refuse(staged: Staged, name: str, max_bad_fraction: float) -> None:
         raise ValueError(f"input: {name} holds no rows")
     if staged.rows > _MOST_ROWS:
         raise ValueError(f"input: {name} holds {staged.rows} rows; at most {_MOST_ROWS} can be prepared")
-    bad = sum(staged.rejected.values())
+    bad = staged.rejected.total()
     if bad > max_bad_fraction * staged.rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in staged.rejected.items())
-        row = staged.examples.slice(0, 1).to_pylist()[0]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in staged.ordered_rejected.items())
+        file, line, reason, raw = staged.examples[0]
+        place = f"{f'{file}, ' if file != name else ''}line {'?' if line is None else line}"
         raise ValueError(
             f"input: {name}: {bad} of {staged.rows} rows are bad, more than max_bad_fraction {max_bad_fraction:g}: "
-            f"{reasons}; line {row['line']} ({row['reason']}): {row['raw'][:_SHOWN]!r}"
+            f"{reasons}; {place} ({reason}): {raw[:_SHOWN]!r}; read as: {', '.join(staged.read_as)}"
         )

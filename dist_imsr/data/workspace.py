@@ -109,17 +109,22 @@ class ProgressDisplay:
         self._bars.stop()
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[float], None]]:
+    def phase(self, name: str, optional: bool = False) -> Iterator[Callable[[float], None]]:
         """Shows one phase, e.g. ``"read"``.
+
+        Args:
+            name: of the phase.
+            optional: shows it only once the yielded function is called.
 
         Yields:
             A function to call with the fraction that is done, 0 to 1.
         """
         begin = printed = time.perf_counter()
-        bar = self._bars.add_task(name, total=1.0)
+        bar = None if optional else self._bars.add_task(name, total=1.0)
 
         def progress(done: float) -> None:
-            nonlocal printed
+            nonlocal printed, bar
+            bar = self._bars.add_task(name, total=1.0) if bar is None else bar
             self._bars.update(bar, completed=done)
             now = time.perf_counter()
             if done > 0 and now - printed > _PLAIN_SECONDS:
@@ -127,6 +132,8 @@ class ProgressDisplay:
                 self._print(f"{name}: {done:.0%}, {now - begin:.0f} s, {left:.0f} s left")
 
         yield progress
+        if bar is None:
+            return
         self._bars.update(bar, completed=1.0)
         self._print(f"{name}: {time.perf_counter() - begin:.1f} s")
 
@@ -181,6 +188,12 @@ class Database:
         self._thread.shutdown()
         self.connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for temporary files, which is deleted at the end of the block."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            yield Path(folder)
 
     def set_memory_limit(self, limit: int) -> None:
         """Changes DuckDB's memory limit, in bytes."""

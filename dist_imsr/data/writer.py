@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_imsr.data.dataset import held_out
+from dist_imsr.data.dataset import SHORTEST_SPLIT, held_out
 from dist_imsr.files import digest_of
 
 SEQUENCE_BITS = 32  # the lower bits of a moment: the row's place in the input, which orders rows of the same second
@@ -76,6 +76,7 @@ class SpanWriter:
         self.interactions = [0] * self.spans
         self.active_users = [0] * self.spans
         self.trainable_users = [0] * self.spans
+        self.tested_users = [0] * self.spans
         self.files: dict[str, dict[str, Any]] = {}
         for span in range(self.spans):
             (folder / f"span={span}").mkdir()
@@ -95,16 +96,24 @@ class SpanWriter:
         met = met_before(rows.users, rows.items, spans, self._items)
         order = np.argsort(spans, kind="stable")  # radix sort for 16 bits; keeps the order of users and times
         ends = np.bincount(spans, minlength=self.spans).cumsum()
+        first, last = (rows.users[0], rows.users[-1]) if len(rows.users) else (0, 0)
+        known = np.zeros(last - first + 1, bool)  # users of earlier spans
         for span, at in enumerate(np.split(order, ends[:-1])):
             if len(at) > _LONGEST_LIST:
                 raise ValueError(
                     f"buckets: span {span} of bucket {bucket} has {len(at)} interactions; use more buckets"
                 )
-            self._write_span(span, bucket, users=rows.users[at], items=rows.items[at], times=times[at], met=met[at])
+            active, lengths = self._write_span(
+                span, bucket, users=rows.users[at], items=rows.items[at], times=times[at], met=met[at]
+            )
+            place = active - first
+            self.tested_users[span] += int((known[place] & (lengths >= SHORTEST_SPLIT)).sum())
+            known[place] = True
 
     def _write_span(
         self, span: int, bucket: int, *, users: np.ndarray, items: np.ndarray, times: np.ndarray, met: np.ndarray
-    ) -> None:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Writes one file; returns its users and their numbers of interactions."""
         starts = np.flatnonzero(np.diff(users, prepend=-1))  # the first row of each user
         offsets = pa.array(np.append(starts, len(users)), pa.int32())
         lists = ((items, self.item_type), (times, pa.int64()), (met, pa.bool_()))
@@ -121,6 +130,7 @@ class SpanWriter:
         self.interactions[span] += len(users)
         self.active_users[span] += len(starts)
         self.trainable_users[span] += int((lengths - held_out(lengths) >= 2).sum())
+        return users[starts], lengths
 
 
 def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items: int) -> np.ndarray:

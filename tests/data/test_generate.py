@@ -15,7 +15,7 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig, PlantedDrift
 from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig, prepare
-from dist_imsr.data.sources import TAOBAO_WINDOW
+from dist_imsr.data.raw_formats import TAOBAO_WINDOW
 from launch.generate import main
 
 SPANS = 3

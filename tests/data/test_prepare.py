@@ -27,7 +27,8 @@ from rich.console import Console
 from dist_imsr.config import parse
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig, prepare
-from dist_imsr.data.sources import TAOBAO_WINDOW, ColumnsConfig
+from dist_imsr.data.raw_formats import TAOBAO_WINDOW
+from dist_imsr.data.sources import ColumnsConfig
 from dist_imsr.data.writer import SpanWriter
 from launch.prepare import main
 
@@ -235,7 +236,8 @@ def test_the_manifest_has_files_options_and_types(tmp_path: Path) -> None:
         content = (output / name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
     assert sum(manifest["files"][f"span=0/bucket={bucket:03d}.arrow"]["rows"] for bucket in range(3)) == 5
-    assert manifest["source"] == {"name": "taobao", "input": str(tmp_path / "log")}
+    read_as = {"comma, no header, utf-8, times in s": 1}
+    assert manifest["source"] == {"name": "taobao", "input": str(tmp_path / "log"), "read_as": read_as}
     expected = {"min_interactions": 30, "alpha": 0.5, "spans": 6, "buckets": 3, "behaviours": ["pv"]}
     assert manifest["options"] == expected
     batch = pa.ipc.open_file(str(output / "span=0" / "bucket=000.arrow")).get_batch(0)
@@ -275,7 +277,7 @@ def test_a_line_that_is_too_long_is_kept_in_part(tmp_path: Path) -> None:
     manifest = quietly(PrepareConfig(source="taobao", input=path, output=tmp_path / "out"))
     assert manifest["rejected"] == {"line too long": 1}
     [row] = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
-    assert row == {"line": 201, "reason": "line too long", "raw": "1," + "2" * 998}
+    assert row == {"file": str(path), "line": 201, "reason": "line too long", "raw": "1," + "2" * 998}
 
 
 def test_only_the_first_thousand_rejected_rows_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What a prepared log cannot teach, or what in it looks like a mistake: warnings with numbers and a remedy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dist_imsr.data.times import EARLIEST_LIKELY
+from dist_imsr.data.workspace import Database
+from dist_imsr.data.writer import SpanWriter
+
+_LARGE_SHARE = 0.2  # of all rows, for one user
+_FAR = 10  # times between the quartiles, beyond which a time is an outlier
+
+
+@dataclass(frozen=True)
+class _Quantiles:
+    """Unix seconds of interactions: the first, the quartiles, and the last."""
+
+    first: int
+    lower: int
+    median: int
+    upper: int
+    last: int
+
+
+def warnings_of(writer: SpanWriter, database: Database) -> list[str]:
+    """Warnings about a log that was cut into spans.
+
+    Args:
+        writer: which has written all spans.
+        database: with the tables ``events`` and ``counts``.
+
+    Returns:
+        One line each.
+    """
+    return [*_large_users(database), *_unlikely_times(writer, database), *_unlearnable(writer)]
+
+
+def _large_users(database: Database) -> list[str]:
+    largest = database.run("SELECT raw::VARCHAR, interactions FROM counts ORDER BY interactions DESC, first LIMIT 5")
+    [(total,)] = database.run("SELECT sum(interactions)::BIGINT FROM counts")
+    large = [(user, count) for user, count in largest if count > _LARGE_SHARE * total]
+    if not large:
+        return []
+    named = ", ".join(f"{user!r} {count / total:.0%}" for user, count in large)
+    return [
+        f"users with more than a fifth of all {total:,} rows: {named}. If such an id means that the user is not known, "
+        "pass it in --null_values (and raise --max_bad_fraction, as these rows are then rejected)"
+    ]
+
+
+def _unlikely_times(writer: SpanWriter, database: Database) -> list[str]:
+    [values] = database.run(
+        "SELECT min(time), approx_quantile(time, 0.25), approx_quantile(time, 0.5), approx_quantile(time, 0.75), "
+        "max(time) FROM events WHERE reason IS NULL"
+    )
+    times = _Quantiles(*map(int, values))
+    found = []
+    if times.median < EARLIEST_LIKELY:
+        found.append(
+            f"half of the times are before {_date(times.median)}: if they are not in the unit that they were read in, "
+            "state --time_unit"
+        )
+    if 0 not in writer.interactions:
+        return found
+    reach = _FAR * max(times.upper - times.lower, 1)
+    empty = sum(count == 0 for count in writer.interactions)
+    line = f"{empty} of {writer.spans} spans hold no interactions, as one is at {{}}, while half of all are between "
+    line += f"{_date(times.lower)} and {_date(times.upper)}: cut it off with --{{}} {{}}"
+    for key, outlier, bound, condition in (
+        ("from", times.first, times.lower - reach, "time >= {}"),
+        ("until", times.last, times.upper + reach, "time <= {}"),
+    ):
+        if not (outlier < bound if key == "from" else outlier > bound):
+            continue
+        within = "min(time)" if key == "from" else "max(time) + 1"
+        [(cut,)] = database.run(f"SELECT {within} FROM events WHERE reason IS NULL AND {condition.format(bound)}")
+        found.append(line.format(_date(outlier), key, _date(cut)))
+    return found or [f"{empty} of {writer.spans} spans hold no interactions: use fewer --spans"]
+
+
+def _unlearnable(writer: SpanWriter) -> list[str]:
+    found = []
+    filled = sum(count > 0 for count in writer.interactions)
+    if filled == 1:
+        found.append("all interactions are in one span: nothing can be trained on one span and tested on the next")
+    bare = [span for span, count in enumerate(writer.trainable_users) if count == 0 and writer.interactions[span]]
+    if bare:
+        found.append(
+            f"spans without a user to train on: {_numbers(bare)} (a user needs at least 2 interactions in a span that "
+            "are not held out): use fewer --spans, or more data"
+        )
+    if not sum(writer.tested_users[1:]):
+        found.append(
+            "no user can be tested: none has 3 interactions in a span after an earlier span: use fewer --spans, or "
+            "more data"
+        )
+    return found
+
+
+def _numbers(spans: Sequence[int]) -> str:
+    shown = ", ".join(map(str, spans[:10]))
+    return shown + (f" and {len(spans) - 10} more" if len(spans) > 10 else "")
+
+
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,94 @@
+"""Options that say which rows of a log count and how it is cut; sections of the configuration share them."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar, Literal
+
+from dist_imsr.checks import require
+from dist_imsr.data.times import UNITS
+
+_DIRECTIVE = "%"  # a format of strptime holds one
+
+
+@dataclass(kw_only=True)
+class SpanOptions:
+    """The users that count, and the cut into spans of time.
+
+    Args:
+        min_interactions: users with fewer interactions in all are dropped.
+        alpha: the part of the whole time that is the pre-training span.
+        spans: T, the number of equal spans of the rest.
+    """
+
+    heading: ClassVar[str] = "users and spans"
+
+    min_interactions: int = 30
+    alpha: float = 0.5
+    spans: int = 6
+
+    def __post_init__(self) -> None:
+        require(self.min_interactions >= 1, "min_interactions", self.min_interactions, "at least 1")
+        require(0 < self.alpha < 1, "alpha", self.alpha, "more than 0 and less than 1")
+        require(1 <= self.spans < 2**15, "spans", self.spans, "at least 1 and less than 32768")
+
+
+@dataclass(kw_only=True)
+class RowOptions:
+    """The rows that count as interactions.
+
+    Args:
+        behaviours: those that count; by default pv in taobao, click in tmall, and all in others.
+        min_rating: the least rating that counts.
+        from_: the first time that counts: a date, a date and time (UTC if it names no zone), or unix seconds. In YAML
+            the key is ``from_``.
+        until: the first time that no longer counts, in the same forms.
+        null_values: texts of ids that mean that there is none, such as NA or NULL; empty and blank ones always do.
+        drop_repeats: leave out what repeats an earlier row: none; same_time, the same user, item and time; all, the
+            same user and item.
+        min_users_per_item: items of fewer users are dropped, and then users of too few interactions, until all have
+            enough (k-core).
+        time_unit: of times: s, ms, us, ns, iso (dates, with or without a time) or a format of strptime such as
+            %Y%m%d; guessed and reported by default.
+        max_bad_fraction: the maximal fraction of rejected rows among all rows.
+    """
+
+    heading: ClassVar[str] = "rows that count"
+
+    behaviours: list[str] | None = None
+    min_rating: float | None = None
+    from_: str | None = None
+    until: str | None = None
+    null_values: list[str] = field(default_factory=list)
+    drop_repeats: Literal["none", "same_time", "all"] = "none"
+    min_users_per_item: int = 1
+    time_unit: str | None = None
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.behaviours != [], "behaviours", self.behaviours, "at least one")
+        require(self.min_users_per_item >= 1, "min_users_per_item", self.min_users_per_item, "at least 1")
+        require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "0 or more, less than 1")
+        unit = self.time_unit
+        named = unit is None or unit in (*UNITS, "iso") or _DIRECTIVE in unit
+        require(named, "time_unit", unit, f"{', '.join(UNITS)}, iso, or a format such as %Y%m%d")
+        first, end = self.period
+        require(first is None or end is None or first < end, "until", self.until, f"a time after from, {self.from_}")
+
+    @property
+    def period(self) -> tuple[int | None, int | None]:
+        """The first unix second that counts, and the first that no longer does; None for no limit."""
+        return _second("from", self.from_), _second("until", self.until)
+
+
+def _second(key: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text.lstrip("-").isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    require(moment is not None, key, text, "a date such as 2017-11-25, a date and time, or unix seconds")
+    assert moment is not None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

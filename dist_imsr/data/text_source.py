@@ -1,0 +1,215 @@
+"""Text files as queries: columns between delimiters, or a JSON object a line."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dist_imsr.data.input_files import InputFile
+from dist_imsr.data.plain_text import encoding_of, head_lines, plain_text
+from dist_imsr.data.raw_formats import RawFormat
+from dist_imsr.data.row_options import RowOptions
+from dist_imsr.data.source_query import (
+    LEFT_OUT,
+    Row,
+    SourceQuery,
+    breaks_in,
+    certain_text,
+    checked,
+    csv_relation,
+    missing_text,
+    one_of,
+    quoted,
+)
+from dist_imsr.data.text_format import BLANKS, TextFormat, TextOptions, guess_format
+from dist_imsr.data.times import guess_unit, instant
+
+_UNUSED = "\x01"  # no valid JSON contains a bare control character, so a whole line is one column
+
+
+def text_query(
+    file: InputFile,
+    formats: Sequence[RawFormat],
+    options: TextOptions,
+    rows: RowOptions,
+    scratch: Path,
+    progress: Callable[[float], None],
+) -> SourceQuery:
+    """A query for a text file.
+
+    Args:
+        file: the file.
+        formats: of the source.
+        options: how the file is written, as far as it is stated.
+        rows: which rows count.
+        scratch: a folder for copies of the file.
+        progress: called with the fraction that is read, if the file is copied.
+
+    Returns:
+        A query with text ids, or BIGINT ones for formats with whole ids.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or has another format.
+    """
+    encoding = encoding_of(file, options.encoding)
+    lines = head_lines(file, encoding)
+    objects = bool(lines) and lines[0].lstrip().startswith("{")
+    candidates = [raw.with_folders(file.folders) for raw in formats if raw.json == objects]
+    if not candidates:
+        expected = "; or ".join(raw.expected for raw in formats)
+        kind = "lines of JSON" if objects else "no JSON"
+        raise ValueError(f"input: {file.name} has {kind}, but expected are {expected}")
+    if objects:
+        return _json_query(file, candidates, lines, encoding, rows, scratch, progress)
+    form, raw = guess_format(lines, options, candidates, rows.time_unit, file.name)
+    places = form.places or {}
+    body = [row for row in form.rows(lines)[form.header :] if len(row) == form.width]
+    stated = rows.time_unit or raw.time_unit
+    folders = {key: file.folders[getattr(raw, key)] for key in raw.in_folders}
+    times = [folders["time"]] if "time" in folders else [row[places["time"]] for row in body]
+    unit = stated or guess_unit(times, file.name)
+    text = plain_text(file, encoding, form.delimiter == BLANKS, form.quote, scratch, progress)
+    form = form if text.quoted else form.without_quotes()
+    columns = [f"c{place}" for place in range(form.width)]
+    cells = {key: columns[place] for key, place in places.items()}
+    cells |= {key: quoted(value) for key, value in folders.items()}
+    return SourceQuery(
+        checked(
+            csv_relation(text, form),
+            text_row(
+                cells,
+                raw,
+                rows,
+                unit,
+                alternatives=stated is None,
+                raw_text=columns,
+                breaks=breaks_in(columns) if text.quoted else "0",
+            ),
+        ),
+        name=file.name,
+        read_as=f"{form}, {encoding}, times in {unit}",
+        time_unit=unit,
+        text=text,
+        header=form.header,
+    )
+
+
+def text_row(
+    cells: dict[str, str],
+    raw: RawFormat,
+    rows: RowOptions,
+    unit: str,
+    *,
+    alternatives: bool,
+    raw_text: Sequence[str],
+    breaks: str = "0",
+    faults: dict[str, str] | None = None,
+) -> Row:
+    """The parts of a row whose columns are all text.
+
+    Args:
+        cells: SQL for each column, by what it is.
+        raw: the format.
+        rows: which rows count.
+        unit: of times.
+        alternatives: whether a time that is no number may be a date.
+        raw_text: SQL for the text of a rejected row.
+        breaks: SQL for the number of line breaks in a row.
+        faults: conditions by reason, tested first.
+    """
+    user, item = cells["user"], cells["item"]
+    missing = f"{missing_text(user, rows.null_values)} OR {missing_text(item, rows.null_values)}"
+    certain = [certain_text(column, rows.null_values) for column in (user, item)]
+    faults = dict(faults or {})
+    if raw.whole_ids:
+        # A cast alone would round 1.5 and take 007 and 7 for the same id.
+        certain = [f"raw_user::VARCHAR = {user}", f"raw_item::VARCHAR = {item}"]
+        faults["non-numeric id"] = f"NOT coalesce({' AND '.join(certain)}, FALSE) AND NOT ({missing})"
+        user, item = (f"TRY_CAST({column} AS BIGINT)" for column in (user, item))
+    if breaks != "0":
+        broken = [f"contains({cells[key]}, chr(10))" for key in ("user", "item")]
+        certain += [f"NOT {condition}" for condition in broken]
+        faults["line break in an id"] = " OR ".join(broken)
+    seconds, nanos = instant(raw.time_text.format(cells["time"]), "VARCHAR", unit, alternatives) or ("", "")
+    return Row(
+        user=user,
+        item=item,
+        seconds=seconds,
+        nanos=nanos,
+        raw=raw_text,
+        missing=missing,
+        certain_ids=" AND ".join(certain) if set(faults) <= {"non-numeric id", "line break in an id"} else "FALSE",
+        faults=faults,
+        later_faults=later_faults(cells, raw, rows),
+        breaks=breaks,
+    )
+
+
+def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dict[str, str]:
+    """Conditions for rows that are outside of what counts, or have no valid rating or behaviour, by reason.
+
+    Args:
+        cells: SQL for each column, by what it is.
+        raw: the format.
+        rows: which rows count.
+    """
+    conditions = {}
+    if raw.window is not None:
+        conditions["outside the public window"] = f"seconds NOT BETWEEN {raw.window[0]} AND {raw.window[1]}"
+    if rows.behaviours is not None:
+        texts = dict(raw.behaviours)
+        behaviour = f"({cells['behaviour']})::VARCHAR"
+        if texts:
+            conditions["unknown behaviour"] = f"NOT {one_of(behaviour, list(texts.values()))}"
+        wanted = [texts.get(name, name) for name in rows.behaviours]
+        conditions[f"{LEFT_OUT}other behaviours"] = f"NOT {one_of(behaviour, wanted)}"
+    if rows.min_rating is not None:
+        rating = f"TRY_CAST({cells['rating']} AS DOUBLE)"
+        conditions["non-numeric rating"] = f"coalesce(isnan({rating}), TRUE)"
+        conditions[f"{LEFT_OUT}ratings below min_rating"] = f"{rating} < {rows.min_rating!r}"
+    first, end = rows.period
+    if first is not None:
+        conditions[f"{LEFT_OUT}before from"] = f"seconds < {first}"
+    if end is not None:
+        conditions[f"{LEFT_OUT}until and later"] = f"seconds >= {end}"
+    return conditions
+
+
+def _json_query(
+    file: InputFile,
+    formats: Sequence[RawFormat],
+    lines: Sequence[str],
+    encoding: str,
+    rows: RowOptions,
+    scratch: Path,
+    progress: Callable[[float], None],
+) -> SourceQuery:
+    raw = _format_of_objects(lines, formats, file.name)
+    keys = {key: f"v[{place}]" for place, key in enumerate(raw.columns, 1)}
+    paths = ", ".join(quoted("$." + json.dumps(name)) for name in raw.columns.values())
+    form = TextFormat(_UNUSED, width=1)
+    text = plain_text(file, encoding, False, "", scratch, progress)
+    values = f"CASE WHEN json_valid(c0) THEN json_extract_string(c0, [{paths}]) END AS v"
+    relation = f"(SELECT c0, {values} FROM {csv_relation(text, form)} WHERE c0 IS NOT NULL)"
+    unit = rows.time_unit or raw.time_unit or "s"
+    row = text_row(keys, raw, rows, unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
+    read_as = f"lines of JSON, {raw.name or 'one format'}, {encoding}, times in {unit}"
+    return SourceQuery(checked(relation, row), file.name, read_as, unit, text)
+
+
+def _format_of_objects(lines: Sequence[str], formats: Sequence[RawFormat], name: str) -> RawFormat:
+    """The format with which most lines have all keys in common."""
+    found: Counter[int] = Counter()
+    for line in lines:
+        try:
+            value = json.loads(line, strict=False)
+        except ValueError:
+            continue
+        keys = set(value) if isinstance(value, dict) else set()
+        found.update(place for place, raw in enumerate(formats) if keys >= {raw.user, raw.item, raw.time})
+    if not found:
+        expected = "; or ".join(raw.expected for raw in formats)
+        raise ValueError(
+            f"input: {name} has another format than expected ({expected}); it begins with {lines[0][:100]!r}"
+        )
+    return formats[found.most_common(1)[0][0]]
