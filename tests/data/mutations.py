@@ -28,7 +28,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 
 from launch.prepare import main as prepare
-from tests.data import mutators
+from tests.data import mutators, table_mutators
 from tests.data.raw_logs import LOGS, Log
 from tests.data.raw_parquet import parquet_readings
 from tests.data.raw_reading import Format, Reading, readings
@@ -91,7 +91,7 @@ def make_case(seed: int, number: int, mutated: bool = True) -> Case:
 def _mutate(draw: random.Random, log: Log, count: int) -> list[str]:
     """Applies mutations in the order of their levels; returns their names."""
     if log.table is not None:
-        levels = [mutators.TABLE, mutators.TABLE, mutators.PACKED]
+        levels = [table_mutators.TABLE, table_mutators.TABLE, mutators.PACKED]
     else:
         levels = [mutators.CELLS, mutators.LINES, mutators.TEXT] + [mutators.PACKED] * bool(log.compress)
     chosen = sorted(draw.choices(range(len(levels)), k=count))

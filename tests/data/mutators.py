@@ -8,8 +8,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-import pyarrow as pa
-
 from tests.data.raw_logs import Log
 from tests.data.raw_reading import BLANKS, DELIMITERS
 
@@ -56,23 +54,9 @@ ODD = (
         "7 ",
     ),
 )
-TYPES = (
-    *(
-        pa.float64(),
-        pa.float32(),
-        pa.string(),
-        pa.large_string(),
-        pa.decimal128(30, 0),
-        pa.decimal128(30, 2),
-        pa.null(),
-    ),
-    *(pa.int32(), pa.uint64(), pa.binary(), pa.bool_(), pa.date32(), pa.dictionary(pa.int32(), pa.string())),
-    *(pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "America/New_York")),
-    *(pa.time64("us"), pa.duration("s"), pa.list_(pa.int64())),
-)
 
 
-def _some(draw: random.Random, first: int, end: int) -> list[int]:
+def some(draw: random.Random, first: int, end: int) -> list[int]:
     """A few places, rarely up to a quarter of all."""
     if end <= first:
         return []
@@ -84,7 +68,7 @@ def _some(draw: random.Random, first: int, end: int) -> list[int]:
 
 
 def swap_columns_of_some_rows(draw: random.Random, log: Log) -> None:
-    for row in _some(draw, log.first, len(log.cells)):
+    for row in some(draw, log.first, len(log.cells)):
         draw.shuffle(log.cells[row])
 
 
@@ -103,13 +87,13 @@ def swap_columns(draw: random.Random, log: Log) -> None:
 def replace_values(draw: random.Random, log: Log) -> None:
     value = draw.choice(ODD)
     column = draw.randrange(len(log.cells[0]))
-    for row in _some(draw, log.first, len(log.cells)):
+    for row in some(draw, log.first, len(log.cells)):
         if column < len(log.cells[row]):
             log.cells[row][column] = value
 
 
 def change_field_counts(draw: random.Random, log: Log) -> None:
-    for row in _some(draw, log.first, len(log.cells)):
+    for row in some(draw, log.first, len(log.cells)):
         if draw.random() < 0.5:
             log.cells[row] = log.cells[row][:-1]
         else:
@@ -117,12 +101,12 @@ def change_field_counts(draw: random.Random, log: Log) -> None:
 
 
 def duplicate_rows(draw: random.Random, log: Log) -> None:
-    for row in reversed(_some(draw, 0, len(log.cells))):
+    for row in reversed(some(draw, 0, len(log.cells))):
         log.cells.insert(draw.randint(row, len(log.cells)), list(log.cells[row]))
 
 
 def drop_rows(draw: random.Random, log: Log) -> None:
-    for row in reversed(_some(draw, 0, len(log.cells))):
+    for row in reversed(some(draw, 0, len(log.cells))):
         del log.cells[row]
     log.cells = log.cells or [["", ""]]
 
@@ -152,7 +136,7 @@ def change_header(draw: random.Random, log: Log) -> None:
 def replace_delimiters(draw: random.Random, log: Log) -> None:
     new = draw.choice([" " if text == BLANKS else text for text in DELIMITERS])
     everywhere = draw.random() < 0.4
-    places = range(len(log.lines)) if everywhere else _some(draw, 0, len(log.lines))
+    places = range(len(log.lines)) if everywhere else some(draw, 0, len(log.lines))
     for place in places:
         log.lines[place] = log.lines[place].replace(log.delimiter, new)
     if everywhere:
@@ -162,26 +146,26 @@ def replace_delimiters(draw: random.Random, log: Log) -> None:
 
 def change_line_ends(draw: random.Random, log: Log) -> None:
     end = draw.choice(("\r\n", "\n", "\r", "\r\r\n", "\n\r", "", "\n\n"))
-    places = range(len(log.lines)) if draw.random() < 0.4 else _some(draw, 0, len(log.lines))
+    places = range(len(log.lines)) if draw.random() < 0.4 else some(draw, 0, len(log.lines))
     for place in places:
         log.lines[place] = log.lines[place].rstrip("\r\n") + end
 
 
 def insert_blank_lines(draw: random.Random, log: Log) -> None:
-    for place in reversed(_some(draw, 0, len(log.lines) + 1)):
+    for place in reversed(some(draw, 0, len(log.lines) + 1)):
         log.lines.insert(place, draw.choice(("\n", "\n\n", "\r\n", "  \n", "\t\n")))
 
 
 def insert_characters(draw: random.Random, log: Log) -> None:
     character = draw.choice(("\0", '"', "'", "\\", "\r", "\ufeff", "\x1a", "\x85", " ", "::", log.delimiter))
-    for place in _some(draw, 0, len(log.lines)):
+    for place in some(draw, 0, len(log.lines)):
         cut = draw.randint(0, len(log.lines[place].rstrip("\r\n")))
         log.lines[place] = log.lines[place][:cut] + character + log.lines[place][cut:]
 
 
 def insert_quotes(draw: random.Random, log: Log) -> None:
     kind = draw.randrange(4)
-    for place in _some(draw, 0, len(log.lines)):
+    for place in some(draw, 0, len(log.lines)):
         bare = log.lines[place].rstrip("\r\n")
         fields, end = bare.split(log.delimiter), log.lines[place][len(bare) :]
         field = draw.randrange(len(fields))
@@ -191,7 +175,7 @@ def insert_quotes(draw: random.Random, log: Log) -> None:
 
 
 def cut_lines(draw: random.Random, log: Log) -> None:
-    for place in _some(draw, 0, len(log.lines)):
+    for place in some(draw, 0, len(log.lines)):
         bare = log.lines[place].rstrip("\r\n")
         log.lines[place] = bare[: draw.randint(0, len(bare))] + log.lines[place][len(bare) :]
 
@@ -201,7 +185,7 @@ def cut_lines(draw: random.Random, log: Log) -> None:
 
 def flip_bytes(draw: random.Random, log: Log) -> None:
     data = bytearray(log.data)
-    for place in _some(draw, 0, len(data))[:3]:
+    for place in some(draw, 0, len(data))[:3]:
         data[place] ^= draw.choice((1, 0x20, 0x80, 0xFF, draw.randint(1, 255)))
     log.data = bytes(data)
 
@@ -233,70 +217,6 @@ def reencode(draw: random.Random, log: Log) -> None:
     log.data = (text if target == "latin-1" else marked + text).encode(target, "replace")
 
 
-# Tables.
-
-
-def change_type(draw: random.Random, log: Log) -> None:
-    assert log.table is not None
-    place, kind = draw.randrange(log.table.num_columns), draw.choice(TYPES)
-    values = log.table.column(place).combine_chunks()
-    try:
-        column = pa.nulls(len(values)) if pa.types.is_null(kind) else _cast(values, kind)
-        log.table = log.table.set_column(place, log.table.column_names[place], column)
-        log.render()
-    except (pa.ArrowException, OverflowError):  # no such cast; or Parquet has no such type
-        log.table = log.table.set_column(place, log.table.column_names[place], values)
-
-
-def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_list(kind):
-        return pa.array([[1]] * len(values), kind)
-    if pa.types.is_dictionary(kind):
-        return values.cast(pa.string()).dictionary_encode()
-    if pa.types.is_binary(kind):
-        return values.cast(pa.string()).cast(kind)
-    return values.cast(kind)
-
-
-def change_values(draw: random.Random, log: Log) -> None:
-    assert log.table is not None
-    place = draw.randrange(log.table.num_columns)
-    column = log.table.column(place).combine_chunks()
-    values = column.to_pylist()
-    new = draw.choice((None, "", " ", "NA", -1, 0, 5, 10**18, 2**62, -0.5, float("nan"), float("inf"), 1e300))
-    for row in _some(draw, 0, len(values)):
-        values[row] = new
-    try:
-        column = pa.array(values, column.type)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
-        return
-    log.table = log.table.set_column(place, log.table.column_names[place], column)
-
-
-def change_rows(draw: random.Random, log: Log) -> None:
-    assert log.table is not None
-    rows = list(range(len(log.table)))
-    for row in _some(draw, 0, len(rows)):
-        rows.insert(draw.randint(0, len(rows)), row)
-    kept = draw.choice((rows, rows[::2], rows[:1], [], draw.sample(rows, len(rows))))
-    log.table = log.table.take(pa.array(kept, pa.int64()))
-
-
-def change_columns(draw: random.Random, log: Log) -> None:
-    assert log.table is not None
-    names, place = log.table.column_names, draw.randrange(log.table.num_columns)
-    kind = draw.randrange(4)
-    if kind == 0 and len(names) > 1:
-        log.table = log.table.remove_column(place)
-    elif kind == 1:
-        log.table = log.table.rename_columns([*names[:place], "renamed", *names[place + 1 :]])
-    elif kind == 2:
-        log.table = log.table.rename_columns(draw.sample(names, len(names)))
-        log.form = replace(log.form, units=ALL_UNITS)
-    else:
-        log.table = log.table.select(draw.sample(names, len(names)))
-
-
 CELLS: tuple[Mutation, ...] = (
     *(swap_columns_of_some_rows, swap_columns, replace_values, replace_values, replace_values),
     *(change_field_counts, duplicate_rows, drop_rows, change_header),
@@ -308,12 +228,3 @@ LINES: tuple[Mutation, ...] = (
 BYTES: tuple[Mutation, ...] = (flip_bytes, insert_bytes, delete_bytes, cut_the_end)
 TEXT: tuple[Mutation, ...] = (*BYTES, reencode)
 PACKED: tuple[Mutation, ...] = (*BYTES, cut_the_end, zero_bytes)
-TABLE: tuple[Mutation, ...] = (
-    change_type,
-    change_type,
-    change_type,
-    change_values,
-    change_values,
-    change_rows,
-    change_columns,
-)

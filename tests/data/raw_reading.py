@@ -5,33 +5,24 @@ contract leaves freedom (is a lone quote text? is 1e5 a number?), there is one f
 rows are bad. A log without any reading must be refused.
 """
 
-import bz2
-import gzip
-import io
 import itertools
-import lzma
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import pyarrow as pa
-
+from tests.data.raw_lines import BACKSLASH, BLANKS, DOUBLED, NO_QUOTE, UNDECODED, Record, physical_lines, split, unpack
 from tests.data.raw_times import time_of
 
 Row = tuple[Any, Any, Fraction]  # user, item, exact unix seconds
 
-BLANKS = "blanks"  # the delimiter of runs of blanks
 DELIMITERS = (",", "\t", ";", "|", "::", "\x01", BLANKS)
-NO_QUOTE, DOUBLED, BACKSLASH = "", '"', "\\"  # a quote's escape
 
 BEHAVIOURS = ("pv", "buy", "cart", "fav")
 WINDOW = (1511539200, 1512316799)  # 2017-11-25 .. 2017-12-03 in China
 
-_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
 
 
@@ -83,37 +74,6 @@ class Line:
     doubts: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Record:
-    """The fields of a line; None if it is broken."""
-
-    number: int
-    fields: list[str] | None
-    doubts: frozenset[str] = frozenset()
-
-
-def unpack(data: bytes) -> bytes | None:
-    """The content of a compressed file, recognized by its first bytes; None if it is damaged."""
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            return gzip.decompress(data)
-        if data.startswith(b"BZh"):
-            return bz2.decompress(data)
-        if data.startswith(b"\xfd7zXZ\x00"):
-            return lzma.decompress(data)
-        if data.startswith(b"\x28\xb5\x2f\xfd"):
-            content = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
-            # The stream ends silently where its file is cut; the whole at once does not.
-            return pa.Codec("zstd").decompress(data, len(content), asbytes=True)
-        if data.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(data)) as file:
-                [name] = file.namelist()
-                return file.read(name)
-    except Exception:  # every library has its own errors, and some of them are bare
-        return None
-    return data
-
-
 def readings(data: bytes, form: Format) -> Iterator[Reading]:
     """All readings of a file in text form: csv or taobao, compressed or not."""
     content = unpack(data)
@@ -130,38 +90,6 @@ def readings(data: bytes, form: Format) -> Iterator[Reading]:
                     if reading not in seen:
                         seen.add(reading)
                         yield reading
-
-
-def physical_lines(content: bytes, encoding: str | None) -> list[Record] | None:
-    """Each line as one field; None if the whole content cannot be decoded."""
-    for mark, implied in _MARKS.items():
-        if encoding in (None, implied) and content.startswith(mark):
-            content, encoding = content[len(mark) :], implied
-    encoding = encoding or "utf-8"
-    if encoding.startswith("utf-16"):
-        broken = len(content) % 2  # half a character: it can only belong to the last line
-        texts: list[str | None] = [*content[: len(content) - broken].decode(encoding, "surrogatepass").split("\n")]
-        texts = [None if text is None or re.search("[\ud800-\udfff]", text) else text for text in texts]
-        texts[-1] = None if broken else texts[-1]
-    else:
-        texts = [_decoded(line, encoding) for line in content.split(b"\n")]
-    lines = []
-    for number, text in enumerate(texts, 1):
-        last = number == len(texts)
-        if last and text == "":
-            break
-        doubts = frozenset({"a CR ends the file"} if last and text and text.endswith("\r") else ())
-        text = text.removesuffix("\r") if text is not None else None
-        whole = text is not None and "\r" not in text
-        lines.append(Record(number, [text] if whole else None, doubts))  # type: ignore[list-item]
-    return lines
-
-
-def _decoded(line: bytes, encoding: str) -> str | None:
-    try:
-        return line.decode(encoding)
-    except UnicodeDecodeError:
-        return None
 
 
 def _all_records(lines: list[Record], delimiter: str, escapes: Sequence[str]) -> Iterator[list[Record]]:
@@ -204,40 +132,6 @@ def _records(lines: list[Record], delimiter: str, escape: str, spanning: bool) -
     return records
 
 
-def split(text: str, delimiter: str, escape: str) -> tuple[list[str] | None, frozenset[str]]:
-    """The fields of one line and the doubts about them; None if its quotes are broken."""
-    if delimiter == BLANKS:
-        bare = text.strip(" \t")
-        doubts = {"blanks around a line"} if bare != text else set()
-        if "\t" in bare:
-            doubts.add("tabs among blanks")
-        return re.split("[ \t]+", bare), frozenset(doubts)
-    if escape == NO_QUOTE:
-        return text.split(delimiter), frozenset()
-    fields, place, doubts = [], 0, set()
-    while True:
-        if text.startswith('"', place):
-            match = re.compile(r'"((?:[^"]|"")*)"' if escape == DOUBLED else r'"((?:[^"\\]|\\.)*)"', re.S).match(
-                text, place
-            )
-            if not match:
-                return None, frozenset()
-            place = match.end()
-            fields.append(re.sub(r'"(")' if escape == DOUBLED else r'\\(["\\])', r"\1", match[1]))
-            if place < len(text) and not text.startswith(delimiter, place):
-                return None, frozenset()
-        else:
-            end = text.find(delimiter, place)
-            value = text[place : end if end >= 0 else len(text)]
-            place += len(value)
-            fields.append(value)
-            if '"' in value:
-                doubts.add("a lone quote")
-        if place >= len(text):
-            return fields, frozenset(doubts)
-        place += len(delimiter)
-
-
 def _judged(records: list[Record], form: Format, unit: str) -> Iterator[list[Line]]:
     """The meaning of all lines, for each possible header and number of columns."""
     filled = [record for record in records if record.fields != [""]]
@@ -266,7 +160,7 @@ def judge(record: Record, form: Format, places: Sequence[int], count: int, unit:
     fields, doubts = record.fields, set(record.doubts)
     if fields is not None and len(fields) == 1 and not fields[0].strip(" \t"):
         return Line(record.number, "skip", frozenset({"a line of blanks"}))
-    if fields is None or len(fields) != count:
+    if fields is None or len(fields) != count or UNDECODED in doubts:
         return Line(record.number, None)
     user, item, time = (fields[place] for place in places)
     when, more = time_of(time, unit)

@@ -255,11 +255,11 @@ def test_a_list_in_a_column(tmp_path: Path, kind: str, header: bool) -> None:
     head = [delimiter.join(("user", "item", "time", "list"))] * header
     path = write(tmp_path / "log", [*head, *lines])
     options = () if header else POSITIONS
-    status, errors = prepare(path, *options)
+    status, _ = prepare(path, *options)
     if status == 0:
         assert read_back(output_of(path)) == contents_of(rows)
     else:
-        assert (status, len(errors.splitlines())) == (2, 1)
+        refusal(path, *options)
     stated = write(tmp_path / "stated", [*head, *lines])
     assert contents(stated, *options, "--delimiter", delimiter) == contents_of(rows)
 
