@@ -237,7 +237,7 @@ def parquet(draw: random.Random) -> Log:
     elif draw.random() < 0.6:
         times = times.cast(pa.timestamp(unit, draw.choice((None, "UTC", "Asia/Shanghai"))))
     table = pa.table({"user": users, "rating": [5.0] * len(rows), "item": items, "time": times})
-    options = {
+    options: dict[str, object] = {
         "compression": draw.choice(("none", "snappy", "zstd", "gzip")),
         "use_dictionary": draw.random() < 0.5,
         "row_group_size": draw.choice((7, 1000)),

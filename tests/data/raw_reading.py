@@ -165,8 +165,10 @@ def judge(record: Record, form: Format, places: Sequence[int], count: int, unit:
     user, item, time = (fields[place] for place in places)
     when, more = time_of(time, unit)
     doubts |= more
+    if when is None:
+        return Line(record.number, None)
     if form.source == "taobao":
-        known = [fields[3] in BEHAVIOURS, when is not None and WINDOW[0] <= when <= WINDOW[1]]
+        known = [fields[3] in BEHAVIOURS, WINDOW[0] <= when <= WINDOW[1]]
         known += [bool(_NUMBER.fullmatch(value)) and value != "-0" for value in (user, item)]
         if not all(known) or not all(-(2**63) <= int(value) < 2**63 for value in (user, item)):
             return Line(record.number, None)
@@ -180,8 +182,6 @@ def judge(record: Record, form: Format, places: Sequence[int], count: int, unit:
             return Line(record.number, None)
         doubts |= {"a blank id"} if not value.strip() else set()
         doubts |= {"NUL"} if "\0" in value else set()
-    if when is None:
-        return Line(record.number, None)
     return Line(record.number, (user, item, when), frozenset(doubts))
 
 

@@ -1,6 +1,7 @@
 """What may happen to a Parquet file before it is written: other types, values, rows and columns."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow as pa
@@ -28,15 +29,23 @@ def change_type(draw: random.Random, log: Log) -> None:
     assert log.table is not None
     place, kind = draw.randrange(log.table.num_columns), draw.choice(TYPES)
     values = log.table.column(place).combine_chunks()
+    _replace_column(log, place, lambda: _cast(values, kind))
+
+
+def _replace_column(log: Log, place: int, make: Callable[[], pa.Array]) -> None:
+    """Leaves the column as it is if there is no such cast, or if Parquet has no such type or value."""
+    before = log.table
+    assert before is not None
     try:
-        column = pa.nulls(len(values)) if pa.types.is_null(kind) else _cast(values, kind)
-        log.table = log.table.set_column(place, log.table.column_names[place], column)
+        log.table = before.set_column(place, before.column_names[place], make())
         log.render()
-    except (pa.ArrowException, OverflowError):  # no such cast; or Parquet has no such type
-        log.table = log.table.set_column(place, log.table.column_names[place], values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+        log.table = before
 
 
 def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_null(kind):
+        return pa.nulls(len(values))
     if pa.types.is_list(kind):
         return pa.array([[1]] * len(values), kind)
     if pa.types.is_dictionary(kind):
@@ -54,11 +63,7 @@ def change_values(draw: random.Random, log: Log) -> None:
     new = draw.choice((None, "", " ", "NA", -1, 0, 5, 10**18, 2**62, -0.5, float("nan"), float("inf"), 1e300))
     for row in some(draw, 0, len(values)):
         values[row] = new
-    try:
-        column = pa.array(values, column.type)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
-        return
-    log.table = log.table.set_column(place, log.table.column_names[place], column)
+    _replace_column(log, place, lambda: pa.array(values, column.type))
 
 
 def change_rows(draw: random.Random, log: Log) -> None:

@@ -7,7 +7,7 @@ import lzma
 import random
 import zipfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def zipped(data: bytes, names: Sequence[str] = ("log.csv",)) -> bytes:
     return file.getvalue()
 
 
-PACKS = {
+PACKS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
