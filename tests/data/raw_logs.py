@@ -240,6 +240,7 @@ def parquet(draw: random.Random) -> Log:
     options: dict[str, object] = {
         "compression": draw.choice(("none", "snappy", "zstd", "gzip")),
         "use_dictionary": draw.random() < 0.5,
+        "store_schema": draw.random() < 0.3,  # without it, damage meets what every reader reads
         "row_group_size": draw.choice((7, 1000)),
     }
     return Log(Format("parquet", units=(unit,)), table=table, parquet=options)
