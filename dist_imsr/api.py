@@ -23,7 +23,7 @@ from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.data.prepare import prepare as prepare_data
 from dist_imsr.evaluation.recommend import RecommendConfig, write_recommendations
 from dist_imsr.evaluation.retest import EvaluateConfig, evaluate_run
-from dist_imsr.launcher import RankInfo, rank_info
+from dist_imsr.launcher import RankInfo, rank_info, variables_of_ranks
 from dist_imsr.processes import free_port
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.run import check_last_checkpoint, run_training
@@ -116,7 +116,10 @@ def recommend(config: RecommendConfig) -> pa.Table:
 def _single_process() -> Iterator[None]:
     """One rank of its own, which leaves neither a process group nor variables nor log files open."""
     if dist.is_initialized() or rank_info().world_size > 1:
-        raise RuntimeError("these functions run in one process without a launcher; on several ranks use the scripts")
+        raise RuntimeError(
+            "these functions run in one process without a launcher; on several ranks use the scripts, or unset "
+            f"{variables_of_ranks()} if they are left over"
+        )
     names, root = RankInfo().environment, logging.getLogger()
     before = {name: os.environ[name] for name in names if name in os.environ}
     handlers = list(root.handlers)

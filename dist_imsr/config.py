@@ -21,7 +21,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from dist_imsr.checks import require
-from dist_imsr.launcher import rank_info
+from dist_imsr.launcher import is_first_rank
 from dist_imsr.registry import extended
 
 Section = TypeVar("Section")
@@ -48,7 +48,7 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
     try:
         return _read(tree, _without_local_rank(sys.argv[1:] if argv is None else argv), description)
     except (ArgumentError, ValueError) as error:
-        if rank_info().rank == 0:
+        if is_first_rank():
             sys.stderr.write(f"{Path(sys.argv[0]).name}: {_one_line(error)} (--help lists the keys)\n")
         raise SystemExit(2) from None
 

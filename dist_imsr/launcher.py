@@ -51,21 +51,18 @@ def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
     """Reads the rank of this process from its environment.
 
     RANK and the related variables of DeepSpeed's launcher and torchrun take precedence over those of an srun step. The
-    variables of a Slurm job alone do not count: a batch script is not a rank. MASTER_ADDR and MASTER_PORT always count;
-    without them, rank 0 listens on the first node of the step, at a port derived from the job id.
+    variables of a Slurm job alone do not count: a batch script is not a rank. Nor does WORLD_SIZE without RANK. RANK=0
+    without WORLD_SIZE is alone. MASTER_ADDR and MASTER_PORT count if there are other ranks; without them, rank 0
+    listens on the first node of the step, at a port derived from the job id.
 
     Returns:
         The rank; rank 0 of 1 if no launcher set any variable.
+
+    Raises:
+        ValueError: naming the variable and its value, if they make no rank.
     """
     if "RANK" in environment:
-        info = RankInfo(
-            rank=int(environment["RANK"]),
-            world_size=(world_size := int(environment.get("WORLD_SIZE", "1"))),
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
-            # DeepSpeed's launcher calls it LOCAL_SIZE.
-            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size))),
-            port=_PORT,
-        )
+        info = _launched(environment)
     elif environment.keys() >= _STEP:
         info = RankInfo(
             rank=int(environment["SLURM_PROCID"]),
@@ -77,12 +74,55 @@ def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
         )
     else:
         info = RankInfo()
-    default = info if info.world_size > 1 else RankInfo()
+    if info.world_size == 1:  # it needs no address, and any left over may be that of nobody
+        return replace(info, address=RankInfo.address, port=RankInfo.port)
     return replace(
         info,
-        address=environment.get("MASTER_ADDR", default.address),
-        port=int(environment.get("MASTER_PORT", default.port)),
+        address=environment.get("MASTER_ADDR", info.address),
+        port=_number(environment, "MASTER_PORT", info.port, range(1, 1 << 16)),
     )
+
+
+def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process prints what all ranks would; true if its variables make no rank."""
+    try:
+        return rank_info(environment).rank == 0
+    except ValueError:
+        return True
+
+
+def variables_of_ranks(environment: Mapping[str, str] = os.environ) -> str:
+    """The variables that make this process one rank among others, for a message: without them it is alone."""
+    return "RANK WORLD_SIZE" if "RANK" in environment else "SLURM_STEP_NUM_TASKS"
+
+
+def _launched(environment: Mapping[str, str]) -> RankInfo:
+    """The rank by the variables of DeepSpeed's launcher and torchrun."""
+    rank = _number(environment, "RANK", 0, range(1 << 31))
+    world_size = _number(environment, "WORLD_SIZE", 1, range(1, 1 << 31))
+    if rank >= world_size:
+        size = f"WORLD_SIZE={world_size}" if "WORLD_SIZE" in environment else "WORLD_SIZE is not set"
+        raise ValueError(f"RANK={rank}, but {size}: unset RANK if it is left over, or set both as a launcher does")
+    # DeepSpeed's launcher calls it LOCAL_SIZE.
+    local = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
+    return RankInfo(
+        rank=rank,
+        world_size=world_size,
+        local_rank=_number(environment, "LOCAL_RANK", 0, range(1 << 31)),
+        # A lone rank has the machine for itself, whatever is left over.
+        local_world_size=_number(environment, local, world_size, range(1, 1 << 31)) if world_size > 1 else 1,
+        port=_PORT,
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int, possible: range) -> int:
+    """The value of a variable, or the default if it is not set."""
+    text = environment.get(name, f"{default}")
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) not in possible:
+        most = f" and at most {possible[-1]}" if possible[-1] < 1 << 16 else ""
+        expected = f"a number of at least {possible[0]}{most}"
+        raise ValueError(f"{name}={text} is not {expected}: unset {name} if it is left over")
+    return int(text)
 
 
 def first_host(nodes: str) -> str:

@@ -16,8 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(RecommendConfig, argv, description=__doc__)
 
     def work() -> None:
-        count, span = write_recommendations(config)
-        logging.getLogger("dist_imsr").info("%d users, span %d: written to %s", count, span, config.output)
+        logging.getLogger("dist_imsr").info(write_recommendations(config).describe(config))
 
     return run("recommend.py", work, "interrupted; nothing was written")
 

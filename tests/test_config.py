@@ -83,6 +83,7 @@ def test_a_refusal_names_the_key_in_one_line(argv, key, capsys):
 
 def test_one_rank_speaks_for_all_that_meet_the_same_refusal(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stopped:
         parse(Command, ["--epochs", "3"])
     assert stopped.value.code == 2

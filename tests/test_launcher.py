@@ -1,6 +1,6 @@
 import pytest
 
-from dist_imsr.launcher import RankInfo, first_host, rank_info
+from dist_imsr.launcher import RankInfo, first_host, is_first_rank, rank_info, variables_of_ranks
 
 _STEP = {
     "SLURM_JOB_ID": "30007",
@@ -62,6 +62,44 @@ def test_a_step_of_one_task_is_a_world_of_one():
 
 def test_a_single_rank_keeps_its_local_rank():
     assert rank_info({"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}).local_rank == 3
+
+
+@pytest.mark.parametrize(
+    "left_over",
+    [
+        {"MASTER_ADDR": "no.such.host", "MASTER_PORT": "29500"},
+        {"MASTER_PORT": "nonsense"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "8", "MASTER_ADDR": "no.such.host", "MASTER_PORT": "1"},
+    ],
+)
+def test_variables_that_promise_no_other_rank_mean_alone(left_over):
+    assert rank_info(left_over) == RankInfo()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "abc"}, "RANK=abc is not a number of at least 0: unset RANK"),
+        ({"RANK": ""}, "RANK= is not"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 is not"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is not a number of at least 1: unset WORLD_SIZE"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, but WORLD_SIZE=2: unset RANK"),
+        ({"RANK": "1"}, "RANK=1, but WORLD_SIZE is not set: unset RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 .* at most 65535"),
+    ],
+)
+def test_variables_that_make_no_rank_are_refused_by_name(variables, message):
+    with pytest.raises(ValueError, match=message):
+        rank_info(variables)
+    assert is_first_rank(variables)  # it prints its errors
+
+
+def test_the_variables_to_unset():
+    assert variables_of_ranks({"RANK": "0", "WORLD_SIZE": "2"}) == "RANK WORLD_SIZE"
+    assert variables_of_ranks(_STEP) == "SLURM_STEP_NUM_TASKS"
 
 
 @pytest.mark.parametrize(

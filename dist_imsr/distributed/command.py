@@ -41,6 +41,19 @@ class Stopped(Exception):
         self.status = status
 
 
+class NotStarted(Exception):
+    """This rank could not join the others.
+
+    Args:
+        message: for the user.
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Refusal(ValueError):
     """Bad input that all ranks detect after they are connected."""
 
@@ -59,7 +72,11 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     """
     # Objects that torch and TorchRec created at import need no collection; traversing them costs a second at the end.
     gc.freeze()
-    logs.start(rank_info().rank)
+    try:
+        logs.start(rank_info().rank)
+    except ValueError as error:  # variables that make no rank
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up after SIGTERM as after Ctrl-C
     try:
         work()
@@ -69,6 +86,8 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         status = _report(name, str(stop), stop.status)
         _disconnect()
         return status
+    except NotStarted as error:
+        return _report(name, str(error), error.status, on_all_ranks=False)
     except FloatingPointError as error:
         return _report(name, str(error), FAILED)
     except ValueError as error:

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from dist_imsr import devices
 from dist_imsr.distributed import library_internals
 from dist_imsr.distributed.command import Refusal
+from dist_imsr.distributed.rendezvous import open_store
 from dist_imsr.launcher import RankInfo, rank_info
 
 
@@ -115,7 +116,8 @@ def read_topology() -> Topology:
     """Reads this process's rank from its launcher's environment, and chooses its device; connects nothing.
 
     Raises:
-        ValueError: if the machine has more than one CUDA device, but fewer than ranks.
+        ValueError: if the machine has more than one CUDA device, but fewer than ranks; or for variables that make no
+            rank, naming the variable.
     """
     info = _visible_rank_info()
     device = torch.device("cuda", info.local_rank) if devices.device_count() else torch.device("cpu")
@@ -125,12 +127,14 @@ def read_topology() -> Topology:
 def _visible_rank_info() -> RankInfo:
     """The rank, with local numbers that fit the devices that this process sees."""
     info, count = rank_info(), devices.device_count()
-    if count == 1 and info.local_world_size > 1:
-        # Slurm may show each rank only its own device. The libraries expect as many devices as local ranks, so such a
-        # rank counts as alone on its machine.
+    if count == 1 and (info.local_world_size > 1 or info.local_rank):
+        # Slurm may show each rank only its own device, and LOCAL_RANK may be left over. The libraries expect as many
+        # devices as local ranks, so such a rank counts as alone on its machine.
         return replace(info, local_rank=0, local_world_size=1)
     if 1 < count < info.local_world_size:
         raise ValueError(f"{info.local_world_size} ranks of a machine cannot share {count} GPUs: start one for each")
+    if 1 < count <= info.local_rank:
+        raise ValueError(f"LOCAL_RANK={info.local_rank} has no GPU among {count}: unset it if it is left over")
     return info
 
 
@@ -138,19 +142,23 @@ def connect(timeout_seconds: float = 1800.0) -> Topology:
     """Joins the process group of all ranks: NCCL for CUDA tensors, gloo for the host's.
 
     Args:
-        timeout_seconds: how long a collective may wait for a rank before the job ends.
+        timeout_seconds: how long the ranks may wait for each other, at the start and in a collective, before the job
+            ends.
 
     Raises:
+        NotStarted: on this rank, if it cannot meet the others.
         Refusal: on all ranks, if two ranks share a GPU, or some have one and others none.
     """
     quiet_libraries()
-    topology = read_topology()
-    os.environ.update(_visible_rank_info().environment)  # no launcher sets all variables that the libraries read
+    topology, info = read_topology(), _visible_rank_info()
+    store = open_store(info, timeout_seconds)
+    os.environ.update(info.environment)  # no launcher sets all variables that the libraries read
     devices.setup_device(topology.device)
     on_cuda = devices.is_cuda(topology.device)
     # Without ``device_id``, so that NCCL starts at the first tensor, after check_devices has found a GPU for each rank.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=store,
         rank=topology.rank,
         world_size=topology.world_size,
         timeout=timedelta(seconds=timeout_seconds),

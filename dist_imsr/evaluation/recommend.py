@@ -1,13 +1,13 @@
 """The best items of users over the whole sharded catalogue, each with its best matching interest."""
 
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torchrec import JaggedTensor
 
@@ -18,10 +18,12 @@ from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.user_list import UserList, read_user_list
 from dist_imsr.model.interests import Interests
 
 logger = logging.getLogger(__name__)
 _NAMED = 10  # unknown users listed in an error
+_PLAIN = re.compile(r"[^\s,]+( [^\s,]+)*")
 
 
 @dataclass
@@ -32,12 +34,14 @@ class RecommendConfig:
         run_dir: the folder of a run that exported spans (--training.export last or every).
         output: a Parquet file with user and item (raw ids), score, rank from 1, and interest (the slot of the user's
             interest with the largest dot product).
-        users: ``all`` users with interests, or a file: Parquet with raw user ids in the first column, or text with one
-            per line.
+        users: ``all`` users with interests, or a file of raw user ids as they stand: Parquet or CSV (by name) with a
+            column ``user``, else the first column counts; or UTF-8 text with one id per line. The first row of a CSV
+            file is a header only if one of its cells is exactly ``user``.
         data: folder of the run's prepared data, if it was moved after training.
         span: the trained span whose model is used; the last exported one by default.
         top: N.
-        exclude_seen: leave out items that a user met up to that span.
+        exclude_seen: leave out items that a user met up to that span; a user who has met almost all items gets fewer
+            than N rows, or none.
         unknown: for users of the file without interests, because they are not in the data or came later: an error that
             lists them, or skip them and log their number.
         block: users per batch, over all ranks.
@@ -63,11 +67,44 @@ class RecommendConfig:
         require_file(self.output, "output")
 
 
-def requested_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | None:
+class Recommended(NamedTuple):
+    """What a list of recommendations holds, over all ranks.
+
+    Args:
+        users: number of users with at least one row.
+        fewer: number of these with fewer rows than ``top``.
+        none: number of requested users without a row, since they have met all items.
+        span: the trained span whose model was used.
+        items: number of items known by its end.
+    """
+
+    users: int
+    fewer: int
+    none: int
+    span: int
+    items: int
+
+    def describe(self, config: "RecommendConfig") -> str:
+        """The line for the end of the command, e.g. ``8 users, span 1: written to recs.parquet``."""
+        line = f"{self.users} users, span {self.span}: written to {config.output}"
+        counts = []
+        if self.fewer:
+            counts.append(f"{self.fewer} have fewer than {config.top} items")
+        if self.none:
+            counts.append(f"{self.none} more {'has' if self.none == 1 else 'have'} none")
+        if not counts:
+            return line
+        reasons = [f"the span knows {self.items} items"] if self.items < config.top else []
+        if config.exclude_seen:
+            reasons.append("they have met the others")
+        return f"{line}; {', '.join(counts)}: {', and '.join(reasons)}"
+
+
+def requested_users(config: RecommendConfig, dataset: Dataset) -> UserList | None:
     """Reads the file ``config.users``.
 
     Returns:
-        ``[n]`` distinct raw ids in the file's order; None for all users.
+        The distinct users in the file's order; None for all users.
 
     Raises:
         ValueError: naming the file, if it cannot be read or has no or empty ids; listing the users that are not in the
@@ -75,52 +112,43 @@ def requested_users(config: RecommendConfig, dataset: Dataset) -> pa.Array | Non
     """
     if config.users == "all":
         return None
-    path = Path(config.users)
-    try:
-        if path.suffix == ".parquet":
-            raw = pq.read_table(path, columns=[pq.read_schema(path).names[0]]).column(0).combine_chunks()
-        else:
-            raw = pa.array([line for line in map(str.strip, path.read_text().splitlines()) if line], pa.string())
-        raw = raw.cast(dataset.raw_id_type("users"))
-    except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
-        raise ValueError(f"users: {path} holds no list of user ids ({error}); name a file, or all") from error
-    if not len(raw) or raw.null_count:
-        raise ValueError(f"users: {path} holds {'empty' if raw.null_count else 'no'} user ids")
-    raw = raw.unique()
+    requested = read_user_list(Path(config.users), dataset)
     if config.unknown == "error":  # users of the data set without interests are found in `recommend`
-        _refuse(raw, np.flatnonzero(dataset.dense_user_ids(raw) < 0))
-    return raw
+        _refuse(requested, np.flatnonzero(dataset.dense_user_ids(requested.ids) < 0))
+    return requested
 
 
-def write_recommendations(config: RecommendConfig) -> tuple[int, int]:
+def write_recommendations(config: RecommendConfig) -> Recommended:
     """Writes the output of a run's newest exported span, or of the one that is named; every rank calls it.
 
     Args:
         config: the run, the users and the output.
 
     Returns:
-        The number of users with a list in it, over all ranks; the span.
+        What was written.
 
     Raises:
         ValueError: naming the key, the file or the users.
     """
     run = FinishedRun(config.run_dir, config.data)
     span, users = run.resolve_span(config.span), requested_users(config, run.dataset)
-    return recommend(config, run, span, users, connect(config.timeout_seconds)), span
+    return recommend(config, run, span, users, connect(config.timeout_seconds))
 
 
-def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Array | None, topology: Topology) -> int:
+def recommend(
+    config: RecommendConfig, run: FinishedRun, span: int, requested: UserList | None, topology: Topology
+) -> Recommended:
     """Writes the output; collective.
 
     Args:
         config: the output and its options.
         run: the run.
         span: an exported span.
-        raw: the result of `requested_users`.
+        requested: the result of `requested_users`.
         topology: ranks and devices.
 
     Returns:
-        The number of users with a list, over all ranks.
+        What was written, over all ranks.
 
     Raises:
         ValueError: listing unknown users, unless they are skipped.
@@ -128,7 +156,7 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
     dataset, items = run.dataset, run.dataset.items_by_span[span]
     top = min(config.top, items)
     state = SpanState(run, span, items, topology, config.ranking)
-    rows = _rows(config, dataset, state, raw, topology)
+    rows = _rows(config, dataset, state, requested, topology)
     buckets = topology.buckets(dataset.buckets)
     history = History(dataset, buckets, span) if config.exclude_seen else None
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
@@ -136,6 +164,7 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
     bytes_per_place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
     max_users = max(1, (config.ranking.memory << 20) // (bytes_per_place * top))
     size = min(-(-config.block // topology.world_size), max_users)
+    counts = torch.zeros(3, dtype=torch.int64)  # users with rows, those with fewer than top, users without any
     with JointFile(config.output, topology) as file:
         for first in range(0, max(most, 1), size):
             block = rows[first : first + size]
@@ -145,20 +174,24 @@ def recommend(config: RecommendConfig, run: FinishedRun, span: int, raw: pa.Arra
             scores, ids = state.ranker.best(interests, items, top, seen)
             matching = best_matching_interest(state, interests, ids)
             file.write(_table(dataset, users, scores, ids, matching))
+            listed = (ids >= 0).sum(1).cpu()
+            some = listed > 0
+            counts += torch.stack([some.sum(), (some & (listed < config.top)).sum(), (~some).sum()])
             if topology.rank == 0:
                 logger.info("%d of %d users of this rank", min(first + size, len(rows)), len(rows))
-    return int(topology.sum(torch.tensor([len(rows)])))
+    with_rows, fewer, none = topology.sum(counts).tolist()
+    return Recommended(users=with_rows, fewer=fewer, none=none, span=span, items=items)
 
 
 def _rows(
-    config: RecommendConfig, dataset: Dataset, state: SpanState, raw: pa.Array | None, topology: Topology
+    config: RecommendConfig, dataset: Dataset, state: SpanState, requested: UserList | None, topology: Topology
 ) -> torch.Tensor:
     """Rows of this rank's requested users with interests, ``[n]`` int64 ascending."""
     store = state.store
     has_interests = store.counts.cpu() > 0
-    if raw is None:
+    if requested is None:
         return has_interests.nonzero().squeeze(1)
-    dense = torch.from_numpy(dataset.dense_user_ids(raw))
+    dense = torch.from_numpy(dataset.dense_user_ids(requested.ids))
     mine = (dense >= store.first_user) & (dense < store.first_user + len(has_interests))
     rows = dense[mine] - store.first_user
     # A user without interests on any rank is unknown.
@@ -166,21 +199,23 @@ def _rows(
     known[mine.nonzero().squeeze(1)[has_interests[rows]]] = 1
     unknown = np.flatnonzero(topology.sum(known).numpy() == 0)
     if config.unknown == "error":
-        _refuse(raw, unknown)
+        _refuse(requested, unknown)
     elif len(unknown) and topology.rank == 0:
-        logger.warning("skipped %d unknown users: %s", len(unknown), _named(raw, unknown))
+        logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
     return rows[has_interests[rows]].sort().values
 
 
-def _refuse(raw: pa.Array, unknown: np.ndarray) -> None:
+def _refuse(requested: UserList, unknown: np.ndarray) -> None:
     if len(unknown):
-        named = _named(raw, unknown)
+        named = _named(requested, unknown)
         raise ValueError(f"users: unknown users {named}: take them out, or pass --unknown skip")
 
 
-def _named(raw: pa.Array, places: np.ndarray) -> str:
+def _named(requested: UserList, places: np.ndarray) -> str:
+    """Some ids, in quotes where blanks or commas would mislead."""
+    first = map(str, requested.names.take(pa.array(places[:_NAMED])).to_pylist())
     more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-    return ", ".join(map(str, raw.take(pa.array(places[:_NAMED])).to_pylist())) + more
+    return ", ".join(one if _PLAIN.fullmatch(one) else repr(one) for one in first) + more
 
 
 def best_matching_interest(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Early stopping: how many epochs a span takes, and which epoch's state it ends with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,14 +26,18 @@ class EarlyStopping:
         self.config, self._wait_for_save = config, wait_for_save
 
     def stops(self, progress: Progress, pretraining: bool) -> bool:
-        """Whether the span takes no further epoch.
+        """Whether the span takes no further epoch. A span without targets to train on takes one, which changes nothing.
 
         Args:
             progress: between two epochs.
             pretraining: whether ``epochs`` bounds them, or ``incremental_epochs``.
         """
         limit = self.config.epochs if pretraining else self.config.incremental_epochs
-        return progress.epoch >= limit or 0 < self.config.patience < progress.epoch - progress.best.epoch
+        return (
+            progress.epoch >= limit
+            or progress.untrainable
+            or 0 < self.config.patience < progress.epoch - progress.best.epoch
+        )
 
     def update(self, progress: Progress, model: Recommender, losses: tuple[float, float], quality: float) -> bool:
         """Replaces the best epoch by the current one if that is better; collective.
@@ -80,3 +85,34 @@ class EarlyStopping:
         """Frees the previous best epoch's copy before the next is made: each is as large as the model."""
         self._wait_for_save()  # it may still write from the copy
         progress.best = replace(progress.best, snapshot=None)
+
+
+def describe_epoch(losses: tuple[float, float], metric: str, quality: float, better: bool) -> str:
+    """An epoch's results for the log.
+
+    Args:
+        losses: as in `EarlyStopping.update`.
+        metric: the name of the validation metric.
+        quality: the validation metric.
+        better: whether the epoch is the best so far.
+    """
+    loss = "no targets to train on" if math.isnan(losses[0]) else f"loss {losses[0]:.4f}"
+    if math.isnan(quality):
+        return f"{loss}, no validation targets"
+    return f"{loss}, validation {metric} {quality:.4f}{' (best)' if better else ''}"
+
+
+def describe_lack(progress: Progress) -> str | None:
+    """What a span lacks to be trained or validated, and what follows; None for nothing.
+
+    Args:
+        progress: after the span's last epoch.
+    """
+    if progress.untrainable:
+        return (
+            f"span {progress.span} has nothing to train on: none of its users has 2 interactions, or 4 of which 2 are "
+            "held out; no step is taken, and only interests are written"
+        )
+    if not progress.best.validated:
+        return f"span {progress.span} has no validation targets: all its epochs were trained and the last is kept"
+    return None

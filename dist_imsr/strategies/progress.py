@@ -75,6 +75,11 @@ class Progress:
         """Whether at least one step of the span is trained."""
         return (self.epoch, self.step) != (0, 0)
 
+    @property
+    def untrainable(self) -> bool:
+        """Whether the epochs of the span so far had no targets to train on."""
+        return self.epoch > 0 and math.isnan(self.best.losses[0])
+
     def add_step(self, loss: float, extra: float, targets: int) -> None:
         """Counts a step of training, with its losses summed over its targets."""
         self.losses = self.losses[0] + loss, self.losses[1] + extra

@@ -21,7 +21,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.phases import Phase
 from dist_imsr.reporter import Reporter
-from dist_imsr.strategies.early_stopping import EarlyStopping
+from dist_imsr.strategies.early_stopping import EarlyStopping, describe_epoch, describe_lack
 from dist_imsr.strategies.growth import Growth
 from dist_imsr.strategies.progress import Best, Progress
 from dist_imsr.strategies.sections import Sections, build_recommender
@@ -151,9 +151,9 @@ class SpanTrainer:
         """
         while not self.early_stopping.stops(self.progress, pretraining):
             yield self.progress.epoch
-        if not self.progress.best.validated:
-            span = self.progress.span
-            logger.warning("span %d has no validation targets: all its epochs were trained and the last is kept", span)
+        lack = describe_lack(self.progress)
+        if lack is not None:
+            logger.warning(lack)
 
     @Phase("training", shown=True)
     def train_epoch(self, data: Span, objective: Objective, prefetch_lookup: bool = True) -> tuple[float, float]:
@@ -215,15 +215,8 @@ class SpanTrainer:
         if better:
             self.last_good_state = f"span {progress.span} after epoch {progress.epoch}"
         self.model.engine.log({f"validation/{metric}": quality}, progress.steps)
-        logger.info(
-            "span %d, epoch %d: loss %.4f, validation %s %.4f%s",
-            progress.span,
-            progress.epoch,
-            losses[0],
-            metric,
-            quality,
-            " (best)" if better else "",
-        )
+        results = describe_epoch(losses, metric, quality, better)
+        logger.info("span %d, epoch %d: %s", progress.span, progress.epoch, results)
         self.progress = replace(progress, epoch=progress.epoch + 1, step=0, losses=(0.0, 0.0), targets=0)
         self._save()
 

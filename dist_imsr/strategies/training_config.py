@@ -15,7 +15,7 @@ class TrainingConfig:
         epochs: maximum number in the pre-training span, and in each span of full_retraining.
         incremental_epochs: maximum number in every later span.
         patience: epochs without a better validation before the best state is restored; 0 trains all epochs and keeps
-            the last.
+            the last, as in a span without validation targets (users with 3 or more interactions in it).
         metric: the validation metric, on each user's second last interaction of the span.
         validation_users: approximate number of users to validate on, in spans that have more.
         spans: number of spans to train after the pre-training span; all by default, 0 for pre-training alone. The same

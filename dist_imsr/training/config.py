@@ -30,7 +30,7 @@ class TrainConfig:
             that holds a run; the path of a checkpoint resumes from that one if run_dir has none. A checkpoint right
             after pre-training may be of another strategy, and differ in other keys that only later spans read.
         overwrite: replace the results of an earlier run in run_dir, its checkpoints included.
-        timeout_seconds: that ranks wait for each other before the job ends.
+        timeout_seconds: that ranks wait for each other, at the start and in every exchange, before the job ends.
         model: the base model.
         strategy: the incremental strategy.
         training: length and early stopping.

@@ -21,6 +21,7 @@ from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.folder import check_folder, claim_folder
 from dist_imsr.training.identity import identity
+from dist_imsr.training.learnable import check_learnable
 from dist_imsr.training.profile import keep_before
 from dist_imsr.training.resume import CheckpointCandidates, as_restarted
 from dist_imsr.training.storage import Stored
@@ -111,11 +112,11 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
         The prepared data, and the checkpoints to resume from.
 
     Raises:
-        ValueError: naming the key.
+        ValueError: naming the key; also for data without users to train on, to validate or to test.
     """
     dataset, topology = Dataset(config.data), read_topology()
     topology.buckets(dataset.buckets)
-    config.training.last(dataset.spans)
+    check_learnable(dataset, config.training)
     config.catalogue.optimizer_on(topology.device)
     build_strategy(config.strategy).check(dataset)
     candidates = CheckpointCandidates(config, dataset, topology.device)

@@ -34,3 +34,20 @@ def _collectives_with_a_silent_rank(topology):
 def test_a_rank_that_does_not_answer_is_reported():
     line = "train: rank 0: another rank did not answer within timeout_seconds: check whether it hangs\n"
     assert run_ranks(2, _collectives_with_a_silent_rank)[0] == [(command.FAILED, line)] * 2
+
+
+def test_variables_that_make_no_rank_end_in_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "abc")
+    assert command.run("train", lambda: None, "stopped") == command.BAD_INPUT
+    assert capsys.readouterr().err.startswith("train: RANK=abc is not a number")
+
+
+def test_every_rank_says_why_it_did_not_start(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work():
+        raise command.NotStarted("no rank 0", command.BAD_INPUT)
+
+    assert command.run("train", work, "stopped") == command.BAD_INPUT
+    assert capsys.readouterr().err == "train: rank 1: no rank 0\n"

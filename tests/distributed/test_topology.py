@@ -78,6 +78,14 @@ def test_fewer_gpus_than_ranks_are_refused_by_every_rank(machine, monkeypatch):
             machine(2)
 
 
+def test_a_local_rank_that_is_left_over(machine, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert machine(1) == Topology(0, 1, 1, torch.device("cuda:0"))
+    with pytest.raises(ValueError, match="LOCAL_RANK=3 has no GPU among 2: unset it"):
+        machine(2)
+
+
 def test_ds_accelerator_cpu_keeps_ranks_on_the_cpu(machine, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert machine(1) == Topology(7, 8, 4, torch.device("cpu"))

@@ -4,17 +4,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dist_imsr.data.dataset import DataConfig
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.parts import JointFile
-from dist_imsr.evaluation.recommend import RecommendConfig, recommend, requested_users
+from dist_imsr.evaluation.recommend import RecommendConfig, Recommended, recommend, requested_users
+from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies import StrategyConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
 from launch.recommend import main
 from tests import reference
+from tests.prepared import write_dataset
 from tests.ranks import run_ranks
+from tests.runs import run
 
 
 def _recommend(topology, config):
-    run = FinishedRun(config.run_dir)
-    return recommend(config, run, run.resolve_span(config.span), requested_users(config, run.dataset), topology)
+    finished = FinishedRun(config.run_dir)
+    users = requested_users(config, finished.dataset)
+    return recommend(config, finished, finished.resolve_span(config.span), users, topology)
 
 
 @pytest.mark.parametrize(("world_size", "exclude_seen"), [(1, False), (2, True), (3, False)])
@@ -23,7 +30,8 @@ def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exc
     config = RecommendConfig(finished.folder, output, top=7, exclude_seen=exclude_seen, block=7)
     stored, table = last_state
     recommended = len([user for user in stored if len(stored[user])])
-    assert run_ranks(world_size, _recommend, config) == [recommended] * world_size
+    written = Recommended(users=recommended, fewer=0, none=0, span=2, items=len(table))
+    assert run_ranks(world_size, _recommend, config) == [written] * world_size
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
     seen = {user: set() for user in stored}
@@ -51,6 +59,14 @@ def test_some_users(finished, tmp_path, kind):
     arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(output), "--top", "3"]
     assert main(arguments) == 0
     assert sorted(pq.read_table(output)["user"].to_pylist()) == ["user-3"] * 3 + ["user-7"] * 3
+
+
+def test_an_id_with_blanks_is_another_user(finished, tmp_path, capsys):
+    path = tmp_path / "users.txt"
+    path.write_text(" user-1\nUser-1\nuser-1\n")
+    arguments = ["--run_dir", str(finished.folder), "--users", str(path), "--output", str(tmp_path / "recs.parquet")]
+    assert main(arguments) == 2
+    assert "unknown users ' user-1', User-1: take them out" in capsys.readouterr().err
 
 
 def test_unknown_users_are_listed_or_skipped(finished, tmp_path, capsys, caplog):
@@ -88,11 +104,41 @@ def test_more_places_than_items_and_ranks_without_users(finished, last_state, tm
     path, output = tmp_path / "users.txt", tmp_path / "recs.parquet"
     path.write_text("user-7\n")
     config = RecommendConfig(finished.folder, output, users=str(path), top=10_000, exclude_seen=True)
-    assert run_ranks(3, _recommend, config) == [1] * 3
+    items = len(last_state[1])
+    written = run_ranks(3, _recommend, config)
+    assert written == [Recommended(users=1, fewer=1, none=0, span=2, items=items)] * 3
+    reasons = f"the span knows {items} items, and they have met the others"
+    assert written[0].describe(config).endswith(f"; 1 have fewer than 10000 items: {reasons}")
     found = pq.read_table(output)["item"].to_pylist()
     edge = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
     seen = {item for user, item, time in finished.log if user == "user-7" and time < edge}
     assert sorted(found) == sorted(set(last_state[1]) - seen)
+
+
+def test_users_who_have_met_almost_all_items(tmp_path):
+    """User 0 has met all items, users 1 and 2 all but two, user 3 has met one."""
+    history = {0: [[0, 1, 2, 3, 4, 5]], 1: [[0, 1, 2, 3]], 2: [[2, 3, 4, 5]], 3: [[5, 5, 5, 5]]}
+    data = write_dataset(tmp_path / "data", {user: [*spans, [0, 1, 2]] for user, spans in history.items()}, buckets=4)
+    config = TrainConfig(
+        data=DataConfig(data),
+        run_dir=tmp_path / "run",
+        model=ModelConfig(dim=4, interests=2),
+        strategy=StrategyConfig("fine_tuning"),
+        training=TrainingConfig(epochs=1, spans=0),
+    )
+    run_ranks(1, run, config)
+    top = {"top": 4, "exclude_seen": True}
+    asked = RecommendConfig(config.run_dir, tmp_path / "recs.parquet", **top)
+    written = run_ranks(2, _recommend, asked)
+    assert written == [Recommended(users=3, fewer=2, none=1, span=0, items=6)] * 2
+    assert written[0].describe(asked) == (
+        f"3 users, span 0: written to {asked.output}; 2 have fewer than 4 items, 1 more has none: they have met the "
+        "others"
+    )
+    rows = pq.read_table(asked.output)["user"].to_pylist()
+    assert sorted(rows) == [1, 1, 2, 2, 3, 3, 3, 3]
+    plain = RecommendConfig(config.run_dir, asked.output, top=4)
+    assert run_ranks(1, _recommend, plain)[0].describe(plain) == f"4 users, span 0: written to {asked.output}"
 
 
 def _failing(topology, path):

@@ -1,4 +1,5 @@
 import itertools
+import logging
 import math
 from dataclasses import replace
 
@@ -321,9 +322,46 @@ def test_spans_without_validation_or_training_targets(tmp_path):
     config = _config(write_dataset(tmp_path / "data", short), tmp_path / "run")
     for losses, lines, *_ in run_ranks(2, _run, config):
         assert [line["loss"] is None for line in lines] == [False, True]
-        assert sum(math.isnan(loss) for loss in losses) == 2 * config.training.incremental_epochs  # validations
+        # Validations: all epochs of span 1, and one of span 2, which has nothing to train on.
+        assert sum(math.isnan(loss) for loss in losses) == config.training.incremental_epochs + 1
         assert lines[0]["users"] == 0
         assert lines[0]["hr@5"] is None
+
+
+def _train_nothing(topology, config):
+    """Trains span 2, in which nothing can be trained: whether parameters are equal, the report, the warnings."""
+    trainer, warnings, handler = Trainer(config, Dataset(config.data), topology), [], logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("dist_imsr").addHandler(handler)
+    for span in (0, 1):
+        trainer.spans.progress = trainer.spans.progress.at(span)
+        trainer.train_span(span)
+    trainer.spans.add_items(2)
+    before = {name: rows.values.clone() for name, rows in trainer.model.tensors().items()}
+    warnings.clear()
+    report = trainer.train_span(2)
+    after = trainer.model.tensors()
+    equal = {name: torch.equal(before[name], after[name].values) for name in before if "interest" not in name}
+    return equal, report, warnings
+
+
+@pytest.mark.parametrize("name", ["fine_tuning", "imsr", "ader", "sml", "life_long"])
+def test_a_span_with_nothing_to_train_on_keeps_the_parameters(tmp_path, name):
+    """Its users have 1 or 3 interactions; with 3, one of them is a validation target."""
+    short = {
+        user: [*spans[:2], spans[2][: 1 if user % 2 else 3], *spans[3:]]
+        for user, spans in HISTORY.items()
+        if len(spans[2]) != 2 or user % 2
+    }
+    short = {place: short[user] for place, user in enumerate(short)}
+    config = _config(write_dataset(tmp_path / "data", short), tmp_path / "run", strategy=StrategyConfig(name))
+    config.run_dir.mkdir()
+    equal, report, messages = run_ranks(1, _train_nothing, config)[0]
+    assert report["loss"] is None
+    assert equal
+    assert name == "sml" or all(equal.values())  # SML transfers the parameters of the span before in any case
+    assert sum("span 2 has nothing to train on" in message for message in messages) == (name != "life_long")
+    assert not any("nan" in message for message in messages)
 
 
 def _diverge(topology, config):
