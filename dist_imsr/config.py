@@ -280,21 +280,42 @@ def _completed(argv: Sequence[str], tree: type) -> list[str]:
 
 
 def _joined(argv: Sequence[str], tree: type) -> list[str]:
-    """Makes one list of several words after a key that takes a list: ``--input a.csv b.csv``."""
-    lists = {f"--{key}" for key, kind in _keys(tree) if _takes_list(kind)}
+    """Makes one list of several words after a key that takes a list: ``--input a.csv b.csv``.
+
+    In lists of texts, NULL and 007 are texts, whatever they are in YAML.
+    """
+    lists = {f"--{key}": element for key, kind in _keys(tree) if (element := _element_of(kind)) is not None}
     joined: list[str] = []
     rest = list(argv)
     while rest:
-        joined.append(rest.pop(0))
-        words: list[str] = []
-        while joined[-1] in lists and rest and not rest[0].startswith("--"):
+        option, equals, word = rest.pop(0).partition("=")
+        words = [word] if equals else []
+        while option in lists and not equals and rest and not rest[0].startswith("--"):
             words.append(rest.pop(0))
-        joined += words if len(words) < 2 else [json.dumps(words)]
+        if len(words) == 1 and lists.get(option) in (str, Path) and words[0].startswith("[") and words[0].endswith("]"):
+            words = _texts(words[0])
+            joined.append(f"{option}={json.dumps(words)}")
+        else:
+            joined += (
+                [f"{option}={word}"]
+                if equals
+                else [option, *words[:1]]
+                if len(words) < 2
+                else [option, json.dumps(words)]
+            )
     return joined
 
 
-def _takes_list(kind: Any) -> bool:
-    return any(get_origin(one) is list for one in (kind, *get_args(kind)))
+def _element_of(kind: Any) -> type | None:
+    """The type of a list's elements, if a key takes a list."""
+    return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
+
+
+def _texts(text: str) -> Any:
+    try:
+        return yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return text
 
 
 def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,11 +1,13 @@
 """Text in any encoding and with any line ends, as UTF-8 with one kind of line end, line by line the same."""
 
 import codecs
+import itertools
 import mmap
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -33,15 +35,15 @@ class PlainText:
     """A text file that DuckDB can read.
 
     Args:
-        path: of the text; lines are those of the original, those with a stray carriage return emptied.
-        strays: the number of stray carriage returns.
-        examples: number, from 1, and text of the first lines with strays.
+        path: of the text; lines are those of the original, but rejected ones are emptied.
+        rejected: the number of rejected lines by reason; a line counts once for each carriage return in it.
+        examples: number, from 1, reason and text of the first rejected lines.
         quoted: whether it has a quote.
     """
 
     path: Path
-    strays: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+    examples: list[tuple[int, str, str]] = field(default_factory=list)
     quoted: bool = False
 
 
@@ -126,7 +128,7 @@ def _copy(
     file: InputFile, encoding: str, blanks: bool, quote: str, path: Path, progress: Callable[[float], None]
 ) -> PlainText:
     strays, number, quoted = 0, 0, False
-    examples: list[tuple[int, str]] = []
+    examples: list[tuple[int, str, str]] = []
     with path.open("wb") as sink:
         for block in _whole_lines(_encoded(file, encoding, progress), file.name):
             block = block.replace(b"\r\n", b"\n")
@@ -136,7 +138,7 @@ def _copy(
                     if b"\r" in line:
                         strays += line.count(b"\r")
                         if len(examples) < EXAMPLES:
-                            examples.append((number + place + 1, line[:_KEPT].decode(errors="replace")))
+                            examples.append(example(number + place + 1, CARRIAGE_RETURN, line))
                         lines[place] = b""
                 block = b"\n".join(lines)
             if blanks:
@@ -144,7 +146,12 @@ def _copy(
             number += block.count(b"\n")
             quoted = quoted or (bool(quote) and quote.encode() in block)
             sink.write(block)
-    return PlainText(path, strays, examples, quoted)
+    return PlainText(path, {CARRIAGE_RETURN: strays} if strays else {}, examples, quoted)
+
+
+def example(number: int, reason: str, line: bytes) -> tuple[int, str, str]:
+    """A rejected line for `PlainText`, without its end."""
+    return number, reason, line[:_KEPT].decode(errors="replace").rstrip("\r\n")
 
 
 def _encoded(file: InputFile, encoding: str, progress: Callable[[float], None]) -> Iterator[bytes]:
@@ -175,6 +182,11 @@ def _whole_lines(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
                 raise ValueError(f"input: {name} has a line of more than {_LONGEST_LINE >> 20} MiB: is it a log?")
     if rest:
         yield rest.removesuffix(b"\r")
+
+
+def whole_lines(source: IO[bytes]) -> Iterator[bytes]:
+    """The blocks of an open plain text, each of whole lines."""
+    return _whole_lines(iter(lambda: source.read(_BLOCK), b""), source.name)
 
 
 def count_lines(path: Path) -> tuple[int, int]:
@@ -210,14 +222,39 @@ def lines_of_records(path: Path, records: np.ndarray, excluded: np.ndarray) -> n
     return np.concatenate(found)
 
 
-def _line_lengths(path: Path) -> Iterator[np.ndarray]:
-    """The numbers of bytes of lines without their ends, in blocks."""
+def lines_at(path: Path, positions: np.ndarray) -> np.ndarray:
+    """The line numbers at positions in a plain text.
+
+    Args:
+        path: of the text.
+        positions: ``[n]`` of bytes, ascending, from 0.
+
+    Returns:
+        ``[n]`` from 1.
+    """
+    found, begin, line = [np.empty(0, np.int64)], 0, 1
+    for lengths in _line_lengths(path, ends=True):
+        starts = begin + np.concatenate([[0], lengths.cumsum()])
+        here = positions[(positions >= begin) & (positions < starts[-1])]
+        found.append(line + np.searchsorted(starts, here, side="right") - 1)
+        begin, line = int(starts[-1]), line + len(lengths)
+    return np.concatenate(found)
+
+
+def leading_blank_lines(path: Path) -> int:
+    """The number of blank lines at the beginning of a plain text."""
     with path.open("rb") as source:
-        for block in _whole_lines(iter(lambda: source.read(_BLOCK), b""), str(path)):
+        return sum(1 for _ in itertools.takewhile(lambda line: not line.strip(b"\r\n"), source))
+
+
+def _line_lengths(path: Path, ends: bool = False) -> Iterator[np.ndarray]:
+    """The numbers of bytes of lines, with or without their ends, in blocks."""
+    with path.open("rb") as source:
+        for block in whole_lines(source):
             codes = np.frombuffer(block, np.uint8)
-            ends = np.flatnonzero(codes == 10)
+            feeds = np.flatnonzero(codes == 10)
             if block[-1:] != b"\n":
-                ends = np.append(ends, len(codes))
-            lengths = np.diff(ends, prepend=-1) - 1
-            carriage = codes[ends - 1] == 13
-            yield lengths - (carriage & (lengths > 0))
+                feeds = np.append(feeds, len(codes))
+            lengths = np.diff(feeds, prepend=-1) - 1
+            carriage = codes[feeds - 1] == 13
+            yield lengths + 1 if ends else lengths - (carriage & (lengths > 0))

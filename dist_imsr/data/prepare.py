@@ -152,7 +152,10 @@ class _Preparation:
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
         n_users, interactions = (int(total) for total in buckets.sum(axis=0))
-        edges = span_edges(staged.last.period or self._period(), config.alpha, config.spans)
+        try:
+            edges = span_edges(staged.last.period or self._period(), config.alpha, config.spans)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self.name})") from None
         conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
         [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
         writer = SpanWriter(self.folder, edges, n_users, n_items)

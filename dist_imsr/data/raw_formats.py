@@ -88,7 +88,7 @@ class RawFormat:
         if self.positional:
             places = {key: int(name) for key, name in self.columns.items()}
             return places if max(places.values()) < width else None
-        if len(self.order) != width:
+        if not self.order or len(self.order) != width:
             return None
         return {key: self.order.index(name) for key, name in self.columns.items()}
 

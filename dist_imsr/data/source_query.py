@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_imsr.data.input_files import InputFile
-from dist_imsr.data.plain_text import PlainText
+from dist_imsr.data.plain_text import PlainText, leading_blank_lines
 from dist_imsr.data.text_format import BLANKS, TextFormat
 from dist_imsr.data.times import LATEST_TIME
 
@@ -156,6 +156,7 @@ def csv_relation(text: PlainText, form: TextFormat) -> str:
     return (
         f"read_csv({InputFile('', text.path).literal}, auto_detect = false, delim = {quoted(delimiter)}, "
         f"quote = {quoted(form.quote)}, escape = {quoted(form.escape)}, header = {form.header}, "
+        f"skip = {leading_blank_lines(text.path)}, "
         f"columns = {{{columns}}}, hive_partitioning = false, store_rejects = true, rejects_limit = 0)"
     )
 

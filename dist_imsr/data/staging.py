@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
+from dist_imsr.data.broken_quotes import BROKEN_QUOTES
 from dist_imsr.data.input_files import name_file
-from dist_imsr.data.plain_text import CARRIAGE_RETURN, EXAMPLES, count_lines, lines_of_records
+from dist_imsr.data.plain_text import EXAMPLES, count_lines, lines_at, lines_of_records
 from dist_imsr.data.source_query import REJECTED, SourceQuery
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
@@ -16,13 +18,11 @@ _MOST_ROWS = 2**32 - 1  # a moment has 32 bits for a row's place
 _SHOWN = 200  # characters of the example in the error
 _SCHEMA = pa.schema({"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "raw": pa.string()})
 
-_BROKEN = "broken quotes"
-
 # Our reasons by the error types of DuckDB's CSV reader.
 _REASONS = {
     "MISSING COLUMNS": "wrong column count",
     "TOO MANY COLUMNS": "wrong column count",
-    "UNQUOTED VALUE": _BROKEN,
+    "UNQUOTED VALUE": BROKEN_QUOTES,
     "LINE SIZE OVER MAXIMUM": "line too long",
     "INVALID ENCODING": "invalid encoding",
 }
@@ -118,49 +118,67 @@ def _stage_one(query: SourceQuery, staged: Staged, database: Database, display: 
     reasons = f"SELECT reason {rows} AND {REJECTED} UNION ALL SELECT reason FROM unparsed"
     rejected = Counter(dict(run(f"SELECT reason, count(*) FROM ({reasons}) GROUP BY reason")))
     [(unparsed,)] = run("SELECT count(*) FROM unparsed")
+    if query.text is not None and unparsed and breaks:
+        _number_lines(query.text.path, database)
     lost = 0
     if query.text is not None and query.text.quoted:
         [(kept,)] = run(f"SELECT coalesce(sum(1 + breaks), 0)::BIGINT {rows} AND NOT ({REJECTED})")
         lines, blank = count_lines(query.text.path)
         lost = max(0, lines - blank - query.header - kept - rejected.total())
-        rejected[_BROKEN] += lost
-    strays = query.text.strays if query.text is not None else 0
-    rejected[CARRIAGE_RETURN] += strays
-    staged.rows += parsed + unparsed + lost + strays
+        rejected[BROKEN_QUOTES] += lost
+    emptied = Counter(query.text.rejected if query.text is not None else {})
+    rejected += emptied
+    staged.rows += parsed + unparsed + lost + emptied.total()
     staged.rejected += rejected
     if +rejected and len(staged.examples) < EXAMPLES:
-        sample = f"SELECT rowid - {first} AS place, reason, left(raw, {RAW_KEPT}) AS raw {rows} AND {REJECTED}"
-        examples = _examples(query, f"{sample} ORDER BY rowid LIMIT {EXAMPLES}", breaks + lost == 0, database)
+        # The lines before a row are the rows before it and the line breaks in them.
+        before = "sum(breaks) OVER (ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+        place = f"rowid - {first}" + (f" + coalesce({before}, 0)::BIGINT" if breaks else "")
+        sample = f"SELECT rowid, {place} AS place, reason, left(raw, {RAW_KEPT}) AS raw {rows}"
+        sample = f"SELECT * FROM ({sample}) WHERE {REJECTED} ORDER BY rowid LIMIT {EXAMPLES}"
+        examples = _examples(query, sample, lost == 0, database)
         staged.examples += examples[: EXAMPLES - len(staged.examples)]
 
 
 def _collect_unparsed(query: SourceQuery, database: Database) -> None:
     """Makes a row of each line that the CSV reader rejected, with the first of its errors."""
     run = database.run
-    run("CREATE OR REPLACE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR)")
+    run("CREATE OR REPLACE TABLE unparsed (line BIGINT, reason VARCHAR, raw VARCHAR, byte BIGINT)")
     if query.text is None:
         return
     cases = " ".join(f"WHEN '{error}' THEN '{reason}'" for error, reason in _REASONS.items())
     reason = f"CASE error_type::VARCHAR {cases} ELSE lower(error_type::VARCHAR) END"
-    raw = f"left(trim(coalesce(csv_line, ''), chr(10) || chr(13)), {RAW_KEPT})"
+    text = "coalesce(csv_line, '')"
+    raw = f"left(trim({text}, chr(10) || chr(13)), {RAW_KEPT})"
+    # The text, and so the first byte, may include the ends of the lines before.
+    byte = f"line_byte_position + length({text}) - length(ltrim({text}, chr(10) || chr(13)))"
     place = "coalesce(column_idx, 0)"
     run(f"""
-        INSERT INTO unparsed
-        SELECT line, arg_min({reason}, {place}), arg_min({raw}, {place}) FROM reject_errors GROUP BY line
+        INSERT INTO unparsed SELECT line, arg_min({reason}, {place}), arg_min({raw}, {place}), min({byte})
+        FROM reject_errors GROUP BY line
     """)
     for table in ("reject_errors", "reject_scans"):  # the next file has its own
         run(f"DROP TABLE {table}")
 
 
+def _number_lines(path: Path, database: Database) -> None:
+    """Corrects the line numbers of rows that the CSV reader rejected, which counts rows of several lines as one."""
+    found = database.table("SELECT byte FROM unparsed ORDER BY byte")
+    lines = pa.table({"byte": found["byte"], "number": lines_at(path, found["byte"].to_numpy())})
+    database.connection.register("numbered_lines", lines)
+    database.run("UPDATE unparsed SET line = number FROM numbered_lines AS n WHERE n.byte = unparsed.byte")
+    database.connection.unregister("numbered_lines")
+
+
 def _examples(
-    query: SourceQuery, sample: str, single_lines: bool, database: Database
+    query: SourceQuery, sample: str, numbered: bool, database: Database
 ) -> list[tuple[str, int | None, str, str]]:
-    """The first rejected rows of a file, in the order of their lines if each row is on one line."""
+    """The first rejected rows of a file, in the order of their lines if these can be ``numbered``."""
     sampled = database.table(sample)
     places = sampled["place"].to_numpy()
     if query.text is None:
         lines = (places + 1).tolist()
-    elif single_lines:
+    elif numbered:
         unparsed = database.table("SELECT line FROM unparsed ORDER BY line")["line"].to_numpy()
         lines = lines_of_records(query.text.path, places + query.header, unparsed).tolist()
     else:
@@ -168,7 +186,7 @@ def _examples(
     found = list(zip(lines, sampled["reason"].to_pylist(), sampled["raw"].to_pylist(), strict=True))
     found += database.run(f"SELECT line, reason, raw FROM unparsed ORDER BY line LIMIT {EXAMPLES}")
     if query.text is not None:
-        found += [(line, CARRIAGE_RETURN, raw) for line, raw in query.text.examples]
+        found += query.text.examples
     found.sort(key=lambda example: example[0] or 0)
     return [(query.name, *example) for example in found[:EXAMPLES]]
 
@@ -181,9 +199,11 @@ def _refuse(staged: Staged, name: str, max_bad_fraction: float) -> None:
     bad = staged.rejected.total()
     if bad > max_bad_fraction * staged.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in staged.ordered_rejected.items())
-        file, line, reason, raw = staged.examples[0]
-        place = f"{f'{file}, ' if file != name else ''}line {'?' if line is None else line}"
+        examples = [
+            f"; {f'{file}, ' if file != name else ''}line {'?' if line is None else line} ({reason}): {raw[:_SHOWN]!r}"
+            for file, line, reason, raw in staged.examples[:1]
+        ]
         raise ValueError(
             f"input: {name}: {bad} of {staged.rows} rows are bad, more than max_bad_fraction {max_bad_fraction:g}: "
-            f"{reasons}; {place} ({reason}): {raw[:_SHOWN]!r}; read as: {', '.join(staged.read_as)}"
+            f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}"
         )

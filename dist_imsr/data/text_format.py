@@ -1,7 +1,7 @@
 """How columns are written in a text file: stated, or guessed from what holds over many lines."""
 
-import csv
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar", "::": "'::'",
 _WORDS = {name: delimiter for delimiter, name in _NAMES.items()} | {r"\t": "\t", r"\x01": "\x01"}
 _NONE = "none"
 _ENOUGH = 0.5  # the share of lines that must have the same columns
-_FIELD = "\x1f"  # stands for a delimiter of several characters
+_LONGEST_VALUE = 100  # lines
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,46 @@ class TextFormat:
         return replace(self, quote="", escape="")
 
     def rows(self, lines: Sequence[str]) -> list[list[str]]:
-        """Splits lines into columns."""
+        """Splits lines into columns; a line with broken quotes has none, and a value may go on over lines."""
+        found, place = list[list[str]](), 0
+        while place < len(lines):
+            columns, used = self.split(lines[place]), 1
+            if columns is None:
+                text = lines[place]
+                for more, line in enumerate(lines[place + 1 : place + _LONGEST_VALUE], 2):
+                    text += f"\n{line}"
+                    if self.quote in line and (columns := self.split(text)) is not None:
+                        used = more
+                        break
+            found.append(columns or [])
+            place += used
+        return found
+
+    def split(self, text: str) -> list[str] | None:
+        """The columns of one row; None if a quote at the beginning of a column is not closed at its end."""
         if self.delimiter == BLANKS:
-            return [line.split() for line in lines]
-        character = self.delimiter if len(self.delimiter) == 1 else _FIELD
-        if character == _FIELD:
-            lines = [line.replace(self.delimiter, _FIELD) for line in lines]
-        doubled = self.escape == self.quote
-        reader = csv.reader(
-            (f"{line}\n" for line in lines),
-            delimiter=character,
-            quotechar=self.quote or '"',
-            quoting=csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE,
-            escapechar=None if doubled else self.escape,
-            doublequote=doubled,
-        )
-        try:
-            return list(reader)
-        except csv.Error:
-            return []
+            return text.split()
+        if not self.quote or self.quote not in text:
+            return text.split(self.delimiter)
+        mark, escape = re.escape(self.quote), re.escape(self.escape)
+        inside = f"(?:[^{mark}{escape}]|{escape}.)*" if self.escape != self.quote else f"(?:[^{mark}]|{mark}{mark})*"
+        quoted = re.compile(f"{mark}({inside}){mark}", re.DOTALL)
+        columns, place = list[str](), 0
+        while True:
+            if text.startswith(self.quote, place):
+                match = quoted.match(text, place)
+                if match is None:
+                    return None
+                end = match.end()
+                columns.append(re.sub(f"{escape}(.)", r"\1", match[1], flags=re.DOTALL))
+            else:
+                end = text.find(self.delimiter, place) % (len(text) + 1)
+                columns.append(text[place:end])
+            if end == len(text):
+                return columns
+            if not text.startswith(self.delimiter, end):
+                return None
+            place = end + len(self.delimiter)
 
 
 @dataclass(kw_only=True)
@@ -119,8 +140,7 @@ class _Guess(NamedTuple):
     """A way to read the first lines, and how well it fits; the larger, the better."""
 
     likely: bool  # most times are between 1990 and 2100
-    timed: float  # share of lines whose time may be one
-    even: float  # share of lines with the same number of columns
+    fit: float  # share of lines that are whole rows with a time
     text: TextFormat
     raw: RawFormat
 
@@ -145,7 +165,7 @@ def guess_format(
     """
     guesses = [
         guess
-        for text in _candidates(options)
+        for text in _candidates(options, lines)
         for raw in formats
         if (guess := _guess(text, raw, lines, options.header, time_unit or raw.time_unit)) is not None
     ]
@@ -161,19 +181,26 @@ def guess_format(
     return best.text, best.raw
 
 
-def _quality(guess: _Guess) -> tuple[bool, float, float]:
-    return guess.likely, round(guess.timed, 2), round(guess.even, 2)
+def _quality(guess: _Guess) -> tuple[bool, float]:
+    return guess.likely, round(guess.fit, 2)
 
 
-def _candidates(options: TextOptions) -> list[TextFormat]:
+def _is_quoted(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether most lines with quotes have a value between two of them."""
+    having = [line for line in lines if '"' in line]
+    between = [line for line in having if any(cell[:1] == cell[-1:] == '"' for cell in line.split(delimiter))]
+    return bool(having) and 2 * len(between) > len(having)
+
+
+def _candidates(options: TextOptions, lines: Sequence[str]) -> list[TextFormat]:
     delimiters = (*_DELIMITERS, BLANKS) if options.delimiter is None else (options.delimiter,)
     quotes: tuple[str, ...] = ('"', "") if options.quote is None else (options.quote,)
     if options.escape:
         quotes = tuple(quote or '"' for quote in quotes if quote or options.quote is None)[:1]
     found = []
     for delimiter, quote in itertools.product(delimiters, quotes):
-        if delimiter == BLANKS:
-            quote = ""
+        if delimiter == BLANKS or (not quote and options.quote is None and _is_quoted(lines, delimiter)):
+            quote = "" if delimiter == BLANKS else '"'
         escapes = (
             (options.escape,) if options.escape else (quote, "\\") if quote and options.escape is None else (quote,)
         )
@@ -189,7 +216,7 @@ def _guess(
         return None
     width = Counter(map(len, rows)).most_common(1)[0][0]
     first = [cell.strip() for cell in rows[0]]
-    found = raw.places_in(first) if header is not False else None
+    found = raw.places_in(first) if header is not False and not raw.positional else None
     named = found is not None
     if named:
         width = len(first)
@@ -206,18 +233,19 @@ def _guess(
     named = header if header is not None else named
     if raw.ids and not raw.fits(*([row[places[key]] for row in body] for key in ("user", "item"))):
         return None
-    times = [] if time is None else [row[time] for row in body]
-    count = max(len(times), 1)
-    likely = 2 * sum(is_likely(raw.completed_time(one), time_unit) for one in times) > count
-    timed = sum(is_time(one) for one in times) / count
+    times = [is_time(row[time]) for row in body] if time is not None else [True] * len(body)
+    likely = time is not None and 2 * sum(is_likely(raw.completed_time(row[time]), time_unit) for row in body) > len(
+        body
+    )
     complete = replace(text, header=bool(named), width=width, places=places)
-    return _Guess(likely, timed, len(even) / len(rows), complete, raw)
+    return _Guess(likely, (sum(times) + bool(named)) / len(lines), complete, raw)
 
 
 def _misfit(lines: Sequence[str], options: TextOptions, formats: Sequence[RawFormat], name: str) -> str:
     """Why no guess was possible: a column that is missing, or another format."""
     first = lines[0] if lines else ""
-    texts = [text for text in _candidates(options) if text.delimiter != BLANKS] or _candidates(options)
+    candidates = _candidates(options, lines)
+    texts = [text for text in candidates if text.delimiter != BLANKS] or candidates
     names = max((text.rows([first])[0] for text in texts if text.rows([first])), key=len, default=[first])
     [raw, *others] = formats
     if raw.configured:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dist_imsr.data.broken_quotes import set_aside_broken_quotes
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.plain_text import encoding_of, head_lines, plain_text
 from dist_imsr.data.raw_formats import RawFormat
@@ -70,6 +71,7 @@ def text_query(
     unit = stated or guess_unit(times, file.name)
     text = plain_text(file, encoding, form.delimiter == BLANKS, form.quote, scratch, progress)
     form = form if text.quoted else form.without_quotes()
+    text = set_aside_broken_quotes(text, form, scratch, progress)
     columns = [f"c{place}" for place in range(form.width)]
     cells = {key: columns[place] for key, place in places.items()}
     cells |= {key: quoted(value) for key, value in folders.items()}

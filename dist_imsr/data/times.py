@@ -12,6 +12,10 @@ _MIXED = 0.1  # the share of a second unit above which the unit is not guessed
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _ISO = re.compile(r"\s*\d{4}-\d{1,2}-\d{1,2}\b.*", re.DOTALL)
+_DATE_AND_TIME = (
+    r"\s*[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([T ][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
+    r"\s*(Z|[+-][0-9]{2}(:?[0-9]{2})?|[A-Za-z][A-Za-z_/+-]*)?)?\s*"
+)
 _NANOS = 10**9
 _ABSURD = 2**62  # seconds, for times that BIGINT cannot hold
 
@@ -136,8 +140,8 @@ def _of_decimal(number: str, per_second: int) -> tuple[str, str]:
 
 def _of_iso(column: str) -> tuple[str, str]:
     """Of a date and time, in UTC if it names no zone; TIMESTAMPTZ holds microseconds, so later digits are cut out."""
-    begins = f"regexp_matches({column}, '^\\s*[0-9]')"  # DuckDB also knows words such as epoch
-    seconds = _of_whole(f"CASE WHEN {begins} THEN epoch_us(TRY_CAST({column} AS TIMESTAMPTZ)) END", 10**6)[0]
+    whole = f"regexp_full_match({column}, {_quoted(_DATE_AND_TIME)})"  # DuckDB also reads 2020-12-08 05: and epoch
+    seconds = _of_whole(f"CASE WHEN {whole} THEN epoch_us(TRY_CAST({column} AS TIMESTAMPTZ)) END", 10**6)[0]
     digits = f"regexp_extract({column}, ':[0-9]{{2}}[.]([0-9]{{1,9}})', 1)"
     return seconds, f"coalesce(TRY_CAST(rpad({digits}, 9, '0') AS BIGINT), 0)"
 

@@ -73,7 +73,9 @@ def physical_lines(content: bytes, encoding: str | None) -> list[Record] | None:
         doubts |= {UNDECODED} if number == 1 and undecoded else set()
         text = text.removesuffix("\r") if text is not None else None
         whole = text is not None and "\r" not in text
-        lines.append(Record(number, [text] if whole else None, doubts))  # type: ignore[list-item]
+        # A line with carriage returns inside counts once for each, as each may have been the end of a row.
+        for _ in range(max(1, text.count("\r")) if text else 1):
+            lines.append(Record(number, [text] if whole else None, doubts))  # type: ignore[list-item]
     return lines
 
 

@@ -66,7 +66,9 @@ def _id(value: Any, kind: pa.DataType, nulls: tuple[str, ...]) -> Value:
     if pa.types.is_integer(kind):
         return value, set()
     if pa.types.is_decimal(kind) and kind.scale == 0:
-        return None if value is None else int(value), {"a whole decimal"}
+        # More digits than a 64-bit integer surely holds are text.
+        number = None if value is None else int(value) if kind.precision <= 18 else str(int(value))
+        return number, {"a whole decimal"}
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return None if not value else value.decode(), {"bytes for text"}
     raise TypeError(f"{kind} is no type of an id")

@@ -160,6 +160,8 @@ def judge(record: Record, form: Format, places: Sequence[int], count: int, unit:
     fields, doubts = record.fields, set(record.doubts)
     if fields is not None and len(fields) == 1 and not fields[0].strip(" \t"):
         return Line(record.number, "skip", frozenset({"a line of blanks"}))
+    if fields is not None and len(fields) == count + 1 and fields[-1] == "":
+        fields, doubts = fields[:-1], doubts | {"a delimiter at the end"}
     if fields is None or len(fields) != count or UNDECODED in doubts:
         return Line(record.number, None)
     user, item, time = (fields[place] for place in places)

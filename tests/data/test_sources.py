@@ -28,7 +28,7 @@ def read(config: SourceConfig) -> tuple[list[tuple], list[int]]:
                 rows += database.run(f"SELECT user, item, time, reason FROM ({query.sql})")
                 if query.text is not None:
                     lines += database.run("SELECT DISTINCT line FROM reject_errors ORDER BY line")
-                    lines += [(line,) for line, _ in query.text.examples]
+                    lines += [(line,) for line, _, _ in query.text.examples]
             return rows, sorted(line for (line,) in lines)
 
 
