@@ -35,5 +35,10 @@ def run_writer(name: str, work: Callable[[Console], None]) -> int:
         reason, status = str(error), 2
     except OSError as error:
         reason, status = str(error), 1
-    print(f"{name}: {reason}", file=sys.stderr)
+    print(f"{name}: {_one_line(reason)}", file=sys.stderr)
     return status
+
+
+def _one_line(text: str) -> str:
+    """The text without line ends, and with control characters, such as those of a damaged file, as escapes."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in " ".join(text.split()))

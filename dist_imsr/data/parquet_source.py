@@ -1,6 +1,7 @@
 """Parquet files as queries."""
 
 import duckdb
+import pyarrow.parquet as pq
 
 from dist_imsr.data.input_files import InputFile, name_file, require_column
 from dist_imsr.data.raw_formats import RawFormat
@@ -31,6 +32,7 @@ def parquet_query(
     """
     table = f"read_parquet({file.literal}, hive_partitioning = false)"
     with name_file(file.name):
+        pq.read_schema(file.path)  # it finds damage in the footer that DuckDB does not read
         described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
     types = {str(name): str(kind) for name, kind, *_ in described}
     raw = raw.with_folders(file.folders)

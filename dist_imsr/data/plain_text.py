@@ -79,12 +79,13 @@ def head_lines(file: InputFile, encoding: str) -> list[str]:
     lines = text.replace("\r\n", "\n").split("\n")
     if more and len(lines) > 1:
         lines.pop()  # it may be cut
+    lines[-1] = lines[-1].removesuffix("\r")
     if "\n" not in text and "\r" in text.rstrip("\r"):
         raise ValueError(
             f"input: {file.name} ends its lines in a carriage return alone, as old Macs did: convert it, such as with "
             "tr '\\r' '\\n'"
         )
-    return [line for line in lines[:HEAD_LINES] if line and "\r" not in line.removesuffix("\r")]
+    return [line for line in lines[:HEAD_LINES] if line and "\r" not in line]
 
 
 def plain_text(
@@ -106,7 +107,8 @@ def plain_text(
     with name_file(file.name):
         if file.compression is None and not blanks and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
             with file.path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                if whole.find(b"\r") < 0 or _all_crlf(whole):
+                marked = whole[:3] == codecs.BOM_UTF8 and whole[3:4] in (b"\r", b"\n")  # a first line that is not blank
+                if not marked and (whole.find(b"\r") < 0 or _all_crlf(whole)):
                     return PlainText(file.path, quoted=bool(quote) and whole.find(quote.encode()) >= 0)
         return _copy(file, encoding, blanks, quote, scratch / "text", progress)
 
@@ -160,6 +162,8 @@ def _encoded(file: InputFile, encoding: str, progress: Callable[[float], None]) 
     decoder = codecs.getincrementaldecoder(encoding)(_INVALID)
     size, read = file.path.stat().st_size * (1 if file.compression is None else 4), 0  # a guess, for the progress
     with file.open() as source:
+        if unchanged and (head := source.read(3)) != codecs.BOM_UTF8:
+            yield head
         while block := source.read(_BLOCK):
             read += len(block)
             progress(min(read / size, 1.0))

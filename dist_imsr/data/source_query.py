@@ -136,7 +136,9 @@ def id_of(column: str, kind: str, null_values: Sequence[str]) -> tuple[str, str]
         return column, missing if null_values else f"{column} IS NULL"
     if kind.startswith("DECIMAL"):
         digits, scale = (int(part) for part in kind.removeprefix("DECIMAL(").removesuffix(")").split(","))
-        if scale == 0 and digits <= _TEXT_DIGITS:
+        if scale:
+            return None
+        if digits <= _TEXT_DIGITS:
             return id_of(f"{column}::BIGINT", "BIGINT", null_values)
     elif kind not in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT"):
         return None

@@ -11,9 +11,9 @@ _DATES = {"%Y%m%d": 8, "%Y%m%d%H%M%S": 14}  # formats of whole numbers, and thei
 _MIXED = 0.1  # the share of a second unit above which the unit is not guessed
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-_ISO = re.compile(r"\s*\d{4}-\d{1,2}-\d{1,2}\b.*", re.DOTALL)
+_ISO = re.compile(r"\s*\d{4}-\d{2}-\d{2}(?!\d).*", re.DOTALL)
 _DATE_AND_TIME = (
-    r"\s*[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([T ][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
+    r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
     r"\s*(Z|[+-][0-9]{2}(:?[0-9]{2})?|[A-Za-z][A-Za-z_/+-]*)?)?\s*"
 )
 _NANOS = 10**9
@@ -71,7 +71,7 @@ def guess_unit(texts: Sequence[str], name: str) -> str:
         examples = {unit: next(text for text in texts if is_likely(text, unit)) for unit in (best, second)}
         listed = " and ".join(f"{text!r} as {unit}" for unit, text in examples.items())
         raise ValueError(f"time_unit: times of {name} fit several units, such as {listed}: state --time_unit")
-    return best if fitting[best] and (best != "iso" or 2 * dates >= len(texts)) else "s"
+    return best if fitting[best] and (best != "iso" or 2 * dates > len(texts)) else "s"
 
 
 def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tuple[str, str] | None:

@@ -59,8 +59,10 @@ def physical_lines(content: bytes, encoding: str | None) -> list[Record] | None:
         texts: list[str | None] = [*content[: len(content) - broken].decode(encoding, "surrogatepass").split("\n")]
         texts = [None if text is None or re.search("[\ud800-\udfff]", text) else text for text in texts]
         texts[-1] = None if broken else texts[-1]
+        returns = [text.removesuffix("\r").count("\r") if text else 0 for text in texts]
     else:
         texts = [_decoded(line, encoding) for line in content.split(b"\n")]
+        returns = [line.removesuffix(b"\r").count(b"\r") for line in content.split(b"\n")]
     undecoded = texts[0] is None
     if undecoded:  # as a header, it may still hold the names that are needed
         texts[0] = content.decode(encoding, "replace").split("\n")[0]
@@ -74,7 +76,7 @@ def physical_lines(content: bytes, encoding: str | None) -> list[Record] | None:
         text = text.removesuffix("\r") if text is not None else None
         whole = text is not None and "\r" not in text
         # A line with carriage returns inside counts once for each, as each may have been the end of a row.
-        for _ in range(max(1, text.count("\r")) if text else 1):
+        for _ in range(max(1, returns[number - 1])):
             lines.append(Record(number, [text] if whole else None, doubts))  # type: ignore[list-item]
     return lines
 
@@ -106,6 +108,9 @@ def split(text: str, delimiter: str, escape: str) -> tuple[list[str] | None, fro
                 return None, frozenset()
             place = match.end()
             fields.append(re.sub(r'"(")' if escape == DOUBLED else r'\\(["\\])', r"\1", match[1]))
+            if text.startswith(" ", place):
+                place += len(text) - place - len(text[place:].lstrip(" "))
+                doubts.add("blanks after a quote")
             if place < len(text) and not text.startswith(delimiter, place):
                 return None, frozenset()
         else:
