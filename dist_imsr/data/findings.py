@@ -50,6 +50,8 @@ def _large_users(database: Database) -> list[str]:
 
 
 def _unlikely_times(writer: SpanWriter, database: Database) -> list[str]:
+    if writer.first_time >= EARLIEST_LIKELY and 0 not in writer.interactions:
+        return []
     [values] = database.run(
         "SELECT min(time), approx_quantile(time, 0.25), approx_quantile(time, 0.5), approx_quantile(time, 0.75), "
         "max(time) FROM events WHERE reason IS NULL"

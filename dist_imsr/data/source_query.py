@@ -13,6 +13,7 @@ REJECTED = f"reason IS NOT NULL AND NOT starts_with(reason, '{LEFT_OUT}')"
 
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 _TEXT_DIGITS = 18  # a DECIMAL with more may exceed BIGINT
+_SHORT_LIST = 4  # DuckDB compares so many values one by one, and joins with more
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,34 @@ def checked(relation: str, row: Row) -> str:
         "non-numeric time": "seconds IS NULL",
         "negative time": "seconds < 0",
         "absurd time": f"seconds > {LATEST_TIME}",
-        **row.later_faults,
     }
-    valid = [row.certain_ids, f"seconds BETWEEN 0 AND {LATEST_TIME}"]
-    valid += [f"NOT ({condition})" for condition in row.later_faults.values()]
-    cases = " ".join(f"WHEN {condition} THEN {quoted(reason)}" for reason, condition in faults.items())
+    later = _cases(row.later_faults)
+    certain = f"{row.certain_ids} AND seconds BETWEEN 0 AND {LATEST_TIME}"
+    reason = f"CASE WHEN {certain} THEN {later} {_whens(faults)} ELSE {later} END"
     text = " || ',' || ".join(f"coalesce(({column})::VARCHAR, '')" for column in row.raw)
     return f"""
         SELECT raw_user AS user, raw_item AS item,
             CASE WHEN reason IS NULL THEN seconds::BIGINT END AS time,
-            CASE WHEN reason IS NULL THEN nanos::INTEGER END AS nanos,
+            nanos::INTEGER AS nanos,
             {row.breaks}::INTEGER AS breaks,
             reason,
             CASE WHEN {REJECTED} THEN {text} END AS raw
         FROM (
-            SELECT *, CASE WHEN {" AND ".join(valid)} THEN NULL {cases} END AS reason
+            SELECT *, {reason} AS reason
             FROM (
                 SELECT *, {row.user} AS raw_user, {row.item} AS raw_item, {row.seconds} AS seconds, {row.nanos} AS nanos
                 FROM {relation}
             )
         )
     """
+
+
+def _cases(conditions: dict[str, str]) -> str:
+    return f"CASE {_whens(conditions)} END" if conditions else "NULL"
+
+
+def _whens(conditions: dict[str, str]) -> str:
+    return " ".join(f"WHEN {condition} THEN {quoted(reason)}" for reason, condition in conditions.items())
 
 
 def missing_text(column: str, null_values: Sequence[str]) -> str:
@@ -171,7 +179,10 @@ def breaks_in(columns: Sequence[str]) -> str:
 
 def one_of(column: str, values: Sequence[str]) -> str:
     """A condition: the text column is one of some values, of which there is at least one; false for NULL."""
-    return f"coalesce(list_contains([{', '.join(map(quoted, values))}], {column}), FALSE)"
+    listed = ", ".join(map(quoted, values))
+    if len(values) <= _SHORT_LIST:
+        return f"coalesce({column} IN ({listed}), FALSE)"
+    return f"coalesce(list_contains([{listed}], {column}), FALSE)"
 
 
 def quoted(value: str) -> str:

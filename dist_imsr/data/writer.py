@@ -72,7 +72,7 @@ class SpanWriter:
     def __init__(self, folder: Path, edges: np.ndarray, users: int, items: int) -> None:
         self._folder, self._edges, self._items = folder, edges, items
         self.user_type, self.item_type = id_type(users), id_type(items)
-        self.spans = len(edges) - 1
+        self.spans, self.first_time = len(edges) - 1, int(edges[0])
         self.interactions = [0] * self.spans
         self.active_users = [0] * self.spans
         self.trainable_users = [0] * self.spans
