@@ -106,13 +106,16 @@ def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tu
     # Most texts are plain whole numbers. A cast alone would round 1.5 and take 1_000 and 0x10 for numbers.
     whole = f"TRY_CAST({column} AS BIGINT)"
     plain = f"{whole}::VARCHAR = {column}"
+    # So many digits and no more characters: what is sure without writing the number again.
+    least = 10**9 * UNITS[unit]
+    sure = f"strlen({column}) = {len(str(least))} AND {column} >= '1' AND {whole} >= {least}"
     others = _of_decimal(f"CASE WHEN NOT regexp_matches({column}, '[_xX]') THEN {column} END", UNITS[unit])
     if alternatives:
         dated = _of_iso(column)
         is_date = f"contains(ltrim({column}, ' -+'), '-')"
         others = tuple(f"CASE WHEN {is_date} THEN {a} ELSE {b} END" for a, b in zip(dated, others, strict=True))  # type: ignore[assignment]
     seconds, nanos = (
-        f"CASE WHEN {plain} THEN {fast} ELSE {slow} END"
+        f"CASE WHEN {sure} THEN {fast} WHEN {plain} THEN {fast} ELSE {slow} END"
         for fast, slow in zip(_of_whole(whole, UNITS[unit]), others, strict=True)
     )
     return seconds, nanos
