@@ -7,7 +7,6 @@ A section whose component is chosen by name has a class attribute ``registry``; 
 of its own has a section of its name in there (`dist_imsr.registry.extended`).
 """
 
-import argparse
 import dataclasses
 import importlib
 import json
@@ -15,11 +14,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from dist_imsr.arguments import completed, group_inherited, joined, rename
 from dist_imsr.checks import require
 from dist_imsr.launcher import is_first_rank
 from dist_imsr.registry import extended
@@ -118,7 +118,7 @@ def _read(tree: type[Section], argv: Sequence[str], description: str | None = No
     import_modules(modules)
     kind = extended(tree)
     parser = _parser(kind, description)
-    arguments = [*(f"--config={file}" for file in files), *_completed(_joined(overrides, kind), kind)]
+    arguments = [*(f"--config={file}" for file in files), *completed(joined(overrides, kind), kind)]
     if records and (modules or replacing is not None):
         arguments.append(f"--imports={json.dumps(modules)}")
     return _instance(parser, kind, parser.parse_args(arguments))
@@ -209,35 +209,9 @@ def _parser(tree: type, description: str | None) -> ArgumentParser:
         if action.dest in registries:
             action.metavar = f"{{{','.join(registries[action.dest])}}}"
         if action.dest.endswith("_"):
-            _rename(parser, action)
-    _group(parser, tree)
+            rename(parser, action)
+    group_inherited(parser, tree)
     return parser
-
-
-def _rename(parser: ArgumentParser, action: argparse.Action) -> None:
-    """Gives an action the option of `_option`."""
-    for option in action.option_strings:
-        parser._option_string_actions[_option(option)] = parser._option_string_actions.pop(option)
-    action.option_strings = [_option(option) for option in action.option_strings]
-    action.metavar = _option(action.dest).upper()
-
-
-def _group(parser: ArgumentParser, tree: type) -> None:
-    """Shows the keys that a dataclass inherits from one with a ``heading`` under it, after the command's own keys."""
-    own, *sections = parser._action_groups[1:]
-    headed = []
-    for base in tree.__mro__[1:]:
-        heading = vars(base).get("heading")
-        if heading is not None:
-            names = {field.name for field in dataclasses.fields(base)}
-            group = parser.add_argument_group(heading)
-            for action in [action for action in own._group_actions if action.dest in names]:
-                own._group_actions.remove(action)
-                group._group_actions.append(action)
-            headed.append(group)
-    if headed:
-        parser._action_groups = [parser._action_groups[0], own, *reversed(headed), *sections]
-        parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
 
 
 def _registries(section: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -268,68 +242,6 @@ def _first_paragraph(tree: type) -> str:
 def _without_local_rank(argv: Sequence[str]) -> list[str]:
     """Drops the ``--local_rank=N`` that DeepSpeed's launcher appends; the environment has it as well."""
     return [argument for argument in argv if not argument.startswith("--local_rank=")]
-
-
-def _completed(argv: Sequence[str], tree: type) -> list[str]:
-    """Adds ``true`` to switches without a value: ``--overwrite`` is ``--overwrite true``."""
-    known, following = {f"--{key}" for key, kind in _keys(tree) if kind is bool}, [*argv[1:], "--"]
-    return [
-        f"{one}=true" if one in known and after.startswith("--") else one
-        for one, after in zip(argv, following, strict=False)
-    ]
-
-
-def _joined(argv: Sequence[str], tree: type) -> list[str]:
-    """Makes one list of several words after a key that takes a list: ``--input a.csv b.csv``.
-
-    In lists of texts, NULL and 007 are texts, whatever they are in YAML.
-    """
-    lists = {f"--{key}": element for key, kind in _keys(tree) if (element := _element_of(kind)) is not None}
-    joined: list[str] = []
-    rest = list(argv)
-    while rest:
-        option, equals, word = rest.pop(0).partition("=")
-        words = [word] if equals else []
-        while option in lists and not equals and rest and not rest[0].startswith("--"):
-            words.append(rest.pop(0))
-        if len(words) == 1 and lists.get(option) in (str, Path) and words[0].startswith("[") and words[0].endswith("]"):
-            words = _texts(words[0])
-            joined.append(f"{option}={json.dumps(words)}")
-        else:
-            joined += (
-                [f"{option}={word}"]
-                if equals
-                else [option, *words[:1]]
-                if len(words) < 2
-                else [option, json.dumps(words)]
-            )
-    return joined
-
-
-def _element_of(kind: Any) -> type | None:
-    """The type of a list's elements, if a key takes a list."""
-    return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
-
-
-def _texts(text: str) -> Any:
-    try:
-        return yaml.load(text, yaml.BaseLoader)
-    except yaml.YAMLError:
-        return text
-
-
-def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key of a dataclass and its sections, as on the command line, with its type."""
-    for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type):
-            yield from _keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{_option(field.name)}", field.type
-
-
-def _option(name: str) -> str:
-    """A key on the command line; a word that Python keeps for itself ends in an underscore as a field."""
-    return name.removesuffix("_")
 
 
 def to_yaml(config: Any) -> str:

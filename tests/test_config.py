@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -237,3 +237,56 @@ def test_imports_replace_or_add_to_those_of_files(tmp_path, arguments, modules):
     file.write_text("imports: [json]\n")
     own = ["--data.path", "data", "--run_dir", "run", "--config", str(file)]
     assert resolve(TrainConfig, [*own, *arguments]).imports == modules
+
+
+@dataclass(kw_only=True)
+class Period:
+    """When.
+
+    Args:
+        from_: the first day.
+        names: what to call it.
+    """
+
+    heading: ClassVar[str] = "the period"
+
+    from_: str | None = None
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Reader(Period):
+    """Reads.
+
+    Args:
+        input: files.
+        model: the model's section.
+    """
+
+    input: list[Path] | Path | None = None
+    model: Model = field(default_factory=Model)
+
+
+def test_several_words_are_a_list_and_texts_stay_texts() -> None:
+    assert parse(Reader, ["--input", "a.csv"]).input == Path("a.csv")
+    assert parse(Reader, ["--input", "a.csv", "b.csv", "--names", "x"]).input == [Path("a.csv"), Path("b.csv")]
+    assert parse(Reader, ["--input=[a.csv, 007]"]).input == [Path("a.csv"), Path("007")]
+    for words in (["--names", "NA", "NULL", "null", "007"], ["--names", "[NA, NULL, null, 007]"]):
+        assert parse(Reader, words).names == ["NA", "NULL", "null", "007"]
+    assert parse(Command, ["--run_dir", "r", "--rates", "1", "2"]).rates == [1.0, 2.0]
+
+
+def test_a_key_that_python_keeps_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(Reader, ["--from", "2020"]).from_ == "2020"
+    assert parse(Reader, ["--config", write(tmp_path / "a.yaml", "from_: '2021'")]).from_ == "2021"
+    with pytest.raises(SystemExit):
+        parse(Reader, ["--from_", "2020"])
+    assert "from_" in capsys.readouterr().err
+
+
+def test_inherited_keys_have_their_own_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Reader, ["--help"])
+    text = capsys.readouterr().out
+    places = [text.index(part) for part in ("--input", "the period:", "--from FROM", "--names", "--model.dim")]
+    assert places == sorted(places)

@@ -295,3 +295,24 @@ def test_impossible_values(changes: dict, key: str) -> None:
 def test_impossible_columns(names: tuple[str, str, str]) -> None:
     with pytest.raises(ValueError, match=r"^columns: .* is impossible here"):
         ColumnsConfig(user=names[0], item=names[1], time=names[2])
+
+
+@pytest.mark.parametrize("source", ["csv", "taobao", "parquet"])
+def test_no_query_joins(tmp_path: Path, source: str) -> None:
+    # A join, which an IN with a long list becomes, would lose the order of the input.
+    many = [f"n{number}" for number in range(50)]
+    options = {"null_values": many, "from_": "2020-01-01", "until": "2021-01-01"}
+    if source == "taobao":
+        (tmp_path / "log").write_text(f"1,2,3,pv,{FIRST}\n")
+    elif source == "csv":
+        (tmp_path / "log").write_text('user,item,time,what\n"a","b",1600000000,n1\n')
+        options |= {"columns": ColumnsConfig(behaviour="what"), "behaviours": many}
+    else:
+        table = {"user": ["a"], "item": [1], "time": [1600000000], "what": ["n1"]}
+        pq.write_table(pa.table(table), tmp_path / "log")
+        options |= {"columns": ColumnsConfig(behaviour="what"), "behaviours": many}
+    config = SourceConfig(source=source, input=tmp_path / "log", **options)
+    with ProgressDisplay(Console(quiet=True)) as display, Database(tmp_path, 2**28, 1) as database:
+        [query] = queries(config, database, display)
+        [(_, plan)] = database.run(f"EXPLAIN {query.sql}")
+    assert "JOIN" not in plan
