@@ -38,7 +38,7 @@ def _list(words: Sequence[str], kind: Any) -> str:
         [word] = words
         if word.startswith("[") and word.endswith("]"):
             return json.dumps(_texts(word)) if texts else word
-        if element is None or element in get_args(kind):
+        if element is None or (get_origin(kind) is not list and element in get_args(kind)):
             return word
     return json.dumps(words) if texts else f"[{', '.join(words)}]"
 
