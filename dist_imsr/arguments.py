@@ -14,11 +14,14 @@ from jsonargparse import ArgumentParser
 def joined(argv: Sequence[str], tree: type) -> list[str]:
     """Makes a list of the words after a key that takes one: ``--input a.csv b.csv`` is ``--input=["a.csv", "b.csv"]``.
 
+    Lists of files are collected if their key is there several times.
+
     Args:
         argv: the arguments.
         tree: the command's dataclass.
     """
     kinds = {f"--{key}": kind for key, kind in _keys(tree)}
+    files: dict[str, list[str]] = {option: [] for option, kind in kinds.items() if _element_of(kind) is Path}
     found, rest = list[str](), list(argv)
     while rest:
         argument = rest.pop(0)
@@ -26,8 +29,11 @@ def joined(argv: Sequence[str], tree: type) -> list[str]:
         words = [word] if equals else []
         while _element_of(kinds.get(option)) and not equals and rest and not rest[0].startswith("--"):
             words.append(rest.pop(0))
-        found.append(f"{option}={_list(words, kinds[option])}" if words and option in kinds else argument)
-    return found
+        if words and option in files:
+            files[option] += words
+        else:
+            found.append(f"{option}={_list(words, kinds[option])}" if words and option in kinds else argument)
+    return found + [f"{option}={_list(words, kinds[option])}" for option, words in files.items() if words]
 
 
 def _list(words: Sequence[str], kind: Any) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
@@ -24,6 +25,7 @@ from dist_imsr.checks import require
 _STDIN = Path("/dev/stdin")
 _COPIED = 1 << 23  # bytes at a time
 _PATTERN = set("*?[")
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes that there is no value
 PARQUET = b"PAR1"  # the first bytes of a Parquet file
 
 _COMPRESSIONS = {  # by the first bytes
@@ -74,7 +76,9 @@ class InputFile:
 
 def _open_zip(file: InputFile) -> IO[bytes]:
     archive = zipfile.ZipFile(file.path)
-    members = [member for member in archive.namelist() if not member.endswith("/")]
+    members = [one for one in archive.infolist() if not one.is_dir() and Path(one.filename).name[0] not in "._"]
+    if any(member.flag_bits & 1 for member in members):
+        raise ValueError(f"input: {file.name} is encrypted: unpack it and name the log")
     if len(members) != 1:
         raise ValueError(f"input: {file.name} is a ZIP archive of {len(members)} files: unpack it and name the log")
     return archive.open(members[0])
@@ -87,7 +91,16 @@ def name_file(name: str) -> Iterator[None]:
     Raises:
         ValueError: naming the file.
     """
-    unreadable = (duckdb.Error, pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+    unreadable = (
+        duckdb.Error,
+        pa.ArrowException,
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        UnicodeError,
+    )
     try:
         yield
     except duckdb.OutOfMemoryException:  # of the machine, not of the file
@@ -100,8 +113,8 @@ def name_file(name: str) -> Iterator[None]:
 def find_files(inputs: Sequence[Path], key: str = "input") -> list[Path]:
     """The files that are meant: files, pipes, all files of folders, and patterns such as ``logs/*.csv``.
 
-    Files of a folder or pattern are in the order of their names; those whose names begin with a dot or an underscore
-    (as Spark's ``_SUCCESS``) do not count.
+    Files of a folder or pattern are in the order of their names; those whose names, or folders inside the folder,
+    begin with a dot or an underscore (as Spark's ``_SUCCESS``) do not count.
 
     Args:
         inputs: as the user wrote them; ``-`` is the standard input.
@@ -132,7 +145,12 @@ def find_files(inputs: Sequence[Path], key: str = "input") -> list[Path]:
 
 
 def _visible(named: Path, paths: Sequence[Path], key: str) -> list[Path]:
-    kept = [path for path in paths if path.is_file() and path.name[0] not in "._"]
+    hidden = named.parts if named.is_dir() else ()
+    kept = [
+        path
+        for path in paths
+        if path.is_file() and not any(part[0] in "._" for part in path.parts[len(hidden) or -1 :])
+    ]
     if not kept:
         raise ValueError(f"{key}: {named} holds no files")
     return kept
@@ -151,6 +169,7 @@ def open_input(path: Path, scratch: Path, folders: bool = False) -> InputFile:
     """
     name = "the standard input" if path == _STDIN else str(path)
     values = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part) if folders else {}
+    values = {key: "" if value == _NO_PARTITION else unquote(value) for key, value in values.items()}
     with name_file(name):
         if path == _STDIN and sys.stdin is not None and sys.stdin.isatty():
             raise ValueError("input: the standard input is a terminal: pipe a log into it")

@@ -148,7 +148,7 @@ class _Preparation:
             f"SELECT substr(reason, {len(LEFT_OUT) + 1}), count(*) FROM events WHERE starts_with(reason, '{LEFT_OUT}') "
             "GROUP BY reason ORDER BY reason"
         )
-        self._number_users()
+        self._number_users(dict(left_out))
         self._number_items()
         buckets = self._buckets()  # [buckets, 2]: users and interactions
         n_users, interactions = (int(total) for total in buckets.sum(axis=0))
@@ -182,7 +182,7 @@ class _Preparation:
             "files": dict(sorted(writer.files.items())),
         }
 
-    def _number_users(self) -> None:
+    def _number_users(self, left_out: dict[str, int]) -> None:
         config, run = self.config, self.database.run
         with self.display.phase("users") as progress:
             run(
@@ -198,9 +198,10 @@ class _Preparation:
             """)
         [(kept, busiest)] = run("SELECT (SELECT count(*) FROM users), (SELECT max(interactions) FROM counts)")
         if kept == 0:
+            others = "".join(f"; left out: {count} {reason}" for reason, count in left_out.items())
             raise ValueError(
                 f"min_interactions: no user of {self.name} has {config.min_interactions}; "
-                f"the busiest user has {busiest or 0} interactions"
+                f"the busiest user has {busiest or 0} interactions{others}"
             )
 
     def _number_items(self) -> None:

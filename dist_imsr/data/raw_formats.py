@@ -23,7 +23,7 @@ class RawFormat:
         order: the names of all columns, in order, if files have no header; a header may name the columns as well.
         json: whether each line is a JSON object.
         time_unit: as ``time_unit`` in `SourceConfig`, if it is known.
-        time_text: SQL that completes the text ``{}`` of a time, if it is incomplete.
+        time_text: SQL that completes the text ``{0}`` of a time, if it is incomplete.
         behaviours: the text in the file for each behaviour.
         whole_ids: whether ids are whole numbers of 64 bits.
         window: the first and last second of the public data; rows outside of it are rejected.
@@ -42,7 +42,7 @@ class RawFormat:
     order: tuple[str, ...] = ()
     json: bool = False
     time_unit: str | None = None
-    time_text: str = "{}"
+    time_text: str = "{0}"
     behaviours: tuple[tuple[str, str], ...] = ()
     whole_ids: bool = False
     window: tuple[int, int] | None = None
@@ -102,7 +102,7 @@ class RawFormat:
 
     def completed_time(self, text: str) -> str:
         """An incomplete time as if it were complete, to judge it."""
-        return text if self.time_text == "{}" else "20000101+0000"
+        return text if self.time_text == "{0}" else "20000101+0000"
 
 
 def _share(pattern: str, texts: Sequence[str]) -> float:
@@ -185,7 +185,7 @@ RAW_FORMATS: dict[str, tuple[RawFormat, ...]] = {
             behaviours=(("click", "0"), ("cart", "1"), ("buy", "2"), ("fav", "3")),
             # Month and day in China, of 2014, without a leading zero.
             time_unit="%Y%m%d%z",
-            time_text="'2014' || lpad({}, 4, '0') || '+0800'",
+            time_text="CASE WHEN length({0}) BETWEEN 3 AND 4 THEN '2014' || lpad({0}, 4, '0') || '+0800' END",
         ),
     ),
     "yelp": (RawFormat(user="user_id", item="business_id", time="date", rating="stars", json=True, time_unit="iso"),),

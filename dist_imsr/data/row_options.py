@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 from dist_imsr.checks import require
-from dist_imsr.data.times import UNITS
+from dist_imsr.data.times import EARLIEST_LIKELY, LATEST_TIME, UNITS
 
 _DIRECTIVE = "%"  # a format of strptime holds one
 
@@ -42,7 +42,8 @@ class RowOptions:
         from_: the first time that counts: a date, a date and time (UTC if it names no zone), or unix seconds. In YAML
             the key is ``from_``.
         until: the first time that no longer counts, in the same forms.
-        null_values: texts of ids that mean that there is none, such as NA or NULL; empty and blank ones always do.
+        null_values: texts of ids that mean that there is none, such as NA or NULL (in quotes in YAML); empty ones always
+            do.
         drop_repeats: leave out what repeats an earlier row: none; same_time, the same user, item and time; all, the
             same user and item.
         min_users_per_item: items of fewer users are dropped, and then users of too few interactions, until all have
@@ -56,8 +57,8 @@ class RowOptions:
 
     behaviours: list[str] | None = None
     min_rating: float | None = None
-    from_: str | None = None
-    until: str | None = None
+    from_: str | int | None = None
+    until: str | int | None = None
     null_values: list[str] = field(default_factory=list)
     drop_repeats: Literal["none", "same_time", "all"] = "none"
     min_users_per_item: int = 1
@@ -80,10 +81,13 @@ class RowOptions:
         return _second("from", self.from_), _second("until", self.until)
 
 
-def _second(key: str, text: str | None) -> int | None:
-    if text is None:
+def _second(key: str, value: str | int | None) -> int | None:
+    if value is None:
         return None
-    if text.lstrip("-").isdecimal():
+    text = str(value)
+    if text.isdecimal():
+        likely = EARLIEST_LIKELY <= int(text) <= LATEST_TIME or len(text) < 8
+        require(likely, key, text, "unix seconds between 1990 and 2100, or a date such as 2017-11-25")
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

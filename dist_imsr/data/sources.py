@@ -61,7 +61,7 @@ class SourceConfig(TextOptions, RowOptions, SpanOptions):
             compressed ones (gzip, zstd, bz2, xz, zip) are known by their content. None for drift; by default,
             complete-journey reads the installed package.
         columns: the columns of csv and parquet.
-        hive: read columns that the files lack from folders named KEY=VALUE above them.
+        hive: read columns from folders named KEY=VALUE above the files, even if the files have them.
         drift: the options of drift.
     """
 

@@ -85,7 +85,7 @@ def stage(
             _stage_one(query, staged, database, display)
         if len(staged.time_units) > 1:
             units = " and ".join(sorted(staged.time_units))
-            raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: state --time_unit")
+            raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: convert one of them")
     _refuse(staged, name, max_bad_fraction)
     return staged
 

@@ -18,6 +18,8 @@ _WORDS = {name: delimiter for delimiter, name in _NAMES.items()} | {r"\t": "\t",
 _NONE = "none"
 _ENOUGH = 0.5  # the share of lines that must have the same columns
 _LONGEST_VALUE = 100  # lines
+_NO_VALUES = {"na", "n/a", "nan", "nat", "null", "none", "\\n"}
+_UNQUOTED = 0.1  # how much better a reading without quotes must fit
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def guess_format(
 
 
 def _quality(guess: _Guess) -> tuple[bool, float]:
-    return guess.likely, round(guess.fit, 2)
+    return guess.likely, round(guess.fit - _UNQUOTED * (not guess.text.quote), 2)
 
 
 def _is_quoted(lines: Sequence[str], delimiter: str) -> bool:
@@ -229,7 +231,9 @@ def _guess(
     time = places.get("time")
     if not named and body is not even and header is None:
         # A first line of other names than those that are read.
-        named = time is not None and not is_time(rows[0][time]) and any(is_time(row[time]) for row in body)
+        named = time is not None and _is_name(rows[0][time]) and any(is_time(row[time]) for row in body)
+        if named and not raw.positional:  # a known format in an unknown order
+            return None
         body = body if named else even
     named = header if header is not None else named
     if raw.ids and not raw.fits(*([row[places[key]] for row in body] for key in ("user", "item"))):
@@ -240,6 +244,11 @@ def _guess(
     )
     complete = replace(text, header=bool(named), width=width, places=places)
     return _Guess(likely, (sum(times) + bool(named)) / len(lines), complete, raw)
+
+
+def _is_name(cell: str) -> bool:
+    """Whether a cell of the time's column may be the name of the column, and is no bad time."""
+    return bool(re.search("[^\\W\\d]", cell)) and not is_time(cell) and cell.strip().lower() not in _NO_VALUES
 
 
 def _misfit(lines: Sequence[str], options: TextOptions, formats: Sequence[RawFormat], name: str) -> str:

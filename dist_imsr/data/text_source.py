@@ -54,7 +54,10 @@ def text_query(
     """
     encoding = encoding_of(file, options.encoding)
     lines = head_lines(file, encoding)
-    objects = bool(lines) and lines[0].lstrip().startswith("{")
+    objects = 2 * sum(line.lstrip().startswith("{") for line in lines) > len(lines)
+    if lines and lines[0].lstrip().startswith("["):
+        raise ValueError(f"input: {file.name} begins like a JSON array: write one JSON object a line")
+    formats = [raw for raw in formats if not _lacking(raw, rows)] or _refuse_lacking(formats, rows, file.name)
     candidates = [raw.with_folders(file.folders) for raw in formats if raw.json == objects]
     if not candidates:
         expected = "; or ".join(raw.expected for raw in formats)
@@ -90,7 +93,7 @@ def text_query(
         ),
         name=file.name,
         read_as=f"{form}, {encoding}, times in {unit}",
-        time_unit=unit,
+        time_unit=None if raw.time_unit else unit,
         text=text,
         header=form.header,
     )
@@ -132,7 +135,8 @@ def text_row(
         broken = [f"contains({cells[key]}, chr(10))" for key in ("user", "item")]
         certain += [f"NOT {condition}" for condition in broken]
         faults["line break in an id"] = " OR ".join(broken)
-    seconds, nanos = instant(raw.time_text.format(cells["time"]), "VARCHAR", unit, alternatives) or ("", "")
+    time = cells["time"] if rows.time_unit else raw.time_text.format(cells["time"])
+    seconds, nanos = instant(time, "VARCHAR", unit, alternatives) or ("", "")
     return Row(
         user=user,
         item=item,
@@ -177,6 +181,17 @@ def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dic
     return conditions
 
 
+def _lacking(raw: RawFormat, rows: RowOptions) -> str:
+    """The key that needs a column which the format does not have; empty for none."""
+    if rows.min_rating is not None and raw.rating is None:
+        return "min_rating"
+    return "behaviours" if rows.behaviours is not None and raw.behaviour is None else ""
+
+
+def _refuse_lacking(formats: Sequence[RawFormat], rows: RowOptions, name: str) -> list[RawFormat]:
+    raise ValueError(f"{_lacking(formats[0], rows)}: {name} has no column for it")
+
+
 def _json_query(
     file: InputFile,
     formats: Sequence[RawFormat],
@@ -196,7 +211,7 @@ def _json_query(
     unit = rows.time_unit or raw.time_unit or "s"
     row = text_row(keys, raw, rows, unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
     read_as = f"lines of JSON, {raw.name or 'one format'}, {encoding}, times in {unit}"
-    return SourceQuery(checked(relation, row), file.name, read_as, unit, text)
+    return SourceQuery(checked(relation, row), file.name, read_as, text=text)
 
 
 def _format_of_objects(lines: Sequence[str], formats: Sequence[RawFormat], name: str) -> RawFormat:

@@ -17,6 +17,7 @@ _DATE_AND_TIME = (
     r"\s*(Z|[+-][0-9]{2}(:?[0-9]{2})?|[A-Za-z][A-Za-z_/+-]*)?)?\s*"
 )
 _NANOS = 10**9
+_LARGEST = "9.2e18"  # what BIGINT holds
 _ABSURD = 2**62  # seconds, for times that BIGINT cannot hold
 
 
@@ -131,14 +132,14 @@ def _of_whole(number: str, per_second: int) -> tuple[str, str]:
 def _of_decimal(number: str, per_second: int) -> tuple[str, str]:
     """Of text, DOUBLE or DECIMAL; a DOUBLE alone would lose the digits after the microsecond."""
     rough, exact = f"TRY_CAST({number} AS DOUBLE)", f"TRY_CAST({number} AS DECIMAL(38,9))"
-    whole = f"coalesce(floor({exact}), floor({rough}))::BIGINT"  # DECIMAL does not read 1e-5
+    whole = f"TRY_CAST(coalesce(floor({exact}), floor({rough})) AS BIGINT)"  # DECIMAL does not read 1e-5
     seconds = (
         f"CASE WHEN isnan({rough}) THEN NULL WHEN {rough} < 0 THEN -1 "
-        f"WHEN {rough} >= 1e18 THEN {_ABSURD} ELSE {whole} // {per_second} END"
+        f"WHEN {rough} >= {_LARGEST} THEN {_ABSURD} ELSE {whole} // {per_second} END"
     )
     inside = f"{whole} % {per_second} * {_NANOS // per_second}"
-    after = f"(({exact} - floor({exact})) * {_NANOS // per_second})::BIGINT"
-    return seconds, f"CASE WHEN {rough} BETWEEN 0 AND 1e18 THEN {inside} + {after} END"
+    after = f"coalesce((({exact} - floor({exact})) * {_NANOS // per_second})::BIGINT, 0)"
+    return seconds, f"CASE WHEN {rough} >= 0 AND {rough} < {_LARGEST} THEN {inside} + {after} END"
 
 
 def _of_iso(column: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ program listens at the port. Torch's own rendezvous is silent then, and deaf to 
 sockets first, and make torch's store at the same port once all are there.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -158,7 +159,8 @@ def _read_report(
     for rank in range(1, info.world_size):
         if received[connection] == _report_of(rank, info.world_size) and rank not in arrived:
             arrived[rank] = connection
-            connection.sendall(_WELCOME)
+            with contextlib.suppress(OSError):  # that it ended is noticed at the next read
+                connection.sendall(_WELCOME)
             return True
     return False  # a rank of another job, or another program
 
