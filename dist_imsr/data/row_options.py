@@ -42,8 +42,8 @@ class RowOptions:
         from_: the first time that counts: a date, a date and time (UTC if it names no zone), or unix seconds. In YAML
             the key is ``from_``.
         until: the first time that no longer counts, in the same forms.
-        null_values: texts of ids that mean that there is none, such as NA or NULL (in quotes in YAML); empty ones always
-            do.
+        null_values: texts of ids that mean that there is none, such as NA or NULL (in quotes in YAML); empty ones
+            always do.
         drop_repeats: leave out what repeats an earlier row: none; same_time, the same user, item and time; all, the
             same user and item.
         min_users_per_item: items of fewer users are dropped, and then users of too few interactions, until all have

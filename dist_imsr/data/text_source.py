@@ -210,7 +210,7 @@ def _json_query(
     relation = f"(SELECT c0, {values} FROM {csv_relation(text, form)} WHERE c0 IS NOT NULL)"
     unit = rows.time_unit or raw.time_unit or "s"
     row = text_row(keys, raw, rows, unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
-    read_as = f"lines of JSON, {raw.name or 'one format'}, {encoding}, times in {unit}"
+    read_as = ", ".join(["lines of JSON", *filter(None, [raw.name]), encoding, f"times in {unit}"])
     return SourceQuery(checked(relation, row), file.name, read_as, text=text)
 
 
