@@ -1,8 +1,8 @@
 """Arguments of a command line in the forms that people write, and keys in the help under headings."""
 
-import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -21,11 +21,13 @@ def joined(argv: Sequence[str], tree: type) -> list[str]:
         tree: the command's dataclass.
     """
     kinds = {f"--{key}": kind for key, kind in _keys(tree)}
+    fields = {f"--{key}": f"--{key}_" for key in _reserved(tree)}
     files: dict[str, list[str]] = {option: [] for option, kind in kinds.items() if _element_of(kind) is Path}
     found, rest = list[str](), list(argv)
     while rest:
-        argument = rest.pop(0)
-        option, equals, word = argument.partition("=")
+        option, equals, word = rest.pop(0).partition("=")
+        option = fields.get(option, option)
+        argument = f"{option}{equals}{word}"
         words = [word] if equals else []
         while _element_of(kinds.get(option)) and not equals and rest and not rest[0].startswith("--"):
             words.append(rest.pop(0))
@@ -81,45 +83,35 @@ def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(field.type):
             yield from _keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield f"{prefix}{_option(field.name)}", field.type
+            yield f"{prefix}{field.name}", field.type
 
 
-def _option(name: str) -> str:
-    """A key on the command line; a word that Python keeps for itself ends in an underscore as a field."""
-    return name.removesuffix("_")
+def _reserved(tree: type) -> list[str]:
+    """The keys whose fields end in an underscore, as Python keeps their words for itself, without it."""
+    return [key.removesuffix("_") for key, _ in _keys(tree) if key.endswith("_")]
 
 
-def rename(parser: ArgumentParser, action: argparse.Action) -> None:
-    """Gives a key that is a word of Python its name on the command line, without the underscore at its end.
-
-    Args:
-        parser: which has the action.
-        action: of the key.
-    """
-    for option in action.option_strings:
-        parser._option_string_actions[_option(option)] = parser._option_string_actions.pop(option)
-    action.option_strings = [_option(option) for option in action.option_strings]
-    action.metavar = _option(action.dest).upper()
-
-
-def group_inherited(parser: ArgumentParser, tree: type) -> None:
-    """Shows the keys that a dataclass inherits from one with a ``heading`` under it, after the command's own keys.
+def add_inherited(parser: ArgumentParser, tree: type) -> set[str]:
+    """Adds the keys that a dataclass inherits from one with a true ``own_heading``, under the latter's docstring.
 
     Args:
-        parser: with the keys of ``tree``.
+        parser: the command's.
         tree: the command's dataclass.
+
+    Returns:
+        The names of the keys.
     """
-    own, *sections = parser._action_groups[1:]
-    headed = []
-    for base in tree.__mro__[1:]:
-        heading = vars(base).get("heading")
-        if heading is not None:
-            names = {field.name for field in dataclasses.fields(base)}
-            group = parser.add_argument_group(heading)
-            for action in [action for action in own._group_actions if action.dest in names]:
-                own._group_actions.remove(action)
-                group._group_actions.append(action)
-            headed.append(group)
-    if headed:
-        parser._action_groups = [parser._action_groups[0], own, *reversed(headed), *sections]
+    bases = [base for base in reversed(tree.__mro__[1:]) if vars(base).get("own_heading")]
+    for base in bases:
+        parser.add_class_arguments(base, as_group=True)
+    if bases:
         parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
+    return {field.name for base in bases for field in dataclasses.fields(base)}
+
+
+class Parser(ArgumentParser):
+    """A parser whose help shows a key as it is written on the command line: ``--from`` for the field ``from_``."""
+
+    def format_help(self, *arguments: Any) -> str:
+        """The help."""
+        return re.sub(r"--(\w+)_ (\w+)_(?!\w)", r"--\1 \2  ", super().format_help(*arguments))

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from dist_imsr.arguments import completed, group_inherited, joined, rename
+from dist_imsr.arguments import Parser, add_inherited, completed, joined
 from dist_imsr.checks import require
 from dist_imsr.launcher import is_first_rank
 from dist_imsr.registry import extended
@@ -201,16 +201,13 @@ def _repeated(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, i
 
 def _parser(tree: type, description: str | None) -> ArgumentParser:
     about = description or _first_paragraph(tree)
-    parser = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file of these keys; overrides win over all files.")
-    parser.add_class_arguments(tree, as_group=False)
+    parser.add_class_arguments(tree, as_group=False, skip=add_inherited(parser, tree))
     registries = dict(_registries(tree))
     for action in parser._actions:
         if action.dest in registries:
             action.metavar = f"{{{','.join(registries[action.dest])}}}"
-        if action.dest.endswith("_"):
-            rename(parser, action)
-    group_inherited(parser, tree)
     return parser
 
 

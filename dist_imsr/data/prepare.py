@@ -62,7 +62,7 @@ class MachineOptions:
             default.
     """
 
-    heading: ClassVar[str] = "buckets, memory and disk"
+    own_heading: ClassVar[bool] = True
 
     buckets: int = 64
     memory_limit: str = "4GiB"

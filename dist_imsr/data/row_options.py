@@ -20,7 +20,7 @@ class SpanOptions:
         spans: T, the number of equal spans of the rest.
     """
 
-    heading: ClassVar[str] = "users and spans"
+    own_heading: ClassVar[bool] = True
 
     min_interactions: int = 30
     alpha: float = 0.5
@@ -53,7 +53,7 @@ class RowOptions:
         max_bad_fraction: the maximal fraction of rejected rows among all rows.
     """
 
-    heading: ClassVar[str] = "rows that count"
+    own_heading: ClassVar[bool] = True
 
     behaviours: list[str] | None = None
     min_rating: float | None = None

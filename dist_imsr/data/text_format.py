@@ -107,7 +107,7 @@ class TextOptions:
         encoding: such as utf-8, utf-16, latin-1 or gb18030; utf-8 unless a byte order mark says otherwise.
     """
 
-    heading: ClassVar[str] = "text files"
+    own_heading: ClassVar[bool] = True
 
     delimiter: str | None = None
     quote: str | None = None

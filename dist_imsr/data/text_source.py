@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_imsr.data.broken_quotes import set_aside_broken_quotes
 from dist_imsr.data.input_files import InputFile
-from dist_imsr.data.plain_text import encoding_of, head_lines, plain_text
+from dist_imsr.data.plain_text import PlainText, encoding_of, head_lines, plain_text
 from dist_imsr.data.raw_formats import RawFormat
 from dist_imsr.data.row_options import RowOptions
 from dist_imsr.data.source_query import (
@@ -64,33 +64,38 @@ def text_query(
         kind = "lines of JSON" if objects else "no JSON"
         raise ValueError(f"input: {file.name} has {kind}, but expected are {expected}")
     if objects:
-        return _json_query(file, candidates, lines, encoding, rows, scratch, progress)
+        raw = _format_of_objects(lines, candidates, file.name)
+        return _json_query(plain_text(file, encoding, False, "", scratch, progress), file, raw, encoding, rows)
     form, raw = guess_format(lines, options, candidates, rows.time_unit, file.name)
-    places = form.places or {}
-    body = [row for row in form.rows(lines)[form.header :] if len(row) == form.width]
-    stated = rows.time_unit or raw.time_unit
-    folders = {key: file.folders[getattr(raw, key)] for key in raw.in_folders}
-    times = [folders["time"]] if "time" in folders else [row[places["time"]] for row in body]
-    unit = stated or guess_unit(times, file.name)
     text = plain_text(file, encoding, form.delimiter == BLANKS, form.quote, scratch, progress)
-    form = form if text.quoted else form.without_quotes()
     text = set_aside_broken_quotes(text, form, scratch, progress)
+    return _delimited_query(text, file, form, raw, lines, encoding, rows)
+
+
+def _delimited_query(
+    text: PlainText,
+    file: InputFile,
+    form: TextFormat,
+    raw: RawFormat,
+    lines: Sequence[str],
+    encoding: str,
+    rows: RowOptions,
+) -> SourceQuery:
+    places = form.places or {}
+    folders = {key: file.folders[getattr(raw, key)] for key in raw.in_folders}
+    stated = rows.time_unit or raw.time_unit
+    if stated is None:
+        body = [row for row in form.rows(lines)[form.header :] if len(row) == form.width]
+        times = [folders["time"]] if "time" in folders else [row[places["time"]] for row in body]
+    unit = stated or guess_unit(times, file.name)
+    form = form if text.quoted else form.without_quotes()
     columns = [f"c{place}" for place in range(form.width)]
     cells = {key: columns[place] for key, place in places.items()}
     cells |= {key: quoted(value) for key, value in folders.items()}
+    breaks = breaks_in(columns) if text.quoted else "0"
+    row = text_row(cells, raw, rows, unit, alternatives=stated is None, raw_text=columns, breaks=breaks)
     return SourceQuery(
-        checked(
-            csv_relation(text, form),
-            text_row(
-                cells,
-                raw,
-                rows,
-                unit,
-                alternatives=stated is None,
-                raw_text=columns,
-                breaks=breaks_in(columns) if text.quoted else "0",
-            ),
-        ),
+        checked(csv_relation(text, form), row),
         name=file.name,
         read_as=f"{form}, {encoding}, times in {unit}",
         time_unit=None if raw.time_unit else unit,
@@ -192,25 +197,15 @@ def _refuse_lacking(formats: Sequence[RawFormat], rows: RowOptions, name: str) -
     raise ValueError(f"{_lacking(formats[0], rows)}: {name} has no column for it")
 
 
-def _json_query(
-    file: InputFile,
-    formats: Sequence[RawFormat],
-    lines: Sequence[str],
-    encoding: str,
-    rows: RowOptions,
-    scratch: Path,
-    progress: Callable[[float], None],
-) -> SourceQuery:
-    raw = _format_of_objects(lines, formats, file.name)
+def _json_query(text: PlainText, file: InputFile, raw: RawFormat, encoding: str, rows: RowOptions) -> SourceQuery:
     keys = {key: f"v[{place}]" for place, key in enumerate(raw.columns, 1)}
     paths = ", ".join(quoted("$." + json.dumps(name)) for name in raw.columns.values())
-    form = TextFormat(_UNUSED, width=1)
-    text = plain_text(file, encoding, False, "", scratch, progress)
     values = f"CASE WHEN json_valid(c0) THEN json_extract_string(c0, [{paths}]) END AS v"
-    relation = f"(SELECT c0, {values} FROM {csv_relation(text, form)} WHERE c0 IS NOT NULL)"
+    lines = csv_relation(text, TextFormat(_UNUSED, width=1))
     unit = rows.time_unit or raw.time_unit or "s"
     row = text_row(keys, raw, rows, unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
     read_as = ", ".join(["lines of JSON", *filter(None, [raw.name]), encoding, f"times in {unit}"])
+    relation = f"(SELECT c0, {values} FROM {lines} WHERE c0 IS NOT NULL)"
     return SourceQuery(checked(relation, row), file.name, read_as, text=text)
 
 

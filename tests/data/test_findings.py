@@ -1,4 +1,4 @@
-"""What cannot be learnt, or looks like a mistake, is said with numbers and a remedy."""
+"""What cannot be learnt, or looks like a mistake, gets a warning with numbers and a remedy."""
 
 from pathlib import Path
 

@@ -128,17 +128,17 @@ def test_users_who_have_met_almost_all_items(tmp_path):
     )
     run_ranks(1, run, config)
     top = {"top": 4, "exclude_seen": True}
-    asked = RecommendConfig(config.run_dir, tmp_path / "recs.parquet", **top)
-    written = run_ranks(2, _recommend, asked)
+    request = RecommendConfig(config.run_dir, tmp_path / "recs.parquet", **top)
+    written = run_ranks(2, _recommend, request)
     assert written == [Recommended(users=3, fewer=2, none=1, span=0, items=6)] * 2
-    assert written[0].describe(asked) == (
-        f"3 users, span 0: written to {asked.output}; 2 have fewer than 4 items, 1 more has none: they have met the "
+    assert written[0].describe(request) == (
+        f"3 users, span 0: written to {request.output}; 2 have fewer than 4 items, 1 more has none: they have met the "
         "others"
     )
-    rows = pq.read_table(asked.output)["user"].to_pylist()
+    rows = pq.read_table(request.output)["user"].to_pylist()
     assert sorted(rows) == [1, 1, 2, 2, 3, 3, 3, 3]
-    plain = RecommendConfig(config.run_dir, asked.output, top=4)
-    assert run_ranks(1, _recommend, plain)[0].describe(plain) == f"4 users, span 0: written to {asked.output}"
+    plain = RecommendConfig(config.run_dir, request.output, top=4)
+    assert run_ranks(1, _recommend, plain)[0].describe(plain) == f"4 users, span 0: written to {request.output}"
 
 
 def _failing(topology, path):
