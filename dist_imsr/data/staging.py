@@ -78,10 +78,10 @@ def stage(
         ValueError: naming the file, if it cannot be read, or if there are no rows, too many, or too many bad ones.
     """
     staged = Staged()
-    types: list[tuple[str, str]] = []
     for query in queries:
         with name_file(query.name or name):
-            types = _require_types(query, types, database)
+            if staged.last is not None:
+                _require_types(query, database)
             _stage_one(query, staged, database, display)
         if len(staged.time_units) > 1:
             units = " and ".join(sorted(staged.time_units))
@@ -90,15 +90,14 @@ def stage(
     return staged
 
 
-def _require_types(query: SourceQuery, types: list[tuple[str, str]], database: Database) -> list[tuple[str, str]]:
-    """The types of ids, which must be the same in all files."""
-    if not query.name:  # generated rows can be read only once
-        return types
-    found = [(row[0], row[1]) for row in database.connection.execute(f"DESCRIBE {query.sql}").fetchall()[:2]]
-    if types and found != types:
-        [(key, kind, other)] = [(a, b, d) for (a, b), (_, d) in zip(found, types, strict=True) if b != d][:1]
-        raise ValueError(f"columns.{key}: {query.name} has {kind}, the files before it have {other}")
-    return found
+def _require_types(query: SourceQuery, database: Database) -> None:
+    """Refuses a file whose ids have other types than those of the files before it."""
+    others, found = (
+        [(row[0], row[1]) for row in database.run(f"DESCRIBE {relation}")[:2]] for relation in ("events", query.sql)
+    )
+    for (key, kind), (_, other) in zip(found, others, strict=True):
+        if kind != other:
+            raise ValueError(f"columns.{key}: {query.name} has {kind}, the files before it have {other}")
 
 
 def _stage_one(query: SourceQuery, staged: Staged, database: Database, display: ProgressDisplay) -> None:
