@@ -68,11 +68,6 @@ class InputFile:
         opener: Any = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[self.compression]
         return cast(IO[bytes], opener(self.path))
 
-    @property
-    def literal(self) -> str:
-        """The path as SQL for DuckDB's readers, which would otherwise expand ``*`` and ``[``."""
-        return "'" + glob.escape(str(self.path)).replace("'", "''") + "'"
-
 
 def _open_zip(file: InputFile) -> IO[bytes]:
     archive = zipfile.ZipFile(file.path)
@@ -110,7 +105,7 @@ def name_file(name: str) -> Iterator[None]:
         raise ValueError(f"input: {name} cannot be read: {reason}") from error
 
 
-def find_files(inputs: Sequence[Path], key: str = "input") -> list[Path]:
+def find_files(inputs: Sequence[Path]) -> list[Path]:
     """The files that are meant: files, pipes, all files of folders, and patterns such as ``logs/*.csv``.
 
     Files of a folder or pattern are in the order of their names; those whose names, or folders inside the folder,
@@ -118,7 +113,6 @@ def find_files(inputs: Sequence[Path], key: str = "input") -> list[Path]:
 
     Args:
         inputs: as the user wrote them; ``-`` is the standard input.
-        key: of the configuration, for errors.
 
     Raises:
         ValueError: naming what does not exist, holds no file, or is named twice.
@@ -128,23 +122,23 @@ def find_files(inputs: Sequence[Path], key: str = "input") -> list[Path]:
         if str(path) == "-":
             found.append(_STDIN)
         elif path.is_dir():
-            found += _visible(path, sorted(path.rglob("*")), key)
+            found += _visible(path, sorted(path.rglob("*")))
         elif path.exists():
             found.append(path)
         elif _PATTERN & set(str(path)):
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            found += _visible(path, matches, key)
+            found += _visible(path, matches)
         else:
-            raise ValueError(f"{key}: {path} does not exist")
+            raise ValueError(f"input: {path} does not exist")
     seen: dict[Path, Path] = {}
     for path in found:
         other = seen.setdefault(path.resolve(), path)
         if other is not path:
-            raise ValueError(f"{key}: {path} is named twice" + (f", also as {other}" if other != path else ""))
+            raise ValueError(f"input: {path} is named twice" + (f", also as {other}" if other != path else ""))
     return found
 
 
-def _visible(named: Path, paths: Sequence[Path], key: str) -> list[Path]:
+def _visible(named: Path, paths: Sequence[Path]) -> list[Path]:
     hidden = named.parts if named.is_dir() else ()
     kept = [
         path
@@ -152,7 +146,7 @@ def _visible(named: Path, paths: Sequence[Path], key: str) -> list[Path]:
         if path.is_file() and not any(part[0] in "._" for part in path.parts[len(hidden) or -1 :])
     ]
     if not kept:
-        raise ValueError(f"{key}: {named} holds no files")
+        raise ValueError(f"input: {named} holds no files")
     return kept
 
 

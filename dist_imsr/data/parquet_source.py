@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 from dist_imsr.data.input_files import InputFile, name_file, require_column
 from dist_imsr.data.raw_formats import RawFormat
 from dist_imsr.data.row_options import RowOptions
-from dist_imsr.data.source_query import Row, SourceQuery, checked, id_of, quoted
+from dist_imsr.data.source_query import Row, SourceQuery, checked, id_of
+from dist_imsr.data.sql import quoted, quoted_path
 from dist_imsr.data.text_source import later_faults
 from dist_imsr.data.times import guess_unit, instant
 
@@ -30,7 +31,7 @@ def parquet_query(
     Raises:
         ValueError: naming the file, if it is no Parquet file or damaged, or a column is missing or of a wrong type.
     """
-    table = f"read_parquet({file.literal}, hive_partitioning = false)"
+    table = f"read_parquet({quoted_path(file.path)}, hive_partitioning = false)"
     with name_file(file.name):
         pq.read_schema(file.path)  # it finds damage in the footer that DuckDB does not read
         described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.plain_text import PlainText, leading_blank_lines
+from dist_imsr.data.sql import quoted, quoted_path
 from dist_imsr.data.text_format import BLANKS, TextFormat
 from dist_imsr.data.times import LATEST_TIME
 
@@ -164,7 +164,7 @@ def csv_relation(text: PlainText, form: TextFormat) -> str:
     delimiter = "\t" if form.delimiter == BLANKS else form.delimiter
     columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(form.width))
     return (
-        f"read_csv({InputFile('', text.path).literal}, auto_detect = false, delim = {quoted(delimiter)}, "
+        f"read_csv({quoted_path(text.path)}, auto_detect = false, delim = {quoted(delimiter)}, "
         f"quote = {quoted(form.quote)}, escape = {quoted(form.escape)}, header = {form.header}, "
         f"skip = {leading_blank_lines(text.path)}, "
         f"columns = {{{columns}}}, hive_partitioning = false, store_rejects = true, rejects_limit = 0)"
@@ -183,8 +183,3 @@ def one_of(column: str, values: Sequence[str]) -> str:
     if len(values) <= _SHORT_LIST:
         return f"coalesce({column} IN ({listed}), FALSE)"
     return f"coalesce(list_contains([{listed}], {column}), FALSE)"
-
-
-def quoted(value: str) -> str:
-    """A string literal in SQL."""
-    return "'" + value.replace("'", "''") + "'"

@@ -176,7 +176,7 @@ def guess_format(
     if not guesses:
         raise ValueError(_misfit(lines, options, formats, name))
     best = max(guesses, key=_quality)  # the first of the best
-    # Where no time is likely, nothing tells whether the columns are the right ones.
+    # Where no time is likely, nothing shows whether the columns are the right ones.
     rivals = [guess for guess in guesses if not best.likely or _quality(guess) == _quality(best)]
     delimiters = list(dict.fromkeys(str(_NAMES.get(rival.text.delimiter)) for rival in rivals))
     if len(delimiters) > 1:

@@ -20,8 +20,8 @@ from dist_imsr.data.source_query import (
     csv_relation,
     missing_text,
     one_of,
-    quoted,
 )
+from dist_imsr.data.sql import quoted
 from dist_imsr.data.text_format import BLANKS, TextFormat, TextOptions, guess_format
 from dist_imsr.data.times import guess_unit, instant
 

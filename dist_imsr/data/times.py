@@ -4,6 +4,8 @@ import datetime
 import re
 from collections.abc import Sequence
 
+from dist_imsr.data.sql import quoted
+
 LATEST_TIME = 4102444800  # the year 2100; what is later is no time of an interaction
 EARLIEST_LIKELY = 631152000  # 1990; a log's times before are more likely in another unit
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
@@ -101,7 +103,7 @@ def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tu
         text = f"trim(({column})::VARCHAR)"
         if unit in _DATES:  # strptime would also take 2015051
             text = f"CASE WHEN length({text}) = {_DATES[unit]} THEN {text} END"
-        return _of_whole(f"epoch_us(try_strptime({text}, {_quoted(unit)}))", 10**6)
+        return _of_whole(f"epoch_us(try_strptime({text}, {quoted(unit)}))", 10**6)
     if kind != "VARCHAR":
         return _of_decimal(column, UNITS[unit]) if number else _of_whole(f"({column})::BIGINT", UNITS[unit])
     # Most texts are plain whole numbers. A cast alone would round 1.5 and take 1_000 and 0x10 for numbers.
@@ -144,11 +146,7 @@ def _of_decimal(number: str, per_second: int) -> tuple[str, str]:
 
 def _of_iso(column: str) -> tuple[str, str]:
     """Of a date and time, in UTC if it names no zone; TIMESTAMPTZ holds microseconds, so later digits are cut out."""
-    whole = f"regexp_full_match({column}, {_quoted(_DATE_AND_TIME)})"  # DuckDB also reads 2020-12-08 05: and epoch
+    whole = f"regexp_full_match({column}, {quoted(_DATE_AND_TIME)})"  # DuckDB also reads 2020-12-08 05: and epoch
     seconds = _of_whole(f"CASE WHEN {whole} THEN epoch_us(TRY_CAST({column} AS TIMESTAMPTZ)) END", 10**6)[0]
     digits = f"regexp_extract({column}, ':[0-9]{{2}}[.]([0-9]{{1,9}})', 1)"
     return seconds, f"coalesce(TRY_CAST(rpad({digits}, 9, '0') AS BIGINT), 0)"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
