@@ -28,8 +28,8 @@ _TIMED_OUT = (
 )  # errors of gloo for the collective that timed out, and for others that were pending with the same rank
 
 
-class Stopped(Exception):
-    """All ranks agreed to stop before the end.
+class _Ended(Exception):
+    """The command ends early.
 
     Args:
         message: for the user.
@@ -41,17 +41,12 @@ class Stopped(Exception):
         self.status = status
 
 
-class NotStarted(Exception):
-    """This rank could not join the others.
+class Stopped(_Ended):
+    """All ranks agreed to stop before the end."""
 
-    Args:
-        message: for the user.
-        status: the exit status.
-    """
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+class NotStarted(_Ended):
+    """This rank could not join the others."""
 
 
 class Refusal(ValueError):
