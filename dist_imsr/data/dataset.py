@@ -1,5 +1,6 @@
 """Opens and checks a prepared data set, and reads its buckets."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dist_imsr.files import check_file, check_version, digest_of
+from dist_imsr.files import check_file, check_version
 from dist_imsr.keys import free
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MANIFEST = "dataset.json"
 HELD_OUT = 2  # interactions of a user and span: the last one for testing, the second last for validation
 SHORTEST_SPLIT = 3  # a user with fewer interactions in a span trains on all of them
 
@@ -32,14 +34,74 @@ class DataConfig:
     verify: bool = field(default=False, metadata=free())
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpanEntry:
+    """What ``dataset.json`` records of a span.
+
+    Args:
+        name: of its folder and of its parts, ``span=NAME``: the span's number, and a dot and a version if users were
+            forgotten.
+        first_second: the first unix second of the span.
+        end_second: the first unix second after it.
+        interactions: their number.
+        active_users: users with interactions in the span.
+        trainable_users: those with at least 2 interactions that are not held out.
+        split_users: those of whom interactions are held out.
+        tested_users: those of whom interactions are held out and who are known from an earlier span.
+        interactions_with_new_items: those with items that no earlier span has.
+        interactions_of_returning_users: those of users who are known from an earlier span.
+        items: the number of items known by the span's end.
+        users: the number of users known by the span's end, in each bucket.
+        digest: the checksum of the span's manifest as it was first written; it tells one span's data from another's.
+        manifest: the entry of the span's manifest now: bytes and sha256.
+        met_since: the first span that ``met_before`` looks back to; later than 0 if rows had been retired before.
+        retired: whether the rows were deleted.
+    """
+
+    name: str
+    first_second: int
+    end_second: int
+    interactions: int
+    active_users: int
+    trainable_users: int
+    split_users: int
+    tested_users: int
+    interactions_with_new_items: int
+    interactions_of_returning_users: int
+    items: int
+    users: list[int]
+    digest: str
+    manifest: dict[str, Any]
+    met_since: int = 0
+    retired: bool = False
+
+    def bucket_file(self, bucket: int) -> str:
+        """The path of a bucket's rows in the data set's folder."""
+        return f"span={self.name}/bucket={bucket:03d}.arrow"
+
+    @property
+    def item_counts_file(self) -> str:
+        """The path of the numbers of interactions by item."""
+        return f"span={self.name}/item_counts.arrow"
+
+    def ids_file(self, table: str) -> str:
+        """The path of the raw ids that are new in the span; the table is ``users`` or ``items``."""
+        return f"{table}/span={self.name}.parquet"
+
+    @property
+    def manifest_file(self) -> str:
+        """The path of the span's manifest."""
+        return f"span={self.name}/manifest.json"
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Views of the interactions of one bucket's users in one span, in a memory-mapped file.
 
     Args:
-        users: ``[n]`` dense ids, ascending.
+        users: ``[n]`` user ids, ascending.
         offsets: ``[n + 1]``; user i's interactions are ``offsets[i] .. offsets[i + 1] - 1``, in time order.
-        items: ``[offsets[-1]]`` dense ids.
+        items: ``[offsets[-1]]`` item ids.
         batch: the Arrow batch of all columns.
     """
 
@@ -74,63 +136,117 @@ def held_out(lengths: np.ndarray) -> np.ndarray:
 class Dataset:
     """Interactions in spans and buckets of users, as written by launch/prepare.py.
 
+    The object is the data set as it was when it was opened: an append that ends later is not in it.
+
+    Attributes:
+        path: the folder.
+        manifest: the contents of ``dataset.json``.
+        buckets: the number of buckets of users.
+        entries: the spans, the pre-training span first.
+
     Raises:
-        ValueError: naming the file, if the folder is no prepared data set, was written by a newer version, lacks a
-            file, or has one whose size (or, with ``verify``, checksum) differs from the manifest.
+        ValueError: naming the file, if the folder is no prepared data set, has another version's format, lacks a file,
+            or has one whose size (or, with ``verify``, checksum) differs from its manifest.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.path = config.path
-        self.manifest = _read_manifest(config.path)
+        self.manifest = read_manifest(config.path)
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # cache of columns by table and name
+        path = config.path / MANIFEST
         try:
-            self.bucket_offsets: list[int] = self.manifest["bucket_offsets"]
-            self.items_by_span: list[int] = self.manifest["items_by_span"]
+            self.buckets: int = self.manifest["n_buckets"]
+            self.entries = [SpanEntry(**entry) for entry in self.manifest["spans"]]
             for name, entry in self.manifest["files"].items():
-                check_file(config.path / "dataset.json", name, entry, config.verify)
+                check_file(path, name, entry, config.verify)
+            for span in self.entries:
+                for name, entry in self.files_of(span).items():
+                    if not (span.retired and name.startswith(f"span={span.name}/bucket=")):
+                        check_file(path, name, entry, config.verify)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{config.path / 'dataset.json'} lacks {error}: prepare the data again") from error
+            raise ValueError(f"{path} lacks {error}: prepare the data again") from error
         except ValueError as error:
             raise ValueError(f"{error}: prepare the data again") from None
+
+    def files_of(self, span: SpanEntry) -> dict[str, dict[str, Any]]:
+        """The files of a span with their manifest entries, those of retired rows included, by path in the folder.
+
+        Raises:
+            ValueError: if the span's manifest is missing or damaged.
+        """
+        check_file(self.path / MANIFEST, span.manifest_file, span.manifest, checksum=True)
+        files: dict[str, dict[str, Any]] = json.loads((self.path / span.manifest_file).read_text())["files"]
+        return files
 
     @property
     def users(self) -> int:
         """The number of users."""
-        return self.bucket_offsets[-1]
-
-    @property
-    def buckets(self) -> int:
-        """The number of buckets."""
-        return len(self.bucket_offsets) - 1
+        return sum(self.entries[-1].users)
 
     @property
     def spans(self) -> int:
         """The number of spans, the pre-training span included: T + 1."""
-        return len(self.items_by_span)
+        return len(self.entries)
+
+    @property
+    def first_kept(self) -> int:
+        """The first span whose rows are not retired; those before it are."""
+        return sum(entry.retired for entry in self.entries)
 
     @cached_property
-    def digest(self) -> str:
-        """The manifest's checksum, which covers every file, as the manifest lists their checksums."""
-        return digest_of(self.path / "dataset.json")
+    def items_by_span(self) -> list[int]:
+        """The number of items known by the end of each span."""
+        return [entry.items for entry in self.entries]
+
+    @cached_property
+    def locals_by_span(self) -> list[int]:
+        """The number of users known by the end of each span in the bucket that has most: all ids are below it times
+        the number of buckets."""
+        return [max(entry.users) for entry in self.entries]
+
+    @property
+    def digests(self) -> list[str]:
+        """The checksum of each span, which covers its files as they were first written."""
+        return [entry.digest for entry in self.entries]
+
+    def digest_until(self, span: int) -> str:
+        """A checksum over the spans up to one."""
+        return hashlib.sha256("\n".join(self.digests[: span + 1]).encode()).hexdigest()
+
+    def known(self, users: np.ndarray, span: int) -> np.ndarray:
+        """Which users have interactions in the spans up to one.
+
+        Args:
+            users: ``[n]`` ids.
+            span: the last span that counts; -1 for none.
+
+        Returns:
+            ``[n]`` bool.
+        """
+        if span < 0:
+            return np.zeros(len(users), bool)
+        local, bucket = np.divmod(users, self.buckets)
+        return local < np.asarray(self.entries[span].users)[bucket]
 
     def raw_ids(self, table: str, ids: np.ndarray) -> pa.ChunkedArray:
-        """Maps dense ids to the ids of the raw log.
+        """Maps ids to the ids of the raw log.
 
         Args:
             table: ``users`` or ``items``.
-            ids: ``[n]`` dense ids.
+            ids: ``[n]`` ids.
 
         Returns:
             ``[n]`` raw ids.
         """
-        return self._table(table, "raw").take(pa.array(ids))
+        places = ids if table == "items" else self._order[np.searchsorted(self._sorted_users, ids)]
+        return self._table(table, "raw").take(pa.array(places))
 
     def raw_id_type(self, table: str) -> pa.DataType:
         """The type of the raw ids in the table ``users`` or ``items``."""
-        return pq.read_schema(self.path / f"{table}.parquet").field("raw").type
+        return pq.read_schema(self.path / self.entries[0].ids_file(table)).field("raw").type
 
-    def dense_user_ids(self, raw: pa.Array) -> np.ndarray:
-        """Maps raw ids of users to dense ids.
+    def user_ids(self, raw: pa.Array) -> np.ndarray:
+        """Maps raw ids of users to ids.
 
         Args:
             raw: ``[n]``, of the type of `raw_id_type`.
@@ -138,23 +254,40 @@ class Dataset:
         Returns:
             ``[n]`` int64; -1 for unknown users.
         """
-        return (
-            pc.index_in(raw, self._table("users", "raw")).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        )
+        place = pc.index_in(raw, self._table("users", "raw"), skip_nulls=True).fill_null(-1)
+        place = place.to_numpy(zero_copy_only=False).astype(np.int64)
+        users = np.append(self._table("users", "user").to_numpy().astype(np.int64), -1)
+        return users[place]
 
-    def popularity(self, items: range) -> np.ndarray:
-        """The number of interactions of items in all spans, ``[len(items)]`` int64."""
-        return self._table("items", "interactions").slice(items.start, len(items)).to_numpy().astype(np.int64)
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self._table("users", "user").to_numpy(), kind="stable")
+
+    @cached_property
+    def _sorted_users(self) -> np.ndarray:
+        return self._table("users", "user").to_numpy()[self._order]
+
+    def popularity(self, items: range, span: int) -> np.ndarray:
+        """The number of interactions of items in the spans up to one, ``[len(items)]`` int64; retired rows count."""
+        counts = np.zeros(len(items), np.int64)
+        for entry in self.entries[: span + 1]:
+            batch = _open(self.path / entry.item_counts_file)
+            ids = batch.column("item").to_numpy()
+            place = slice(*np.searchsorted(ids, [items.start, items.stop]))
+            counts[ids[place] - items.start] += batch.column("interactions").to_numpy()[place]
+        return counts
 
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
         if (name, column) not in self._columns:
-            self._columns[name, column] = self._read(name, column)
+            self._columns[name, column] = pa.chunked_array(
+                [chunk for entry in self.entries for chunk in self._read(entry.ids_file(name), column).chunks]
+            )
         return self._columns[name, column]
 
     def _read(self, name: str, column: str) -> pa.ChunkedArray:
-        path = self.path / f"{name}.parquet"
+        path = self.path / name
         try:
-            return pq.read_table(path, columns=[column], memory_map=True)[column]
+            return pq.ParquetFile(path, memory_map=True).read(columns=[column])[column]
         except (pa.ArrowException, KeyError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is no table of a prepared data set ({reason}): prepare it again") from error
@@ -163,26 +296,58 @@ class Dataset:
         """Opens the file of one span (0 is the pre-training span) and bucket by memory map, without reading it.
 
         Raises:
-            ValueError: naming the file, if it is no Arrow file of this format.
+            ValueError: naming the file, if it is no Arrow file of this format; naming the span, if it is retired.
         """
-        path = self.path / f"span={span}" / f"bucket={bucket:03d}.arrow"
+        entry = self.entries[span]
+        if entry.retired:
+            raise ValueError(f"{self.path}: the rows of span {span} were retired (prepare.py --retire_before)")
+        path = self.path / entry.bucket_file(bucket)
         try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            items = batch.column("items")
-            users = batch.column("user").to_numpy()
-        except (pa.ArrowException, KeyError, OSError) as error:
+            batch = _open(path)
+            items, users = batch.column("items"), batch.column("user").to_numpy()
+        except KeyError as error:
             raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
         return Sequences(users, items.offsets.to_numpy(), items.values.to_numpy(), batch)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads ``dataset.json``.
+
+    Raises:
+        ValueError: naming the folder, if there is none; the file, if it has another format.
+    """
+    path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"data.path: {folder} holds no dataset.json: write it with launch/prepare.py")
+        raise ValueError(f"data.path: {folder} holds no {MANIFEST}: write it with launch/prepare.py")
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
         version = manifest["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a prepared data set ({error!r}): prepare it again") from error
     check_version(path, version, FORMAT_VERSION)
+    if version < FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into another "
+            f"folder or with --overwrite true: {_command_of(manifest, folder)}"
+        )
     return manifest
+
+
+def _command_of(manifest: dict[str, Any], folder: Path) -> str:
+    """The command that prepared a data set of format 1."""
+    source, words = manifest.get("source", {}), list[str]()
+    inputs = source.get("input")
+    for key, value in {"source": source.get("name"), "input": inputs, **manifest.get("options", {})}.items():
+        if isinstance(value, dict):
+            words += [f"--{key}.{name} {inner}" for name, inner in value.items() if inner is not None]
+        elif value is not None:
+            several = " ".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"--{key.rstrip('_')} {several}")
+    return f"python launch/prepare.py {' '.join(words)} --output {folder}"
+
+
+def _open(path: Path) -> pa.RecordBatch:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
