@@ -122,8 +122,7 @@ class Preparation:
         if self.known is not None:
             open_known(database, self.known)
             require_same_ids(database, self.known, self.name)
-            with display.phase("known", optional=True) as progress:
-                staged.rejected += reject_known_rows(self.known, database, progress)
+            staged.rejected += reject_known_rows(self.known, database)
             refuse_bad_rows(staged, self.name, config.max_bad_fraction)
             self._insert_waiting(self.known)
         leave_out(config, config.min_interactions, database, display)
