@@ -12,8 +12,8 @@ Ids = TypeVar("Ids", np.ndarray, torch.Tensor)
 class OwnedUsers(NamedTuple):
     """The users of consecutive buckets, numbered by rows without gaps between the buckets.
 
-    Row ``local * len(buckets) + (bucket - buckets.start)`` is that of a user; rows and ids have the same order, and a new
-    user's row never moves those of others.
+    Row ``local * len(buckets) + (bucket - buckets.start)`` is that of a user; rows and ids have the same order, and a
+    new user's row never moves those of others.
 
     Args:
         n_buckets: the number of buckets of the data set.
