@@ -16,14 +16,15 @@ Row = tuple[Any, Any, int]  # user, item, time
 Sequences = dict[tuple[int, int], dict[int, list[tuple[int, int, bool]]]]  # span, bucket -> user -> item, time, met
 
 
-def shared_edges(rows: Sequence[Row], min_interactions: int, alpha: float, spans: int) -> list[int]:
-    """The first second of each span and the end of the last one, in the paper's cut."""
+def shared_edges(rows: Sequence[Row], min_interactions: int, alpha: float, spans: int) -> list[int] | None:
+    """The first second of each span and the end of the last one, in the paper's cut; None if time is too short."""
     counts = Counter(user for user, _, _ in rows)
     times = [when for user, _, when in rows if counts[user] >= min_interactions]
     first, last = min(times), max(times)
     pretraining = Fraction(str(alpha)) * (last - first)
     width = (last - first - pretraining) / spans
-    return [first, *(math.ceil(first + pretraining + width * span) for span in range(spans)), last + 1]
+    edges = [first, *(math.ceil(first + pretraining + width * span) for span in range(spans)), last]
+    return [*edges[:-1], last + 1] if len(set(edges)) == len(edges) else None
 
 
 def slowly(

@@ -1,7 +1,6 @@
 """The prepared folder equals that of a slow preparation in plain Python; errors leave nothing behind."""
 
 import csv
-import itertools
 import json
 import os
 import signal
@@ -84,11 +83,11 @@ def test_equals_a_slow_preparation(
     inside = [row for row in rows if row[2] < cut[-1]] if isinstance(cut, list) else rows
     assume(max(Counter(user for user, _, _ in inside).values(), default=0) >= least)
     if isinstance(cut, list):
-        edges, options = [min(when for *_, when in rows), *cut], {"span_edges": [*map(str, cut)]}
+        first = min(when for *_, when in rows)
+        edges, options = [first, *cut] if first < cut[0] else None, {"span_edges": [*map(str, cut)]}
     else:
         edges, options = shared_edges(rows, least, *cut), {"alpha": cut[0], "spans": cut[1]}
-    assume(all(first < second for first, second in itertools.pairwise(edges)))
-    assume(isinstance(cut, list) or edges[-2] < edges[-1] - 1)
+    assume(edges is not None)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "prepared")
         config = PrepareConfig(
