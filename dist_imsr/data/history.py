@@ -5,26 +5,6 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.schedule import ranges
-
-
-def known_users(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
-    """Which users of some buckets have interactions in the spans up to one.
-
-    Args:
-        dataset: the prepared data.
-        buckets: the users' buckets.
-        span: the last span that counts; -1 for none.
-
-    Returns:
-        ``[users of the buckets]`` bool, in the order of dense ids.
-    """
-    first = dataset.bucket_offsets[buckets.start]
-    known = np.zeros(dataset.bucket_offsets[buckets.stop] - first, dtype=bool)
-    for earlier in range(span + 1):
-        for bucket in buckets:
-            known[dataset.sequences(earlier, bucket).users - first] = True
-    return known
 
 
 class History:
@@ -37,7 +17,7 @@ class History:
     """
 
     def __init__(self, dataset: Dataset, buckets: range, span: int) -> None:
-        self._edges = np.asarray(dataset.bucket_offsets[buckets.start : buckets.stop + 1])
+        self._n_buckets, self._first = dataset.buckets, buckets.start
         self._items = dataset.items_by_span[span]
         self._files = [[dataset.sequences(earlier, bucket) for earlier in range(span + 1)] for bucket in buckets]
 
@@ -45,25 +25,19 @@ class History:
         """Looks up users.
 
         Args:
-            users: ``[B]`` int64, dense ids of users of the buckets.
+            users: ``[B]`` int64, ids of users of the buckets.
 
         Returns:
             B sequences of distinct item ids, ascending, on the device of ``users``.
         """
         ids = users.numpy(force=True)
-        bucket = np.searchsorted(self._edges, ids, side="right") - 1
+        bucket = ids % self._n_buckets - self._first
         pairs = [np.empty(0, np.int64)]
         for here in np.unique(bucket):
             rows = np.flatnonzero(bucket == here)
             for sequences in self._files[here]:
-                place = np.searchsorted(sequences.users, ids[rows])
-                found = place < len(sequences.users)
-                found[found] = sequences.users[place[found]] == ids[rows][found]
-                place, row = place[found], rows[found]
-                starts = sequences.offsets[place].astype(np.int64)
-                lengths = sequences.offsets[place + 1] - starts
-                items = sequences.items[ranges(starts, lengths)].astype(np.int64)
-                pairs.append(row.repeat(lengths) * self._items + items)
+                owner, places = sequences.of(ids[rows])
+                pairs.append(rows[owner] * self._items + sequences.items[places])
         row, items = np.divmod(np.unique(np.concatenate(pairs)), self._items)
         lengths = torch.from_numpy(np.bincount(row, minlength=len(ids)))
         return JaggedTensor(torch.from_numpy(items).to(users.device), lengths=lengths.to(users.device))

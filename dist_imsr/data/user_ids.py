@@ -7,6 +7,12 @@ import torch
 
 Ids = TypeVar("Ids", np.ndarray, torch.Tensor)
 """Integers of any shape."""
+_LOCAL_BITS = 40  # of a sort key; as many users fit into a bucket
+
+
+def sort_keys(users: Ids, n_buckets: int) -> Ids:
+    """Keys that sort users by bucket, and inside a bucket by id, which is the order of the rows of bucket files."""
+    return (users % n_buckets << _LOCAL_BITS) | users // n_buckets
 
 
 class OwnedUsers(NamedTuple):
