@@ -212,6 +212,12 @@ def further_edges(options: EdgeOptions, zone: str, earlier: Sequence[int], spans
     if stated:
         require(stated[0] > end, "span_edges", date_of(stated[0]), f"times after the last edge, {date_of(end)}")
         return np.array([end, *stated], np.int64)
-    length = (earlier[min(spans + 1, len(earlier) - 1)] - earlier[1]) / min(spans, len(earlier) - 2)
-    parts = max(1, round((last + 1 - end) / length))
+    if last < end:
+        raise ValueError(
+            f"late: the last row, {date_of(last)}, is before {date_of(end)}, where the next span begins: append late "
+            "rows with later ones, or pass --span_edges"
+        )
+    usual = earlier[1 : spans + 2]  # the edges of the equal spans
+    length = (usual[-1] - usual[0]) / max(len(usual) - 1, 1)
+    parts = max(1, round((last + 1 - end) / length)) if length else 1
     return np.array([end + math.ceil(Fraction(part * (last + 1 - end), parts)) for part in range(parts + 1)], np.int64)
