@@ -35,7 +35,7 @@ def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exc
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
     seen = {user: set() for user in stored}
-    last = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    last = FinishedRun(finished.folder).dataset.entries[3].first_second
     for user, item, time in finished.log:
         if time < last:
             seen[user].add(item)
@@ -110,7 +110,7 @@ def test_more_places_than_items_and_ranks_without_users(finished, last_state, tm
     reasons = f"the span knows {items} items, and they have met the others"
     assert written[0].describe(config).endswith(f"; 1 have fewer than 10000 items: {reasons}")
     found = pq.read_table(output)["item"].to_pylist()
-    edge = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    edge = FinishedRun(finished.folder).dataset.entries[3].first_second
     seen = {item for user, item, time in finished.log if user == "user-7" and time < edge}
     assert sorted(found) == sorted(set(last_state[1]) - seen)
 
