@@ -213,11 +213,6 @@ def further_edges(options: EdgeOptions, zone: str, earlier: Sequence[int], spans
     if stated:
         require(stated[0] > end, "span_edges", date_of(stated[0]), f"times after the last edge, {date_of(end)}")
         return np.array([end, *stated], np.int64)
-    if last < end:
-        raise ValueError(
-            f"late: the last row, {date_of(last)}, is before {date_of(end)}, where the next span begins: append late "
-            "rows with later ones, or pass --span_edges"
-        )
     first_later = earlier[1 : spans + 2]  # those of the first preparation, which are of one length
     length = (first_later[-1] - first_later[0]) / max(1, len(first_later) - 1)
     parts = max(1, round((last + 1 - end) / length)) if length else 1
