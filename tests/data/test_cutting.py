@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dist_imsr.config import resolve
 from dist_imsr.data.cutting import (
     MOST_SPANS,
     EdgeOptions,
@@ -163,6 +164,24 @@ def test_dates_are_in_the_time_zone_unless_they_name_one() -> None:
         START + DAY,
     ]
     assert second_of("from", 7, "Asia/Shanghai") == 7
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--span_edges", "2020-09-14", "2020-09-15 08:00", "1600300800"],
+        ["--span_edges", "[2020-09-14, 2020-09-15 08:00, 1600300800]"],
+        ["--config", "edges.yaml"],
+    ],
+)
+def test_edges_on_the_command_line_and_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("edges.yaml").write_text("span_edges: [2020-09-14, 2020-09-15 08:00, 1600300800]\n")
+    config = resolve(PrepareConfig, ["--source", "csv", "--output", "out", *words])
+    assert stated_edges(config, "UTC") == [START, START + 32 * HOUR, START + 3 * DAY]
+    assert config.period == (None, START + 3 * DAY)
 
 
 @pytest.mark.parametrize("text", ["soon", "2020-02-30", "20200914", 20200914, "1600041600000", "-5", ""])
