@@ -76,6 +76,13 @@ cuts = st.one_of(  # alpha and spans, or edges
     rows=[("a", "x", 5), ("b", "y", 5), ("a", "y", 0), ("b", "x", 9)], least=1, cut=(0.5, 1), buckets=1, so_far=False
 )
 @example(rows=[("a", "x", 0), ("a", "y", 0), ("b", "x", 9)], least=2, cut=[5, 10], buckets=1, so_far=True)
+@example(  # who comes first does not enter first
+    rows=[("a", "x", 0), ("b", "y", 1), ("b", "x", 2), ("a", "z", 3), ("b", "x", 9)],
+    least=2,
+    cut=[3, 10],
+    buckets=1,
+    so_far=True,
+)
 @given(rows=logs, least=st.integers(1, 4), cut=cuts, buckets=st.integers(1, 4), so_far=st.booleans())
 def test_equals_a_slow_preparation(
     rows: list[Row], least: int, cut: tuple[float, int] | list[int], buckets: int, so_far: bool
