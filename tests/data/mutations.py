@@ -8,6 +8,7 @@ Number N of a seed is always the same input. The exit status is 1 if any input f
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -27,6 +28,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
+from dist_imsr import config
 from launch.prepare import main as prepare
 from tests.data import mutators, table_mutators
 from tests.data.raw_logs import LOGS, Log
@@ -37,6 +39,7 @@ from tests.data.slow_preparation import names_of, read, shared_edges, slowly
 READ, REFUSED, TRACEBACK, WRONG, UNTIDY = "read", "refused", "traceback", "silently wrong", "untidy refusal"
 GOOD = (READ, REFUSED)
 ALPHA, SPANS = 0.5, 2
+PARSER = functools.cache(config._parser)  # to build one takes a fifth of the time of a small preparation
 NAMES = (*LOGS, *["parquet"] * 4, "taobao", "compressed", "quoted, doubled")
 
 
@@ -143,6 +146,7 @@ def run_command(arguments: list[str]) -> tuple[int | str, str]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(sys, "argv", ["prepare.py", *arguments]))
         stack.enter_context(mock.patch.object(signal, "signal"))
+        stack.enter_context(mock.patch.object(config, "_parser", PARSER))
         stack.enter_context(contextlib.redirect_stderr(errors))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         try:

@@ -56,17 +56,21 @@ def slowly(
         bucket = int(hashlib.md5(str(user).encode()).hexdigest()[:16], 16) % buckets
         ids[user] = of_bucket[bucket] * buckets + bucket
         of_bucket[bucket] += 1
-    counted = [(user, item, when, max(when, entered[user])) for user, item, when in log if user in entered]
-    appeared = {}
-    for _, item, _, since in sorted(counted, key=lambda row: row[3]):
-        appeared.setdefault(item, since)
-    numbers = {item: number for number, item in enumerate(appeared)}
+    joined = {ids[user]: span_of(when) for user, when in entered.items()}  # the span of each user
+
+    numbers: dict[Any, int] = {}
+    born: list[int] = []  # the span of each item
+    met: dict[tuple[Any, Any], int] = {}
+    counted = [(user, item, when, max(when, entered[user])) for user, item, when in log if user in ids]
+    for user, item, _, since in sorted(counted, key=lambda row: row[3]):
+        span = span_of(since)
+        if item not in numbers:
+            numbers[item] = len(born)
+            born.append(span)
+        met.setdefault((user, item), span)
 
     sequences: Sequences = {(span, bucket): defaultdict(list) for span in range(spans) for bucket in range(buckets)}
     item_counts = [Counter[int]() for _ in range(spans)]
-    met: dict[tuple[Any, Any], int] = {}
-    for user, item, _, since in sorted(counted, key=lambda row: row[3]):
-        met.setdefault((user, item), span_of(since))
     for user, item, when, since in counted:
         span = span_of(since)
         sequences[span, ids[user] % buckets][ids[user]].append((numbers[item], when, met[user, item] < span))
@@ -74,39 +78,34 @@ def slowly(
 
     entries = []
     for span in range(spans):
-        known, earlier = ({user for user in ids if span_of(entered[user]) <= one} for one in (span, span - 1))
-        items, items_before = (sum(span_of(since) <= one for since in appeared.values()) for one in (span, span - 1))
-        lengths = {user: len(rows) for bucket in range(buckets) for user, rows in sequences[span, bucket].items()}
-        earlier_ids = {ids[user] for user in earlier}
-        split = {user for user, length in lengths.items() if length >= 3}
+        lengths = {user: len(own) for bucket in range(buckets) for user, own in sequences[span, bucket].items()}
+        split = [user for user, length in lengths.items() if length >= 3]
+        known = Counter(user % buckets for user, since in joined.items() if since <= span)
         entries.append(
             {
                 "interactions": sum(lengths.values()),
                 "active_users": len(lengths),
                 "trainable_users": sum(length == 2 or length >= 4 for length in lengths.values()),
                 "split_users": len(split),
-                "tested_users": len(split & earlier_ids),
-                "interactions_with_new_items": sum(
-                    count for item, count in item_counts[span].items() if item >= items_before
-                ),
-                "interactions_of_returning_users": sum(
-                    length for user, length in lengths.items() if user in earlier_ids
-                ),
-                "items": items,
-                "users": [sum(ids[user] % buckets == bucket for user in known) for bucket in range(buckets)],
+                "tested_users": sum(joined[user] < span for user in split),
+                "interactions_with_new_items": sum(n for item, n in item_counts[span].items() if born[item] == span),
+                "interactions_of_returning_users": sum(n for user, n in lengths.items() if joined[user] < span),
+                "items": sum(birth <= span for birth in born),
+                "users": [known[bucket] for bucket in range(buckets)],
             }
         )
     return {
         "edges": [*edges],
         "entries": entries,
-        "users": [sorted((ids[user], user) for user in ids if span_of(entered[user]) == span) for span in range(spans)],
+        "users": [
+            sorted((number, user) for user, number in ids.items() if joined[number] == span) for span in range(spans)
+        ],
         "items": [
-            [(numbers[item], item) for item, since in appeared.items() if span_of(since) == span]
-            for span in range(spans)
+            [(number, item) for item, number in numbers.items() if born[number] == span] for span in range(spans)
         ],
         "sequences": {key: dict(value) for key, value in sequences.items()},
         "item_counts": [dict(sorted(counts.items())) for counts in item_counts],
-        "waiting": [row for row in log if row[0] not in entered] if min_interactions > 1 else None,
+        "waiting": [row for row in log if row[0] not in ids] if min_interactions > 1 else None,
     }
 
 
