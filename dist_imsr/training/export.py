@@ -26,7 +26,7 @@ def export_span(
 ) -> None:
     """Writes the folder ``run_dir/spans/span=T/``, which appears only when it is complete; collective.
 
-    ``interests-R.arrow``: user, born (the span that created the interest), vector, in the order of users and slots.
+    ``interests-R.arrow``: user, born (the span that created the interest), vector, in the order of ids and slots.
     ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (compared with c1), puzzled; a user has a row for
     each detection. The metadata of each file are the number of ranks and `Origin`.
 
@@ -47,7 +47,7 @@ def export_span(
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
     users, fit, puzzled = concatenate([one.cpu() for one in detections])
     tables = {
-        "interests": {"user": store.owners + store.first_user, "born": store.birth_span, "vector": store.values},
+        "interests": {"user": store.owned.users(store.owners), "born": store.birth_span, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.flushed_weight()[: len(known)]},
         "detections": {"user": users, "fit": fit, "puzzled": puzzled},
     }
