@@ -206,7 +206,8 @@ class Dataset:
     @cached_property
     def locals_by_span(self) -> list[int]:
         """The number of users known by the end of each span in the bucket that has most: all ids are below it times
-        the number of buckets."""
+        the number of buckets.
+        """
         return [max(entry.users) for entry in self.entries]
 
     @property
