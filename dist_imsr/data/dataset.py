@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dist_imsr.data.schedule import ranges
 from dist_imsr.files import check_file, check_version
 from dist_imsr.keys import free
 
@@ -120,6 +121,22 @@ class Sequences:
         """Whether the user met the item in an earlier span, for each interaction."""
         return self.batch.column("met_before").values.to_numpy(zero_copy_only=False)
 
+    def of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the interactions of some users, who need not be here.
+
+        Args:
+            users: ``[n]`` ids.
+
+        Returns:
+            For each interaction, user after user: its user's index in ``users``, and its own index in `items`.
+        """
+        place = np.searchsorted(self.users, users)
+        found = np.flatnonzero(place < len(self.users))
+        found = found[self.users[place[found]] == users[found]]
+        starts = self.offsets[place[found]].astype(np.int64)
+        lengths = self.offsets[place[found] + 1] - starts
+        return found.repeat(lengths), ranges(starts, lengths)
+
 
 def held_out(lengths: np.ndarray) -> np.ndarray:
     """The number of each user's interactions in a span that training must not see.
@@ -205,15 +222,18 @@ class Dataset:
 
     @cached_property
     def locals_by_span(self) -> list[int]:
-        """The number of users known by the end of each span in the bucket that has most: all ids are below it times
-        the number of buckets.
-        """
+        """The number of users known by the end of each span, in the bucket that has most."""
         return [max(entry.users) for entry in self.entries]
 
     @property
     def digests(self) -> list[str]:
         """The checksum of each span, which covers its files as they were first written."""
         return [entry.digest for entry in self.entries]
+
+    @property
+    def waiting_files(self) -> list[str]:
+        """The path, in the folder, of the interactions of users who wait for more; none if all users count."""
+        return [name for name in self.manifest["files"] if name.startswith("waiting/")]
 
     def digest_until(self, span: int) -> str:
         """A checksum over the spans up to one."""
@@ -333,8 +353,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_version(path, version, FORMAT_VERSION)
     if version < FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into another "
-            f"folder or with --overwrite true: {_command_of(manifest, folder)}"
+            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into "
+            f"another folder or with --overwrite true: {_command_of(manifest, folder)}"
         )
     return manifest
 
