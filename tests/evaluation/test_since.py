@@ -20,7 +20,7 @@ from dist_imsr.training.config import TrainConfig, TrainingConfig
 from launch.export import main as export
 from launch.recommend import main
 from tests.prepared import drawn_history, retire_before, write_dataset
-from tests.ranks import run_ranks
+from tests.ranks import ranks_on, run_ranks
 from tests.runs import run
 
 HISTORY = drawn_history(users=60, items=80, spans=5, longest=4)
@@ -63,18 +63,20 @@ def _users(output):
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_those_who_were_active_later_get_their_lists(trained, tmp_path, world_size):
     everyone = RecommendConfig(trained.run_dir, tmp_path / "all.parquet", top=5)
-    run_ranks(world_size, _recommend, everyone)
-    lists = pq.read_table(everyone.output)
-    assert _users(everyone.output) == _active(range(SPAN + 1))
-    for since in range(SPAN):
-        config = replace(everyone, output=tmp_path / f"{since}.parquet", since=since)
-        run_ranks(world_size, _recommend, config)
-        changed = _active(range(since + 1, SPAN + 1))
-        assert changed < _users(everyone.output)
-        assert pq.read_table(config.output) == lists.filter(pa.compute.is_in(lists["user"], pa.array(sorted(changed))))
     older = replace(everyone, output=tmp_path / "older.parquet", since=0, span=1)
-    run_ranks(world_size, _recommend, older)
-    assert _users(older.output) == _active([1])
+    with ranks_on(world_size) as ranks:
+        ranks.call(_recommend, everyone)
+        ranks.call(_recommend, older)
+        lists = pq.read_table(everyone.output)
+        assert _users(everyone.output) == _active(range(SPAN + 1))
+        assert _users(older.output) == _active([1])
+        for since in range(SPAN):
+            config = replace(everyone, output=tmp_path / f"{since}.parquet", since=since)
+            ranks.call(_recommend, config)
+            changed = _active(range(since + 1, SPAN + 1))
+            assert changed < _users(everyone.output)
+            wanted = lists.filter(pa.compute.is_in(lists["user"], pa.array(sorted(changed))))
+            assert pq.read_table(config.output) == wanted
 
 
 def test_listed_users_are_those_of_them_who_changed(trained, tmp_path):
