@@ -65,8 +65,8 @@ def _unlikely_times(entries: Sequence[SpanEntry], database: Database) -> list[st
     found = []
     if times.median < EARLIEST_LIKELY:
         found.append(
-            f"half of the times are before {date_of(times.median)}: if they are not in the unit that they were read in, "
-            "state --time_unit"
+            f"half of the times are before {date_of(times.median)}: if they are not in the unit that they were read "
+            "in, state --time_unit"
         )
     if 0 not in interactions:
         return found
