@@ -1,6 +1,6 @@
 """Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core.
 
-``--append FOLDER`` adds a later log to prepared data.
+``--append FOLDER`` changes prepared data: it adds a later log, retires old spans, or forgets users.
 """
 
 import sys
@@ -22,7 +22,9 @@ def main() -> int:
     config = parse(PrepareConfig, description=__doc__)
 
     def work(console: Console) -> None:
-        report(prepare(config, console), output_console())
+        manifest = prepare(config, console)
+        if config.reads_log:
+            report(manifest, output_console())
         console.print(f"written to {config.append or config.output}", highlight=False, soft_wrap=True)
 
     return run_writer("prepare.py", work)
