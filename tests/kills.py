@@ -1,36 +1,42 @@
-"""Kills a function at each file that it opens, makes, renames or removes, in processes of its own."""
+"""Kills a function at each write, rename and removal of files, in forked processes."""
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_imsr.processes import new_process
-
-_EVENTS = {"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
+_EVENTS = {"os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
 _KILLED = 57
 
 
 def killed_at(point: int, folder: Path, function: Callable[..., Any], *args: Any) -> bool:
-    """Runs a module's function in a new process, which ends without any cleanup at one of its events in a folder.
+    """Runs a function in a forked process, which ends without any cleanup before one of its steps in a folder.
 
-    Files that C++ writes have no event of their own, but are opened for their checksums right after.
+    A step is that a file is opened for writing, or for reading if it is new, since what C++ writes cannot be seen
+    before its checksum is read; that it is linked, renamed or removed; or that a folder is made or removed.
 
     Args:
-        point: the number of the event, from 0.
+        point: the number of the step, from 0.
         folder: of the files.
         function: the function.
-        args: its arguments, which must be picklable.
+        args: its arguments.
 
     Returns:
         Whether the function was killed; otherwise it has returned.
     """
-    process = new_process(_counted, (point, str(folder), function, args), cuda=False)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, _KILLED)
-    return process.exitcode == _KILLED
+    child = os.fork()
+    if not child:
+        try:
+            _run(point, str(folder), function, args)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, _KILLED)
+    return os.waitstatus_to_exitcode(status) == _KILLED
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,15 +45,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _counted(point: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    passed = 0
+def _run(point: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    passed, old = 0, {str(path) for path in Path(folder).rglob("*")}
 
     def hook(event: str, values: tuple[Any, ...]) -> None:
         nonlocal passed
-        if event in _EVENTS and str(values[0]).startswith(folder):
+        path = str(values[0]) if values else ""
+        inside = path.startswith(folder) and not path.endswith(".lock")
+        in_open_folder = event in ("os.remove", "os.rmdir") and values[1] != -1  # of shutil.rmtree
+        written = event == "open" and (path not in old or values[2] & (os.O_WRONLY | os.O_RDWR))
+        if in_open_folder or (inside and (written or event in _EVENTS)):
             if passed == point:
                 os._exit(_KILLED)
             passed += 1
 
     sys.addaudithook(hook)
     function(*args)
+    os._exit(0)

@@ -353,5 +353,7 @@ def _command_of(manifest: dict[str, Any], folder: Path) -> str:
 def _open(path: Path) -> pa.RecordBatch:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
