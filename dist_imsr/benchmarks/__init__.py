@@ -8,12 +8,14 @@ ranks' processes (`dist_imsr.benchmarks.world`).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dist_imsr.benchmarks.append import AppendBench, bench_append
 from dist_imsr.benchmarks.ceilings import CeilingsBench, bench_ceilings
 from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
 from dist_imsr.benchmarks.kernel import KernelBench, bench_kernel
 from dist_imsr.benchmarks.options import Options
 from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
+from dist_imsr.benchmarks.refresh import RefreshBench, bench_refresh
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.span import SpanBench, bench_span
 from dist_imsr.benchmarks.store import StoreBench, bench_store
@@ -88,4 +90,6 @@ BENCHMARKS = {
     ),
     "span": Benchmark(SpanBench, bench_span, _BOTH),
     "prepare": Benchmark(PrepareBench, bench_prepare),
+    "append": Benchmark(AppendBench, bench_append),
+    "refresh": Benchmark(RefreshBench, bench_refresh),
 }

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -61,6 +62,7 @@ class SpanWriter:
         self.spans, self.buckets = len(edges) - 1, users.shape[1]
         self.counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self.spans, np.int64))
         self.files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
+        self._lock = threading.Lock()  # of the counts
         for name in ("users", "items"):
             (folder / name).mkdir(exist_ok=True)
         for span in range(self.spans):
@@ -86,7 +88,7 @@ class SpanWriter:
         return f"span={self.first_span + span}"
 
     def write(self, bucket: int, rows: Interactions) -> None:
-        """Writes all new spans of one bucket.
+        """Writes all new spans of one bucket; threads may write different buckets.
 
         Args:
             bucket: its number.
@@ -124,8 +126,10 @@ class SpanWriter:
         batch = pa.RecordBatch.from_arrays(columns, ["user", "items", "times", "met_before"])
         self._write_batch(span, f"{self.name(span)}/bucket={bucket:03d}.arrow", batch)
         returning = users[starts] // self.buckets < self._users[span, bucket]
-        for name, count in counts_of(np.diff(starts, append=len(users)), returning).items():
-            self.counts[name][span] += count
+        counts = counts_of(np.diff(starts, append=len(users)), returning)
+        with self._lock:
+            for name, count in counts.items():
+                self.counts[name][span] += count
 
     def _write_batch(self, span: int, name: str, batch: pa.RecordBatch) -> None:
         self.files[span][name] = write_batch(self._folder, name, batch)
