@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import HashedFile, NewerFormat
+from dist_imsr.files import HashedFile, OtherFormat
 from dist_imsr.training.checkpoint_storage import CHECKSUM, MANIFEST
 from dist_imsr.training.storage import Stored, store
 from tests.ranks import run_ranks
@@ -129,15 +129,15 @@ def _rewrite(folder, **changes):
     (folder / CHECKSUM).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
 
 
-def test_other_formats_and_other_folders_are_refused(folder):
+def test_other_formats_and_folders_are_refused(folder):
     _rewrite(folder, files={"../secret": {"bytes": 1}})
     with pytest.raises(ValueError, match="outside its folder"):
         Stored(folder)
     _rewrite(folder, format_version=3)
-    with pytest.raises(NewerFormat, match="upgrade"):
+    with pytest.raises(OtherFormat, match="upgrade"):
         Stored(folder)
     _rewrite(folder, format_version=1)
-    with pytest.raises(ValueError, match=r"older version.*train again"):
+    with pytest.raises(OtherFormat, match="from before user ids changed: prepare the data again, and train"):
         Stored(folder)
     _rewrite(folder, format_version=2, files=3)
     with pytest.raises(ValueError, match=r"manifest\.json"):
