@@ -271,6 +271,16 @@ class Dataset:
         """The type of the raw ids in the table ``users`` or ``items``."""
         return pq.read_schema(self.path / self.entries[0].ids_file(table)).field("raw").type
 
+    @cached_property
+    def forgotten(self) -> np.ndarray:
+        """The ids of users who were forgotten (prepare.py --forget_users), ``[n]`` int64; they have no raw id."""
+        found = [np.empty(0, np.int64)]
+        for entry in self.entries:
+            if "." in entry.name:
+                users, raw = (self._read(entry.ids_file("users"), column) for column in ("user", "raw"))
+                found.append(users.filter(raw.is_null()).to_numpy())
+        return np.concatenate(found)
+
     def user_ids(self, raw: pa.Array) -> np.ndarray:
         """Maps raw ids of users to ids.
 

@@ -5,9 +5,7 @@ numbers of interactions by item stay, too: they are sums over all people.
 """
 
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -25,6 +23,7 @@ from dist_imsr.data.preparation import Files, write_rows
 from dist_imsr.data.staging import RAW_KEPT
 from dist_imsr.data.user_list import UserList
 from dist_imsr.data.writer import counts_of, manifest_entry, write_batch, write_manifest, write_table
+from dist_imsr.files import link
 
 _WORD = re.compile(r"\w+")
 Keep = Callable[[pa.RecordBatch], pa.Array]
@@ -116,7 +115,7 @@ def _without_users(known: Dataset, span: int, users: np.ndarray) -> SpanEntry:
         elif name == entry.ids_file("users") and len(new):
             files[target] = _write_holes(known.path / name, known.path / target, new)
         else:
-            _link(known.path / name, known.path / target)
+            link(known.path / name, known.path / target)
             files[target] = file
     changed = replace(changed, **{name: getattr(entry, name) - count for name, count in lost.items()})
     return write_manifest(known.path, changed, files)
@@ -199,14 +198,6 @@ def _next_version(name: str) -> str:
     """``5``, ``5.1``, ``5.2`` ..."""
     first, _, version = name.partition(".")
     return f"{first}.{int(version or 0) + 1}"
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes a second name of a file, or a copy where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -213,6 +213,8 @@ def _change(config: PrepareConfig, folder: Path, console: Console) -> dict[str, 
         if listed is not None:
             manifest, forgotten = forget(Dataset(DataConfig(folder)), listed)
             console.print(forgotten.describe(), highlight=False, soft_wrap=True, markup=False)
+            line = "what was published before, and runs that are not named with --run_dir, may still hold these users"
+            console.print(line, highlight=False, soft_wrap=True)
         if config.retire_before is not None:
             manifest, rows = retire(Dataset(DataConfig(folder)), config.retire_before)
             console.print(f"retired {rows:,} rows before span {config.retire_before}", highlight=False, soft_wrap=True)
