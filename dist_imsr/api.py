@@ -26,6 +26,7 @@ from dist_imsr.evaluation.retest import EvaluateConfig, evaluate_run
 from dist_imsr.launcher import RankInfo, rank_info, variables_of_ranks
 from dist_imsr.processes import free_port
 from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.forget import forgetting_in_runs
 from dist_imsr.training.run import run_training
 
 __all__ = [
@@ -52,7 +53,9 @@ def prepare(config: PrepareConfig) -> Path:
     Raises:
         ValueError: naming key, file or row.
     """
-    prepare_data(config, Console(stderr=True))
+    console = Console(stderr=True)
+    with forgetting_in_runs(config, console):
+        prepare_data(config, console)
     return config.append or config.output  # type: ignore[return-value]  # it has one of them
 
 

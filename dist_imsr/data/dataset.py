@@ -272,6 +272,16 @@ class Dataset:
         """The type of the raw ids in the table ``users`` or ``items``."""
         return pq.read_schema(self.path / self.entries[0].ids_file(table)).field("raw").type
 
+    @cached_property
+    def forgotten(self) -> np.ndarray:
+        """The ids of users who were forgotten (prepare.py --forget_users), ``[n]`` int64; they have no raw id."""
+        found = [np.empty(0, np.int64)]
+        for entry in self.entries:
+            if "." in entry.name:
+                users, raw = (self._read(entry.ids_file("users"), column) for column in ("user", "raw"))
+                found.append(users.filter(raw.is_null()).to_numpy())
+        return np.concatenate(found)
+
     def user_ids(self, raw: pa.Array) -> np.ndarray:
         """Maps raw ids of users to ids.
 
@@ -375,5 +385,7 @@ def _command_of(manifest: dict[str, Any], folder: Path) -> str:
 def _open(path: Path) -> pa.RecordBatch:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error

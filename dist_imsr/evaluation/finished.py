@@ -108,7 +108,8 @@ class SpanState:
             folder = run.folder / "spans" / f"span={span}"
             raise ValueError(f"{folder} does not hold every item once: train again with --training.export every")
         self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
-        owners, vectors = self._part("interests", "user", self.store.owned.owns)
+        forgotten, owns = run.dataset.forgotten, self.store.owned.owns
+        owners, vectors = self._part("interests", "user", lambda users: owns(users) & ~np.isin(users, forgotten))
         self.store.load(torch.from_numpy(self.store.owned.rows(owners)), values=torch.from_numpy(vectors))
 
     def _part(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.evaluation.exported import read_parts
 from dist_imsr.evaluation.finished import FinishedRun, vectors_of
 
@@ -46,16 +46,18 @@ class Truth:
     of_item: np.ndarray
 
     @classmethod
-    def read(cls, data: Path) -> "Truth":
-        """Reads the truth from a folder of prepared data.
+    def read(cls, dataset: Dataset) -> "Truth":
+        """Reads the truth of prepared data.
 
         Raises:
-            ValueError: naming the file that is missing.
+            ValueError: naming the data, if they have none.
         """
-        for name in ("truth_users", "truth_items"):
-            if not (data / f"{name}.parquet").is_file():
-                raise ValueError(f"{data / name}.parquet is missing: only prepare.py --source drift plants a truth")
-        users, items = pq.read_table(data / "truth_users.parquet"), pq.read_table(data / "truth_items.parquet")
+        paths = {name.partition(".")[0]: dataset.path / name for name in dataset.manifest["files"]}
+        if "truth_users" not in paths:
+            raise ValueError(
+                f"{dataset.path} has no truth_users.parquet: only prepare.py --source drift plants a truth"
+            )
+        users, items = pq.read_table(paths["truth_users"]), pq.read_table(paths["truth_items"])
         return cls(
             users["user"].to_numpy(), users["cluster"].to_numpy(), users["span"].to_numpy(), items["cluster"].to_numpy()
         )
@@ -85,7 +87,7 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
     Raises:
         ValueError: naming the missing file.
     """
-    truth = Truth.read(run.dataset.path)
+    truth = Truth.read(run.dataset)
     rows, before = [], list[StoredInterests]()
     for span in run.spans:
         now = [_stored_interests(table) for table in _tables(run, span, "interests")]

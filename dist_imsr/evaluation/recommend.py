@@ -15,11 +15,11 @@ from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, active_users
 from dist_imsr.data.user_ids import sort_keys
+from dist_imsr.data.user_list import UserList, read_user_list
 from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
-from dist_imsr.evaluation.user_list import UserList, read_user_list
 from dist_imsr.model.interests import Interests
 
 logger = logging.getLogger(__name__)

@@ -181,6 +181,14 @@ def test_all_ranks_learn_of_a_fault_of_one_and_the_old_checkpoint_stays(folder):
     assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
 
 
+def test_a_checkpoint_of_the_same_name_is_replaced_by_a_version_of_it(folder):
+    run_ranks(1, _save, folder)
+    assert os.listdir(folder.parent) == ["checkpoint.1"]
+    run_ranks(1, _save, folder)
+    assert os.listdir(folder.parent) == ["checkpoint.2"]
+    assert run_ranks(2, _load, folder.with_name("checkpoint.2")) == [True] * 2
+
+
 def _save_on_small_disk(topology, folder):
     shutil.disk_usage = lambda _: namedtuple("Usage", "free")(5 << 20)
     try:
