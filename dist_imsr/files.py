@@ -1,7 +1,11 @@
 """Atomic and checksummed files, and checks of the files that a manifest lists."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,37 @@ def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Flushes files and their folders to the disk."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync_folder, paths))
+    for folder in {path.parent for path in paths}:
+        sync_folder(folder)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds the lock of a file, which is created; the system releases the locks of a process that dies.
+
+    Args:
+        path: the file.
+        refusal: the error message if another process holds the lock.
+
+    Raises:
+        ValueError: with ``refusal``.
+        OSError: if the file cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(refusal) from None
+        yield
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,7 @@
-"""Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core."""
+"""Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core.
+
+``--append FOLDER`` adds a later log to prepared data.
+"""
 
 import sys
 from typing import Any
@@ -8,6 +11,8 @@ from rich.table import Table
 
 from dist_imsr.config import parse
 from dist_imsr.console import output_console, run_writer
+from dist_imsr.data.cutting import date_of
+from dist_imsr.data.dataset import SpanEntry
 from dist_imsr.data.prepare import PrepareConfig, prepare
 
 
@@ -16,35 +21,55 @@ def main() -> int:
     config = parse(PrepareConfig, description=__doc__)
 
     def work(console: Console) -> None:
-        manifest = prepare(config, console)
-        _report(manifest, output_console())
-        console.print(f"written to {config.output}", highlight=False, soft_wrap=True)
+        report(prepare(config, console), output_console())
+        console.print(f"written to {config.append or config.output}", highlight=False, soft_wrap=True)
 
     return run_writer("prepare.py", work)
 
 
-def _report(manifest: dict[str, Any], console: Console) -> None:
-    """Prints the data set's row of the paper's Table II and the numbers of rejected rows."""
-    spans = manifest["interactions_per_span"]
-    names = ("dataset", "#users", "#items", "pre-training", *(f"span {span}" for span in range(1, len(spans))))
-    counts = (f"{count:,}" for count in (manifest["users"], manifest["items"], *spans))
-    row = (manifest["source"]["name"], *counts)
-    width = sum(max(map(len, cell)) + 3 for cell in zip(names, row, strict=True)) + 1
-    wide = width <= console.width
-    table = Table(*names) if wide else Table.grid(padding=(0, 2))
-    for line in [row] if wide else zip(names, row, strict=True):
-        table.add_row(*line)
-    console.print(table)
-    for how, files in manifest["source"]["read_as"].items():
+def report(manifest: dict[str, Any], console: Console) -> None:
+    """Prints the data set's row of the paper's Table II, what is new in each span, and the numbers of rejected rows."""
+    record = manifest["preparations"][-1]
+    first, last = record["spans"]
+    entries = [SpanEntry(**entry) for entry in manifest["spans"]]
+    if not first:
+        spans = [entry.interactions for entry in entries]
+        names = ("dataset", "#users", "#items", "pre-training", *(f"span {span}" for span in range(1, len(spans))))
+        counts = (f"{count:,}" for count in (sum(entries[-1].users), entries[-1].items, *spans))
+        _print_table([names, (manifest["source"], *counts)], console)
+    if last:
+        lines = [("span", "from", "rows", "users", "new users", "new items", "of returning users", "with new items")]
+        lines += [_changes(span, entries) for span in range(max(first, 1), last + 1)]
+        _print_table(lines, console)
+    for how, files in record["read_as"].items():
         if how:
             several = f" ({files} files)" if files > 1 else ""
             console.print(f"read as: {how}{several}", highlight=False, soft_wrap=True, markup=False)
     totals = [
-        f"{kind}: " + (", ".join(f"{count:,} {reason}" for reason, count in manifest[key].items()) or "none")
+        f"{kind}: " + (", ".join(f"{count:,} {reason}" for reason, count in record[key].items()) or "none")
         for key, kind in (("rejected", "rejected"), ("left_out", "left out"))
-        if manifest[key] or key == "rejected"
+        if record[key] or key == "rejected"
     ]
-    console.print(f"{manifest['rows_read']:,} rows read; {'; '.join(totals)}", highlight=False, soft_wrap=True)
+    console.print(f"{record['rows_read']:,} rows read; {'; '.join(totals)}", highlight=False, soft_wrap=True)
+
+
+def _changes(span: int, entries: list[SpanEntry]) -> tuple[str, ...]:
+    """How a span differs from those before it."""
+    now, before = entries[span], entries[span - 1]
+    new_users, new_items = sum(now.users) - sum(before.users), now.items - before.items
+    counts = (now.interactions, now.active_users, new_users, new_items)
+    rows = max(now.interactions, 1)
+    shares = (now.interactions_of_returning_users / rows, now.interactions_with_new_items / rows)
+    return str(span), date_of(now.first_second), *(f"{one:,}" for one in counts), *(f"{one:.1%}" for one in shares)
+
+
+def _print_table(lines: list[tuple[str, ...]], console: Console) -> None:
+    width = sum(max(map(len, cell)) + 3 for cell in zip(*lines, strict=True)) + 1
+    wide = width <= console.width
+    table = Table(*lines[0]) if wide else Table.grid(padding=(0, 2))
+    for line in lines[1:] if wide else zip(*lines, strict=True):
+        table.add_row(*line)
+    console.print(table)
 
 
 if __name__ == "__main__":

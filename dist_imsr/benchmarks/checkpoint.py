@@ -49,6 +49,11 @@ class CheckpointBench(StepsOptions, FolderOptions):
         super().__post_init__()
         require(self.buckets % self.ranks == 0, "buckets", self.buckets, f"a multiple of ranks, {self.ranks}")
 
+    @property
+    def n_buckets(self) -> int:
+        """The number of buckets of users."""
+        return self.buckets
+
 
 def bench_checkpoint(options: CheckpointBench) -> list[Figure]:
     """Measures saving and loading against the disk's speed, and by how much a save delays training.
@@ -160,8 +165,6 @@ class CheckpointWorker:
         self.model = build_recommender(topology, options)
         self.strategy: Strategy = FineTuning()  # which keeps nothing of its own
         self.steps = StepsWorker(topology, options, lambda *_: self.model.train_step)
-        self.offsets = [bucket * options.users // options.buckets for bucket in range(options.buckets + 1)]
-        self.buckets = topology.buckets(options.buckets)
         config = CheckpointConfig(keep_last=1, keep_spans=0)
         self.checkpoints = Checkpoints(folder / "checkpoints", config, topology, _CALL_SECONDS, {})
         self.bytes = np.empty(0, dtype=np.uint8)
@@ -189,7 +192,7 @@ class CheckpointWorker:
         """Finds the newest checkpoint, verifies its checksums and loads its state."""
         stored = Stored(newest_first(self.checkpoints.folder)[0])
         stored.verify(self.topology.rank, self.topology.world_size)
-        unpack(stored, self.model, self.strategy, self.offsets, self.buckets, self.checkpoints.group)
+        unpack(stored, self.model, self.strategy, self.checkpoints.group)
 
     def read(self) -> None:
         """Reads this rank's share of the checkpoint's files, divided as for the checksums."""
@@ -223,7 +226,7 @@ class CheckpointWorker:
     def _start_save(self) -> None:
         self.saves += 1  # names must rise, or the newest is pruned
         progress = Progress(step=self.saves, steps=self.saves)
-        tensors, tables, facts = pack(self.model, self.strategy, progress, self.offsets, self.buckets)
+        tensors, tables, facts = pack(self.model, self.strategy, progress)
         self.checkpoints.save(name_of(0, 0, self.saves), tensors, tables, facts)
 
     def _wait(self) -> None:

@@ -15,6 +15,7 @@ from dist_imsr.benchmarks.world import World
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import pad
+from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.host_memory import peak_bytes
@@ -39,7 +40,7 @@ class StepsOptions(WorldOptions):
 
     Args:
         items: rows of the table.
-        users: users in the interest store, over all ranks.
+        users: users in the interest store, over all ranks, or a few more: each bucket of them has as many.
         batch: users in a global step.
         dim: d.
         interests: K of every user.
@@ -71,9 +72,14 @@ class StepsOptions(WorldOptions):
         require(self.batch % self.ranks == 0, "batch", self.batch, f"a multiple of ranks, {self.ranks}")
 
     @property
-    def first_users(self) -> list[int]:
-        """The first user of each rank, and the number of users."""
-        return [rank * self.users // self.ranks for rank in range(self.ranks + 1)]
+    def n_buckets(self) -> int:
+        """The number of buckets of users."""
+        return self.ranks
+
+    @property
+    def users_per_bucket(self) -> int:
+        """The number of users of each bucket."""
+        return -(-self.users // self.n_buckets)
 
 
 Build = Callable[[Topology, StepsOptions], Step]
@@ -134,19 +140,19 @@ def build_recommender(
     interests: int | None = None,
 ) -> Recommender:
     """This rank's part of a model in training, whose users all have K interests, the options' number by default."""
-    first_users, interests = options.first_users, interests or options.interests
+    interests = interests or options.interests
     model = Recommender(
         model=ModelConfig(base, dim=options.dim, interests=interests),
         catalogue=CatalogueConfig(headroom=0.0),
         store=InterestStoreConfig(),
         engine=options.engine,
         items=[options.items],
-        bucket_offsets=first_users,
+        n_buckets=options.n_buckets,
+        users_per_bucket=options.users_per_bucket,
         seed=options.seed,
         topology=topology,
     )
-    rows = torch.arange(first_users[topology.rank + 1] - first_users[topology.rank])
-    model.store.expand(rows, interests, span=0)
+    model.store.expand(torch.arange(len(model.store.counts)), interests, span=0)
     model.engine.train(True)
     return model
 
@@ -184,11 +190,11 @@ def synthetic_batch(options: StepsOptions, topology: Topology, number: int) -> B
     negatives = _jagged(draw, options.items, np.array([options.negatives]))
 
     draw = np.random.default_rng((options.seed, number, topology.rank))
-    first, end = options.first_users[topology.rank : topology.rank + 2]
-    gap = (end - first) // each
+    owned = OwnedUsers(options.n_buckets, topology.buckets(options.n_buckets))
+    gap = options.users_per_bucket * len(owned.buckets) // each
     return Batch(
         span=0,
-        users=torch.from_numpy(first + np.arange(each) * gap + draw.integers(gap, size=each)),
+        users=torch.from_numpy(owned.users(np.arange(each) * gap + draw.integers(gap, size=each))),
         history=_jagged(draw, options.items, histories[mine]),
         targets=_jagged(draw, options.items, targets[mine]),
         negatives=negatives,

@@ -44,7 +44,7 @@ class Batch(TensorBatch):
 
     Args:
         span: the span that the batch belongs to.
-        users: ``[B]`` int64, dense ids.
+        users: ``[B]`` int64, ids.
         history: B sequences of item ids, the oldest first.
         targets: B sequences of item ids, all later than the history.
         negatives: one sequence of item ids, the same on every rank; empty outside of training.
@@ -81,7 +81,7 @@ class TestBatch(TensorBatch):
     """Users with their items in the test span.
 
     Args:
-        users: ``[B]`` int64, dense ids.
+        users: ``[B]`` int64, ids.
         targets: B sequences of distinct item ids, in ascending order.
         last: ``[B]`` int64, the index of the user's latest interaction among the values of ``targets``.
         last_is_new: ``[B]`` bool, whether the user met that item in no earlier span.

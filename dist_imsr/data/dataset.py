@@ -209,6 +209,11 @@ class Dataset:
         """The checksum of each span, which covers its files as they were first written."""
         return [entry.digest for entry in self.entries]
 
+    @property
+    def waiting_files(self) -> list[str]:
+        """The path, in the folder, of the interactions of users who wait for more; none if all users count."""
+        return [name for name in self.manifest["files"] if name.startswith("waiting/")]
+
     def digest_until(self, span: int) -> str:
         """A checksum over the spans up to one."""
         return hashlib.sha256("\n".join(self.digests[: span + 1]).encode()).hexdigest()

@@ -17,7 +17,7 @@ import pyarrow as pa
 from dist_imsr.checks import require
 from dist_imsr.data.schedule import generator
 from dist_imsr.data.source_query import SourceQuery
-from dist_imsr.data.writer import span_edges
+from dist_imsr.data.cutting import share_edges
 
 _CATALOGUE, _INTERESTS, _EVENTS = 4, 5, 6  # streams of random numbers
 _PERIOD = (1_500_000_000, 1_520_000_000)  # the first and last unix second
@@ -110,7 +110,7 @@ class PlantedDrift:
 
     def __init__(self, config: DriftConfig, alpha: float, spans: int) -> None:
         self.config, self.spans = config, spans + 1
-        self.edges = span_edges(_PERIOD, alpha, spans)
+        self.edges = share_edges(_PERIOD[0], _PERIOD[1], alpha, spans)
         draw = generator(_CATALOGUE, config.seed)
         self.clusters = np.arange(config.items) * config.clusters // config.items  # of each item; popular items first
         later = (draw.random(config.clusters) < config.fresh) * draw.integers(1, self.spans, config.clusters)

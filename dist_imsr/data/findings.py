@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from dist_imsr.data.cutting import date_of
+from dist_imsr.data.dataset import Dataset, SpanEntry
 from dist_imsr.data.times import EARLIEST_LIKELY
 from dist_imsr.data.workspace import Database
-from dist_imsr.data.writer import SpanWriter
 
 _LARGE_SHARE = 0.2  # of all rows, for one user
 _FAR = 10  # times between the quartiles, beyond which a time is an outlier
@@ -23,17 +23,19 @@ class _Quantiles:
     last: int
 
 
-def warnings_of(writer: SpanWriter, database: Database) -> list[str]:
+def warnings_of(entries: Sequence[SpanEntry], known: Dataset | None, database: Database) -> list[str]:
     """Warnings about a log that was cut into spans.
 
     Args:
-        writer: which has written all spans.
+        entries: its spans.
+        known: the data set to which they are added; None for a new one.
         database: with the tables ``events`` and ``counts``.
 
     Returns:
         One line each.
     """
-    return [*_large_users(database), *_unlikely_times(writer, database), *_unlearnable(writer)]
+    found = _large_users(database)
+    return found + (_unlearnable_later(entries) if known else _unlikely_times(entries, database) + _unlearnable(entries))
 
 
 def _large_users(database: Database) -> list[str]:
@@ -49,8 +51,9 @@ def _large_users(database: Database) -> list[str]:
     ]
 
 
-def _unlikely_times(writer: SpanWriter, database: Database) -> list[str]:
-    if writer.first_time >= EARLIEST_LIKELY and 0 not in writer.interactions:
+def _unlikely_times(entries: Sequence[SpanEntry], database: Database) -> list[str]:
+    interactions = [entry.interactions for entry in entries]
+    if entries[0].first_second >= EARLIEST_LIKELY and 0 not in interactions:
         return []
     [values] = database.run(
         "SELECT min(time), approx_quantile(time, 0.25), approx_quantile(time, 0.5), approx_quantile(time, 0.75), "
@@ -60,15 +63,15 @@ def _unlikely_times(writer: SpanWriter, database: Database) -> list[str]:
     found = []
     if times.median < EARLIEST_LIKELY:
         found.append(
-            f"half of the times are before {_date(times.median)}: if they are not in the unit that they were read in, "
+            f"half of the times are before {date_of(times.median)}: if they are not in the unit that they were read in, "
             "state --time_unit"
         )
-    if 0 not in writer.interactions:
+    if 0 not in interactions:
         return found
     reach = _FAR * max(times.upper - times.lower, 1)
-    empty = sum(count == 0 for count in writer.interactions)
-    line = f"{empty} of {writer.spans} spans hold no interactions, as one is at {{}}, while half of all are between "
-    line += f"{_date(times.lower)} and {_date(times.upper)}: cut it off with --{{}} {{}}"
+    empty = sum(count == 0 for count in interactions)
+    line = f"{empty} of {len(entries)} spans hold no interactions, as one is at {{}}, while half of all are between "
+    line += f"{date_of(times.lower)} and {date_of(times.upper)}: cut it off with --{{}} {{}}"
     for key, outlier, bound, condition in (
         ("from", times.first, times.lower - reach, "time >= {}"),
         ("until", times.last, times.upper + reach, "time <= {}"),
@@ -77,22 +80,22 @@ def _unlikely_times(writer: SpanWriter, database: Database) -> list[str]:
             continue
         within = "min(time)" if key == "from" else "max(time) + 1"
         [(cut,)] = database.run(f"SELECT {within} FROM events WHERE reason IS NULL AND {condition.format(bound)}")
-        found.append(line.format(_date(outlier), key, _date(cut)))
-    return found or [f"{empty} of {writer.spans} spans hold no interactions: use fewer --spans"]
+        found.append(line.format(date_of(outlier), key, date_of(cut)))
+    return found or [f"{empty} of {len(entries)} spans hold no interactions: use fewer --spans"]
 
 
-def _unlearnable(writer: SpanWriter) -> list[str]:
+def _unlearnable(entries: Sequence[SpanEntry]) -> list[str]:
     found = []
-    filled = sum(count > 0 for count in writer.interactions)
+    filled = sum(entry.interactions > 0 for entry in entries)
     if filled == 1:
         found.append("all interactions are in one span: nothing can be trained on one span and tested on the next")
-    bare = [span for span, count in enumerate(writer.trainable_users) if count == 0 and writer.interactions[span]]
+    bare = [span for span, entry in enumerate(entries) if entry.interactions and not entry.trainable_users]
     if bare:
         found.append(
             f"spans without a user to train on: {_numbers(bare)} (a user needs at least 2 interactions in a span that "
             "are not held out): use fewer --spans, or more data"
         )
-    if not sum(writer.tested_users[1:]):
+    if not any(entry.tested_users for entry in entries[1:]):
         found.append(
             "no user can be tested: none has 3 interactions in a span after an earlier span: use fewer --spans, or "
             "more data"
@@ -100,10 +103,16 @@ def _unlearnable(writer: SpanWriter) -> list[str]:
     return found
 
 
+def _unlearnable_later(entries: Sequence[SpanEntry]) -> list[str]:
+    lacks = {
+        "no interactions": [entry.name for entry in entries if not entry.interactions],
+        "no user to train on": [entry.name for entry in entries if entry.interactions and not entry.trainable_users],
+        "no known user to test on": [entry.name for entry in entries if entry.interactions and not entry.tested_users],
+    }
+    return [f"spans with {lack}: {_numbers([*map(int, names)])}" for lack, names in lacks.items() if names]
+
+
 def _numbers(spans: Sequence[int]) -> str:
     shown = ", ".join(map(str, spans[:10]))
     return shown + (f" and {len(spans) - 10} more" if len(spans) > 10 else "")
 
-
-def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

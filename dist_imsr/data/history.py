@@ -8,25 +8,6 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import ranges
 
 
-def known_users(dataset: Dataset, buckets: range, span: int) -> np.ndarray:
-    """Which users of some buckets have interactions in the spans up to one.
-
-    Args:
-        dataset: the prepared data.
-        buckets: the users' buckets.
-        span: the last span that counts; -1 for none.
-
-    Returns:
-        ``[users of the buckets]`` bool, in the order of dense ids.
-    """
-    first = dataset.bucket_offsets[buckets.start]
-    known = np.zeros(dataset.bucket_offsets[buckets.stop] - first, dtype=bool)
-    for earlier in range(span + 1):
-        for bucket in buckets:
-            known[dataset.sequences(earlier, bucket).users - first] = True
-    return known
-
-
 class History:
     """Looks up the items of users in the spans up to one; the data stay on disk.
 
@@ -37,7 +18,7 @@ class History:
     """
 
     def __init__(self, dataset: Dataset, buckets: range, span: int) -> None:
-        self._edges = np.asarray(dataset.bucket_offsets[buckets.start : buckets.stop + 1])
+        self._n_buckets, self._first = dataset.buckets, buckets.start
         self._items = dataset.items_by_span[span]
         self._files = [[dataset.sequences(earlier, bucket) for earlier in range(span + 1)] for bucket in buckets]
 
@@ -45,13 +26,13 @@ class History:
         """Looks up users.
 
         Args:
-            users: ``[B]`` int64, dense ids of users of the buckets.
+            users: ``[B]`` int64, ids of users of the buckets.
 
         Returns:
             B sequences of distinct item ids, ascending, on the device of ``users``.
         """
         ids = users.numpy(force=True)
-        bucket = np.searchsorted(self._edges, ids, side="right") - 1
+        bucket = ids % self._n_buckets - self._first
         pairs = [np.empty(0, np.int64)]
         for here in np.unique(bucket):
             rows = np.flatnonzero(bucket == here)

@@ -1,52 +1,33 @@
-"""Prepares a raw log: filters it, numbers users and items, cuts it into spans, writes Arrow files and a manifest.
+"""Prepares a raw log as a data set of spans, and adds later logs to it.
 
-DuckDB does the steps that need all rows, out of core: it stages the input in the input's order (rows of one second in
-the order of its fractions), counts, numbers, and sorts once by (user, moment). A moment holds the unix second in its
-upper bits and the row's place in the staged table in its lower bits, so that one integer orders interactions by time
-with ties in the input's order. User ids are contiguous by bucket; so the sorted rows stream out bucket by bucket, and
-numpy cuts each bucket into its spans.
+``dataset.json`` is the only file that is ever replaced, by one rename: before it, a data set is what it was, and files
+that it does not name are leftovers, which the next command that writes removes.
 """
 
+import contextlib
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, fields
+import shutil
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from dist_imsr.checks import require
-from dist_imsr.config import plain
-from dist_imsr.data.dataset import FORMAT_VERSION
-from dist_imsr.data.findings import warnings_of
-from dist_imsr.data.row_filters import leave_out, order_by_fraction
-from dist_imsr.data.source_query import LEFT_OUT
-from dist_imsr.data.sources import SourceConfig, input_files, queries
-from dist_imsr.data.staging import stage
+from dist_imsr.config import plain, section_of
+from dist_imsr.data.dataset import FORMAT_VERSION, MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
+from dist_imsr.data.sources import SourceConfig, input_files
 from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
-from dist_imsr.data.writer import (
-    BYTES_PER_ROW,
-    SEQUENCE_BITS,
-    SpanWriter,
-    manifest_entry,
-    span_edges,
-    split_stream,
-    write_table,
-)
+from dist_imsr.files import locked, sync_files, write_whole
 
-MANIFEST = "dataset.json"
-
-_MOMENT = f"((time::UBIGINT << {SEQUENCE_BITS}) + events.rowid::UBIGINT)"
 _LEAST_MEMORY = 256 * 2**20
-_DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Python, Arrow and numpy
-_PYTHON_BYTES = 200 * 2**20  # for Python and its libraries, besides the current bucket
-
-_SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
+# What is said of each log anew; the other options are those of the data set.
+_OF_A_LOG = ("input", "from_", "until", "span_edges")
 
 
 @dataclass(kw_only=True)
@@ -75,211 +56,212 @@ class MachineOptions:
         require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
 
+    @property
+    def memory(self) -> int:
+        """The memory limit in bytes."""
+        return parse_bytes(self.memory_limit) or 0
+
 
 @dataclass(kw_only=True)
 class PrepareConfig(MachineOptions, SourceConfig):
     """Prepares a raw log of interactions: cuts it into spans of time and buckets of users, out of core.
 
     Args:
+        source: the format: taobao, amazon, movielens, recbole, tmall, yelp, gowalla, complete-journey, csv or parquet;
+            or drift, which generates interactions with planted truth. With append, that of the data set.
         output: the folder to write; it appears only when complete.
         overwrite: replace the data set that an earlier run wrote there.
+        append: in the place of output, the prepared folder to which the input is added as further spans. Source, columns
+            and filters are those of the data set. A log that covers several spans adds several.
+        late: rows before the end of the last span of append: reject them (too many refuse the log, as for any bad rows),
+            or let those that the data do not hold yet enter the next span (into_next).
+        count_users: which rows count for min_interactions: those of the whole_log, as in the paper, or only those so_far,
+            as in an append: then a user's rows wait until there are enough, and enter the span of the row that
+            completes them.
     """
 
-    output: Path
+    source: str = ""
+    output: Path | None = None
     overwrite: bool = False
+    append: Path | None = None
+    late: Literal["reject", "into_next"] = "reject"
+    count_users: Literal["whole_log", "so_far"] = "whole_log"
 
     def __post_init__(self) -> None:
+        if self.append is None:
+            require(self.output is not None, "output", None, "a folder to write, or --append FOLDER")
+            require(self.late == "reject", "late", self.late, "reject, if nothing is appended")
+        else:
+            require(self.output is None, "output", str(self.output), "none with append")
+            require(not self.overwrite, "overwrite", True, "false with append")
+            self._inherit(read_manifest(self.append))
+        require(bool(self.source), "source", self.source, "the format of the input")
         SourceConfig.__post_init__(self)
         MachineOptions.__post_init__(self)
+        if self.append is not None:
+            self._refuse_options_of_the_whole()
+
+    @property
+    def late_before(self) -> int | None:
+        """As in `RowOptions`: the end of the last span, if rows before it are rejected."""
+        if self.append is None or self.late != "reject":
+            return None
+        return int(read_manifest(self.append)["spans"][-1]["end_second"])
+
+    def _inherit(self, manifest: dict[str, Any]) -> None:
+        """Takes over the options of the data set, which the command line may repeat, but not change."""
+        options = manifest["options"] | {"source": manifest["source"]}
+        for field in fields(self):
+            if field.name in _OF_A_LOG or (field.name not in options and field.name not in _SOURCE_FIELDS):
+                continue
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            stored, own = options.get(field.name, default), getattr(self, field.name)
+            if isinstance(stored, dict):
+                stored = section_of(field.type, stored)  # type: ignore[arg-type]
+            if field.name == "max_bad_fraction" and own != default:
+                continue
+            if own not in (default, stored):
+                raise ValueError(f"{field.name}: {own!r} is not that of {self.append}, {stored!r}: leave it out")
+            setattr(self, field.name, stored)
+
+    def _refuse_options_of_the_whole(self) -> None:
+        wrong = {"drop_repeats": self.drop_repeats == "all", "min_users_per_item": self.min_users_per_item > 1}
+        for key, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(
+                    f"{key}: {self.append} was prepared with {getattr(self, key)!r}, which needs the whole log: nothing "
+                    "can be appended; prepare the whole log again"
+                )
+        if self.source == "drift":
+            raise ValueError(
+                f"append: {self.append} is generated drift, which has no later logs; launch/generate.py writes some"
+            )
+
+
+_SOURCE_FIELDS = {field.name for field in fields(SourceConfig)}
 
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
-    """Writes the prepared folder of design.md section 6.
+    """Writes the prepared folder of design.md section 6, or adds spans to it.
 
     Args:
         config: the input, the options and the output.
         console: for the progress.
 
     Returns:
-        The manifest, as written to ``dataset.json``.
+        The manifest, as written to ``dataset.json``; the last of its ``preparations`` is this one's record.
 
     Raises:
         ValueError: naming key, file or row, if the input cannot be read, has too many bad rows, has no user left after
-            filtering or cannot be cut into spans, if the output may not be written, or if the memory limit is too low.
+            filtering or cannot be cut into spans, if the output may not be written, if the memory limit is too low, or if
+            another process appends; nothing is changed then.
     """
-    memory = parse_bytes(config.memory_limit) or 0
     input_files(config)  # what is missing is known before anything starts
-    threads = config.threads or len(os.sched_getaffinity(0))
+    if config.append is not None:
+        with changing(config.append) as known:
+            return _append(config, known, console)
+    assert config.output is not None
     with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
-        parent = config.temp_dir or folder
-        with ProgressDisplay(console) as display, Database(parent, int(memory * _DATABASE_SHARE), threads) as database:
-            try:
-                preparation = _Preparation(config, database, display, folder, memory)
-                manifest = preparation.run()
-            except duckdb.OutOfMemoryException as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"memory_limit: {config.memory_limit} is too little here ({reason})") from error
-            except (duckdb.Error, pa.ArrowException) as error:
-                raise ValueError(f"{config.input_name}: {' '.join(str(error).split())}") from error
-        for warning in preparation.warnings:
-            console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        entries, files, record = _run(config, folder, None, console)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "source": config.source,
+            "options": _options(config),
+            "n_buckets": config.buckets,
+            "spans": [asdict(entry) for entry in entries],
+            "files": files,
+            "preparations": [record],
+        }
+        write_manifest_file(folder, manifest)
     return manifest
 
 
-class _Preparation:
-    """The steps of one preparation; its state are the tables events, unparsed, users and items."""
+def _append(config: PrepareConfig, known: Dataset, console: Console) -> dict[str, Any]:
+    folder = known.path
+    entries, files, record = _run(config, folder, known, console)
+    sync_files([folder / name for entry in entries for name in known.files_of(entry)])
+    sync_files([folder / name for name in files])
+    earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
+    manifest = known.manifest | {
+        "spans": [*known.manifest["spans"], *map(asdict, entries)],
+        "files": earlier | files,
+        "preparations": [*known.manifest["preparations"], record],
+    }
+    write_manifest_file(folder, manifest)
+    return manifest
 
-    def __init__(
-        self, config: PrepareConfig, database: Database, display: ProgressDisplay, folder: Path, memory: int
-    ) -> None:
-        self.config, self.database, self.display, self.folder, self.memory = config, database, display, folder, memory
-        self.name = config.input_name
-        self.warnings: list[str] = []
 
-    def run(self) -> dict[str, Any]:
-        config = self.config
-        files = queries(config, self.database, self.display)
-        staged = stage(files, self.name, config.max_bad_fraction, self.database, self.display)
-        assert staged.last is not None
-        order_by_fraction(self.database, self.display)
-        leave_out(config, config.min_interactions, self.database, self.display)
-        left_out = self.database.run(
-            f"SELECT substr(reason, {len(LEFT_OUT) + 1}), count(*) FROM events WHERE starts_with(reason, '{LEFT_OUT}') "
-            "GROUP BY reason ORDER BY reason"
-        )
-        self._number_users(dict(left_out))
-        self._number_items()
-        buckets = self._buckets()  # [buckets, 2]: users and interactions
-        n_users, interactions = (int(total) for total in buckets.sum(axis=0))
+def _run(
+    config: PrepareConfig, folder: Path, known: Dataset | None, console: Console
+) -> tuple[list[SpanEntry], Files, dict[str, Any]]:
+    threads = config.threads or len(os.sched_getaffinity(0))
+    with (
+        ProgressDisplay(console) as display,
+        Database(config.temp_dir or folder, int(config.memory * DATABASE_SHARE), threads, config.time_zone) as database,
+    ):
         try:
-            edges = span_edges(staged.last.period or self._period(), config.alpha, config.spans)
-        except ValueError as error:
-            raise ValueError(f"{error} ({self.name})") from None
-        conditions = ", ".join(f"count(*) FILTER (first_time < {edge})" for edge in edges[1:-1])
-        [(*known, n_items)] = self.database.run(f"SELECT {conditions}, count(*) FROM items")
-        writer = SpanWriter(self.folder, edges, n_users, n_items)
-        self._write_spans(writer, buckets[:, 1])
-        self._write_tables(writer, staged.table, staged.last.truth)
-        self.warnings = warnings_of(writer, self.database)
-        return {
-            "format_version": FORMAT_VERSION,
-            "source": {"name": config.source, "input": plain(config.input), "read_as": dict(staged.read_as)},
-            "options": _options(config),
-            "span_edges": edges.tolist(),
-            "users": n_users,
-            "items": n_items,
-            "interactions": interactions,
-            "interactions_per_span": writer.interactions,
-            "active_users_per_span": writer.active_users,
-            "trainable_users_per_span": writer.trainable_users,
-            "tested_users_per_span": writer.tested_users,
-            "items_by_span": [*known, n_items],
-            "bucket_offsets": [0, *buckets[:, 0].cumsum().tolist()],
-            "rejected": staged.ordered_rejected,
-            "left_out": dict(left_out),
-            "rows_read": staged.rows,
-            "files": dict(sorted(writer.files.items())),
-        }
-
-    def _number_users(self, left_out: dict[str, int]) -> None:
-        config, run = self.config, self.database.run
-        with self.display.phase("users") as progress:
-            run(
-                f"CREATE TABLE counts AS SELECT user AS raw, count(*) AS interactions, min({_MOMENT}) AS first, "
-                "max(time) AS last_time FROM events WHERE reason IS NULL GROUP BY user",
-                progress,
+            preparation = Preparation(
+                config,
+                buckets=config.buckets,
+                waits=known is not None or config.count_users == "so_far",
+                known=known,
+                database=database,
+                display=display,
+                folder=folder,
+                memory=config.memory,
             )
-            # The bucket must not depend on machine or version: it is the first 16 hexadecimal digits of MD5, modulo.
-            run(f"""
-                CREATE TABLE users AS SELECT *, row_number() OVER (ORDER BY bucket, first) - 1 AS id FROM (
-                    SELECT *, ('0x' || left(md5(raw::VARCHAR), 16))::UBIGINT % {config.buckets} AS bucket
-                    FROM counts WHERE interactions >= {config.min_interactions})
-            """)
-        [(kept, busiest)] = run("SELECT (SELECT count(*) FROM users), (SELECT max(interactions) FROM counts)")
-        if kept == 0:
-            others = "".join(f"; left out: {count} {reason}" for reason, count in left_out.items())
-            raise ValueError(
-                f"min_interactions: no user of {self.name} has {config.min_interactions}; "
-                f"the busiest user has {busiest or 0} interactions{others}"
-            )
+            result = preparation.run()
+        except duckdb.OutOfMemoryException as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"memory_limit: {config.memory_limit} is too little here ({reason})") from error
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise ValueError(f"{config.input_name}: {' '.join(str(error).split())}") from error
+    for warning in preparation.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+    return result
 
-    def _number_items(self) -> None:
-        with self.display.phase("items") as progress:
-            self.database.run(
-                f"""
-                CREATE TABLE items AS
-                SELECT *, first >> {SEQUENCE_BITS} AS first_time, row_number() OVER (ORDER BY first) - 1 AS id FROM (
-                    SELECT item AS raw, count(*) AS interactions, min({_MOMENT}) AS first
-                    FROM events SEMI JOIN users ON events.user = users.raw WHERE reason IS NULL GROUP BY item)
-                """,
-                progress,
-            )
 
-    def _buckets(self) -> np.ndarray:
-        """The numbers of users and interactions of each bucket, ``[buckets, 2]`` int64."""
-        config = self.config
-        buckets = np.zeros((config.buckets, 2), np.int64)
-        for bucket, users, interactions in self.database.run(
-            "SELECT bucket, count(*), sum(interactions)::BIGINT FROM users GROUP BY bucket"
-        ):
-            buckets[bucket] = users, interactions
-        needed = int(buckets[:, 1].max()) * BYTES_PER_ROW
-        if needed > self.memory / 2:
-            enough = math.ceil(config.buckets * needed / (self.memory / 2))
-            raise ValueError(
-                f"buckets: {config.buckets} are too few for memory_limit {config.memory_limit}, which holds one at a "
-                f"time; use {enough} or more"
-            )
-        return buckets
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[Dataset]:
+    """Locks a data set, and removes what an interrupted change left in its folder, before and after.
 
-    def _period(self) -> tuple[int, int]:
-        """The seconds of the first and of the last interaction."""
-        [(first, last)] = self.database.run(f"SELECT min(first) >> {SEQUENCE_BITS}, max(last_time) FROM users")
-        return first, last
+    Args:
+        folder: of the data set.
 
-    def _write_spans(self, writer: SpanWriter, sizes: np.ndarray) -> None:
-        user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
-        query = f"""
-            SELECT users.id::{user} AS user, items.id::{item} AS item, {_MOMENT} AS moment
-            FROM events JOIN users ON events.user = users.raw JOIN items ON events.item = items.raw
-            WHERE reason IS NULL ORDER BY users.id, moment
-        """
-        reserved = int(sizes.max()) * BYTES_PER_ROW + _PYTHON_BYTES
-        limit = min(self.memory * _DATABASE_SHARE, max(self.memory - reserved, self.memory / 4))
-        self.database.set_memory_limit(int(limit))
-        with self.display.phase("sort") as progress:
-            batches = self.database.stream(query, progress)
-        with self.display.phase("write") as progress:
-            for bucket, rows in enumerate(split_stream(batches, sizes.tolist())):
-                writer.write(bucket, rows)
-                progress((bucket + 1) / len(sizes))
+    Yields:
+        The data set as it is.
 
-    def _write_tables(self, writer: SpanWriter, rejected: pa.Table, truth: dict[str, str]) -> None:
-        user, item = (_SQL_TYPES[kind] for kind in (writer.user_type, writer.item_type))
-        tables = {
-            "users": f"SELECT id::{user} AS user, raw, bucket::INTEGER AS bucket, interactions FROM users ORDER BY id",
-            "items": f"SELECT id::{item} AS item, raw, first_time::BIGINT AS first_time, interactions FROM items "
-            "ORDER BY id",
-        }
-        for name, table in truth.items():
-            numbered = f"SELECT id::{_SQL_TYPES[getattr(writer, f'{name[:-1]}_type')]} AS {name[:-1]}, known.*"
-            tables[f"truth_{name}"] = (
-                f"{numbered} EXCLUDE (raw) FROM {table} AS known JOIN {name} ON known.raw = {name}.raw ORDER BY ALL"
-            )
-        with self.display.phase("tables"):
-            for name, query in tables.items():
-                path = self.folder / f"{name}.parquet"
-                rows = write_table(path, self.database.stream(query))
-                writer.files[path.name] = manifest_entry(path, rows)
-            path = self.folder / "rejected.parquet"
-            pq.write_table(rejected, path)
-            writer.files[path.name] = manifest_entry(path, len(rejected))
+    Raises:
+        ValueError: if another process is changing it.
+    """
+    with locked(folder / ".lock", f"append: another process is changing {folder}; wait for it"):
+        _remove_leftovers(folder)
+        try:
+            yield Dataset(DataConfig(folder))
+        finally:
+            _remove_leftovers(folder)
+
+
+def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replaces ``dataset.json`` by one rename."""
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the files that ``dataset.json`` does not name, in the places of a data set's files."""
+    manifest = read_manifest(folder)
+    names = {f"span={entry['name']}" for entry in manifest["spans"]}
+    named = {folder / name for name in names}
+    named |= {folder / table / f"{name}.parquet" for name in names for table in ("users", "items")}
+    named |= {folder / name for name in manifest["files"]}
+    for pattern in ("span=*", "users/*", "items/*", "waiting/*", "rejected/*", "duckdb-*"):
+        for path in set(folder.glob(pattern)) - named:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:
     """The options that determine the data, for the manifest: those of spans and buckets, and others that are set."""
-    always = ("min_interactions", "alpha", "spans", "buckets")
+    always = ("min_interactions", "alpha", "spans", "buckets", "count_users")
     default = SourceConfig(source=config.source)
     names = [field.name for field in fields(SourceConfig) if field.name not in ("source", "input", *always)]
     options = {name: getattr(config, name) for name in always}

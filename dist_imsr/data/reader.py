@@ -8,6 +8,7 @@ from torchrec import JaggedTensor
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.jagged import concat_rows, jagged
 from dist_imsr.data.schedule import ranges
+from dist_imsr.data.user_ids import sort_keys
 
 
 class SpanReader:
@@ -28,9 +29,21 @@ class SpanReader:
         self.bucket = np.arange(len(buckets)).repeat(sizes)
         """``[n]``, the index of each user's bucket among ``buckets``."""
         self.users = np.concatenate([sequences.users for sequences in self.sequences]).astype(np.int64)
-        """``[n]``, dense ids in ascending order."""
+        """``[n]``, ids; ascending inside each bucket."""
+        self._n_buckets = dataset.buckets
+        self._keys = np.append(sort_keys(self.users, self._n_buckets), np.iinfo(np.int64).max)  # after all users
         self.starts = np.concatenate([sequences.offsets[:-1] for sequences in self.sequences]).astype(np.int64)
         self.lengths = np.concatenate([np.diff(sequences.offsets) for sequences in self.sequences]).astype(np.int64)
+
+    def find(self, users: np.ndarray) -> np.ndarray:
+        """Looks up users, ``[B]`` ids, who need not be in this span.
+
+        Returns:
+            ``[B]`` int64, their indices into `users`; -1 for those who are not there.
+        """
+        keys = sort_keys(users, self._n_buckets)
+        at = np.searchsorted(self._keys, keys)
+        return np.where(self._keys[at] == keys, at, -1)
 
     def read(self, column: str, at: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Reads a part of each user's sequence.
@@ -83,14 +96,14 @@ class SpanReader:
         """Reads the latest items of users, who need not be in this span.
 
         Args:
-            users: ``[B]``, dense ids.
+            users: ``[B]``, ids, sorted by bucket.
             longest: ``[B]``, the maximal number of items of each.
 
         Returns:
             The items, concatenated, and the number of items of each user ``[B]``.
         """
-        if not len(self.users):
-            return np.empty(0, dtype=np.int64), np.zeros_like(longest)
-        at = np.searchsorted(self.users, users).clip(max=len(self.users) - 1)
-        lengths = np.minimum(self.lengths[at] * (self.users[at] == users), longest)
-        return self.read("items", at, self.lengths[at] - lengths, lengths), lengths
+        at = self.find(users)
+        here = at >= 0
+        at, lengths = at[here], np.zeros_like(longest)
+        lengths[here] = taken = np.minimum(self.lengths[at], longest[here])
+        return self.read("items", at, self.lengths[at] - taken, taken), lengths

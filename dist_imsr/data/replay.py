@@ -85,9 +85,10 @@ class ReplayedSpan(SpanData):
         """Draws the sequences; each is a user here, an earlier span, the user's index there and a random cut."""
         owners, part_of, at, drawn = ([np.empty(0, dtype=np.int64)] for _ in range(4))
         for number, part in enumerate(self._parts):
-            _, mine, theirs = np.intersect1d(self.users, part.users, assume_unique=True, return_indices=True)
-            both = self.trainees[mine] & part.trainees[theirs]
-            mine, theirs = mine[both], theirs[both]
+            theirs = part.reader.find(self.users)
+            mine = np.flatnonzero(self.trainees & (theirs >= 0))
+            mine = mine[part.trainees[theirs[mine]]]
+            theirs = theirs[mine]
             for one in range(pool):
                 owners.append(mine)
                 part_of.append(np.full(len(mine), number))
@@ -146,7 +147,7 @@ class ReplayedSpan(SpanData):
 
         def read(step: int) -> Batch:
             batch = steps.read(step)
-            rows = np.searchsorted(self.users, batch.users.numpy())
+            rows = self.reader.find(batch.users.numpy())
             places = chosen[ranges(first[rows], counts[rows])]
             history, targets = self._cut_pool(places)
             return Batch(

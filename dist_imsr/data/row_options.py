@@ -1,11 +1,12 @@
 """Options that say which rows of a log count and how it is cut; sections of the configuration share them."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import ClassVar, Literal
+from zoneinfo import ZoneInfo
 
 from dist_imsr.checks import require
-from dist_imsr.data.times import EARLIEST_LIKELY, LATEST_TIME, UNITS
+from dist_imsr.data.cutting import second_of
+from dist_imsr.data.times import UNITS
 
 _DIRECTIVE = "%"  # a format of strptime holds one
 
@@ -15,7 +16,7 @@ class SpanOptions:
     """The users that count, and the cut into spans of time.
 
     Args:
-        min_interactions: users with fewer interactions in all are dropped.
+        min_interactions: users with fewer interactions wait until later logs bring enough.
         alpha: the part of the whole time that is the pre-training span.
         spans: T, the number of equal spans of the rest.
     """
@@ -39,8 +40,7 @@ class RowOptions:
     Args:
         behaviours: those that count; by default pv in taobao, click in tmall, and all in others.
         min_rating: the least rating that counts.
-        from_: the first time that counts: a date, a date and time (UTC if it names no zone), or unix seconds. In YAML
-            the key is ``from_``.
+        from_: the first time that counts: a date, a date and time, or unix seconds. In YAML the key is ``from_``.
         until: the first time that no longer counts, in the same forms.
         null_values: texts of ids that mean that there is none, such as NA or NULL (in quotes in YAML); empty ones
             always do.
@@ -50,6 +50,7 @@ class RowOptions:
             enough (k-core).
         time_unit: of times: s, ms, us, ns, iso (dates, with or without a time) or a format of strptime such as
             %Y%m%d; guessed and reported by default.
+        time_zone: of dates that name no zone, in the log and in keys, and of the calendar of ``span_every``.
         max_bad_fraction: the maximal fraction of rejected rows among all rows.
     """
 
@@ -63,6 +64,7 @@ class RowOptions:
     drop_repeats: Literal["none", "same_time", "all"] = "none"
     min_users_per_item: int = 1
     time_unit: str | None = None
+    time_zone: str = "UTC"
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
@@ -72,27 +74,27 @@ class RowOptions:
         unit = self.time_unit
         named = unit is None or unit in (*UNITS, "iso") or _DIRECTIVE in unit
         require(named, "time_unit", unit, f"{', '.join(UNITS)}, iso, or a format such as %Y%m%d")
+        require(_is_zone(self.time_zone), "time_zone", self.time_zone, "a name such as Asia/Shanghai")
         first, end = self.period
         require(first is None or end is None or first < end, "until", self.until, f"a time after from, {self.from_}")
 
     @property
+    def late_before(self) -> int | None:
+        """Rows before this unix second are rejected; None for no limit."""
+        return None
+
+    @property
     def period(self) -> tuple[int | None, int | None]:
         """The first unix second that counts, and the first that no longer does; None for no limit."""
-        return _second("from", self.from_), _second("until", self.until)
+        first, end = self.from_, self.until
+        return (
+            None if first is None else second_of("from", first, self.time_zone),
+            None if end is None else second_of("until", end, self.time_zone),
+        )
 
 
-def _second(key: str, value: str | int | None) -> int | None:
-    if value is None:
-        return None
-    text = str(value)
-    if text.isdecimal():
-        likely = EARLIEST_LIKELY <= int(text) <= LATEST_TIME or len(text) < 8
-        require(likely, key, text, "unix seconds between 1990 and 2100, or a date such as 2017-11-25")
-        return int(text)
+def _is_zone(name: str) -> bool:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    require(moment is not None, key, text, "a date such as 2017-11-25, a date and time, or unix seconds")
-    assert moment is not None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        return bool(ZoneInfo(name).key)
+    except (OSError, ValueError):  # unknown, or no name at all
+        return False

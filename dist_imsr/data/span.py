@@ -148,7 +148,7 @@ class SpanData:
         """All users with their latest interactions, held-out ones included, without targets; for write-back.
 
         Args:
-            exclude: dense ids of users to leave out.
+            exclude: ids of users to leave out.
         """
         chosen = self._lengths > 0
         if exclude is not None:
@@ -176,7 +176,7 @@ class SpanData:
         """The test targets of users who are known from earlier spans.
 
         Args:
-            known: takes dense user ids ``[n]`` and returns which of them are known, ``[n]`` bool.
+            known: takes user ids ``[n]`` and returns which of them are known, ``[n]`` bool.
             max_users: the approximate size of a sample of users, which does not depend on the seed; all by default.
         """
         chosen = (self._trained < self._lengths) & known(self.users)

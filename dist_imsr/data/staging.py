@@ -38,6 +38,7 @@ class Staged:
         examples: the first rejected rows: ``file``, ``line`` (from 1; None if it is not known), ``reason``, ``raw``.
         read_as: how many files were read in which way.
         time_units: of the files that have one.
+        digests: the checksum of each file, by its name.
         last: the last query; sources with planted truth have only one.
     """
 
@@ -46,6 +47,7 @@ class Staged:
     examples: list[tuple[str, int | None, str, str]] = field(default_factory=list)
     read_as: Counter[str] = field(default_factory=Counter)
     time_units: set[str] = field(default_factory=set)
+    digests: dict[str, str] = field(default_factory=dict)
     last: SourceQuery | None = None
 
     @property
@@ -86,7 +88,7 @@ def stage(
         if len(staged.time_units) > 1:
             units = " and ".join(sorted(staged.time_units))
             raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: convert one of them")
-    _refuse(staged, name, max_bad_fraction)
+    refuse_bad_rows(staged, name, max_bad_fraction)
     return staged
 
 
@@ -109,6 +111,7 @@ def _stage_one(query: SourceQuery, staged: Staged, database: Database, display: 
         target = "CREATE TABLE events AS" if staged.last is None else "INSERT INTO events"
         run(f"{target} {query.sql}", progress)
     staged.last = query
+    staged.digests[query.name or query.read_as] = query.digest
     staged.read_as[query.read_as] += 1
     staged.time_units |= {query.time_unit} if query.time_unit else set()
     rows = f"FROM events WHERE rowid >= {first}"
@@ -190,7 +193,12 @@ def _examples(
     return [(query.name, *example) for example in found[:EXAMPLES]]
 
 
-def _refuse(staged: Staged, name: str, max_bad_fraction: float) -> None:
+def refuse_bad_rows(staged: Staged, name: str, max_bad_fraction: float) -> None:
+    """Refuses a log without rows, with too many, or with too many bad ones.
+
+    Raises:
+        ValueError: with the numbers by reason, and an example.
+    """
     if staged.rows == 0:
         raise ValueError(f"input: {name} holds no rows")
     if staged.rows > _MOST_ROWS:

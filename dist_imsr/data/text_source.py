@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_imsr.data.broken_quotes import set_aside_broken_quotes
+from dist_imsr.data.cutting import date_of
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.plain_text import PlainText, encoding_of, head_lines, plain_text
 from dist_imsr.data.raw_formats import RawFormat
@@ -178,6 +179,8 @@ def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dic
         rating = f"TRY_CAST({cells['rating']} AS DOUBLE)"
         conditions["non-numeric rating"] = f"coalesce(isnan({rating}), TRUE)"
         conditions[f"{LEFT_OUT}ratings below min_rating"] = f"{rating} < {rows.min_rating!r}"
+    if rows.late_before is not None:
+        conditions[f"late: before {date_of(rows.late_before)}"] = f"seconds < {rows.late_before}"
     first, end = rows.period
     if first is not None:
         conditions[f"{LEFT_OUT}before from"] = f"seconds < {first}"

@@ -91,9 +91,10 @@ def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tu
         large), and the nanoseconds after them; None if the type is no time.
     """
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
+        zoned = f"epoch_us(({column})::TIMESTAMP::TIMESTAMPTZ)"  # in the database's time zone
         if "NS" in kind:
-            return _of_whole(f"epoch_ns({column})", _NANOS)
-        return _of_whole(f"epoch_us({column})", 10**6)
+            return _of_whole(zoned, 10**6)[0], f"epoch_ns({column}) % {_NANOS}"
+        return _of_whole(f"epoch_us({column})" if "ZONE" in kind else zoned, 10**6)
     number = kind in ("DOUBLE", "HUGEINT", "UBIGINT") or kind.startswith("DECIMAL")
     if not (number or kind == "VARCHAR" or kind.endswith("INT") or kind == "INTEGER"):
         return None
@@ -103,7 +104,7 @@ def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tu
         text = f"trim(({column})::VARCHAR)"
         if unit in _DATES:  # strptime would also take 2015051
             text = f"CASE WHEN length({text}) = {_DATES[unit]} THEN {text} END"
-        return _of_whole(f"epoch_us(try_strptime({text}, {quoted(unit)}))", 10**6)
+        return _of_whole(f"epoch_us(try_strptime({text}, {quoted(unit)})::TIMESTAMPTZ)", 10**6)
     if kind != "VARCHAR":
         return _of_decimal(column, UNITS[unit]) if number else _of_whole(f"({column})::BIGINT", UNITS[unit])
     # Most texts are plain whole numbers. A cast alone would round 1.5 and take 1_000 and 0x10 for numbers.
@@ -145,7 +146,7 @@ def _of_decimal(number: str, per_second: int) -> tuple[str, str]:
 
 
 def _of_iso(column: str) -> tuple[str, str]:
-    """Of a date and time, in UTC if it names no zone; TIMESTAMPTZ holds microseconds, so later digits are cut out."""
+    """Of a date and time, in the database's time zone if it names none; TIMESTAMPTZ holds microseconds, so later digits are cut out."""
     whole = f"regexp_full_match({column}, {quoted(_DATE_AND_TIME)})"  # DuckDB also reads 2020-12-08 05: and epoch
     seconds = _of_whole(f"CASE WHEN {whole} THEN epoch_us(TRY_CAST({column} AS TIMESTAMPTZ)) END", 10**6)[0]
     digits = f"regexp_extract({column}, ':[0-9]{{2}}[.]([0-9]{{1,9}})', 1)"

@@ -7,13 +7,19 @@ import torch
 
 Ids = TypeVar("Ids", np.ndarray, torch.Tensor)
 """Integers of any shape."""
+_LOCAL_BITS = 40  # of a sort key; as many users fit into a bucket
+
+
+def sort_keys(users: Ids, n_buckets: int) -> Ids:
+    """Keys that sort users by bucket, and inside a bucket by id, which is the order of the rows of bucket files."""
+    return (users % n_buckets << _LOCAL_BITS) | users // n_buckets
 
 
 class OwnedUsers(NamedTuple):
     """The users of consecutive buckets, numbered by rows without gaps between the buckets.
 
-    Row ``local * len(buckets) + (bucket - buckets.start)`` is that of a user; rows and ids have the same order, and a new
-    user's row never moves those of others.
+    Row ``local * len(buckets) + (bucket - buckets.start)`` is that of a user; rows and ids have the same order, and a
+    new user's row never moves those of others.
 
     Args:
         n_buckets: the number of buckets of the data set.

@@ -17,6 +17,8 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dist_imsr.data.sql import quoted
+
 Result = TypeVar("Result")
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -151,12 +153,13 @@ class Database:
         parent: of the temporary folder.
         memory_limit: of DuckDB in bytes; it spills the rest to the folder.
         threads: the number of DuckDB's threads.
+        time_zone: of dates that name none.
 
     Raises:
         ValueError: if the parent cannot be written.
     """
 
-    def __init__(self, parent: Path, memory_limit: int, threads: int) -> None:
+    def __init__(self, parent: Path, memory_limit: int, threads: int, time_zone: str = "UTC") -> None:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="duckdb-", dir=parent))
         except OSError as error:
@@ -173,7 +176,7 @@ class Database:
                     "autoload_known_extensions": False,
                 },
             )
-            for setting in ("TimeZone = 'UTC'", "enable_progress_bar = true", "enable_progress_bar_print = false"):
+            for setting in (f"TimeZone = {quoted(time_zone)}", "enable_progress_bar = true", "enable_progress_bar_print = false"):
                 self.connection.execute(f"SET {setting}")
         except BaseException:  # Ctrl-C while the database opens
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -215,7 +218,9 @@ class Database:
         """Executes a query with a small result."""
         return self._wait(lambda: self.connection.sql(sql).to_arrow_table())
 
-    def stream(self, sql: str, progress: Callable[[float], None] | None = None) -> Iterator[pa.RecordBatch]:
+    def stream(
+        self, sql: str, progress: Callable[[float], None] | None = None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """Executes a query whose result may exceed memory; returns when the first batch is ready.
 
         Args:
@@ -223,7 +228,7 @@ class Database:
             progress: called with the fraction that is done, until the first batch is ready.
 
         Returns:
-            Record batches in the query's order.
+            The result's columns, and its record batches in the query's order.
         """
         reader = self._wait(lambda: self.connection.sql(sql).to_arrow_reader(_BATCH_ROWS), progress)
 
@@ -236,7 +241,7 @@ class Database:
                 yield batch
                 batch = self._wait(following)
 
-        return batches(self._wait(read, progress))
+        return reader.schema, batches(self._wait(read, progress))
 
     def _wait(
         self,

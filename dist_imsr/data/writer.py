@@ -1,10 +1,9 @@
-"""Writes the files of a prepared folder: sequences cut into spans, tables, checksums."""
+"""Writes the files of spans: sequences by bucket, raw ids, numbers of interactions by item, manifests."""
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +11,82 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_imsr.data.dataset import SHORTEST_SPLIT, held_out
+from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset, SpanEntry, held_out
+from dist_imsr.data.met_before import met_before, met_in
 from dist_imsr.files import digest_of
 
 SEQUENCE_BITS = 32  # the lower bits of a moment: the row's place in the input, which orders rows of the same second
 BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
-_BLOCK = 1 << 16  # rows
 _LONGEST_LIST = 2**31 - 1  # the offsets of an Arrow list are int32
+_COUNTED = ("interactions", "active_users", "trainable_users", "split_users", "tested_users")
+_COUNTS = (*_COUNTED, "interactions_with_new_items", "interactions_of_returning_users")
+_NOT_IN_MANIFEST = ("name", "digest", "manifest", "retired")  # what may change later, and what only the manifest gives
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions in the order (user, moment).
+    """Interactions of one bucket in the order (user, moment).
 
     Args:
-        users: ``[n]`` int32 or int64, dense ids.
-        items: ``[n]`` int32 or int64, dense ids.
+        users: ``[n]`` integers, the users' numbers inside the bucket.
+        items: ``[n]`` int32 or int64, item ids.
         moments: ``[n]`` uint64: unix seconds in the bits above the lower `SEQUENCE_BITS`.
+        entered: ``[n]`` int64, the unix second from which on the user counts: earlier rows enter the span of that second.
+            None if no user had to wait.
     """
 
     users: np.ndarray
     items: np.ndarray
     moments: np.ndarray
-
-
-def span_edges(period: tuple[int, int], alpha: float, spans: int) -> np.ndarray:
-    """The first second of each span, and the end of the last one; fractions of a second are rounded up.
-
-    Args:
-        period: the first and the last second.
-        alpha: the part of the period that is the pre-training span.
-        spans: T, the number of equal spans in the rest of the period.
-
-    Returns:
-        ``[T + 2]`` int64; span t is ``edges[t] <= time < edges[t + 1]``, the last one closed.
-
-    Raises:
-        ValueError: if the period is too short.
-    """
-    first, last = period
-    share = Fraction(str(alpha))
-    parts = [share + (1 - share) * Fraction(span, spans) for span in range(spans + 1)]
-    edges = [first, *(first + math.ceil(part * (last - first)) for part in parts)]
-    if len(set(edges)) < len(edges):
-        raise ValueError(f"spans: the interactions lie within {last - first} seconds, too little for {spans} spans")
-    return np.array(edges, np.int64)
+    entered: np.ndarray | None = None
 
 
 class SpanWriter:
-    """Writes one file for each span and bucket, and counts interactions and users.
+    """Writes the files of new spans, and counts what is in them.
 
     Args:
-        folder: the prepared folder.
-        edges: ``[T + 2]`` int64, of `span_edges`.
-        users: the number of users.
-        items: the number of items.
+        folder: the data set's folder.
+        edges: ``[S + 1]`` int64, the first second of each new span, and the end of the last one. What is earlier belongs
+            to the first one.
+        items: ``[S + 1]``, the number of items known before the new spans and by the end of each.
+        users: ``[S + 1, buckets]``, the number of users known in each bucket, likewise.
+        history: the data set to which the spans are added; None for a new one.
     """
 
-    def __init__(self, folder: Path, edges: np.ndarray, users: int, items: int) -> None:
-        self._folder, self._edges, self._items = folder, edges, items
-        self.user_type, self.item_type = id_type(users), id_type(items)
-        self.spans, self.first_time = len(edges) - 1, int(edges[0])
-        self.interactions = [0] * self.spans
-        self.active_users = [0] * self.spans
-        self.trainable_users = [0] * self.spans
-        self.tested_users = [0] * self.spans
-        self.files: dict[str, dict[str, Any]] = {}
+    def __init__(
+        self, folder: Path, edges: np.ndarray, items: Sequence[int], users: np.ndarray, history: Dataset | None = None
+    ) -> None:
+        self._folder, self._edges, self._items, self._users, self._history = folder, edges, items, users, history
+        self.first_span = history.spans if history is not None else 0
+        self.spans, self.buckets = len(edges) - 1, users.shape[1]
+        self.counts = {name: np.zeros(self.spans, np.int64) for name in _COUNTS}
+        self.files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
+        for name in ("users", "items"):
+            (folder / name).mkdir(exist_ok=True)
         for span in range(self.spans):
-            (folder / f"span={span}").mkdir()
+            (folder / f"span={self.first_span + span}").mkdir()
+
+    @property
+    def first_second(self) -> int:
+        """The first second of the new spans."""
+        return int(self._edges[0])
+
+    @property
+    def most_items(self) -> int:
+        """The number of items that are known at the end."""
+        return self._items[-1]
+
+    @property
+    def most_locals(self) -> int:
+        """The number of users of the largest bucket."""
+        return int(self._users[-1].max())
+
+    def name(self, span: int) -> str:
+        """The name of a new span, by its number among the new ones."""
+        return f"span={self.first_span + span}"
 
     def write(self, bucket: int, rows: Interactions) -> None:
-        """Writes all spans of one bucket.
+        """Writes all new spans of one bucket.
 
         Args:
             bucket: its number.
@@ -92,103 +96,138 @@ class SpanWriter:
             ValueError: if a span of the bucket has more interactions than an Arrow list can hold.
         """
         times = (rows.moments >> np.uint64(SEQUENCE_BITS)).astype(np.int64)
-        spans = np.searchsorted(self._edges[1:-1], times, side="right").astype(np.uint16)
-        met = met_before(rows.users, rows.items, spans, self._items)
+        since = times if rows.entered is None else np.maximum(times, rows.entered)
+        spans = np.searchsorted(self._edges[1:-1], since, side="right").astype(np.uint16)
+        met = met_before(rows.users, rows.items, spans, self._items[-1])
+        ids = rows.users.astype(np.int64) * self.buckets + bucket
+        if self._history is not None:
+            met |= met_in(self._history, bucket, ids, rows.items.astype(np.int64))
         order = np.argsort(spans, kind="stable")  # radix sort for 16 bits; keeps the order of users and times
         ends = np.bincount(spans, minlength=self.spans).cumsum()
-        first, last = (rows.users[0], rows.users[-1]) if len(rows.users) else (0, 0)
-        known = np.zeros(last - first + 1, bool)  # users of earlier spans
         for span, at in enumerate(np.split(order, ends[:-1])):
             if len(at) > _LONGEST_LIST:
                 raise ValueError(
-                    f"buckets: span {span} of bucket {bucket} has {len(at)} interactions; use more buckets"
+                    f"buckets: {self.name(span)} of bucket {bucket} has {len(at)} interactions; use more buckets"
                 )
-            active, lengths = self._write_span(
-                span, bucket, users=rows.users[at], items=rows.items[at], times=times[at], met=met[at]
-            )
-            place = active - first
-            self.tested_users[span] += int((known[place] & (lengths >= SHORTEST_SPLIT)).sum())
-            known[place] = True
+            self._write_span(span, bucket, users=ids[at], items=rows.items[at], times=times[at], met=met[at])
 
     def _write_span(
         self, span: int, bucket: int, *, users: np.ndarray, items: np.ndarray, times: np.ndarray, met: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Writes one file; returns its users and their numbers of interactions."""
+    ) -> None:
         starts = np.flatnonzero(np.diff(users, prepend=-1))  # the first row of each user
         offsets = pa.array(np.append(starts, len(users)), pa.int32())
-        lists = ((items, self.item_type), (times, pa.int64()), (met, pa.bool_()))
+        lists = ((items, id_type(self._items[span + 1])), (times, pa.int64()), (met, pa.bool_()))
         columns = [
-            pa.array(users[starts], self.user_type),
+            pa.array(users[starts], pa.int64()),
             *(pa.ListArray.from_arrays(offsets, pa.array(values, kind)) for values, kind in lists),
         ]
         batch = pa.RecordBatch.from_arrays(columns, ["user", "items", "times", "met_before"])
-        name = f"span={span}/bucket={bucket:03d}.arrow"
+        self._write_batch(span, f"{self.name(span)}/bucket={bucket:03d}.arrow", batch)
+        lengths = np.diff(starts, append=len(users))
+        returning = users[starts] // self.buckets < self._users[span, bucket]
+        split = lengths >= SHORTEST_SPLIT
+        sums = (
+            len(users),
+            len(starts),
+            (lengths - held_out(lengths) >= 2).sum(),
+            split.sum(),
+            (split & returning).sum(),
+        )
+        for name, count in zip(_COUNTED, sums, strict=True):
+            self.counts[name][span] += count
+        self.counts["interactions_of_returning_users"][span] += lengths[returning].sum()
+
+    def _write_batch(self, span: int, name: str, batch: pa.RecordBatch) -> None:
         with pa.OSFile(str(self._folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
             file.write_batch(batch)
-        self.files[name] = manifest_entry(self._folder / name, len(starts))
-        lengths = np.diff(starts, append=len(users))
-        self.interactions[span] += len(users)
-        self.active_users[span] += len(starts)
-        self.trainable_users[span] += int((lengths - held_out(lengths) >= 2).sum())
-        return users[starts], lengths
+        self.files[span][name] = manifest_entry(self._folder / name, batch.num_rows)
+
+    def write_ids(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Writes the raw ids that are new in each span.
+
+        Args:
+            table: ``users`` or ``items``.
+            schema: of the batches: the id, and ``raw``.
+            batches: in the order of spans, and of ids inside a span.
+        """
+        known = self._users.sum(1) if table == "users" else np.asarray(self._items)
+        parts = split_stream(batches, schema, np.diff(known).tolist())
+        for span, part in enumerate(parts):
+            name = f"{table}/{self.name(span)}.parquet"
+            # One chunk, so that the bytes depend on the rows alone; ids do not repeat.
+            pq.write_table(part.combine_chunks(), self._folder / name, use_dictionary=False)
+            self.files[span][name] = manifest_entry(self._folder / name, part.num_rows)
+
+    def entries(self) -> list[SpanEntry]:
+        """Counts the interactions of items, and writes the manifests; call it last.
+
+        Returns:
+            The entries of the new spans in ``dataset.json``.
+        """
+        entries = []
+        for span in range(self.spans):
+            counts = np.zeros(self._items[span + 1], np.int64)
+            for bucket in range(self.buckets):
+                path = self._folder / self.name(span) / f"bucket={bucket:03d}.arrow"
+                items = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column("items").values.to_numpy()
+                counts += np.bincount(items, minlength=len(counts))
+            self.counts["interactions_with_new_items"][span] = counts[self._items[span] :].sum()
+            touched = counts.nonzero()[0]
+            columns = [pa.array(touched, id_type(len(counts))), pa.array(counts[touched])]
+            batch = pa.record_batch(columns, ["item", "interactions"])
+            self._write_batch(span, f"{self.name(span)}/item_counts.arrow", batch)
+            entry = SpanEntry(
+                name=str(self.first_span + span),
+                first_second=int(self._edges[span]),
+                end_second=int(self._edges[span + 1]),
+                items=int(self._items[span + 1]),
+                users=self._users[span + 1].tolist(),
+                met_since=self._history.first_kept if self._history is not None else 0,
+                digest="",
+                manifest={},
+                **{name: int(count[span]) for name, count in self.counts.items()},
+            )
+            entries.append(write_manifest(self._folder, entry, self.files[span]))
+        return entries
 
 
-def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items: int) -> np.ndarray:
-    """Whether the user of each interaction met its item in an earlier span.
+def write_manifest(folder: Path, entry: SpanEntry, files: dict[str, dict[str, Any]]) -> SpanEntry:
+    """Writes the manifest of a span.
 
     Args:
-        users: ``[n]`` dense ids, in ascending order.
-        items: ``[n]`` dense ids, below ``n_items``.
-        spans: ``[n]`` the span of each interaction.
-        n_items: the number of items.
+        folder: of the data set.
+        entry: of the span; one that has a digest keeps it.
+        files: of the span.
 
     Returns:
-        ``[n]`` bool.
+        The entry with the manifest's checksum.
     """
-    met = np.zeros(len(users), bool)
-    n_spans = int(spans.max(initial=0)) + 1
-    # A block of users at a time fits into the processor's cache, and takes little memory compared to all rows.
-    edges = np.searchsorted(users, users[np.arange(0, len(users), _BLOCK)], side="left")
-    for block in (slice(*ends) for ends in itertools.pairwise([*np.unique(edges), len(users)])):
-        pairs = (users[block].astype(np.int64) - int(users[block.start])) * n_items + items[block]  # of user and item
-        order = np.argsort(pairs * n_spans + spans[block])
-        pairs, sorted_spans = pairs[order], spans[block][order]
-        new = np.diff(pairs, prepend=-1) != 0
-        first = sorted_spans[new][new.cumsum() - 1]
-        met[block][order] = sorted_spans > first
-    return met
+    facts = {name: value for name, value in asdict(entry).items() if name not in _NOT_IN_MANIFEST}
+    text = (json.dumps(facts | {"files": dict(sorted(files.items()))}, indent=1) + "\n").encode()
+    (folder / entry.manifest_file).write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    values = asdict(entry) | {"digest": entry.digest or digest, "manifest": {"bytes": len(text), "sha256": digest}}
+    return SpanEntry(**values)
 
 
-def split_stream(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterator[Interactions]:
+def split_stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema, sizes: Iterable[int]) -> Iterator[pa.Table]:
     """Splits a stream of rows into parts of given sizes.
 
     Args:
-        batches: of the columns user, item, moment; at least one.
+        batches: the stream.
+        schema: of the batches.
         sizes: the number of rows of each part; they sum to the rows of the stream.
 
     Yields:
         The parts; memory holds one part and one batch.
     """
     rest = iter(batches)
-    buffer = pa.Table.from_batches([next(rest)])
+    buffer = schema.empty_table()
     for size in sizes:
         while buffer.num_rows < size:
             buffer = pa.concat_tables([buffer, pa.Table.from_batches([next(rest)])])
-        users, items, moments = (buffer[name].slice(0, size).to_numpy() for name in ("user", "item", "moment"))
+        yield buffer.slice(0, size)
         buffer = buffer.slice(size)
-        yield Interactions(users=users, items=items, moments=moments)
-
-
-def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Streams record batches, at least one, into a Parquet file; returns the number of rows."""
-    rest = iter(batches)
-    first = next(rest)
-    rows = 0
-    with pq.ParquetWriter(path, first.schema, use_dictionary=False) as writer:  # ids do not repeat
-        for batch in itertools.chain([first], rest):
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
 
 
 def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
@@ -197,5 +236,5 @@ def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
 
 
 def id_type(count: int) -> pa.DataType:
-    """The type of so many dense ids: int32 if it suffices, else int64."""
+    """The type of so many item ids: int32 if it suffices, else int64."""
     return pa.int32() if count <= 2**31 else pa.int64()

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from dist_imsr import devices
 from dist_imsr.checks import require
+from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.columns import move_rows, pad_rows, send_to
 from dist_imsr.distributed.slots import DRAWN, Slots, StoreSnapshot, View, padded_places, sources_around
 from dist_imsr.distributed.topology import Topology
@@ -46,14 +47,14 @@ class InterestStoreConfig:
 
 
 class InterestStore:
-    """Jagged interests of a contiguous range of users; a row is a user's index in that range.
+    """Jagged interests of the users that a rank owns; `OwnedUsers` maps them to rows and back.
 
-    Memory and cost follow the number of interests: users without interactions have none.
+    Memory and cost follow the number of interests: users without interactions have none, and an offset alone.
 
     Args:
         config: the store's section.
-        users: the number of users that this rank owns.
-        first_user: the dense id of row 0.
+        owned: the users that this rank owns.
+        users_per_bucket: the number of users of each bucket who have a row.
         dim: d, the width of an interest.
         query_dim: d_a, the width of a query; 0 for none.
         seed: keys the first vectors of new interests.
@@ -64,34 +65,34 @@ class InterestStore:
     def __init__(
         self,
         config: InterestStoreConfig,
-        users: int,
-        first_user: int,
+        owned: OwnedUsers,
+        users_per_bucket: int,
         dim: int,
         query_dim: int,
         seed: int,
         device: torch.device,
         state_dim: int = 0,
     ) -> None:
-        self.config, self.first_user, self.seed = config, first_user, seed
+        self.config, self.owned, self.users_per_bucket, self.seed = config, owned, users_per_bucket, seed
         self.slots = Slots.empty(dim, query_dim, state_dim, device)
-        self.offsets = torch.zeros(users + 1, dtype=torch.int64, device=device)
+        self.offsets = torch.zeros(users_per_bucket * len(owned.buckets) + 1, dtype=torch.int64, device=device)
 
     @classmethod
     def build(
         cls,
         config: InterestStoreConfig,
-        bucket_offsets: list[int],
+        n_buckets: int,
+        users_per_bucket: int,
         dim: int,
         query_dim: int,
         seed: int,
         topology: Topology,
         state_dim: int = 0,
     ) -> "InterestStore":
-        """An empty store for the buckets that this rank owns; ``bucket_offsets`` is as in the data set."""
-        buckets = topology.buckets(len(bucket_offsets) - 1)
-        first, end = bucket_offsets[buckets.start], bucket_offsets[buckets.stop]
+        """An empty store for those of the data set's buckets that this rank owns."""
+        owned = OwnedUsers(n_buckets, topology.buckets(n_buckets))
         device = torch.device("cpu") if config.memory == "host" else topology.device
-        return cls(config, end - first, first, dim, query_dim, seed, device, state_dim)
+        return cls(config, owned, users_per_bucket, dim, query_dim, seed, device, state_dim)
 
     @property
     def values(self) -> torch.Tensor:
@@ -105,7 +106,7 @@ class InterestStore:
 
     @property
     def counts(self) -> torch.Tensor:
-        """K_u of every row, ``[users]`` int64."""
+        """K_u of every row, ``[rows]`` int64."""
         return self.offsets.diff()
 
     @property
@@ -117,6 +118,17 @@ class InterestStore:
     def bytes(self) -> int:
         """The memory of the columns and the offsets."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.slots, self.offsets))
+
+    def grow(self, users_per_bucket: int) -> None:
+        """Adds rows without interests, between spans; the old ones stay where they are.
+
+        Args:
+            users_per_bucket: the number of users of each bucket who need a row.
+        """
+        if users_per_bucket > self.users_per_bucket:  # else the same tensor: `restore` compares identities
+            rows = users_per_bucket * len(self.owned.buckets)
+            self.offsets = torch.cat([self.offsets, self.offsets[-1:].expand(rows - len(self.counts))])
+            self.users_per_bucket = users_per_bucket
 
     @Phase("interests")
     def gather(self, rows: torch.Tensor, device: torch.device | None = None) -> Interests:
@@ -229,7 +241,7 @@ class InterestStore:
             if name in initial:
                 column.index_fill_(0, places, initial[name])
             self.slots = self.slots._replace(**{name: column})
-        self.slots.draw(places, owners + self.first_user, span, slot, self.seed)
+        self.slots.draw(places, self.owned.users(owners), span, slot, self.seed)
 
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; the others keep their order and their bytes.

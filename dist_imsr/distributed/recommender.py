@@ -45,7 +45,8 @@ class Recommender:
         store: the interest store's section.
         engine: the engine's section.
         items: the number of items known by the end of each span so far.
-        bucket_offsets: the first user of each bucket, and the number of users.
+        n_buckets: the number of buckets of users in the data set.
+        users_per_bucket: the number of users of each bucket who have a row in the store.
         seed: keys all random initial values.
         topology: this rank's place.
         events: a folder for TensorBoard's event files; none without it.
@@ -61,7 +62,8 @@ class Recommender:
         store: InterestStoreConfig,
         engine: EngineConfig,
         items: Sequence[int],
-        bucket_offsets: list[int],
+        n_buckets: int,
+        users_per_bucket: int,
         seed: int,
         topology: Topology,
         events: Path | None = None,
@@ -71,32 +73,40 @@ class Recommender:
         self.extractor = build_extractor(model)
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity)
         self.store = InterestStore.build(
-            store, bucket_offsets, model.dim, self.extractor.query_dim, seed, topology, self.extractor.state_dim
+            store,
+            n_buckets,
+            users_per_bucket,
+            model.dim,
+            self.extractor.query_dim,
+            seed,
+            topology,
+            self.extractor.state_dim,
         )
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self._prefetched: tuple[Batch, View] | None = None
 
     @Phase("growing")
-    def grow(self, items: int) -> None:
-        """Extends the table, between spans, to at least ``items`` rows; collective."""
+    def grow(self, items: int, users_per_bucket: int) -> None:
+        """Extends the table and the store, between spans, to at least so many items and users; collective."""
         self.catalogue.grow(items)
+        self.store.grow(users_per_bucket)
 
     def has_interests(self, users: np.ndarray) -> np.ndarray:
-        """Whether users have interests: ``[n]`` bool for ``[n]`` dense ids of this rank."""
-        return (self.store.counts[users - self.store.first_user] > 0).numpy(force=True)
+        """Whether users have interests: ``[n]`` bool for ``[n]`` ids of this rank."""
+        return (self.store.counts[self.store.owned.rows(users)] > 0).numpy(force=True)
 
     @Phase("admitting")
     def admit(self, users: np.ndarray, span: int, counts: np.ndarray | None = None) -> None:
         """Creates the first interests of new users (Algorithm 2, lines 2-6); other users keep theirs.
 
         Args:
-            users: ``[n]`` dense ids of this rank.
+            users: ``[n]`` ids of this rank.
             span: the current span.
             counts: ``[n]``, the number for each user; ``model.interests`` by default, and where it is 0.
         """
         new, default = ~self.has_interests(users), self.config.interests
         counts = np.full(len(users), default) if counts is None else np.where(counts > 0, counts, default)
-        self.store.expand(torch.from_numpy(users[new] - self.store.first_user), torch.from_numpy(counts[new]), span)
+        self.store.expand(torch.from_numpy(self.store.owned.rows(users[new])), torch.from_numpy(counts[new]), span)
 
     def set_learning_rates(self, pretraining: bool) -> None:
         """Changes the learning rates of the catalogue and of the dense weights.
@@ -130,7 +140,7 @@ class Recommender:
             The interests, with their inputs.
         """
         history, targets, negatives = (embed or self.catalogue.lookup)(batch.history, batch.targets, batch.negatives)
-        rows = batch.users - self.store.first_user
+        rows = self.store.owned.rows(batch.users)
         padded, mask = pad(history, batch.history.lengths())
         interests, existing, states = self._view(batch)
         start = Start(
@@ -184,7 +194,8 @@ class Recommender:
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
         queries = extraction.start.queries
         if queries is not None and queries.grad is not None:
-            self.store.update_queries(batch.users - self.store.first_user, queries.grad / self.topology.world_size)
+            rows = self.store.owned.rows(batch.users)
+            self.store.update_queries(rows, queries.grad / self.topology.world_size)
         with Phase("losses"):
             reported = losses.detach().double()
             return self.topology.gather(torch.cat([reported, reported.new_tensor([stop_signal])]))
@@ -227,7 +238,7 @@ class Recommender:
         return view
 
     def _stored(self, batch: Batch) -> View:
-        return self.store.view(batch.users - self.store.first_user, batch.span, self.topology.device)
+        return self.store.view(self.store.owned.rows(batch.users), batch.span, self.topology.device)
 
     def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
         """Random routing logits keyed by (seed, user, slot, place): the same input gives the same interests."""

@@ -84,7 +84,7 @@ class Slots(NamedTuple):
 
         Args:
             places: ``[n]`` int64, where they are.
-            users: ``[n]`` int64, their users' dense ids.
+            users: ``[n]`` int64, their users' ids.
             span: in which they are created.
             slot: ``[n]`` int64, their numbers among their users' interests.
             seed: the run's seed.

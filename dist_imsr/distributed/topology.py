@@ -39,7 +39,7 @@ class Topology:
     device: torch.device
 
     def buckets(self, n_buckets: int) -> range:
-        """The buckets of users that this rank owns: contiguous, so that its user ids are too.
+        """The consecutive buckets of users that this rank owns.
 
         Args:
             n_buckets: the number of buckets in the prepared data.

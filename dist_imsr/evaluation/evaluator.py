@@ -12,7 +12,7 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, known_users
+from dist_imsr.data.history import History
 from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
@@ -36,8 +36,8 @@ class EvalConfig:
         top: every N of HR@N, NDCG@N, recall@N and MRR@N; validation uses the largest.
         exclude_seen: leave out items that a user met in an earlier span; a target among them is a miss.
         beyond: also report the share of the catalogue in the top N of all tested users (coverage), and the share of
-            their places with items of the long tail: the least popular items, over all spans of the data, that have a
-            fifth of the interactions together. Costs a second pass over the catalogue.
+            their places with items of the long tail: the least popular items in the spans before it, which have a
+            fifth of these interactions together. Costs a second pass over the catalogue.
         max_users: test about this many users of a span at most; the same users for every seed and strategy. All by
             default.
         per_user: a run also writes the metrics of each tested user to run_dir/users/span=T.parquet, where T is the
@@ -104,14 +104,13 @@ class Evaluator:
         """
         begin, items, most = time.perf_counter(), self.dataset.items_by_span[span], max(self.config.top)
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
-        known = known_users(self.dataset, self.buckets, span - 1)
         history = History(self.dataset, self.buckets, span - 1) if self.config.exclude_seen else None
         metrics = Metrics(self.config.top)
-        beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, items) if self.config.beyond else None
-        batches: Any = data.testing(lambda users: known[users - self.store.first_user], self.config.max_users)
+        beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, span) if self.config.beyond else None
+        batches: Any = data.testing(lambda users: self.dataset.known(users, span - 1), self.config.max_users)
         with torch.no_grad(), JointFile(per_user, self.topology) if per_user else nullcontext() as file:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
-                interests = self.store.gather(batch.users - self.store.first_user, self.topology.device)
+                interests = self.store.gather(self.store.owned.rows(batch.users), self.topology.device)
                 seen = history(batch.users) if history else None
                 [embeddings] = self.catalogue.lookup(batch.targets)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
@@ -139,10 +138,10 @@ class Evaluator:
 class _BeyondAccuracy:
     """Coverage and long-tail share of the top N of all users; each rank counts the items of its own shard."""
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue, topology: Topology, items: int) -> None:
-        self.topology, self.items, self.rows = topology, items, catalogue.rows
-        known = range(self.rows.start, max(self.rows.start, min(self.rows.stop, items)))
-        popularity = torch.from_numpy(dataset.popularity(known))
+    def __init__(self, dataset: Dataset, catalogue: Catalogue, topology: Topology, span: int) -> None:
+        self.topology, self.items, self.rows = topology, dataset.items_by_span[span], catalogue.rows
+        known = range(self.rows.start, max(self.rows.start, min(self.rows.stop, self.items)))
+        popularity = torch.from_numpy(dataset.popularity(known, span - 1))
         counts = torch.bincount(popularity.clamp(max=_POPULAR), minlength=_POPULAR + 1).double()
         interactions = topology.sum(counts * torch.arange(_POPULAR + 1)).cumsum(0)
         self.tail = popularity <= int(torch.searchsorted(interactions, _TAIL * interactions[-1]))

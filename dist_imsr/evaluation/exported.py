@@ -20,13 +20,14 @@ def read_batch(path: Path) -> pa.RecordBatch:
         raise ValueError(f"{path} cannot be read ({error}): train again with --training.export every") from error
 
 
-def read_parts(folder: Path, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:
+def read_parts(run_dir: Path, span: int, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:
     """Opens the files of one kind from all ranks.
 
     Args:
-        folder: the folder of a span.
+        run_dir: the run's folder.
+        span: an exported span.
         name: ``interests``, ``items`` or ``detections``.
-        dataset: the data set that the run must have been trained on.
+        dataset: the data set that the run must have been trained on, up to the span.
         remedy: advice in the error message, if it was another one.
 
     Yields:
@@ -35,12 +36,12 @@ def read_parts(folder: Path, name: str, dataset: Dataset, remedy: str) -> Iterat
     Raises:
         ValueError: naming the file that is missing or belongs to other data.
     """
-    part, ranks = 0, 1
+    part, ranks, data = 0, 1, dataset.digest_until(span)
     while part < ranks:
-        path = folder / f"{name}-{part:03d}.arrow"
+        path = run_dir / "spans" / f"span={span}" / f"{name}-{part:03d}.arrow"
         batch = read_batch(path)
         metadata = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
-        if metadata.get("data") != dataset.digest:
+        if metadata.get("data") != data:
             raise ValueError(f"{path} was written over other data than {dataset.path}: {remedy}")
         ranks, part = int(metadata["ranks"]), part + 1
         yield batch

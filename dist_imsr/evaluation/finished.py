@@ -1,5 +1,6 @@
 """Loads the state of a finished run after a span, on any number of ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +85,39 @@ class SpanState:
     """
 
     def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
-        self.folder, self.dataset = run.folder / "spans" / f"span={span}", run.dataset
-        dim, offsets = run.model.dim, run.dataset.bucket_offsets
+        self.run, self.span, dim = run, span, run.model.dim
         scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
         self.catalogue = Catalogue(scale, [items], dim, run.seed, topology)
-        self.store = InterestStore.build(InterestStoreConfig(), offsets, dim, 0, run.seed, topology)
+        users_per_bucket = run.dataset.locals_by_span[span]
+        self.store = InterestStore.build(
+            InterestStoreConfig(), run.dataset.buckets, users_per_bucket, dim, 0, run.seed, topology
+        )
         self.ranker = Ranker(self.catalogue, topology, run.model.score, ranking)
         rows = self.catalogue.rows
-        found, vectors = self._part("items", "item", rows)
+        found, vectors = self._part(
+            "items", "item", lambda items: slice(*np.searchsorted(items, (rows.start, rows.stop)))
+        )
         expected = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
         if not np.array_equal(found, expected):
-            raise ValueError(f"{self.folder} does not hold every item once: train again with --training.export every")
+            folder = run.folder / "spans" / f"span={span}"
+            raise ValueError(f"{folder} does not hold every item once: train again with --training.export every")
         self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
-        own_users = range(self.store.first_user, self.store.first_user + len(self.store.counts))
-        owners, vectors = self._part("interests", "user", own_users)
-        assert (np.diff(owners) >= 0).all()
-        self.store.load(torch.from_numpy(owners - self.store.first_user), values=torch.from_numpy(vectors))
+        owners, vectors = self._part("interests", "user", self.store.owned.owns)
+        self.store.load(torch.from_numpy(self.store.owned.rows(owners)), values=torch.from_numpy(vectors))
 
-    def _part(self, name: str, key: str, ids: range) -> tuple[np.ndarray, np.ndarray]:
-        """The ids ``[n]`` and vectors ``[n, d]`` of a range of ids from all files; reads no other rows from disk."""
+    def _part(
+        self, name: str, key: str, choose: Callable[[np.ndarray], np.ndarray | slice]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen ids ``[n]`` of all files, ascending, and their vectors ``[n, d]``; reads no other vectors."""
         found, vectors = list[np.ndarray](), list[np.ndarray]()
-        for table in read_parts(self.folder, name, self.dataset, "name the run's with --data"):
-            place = slice(*np.searchsorted(table[key].to_numpy(), (ids.start, ids.stop)))
-            found.append(table[key].to_numpy()[place].astype(np.int64))
+        for table in read_parts(self.run.folder, self.span, name, self.run.dataset, "name the run's with --data"):
+            ids = table[key].to_numpy()
+            place = choose(ids)
+            found.append(ids[place].astype(np.int64))
             vectors.append(vectors_of(table)[place])
-        return np.concatenate(found), np.concatenate(vectors)
+        ids = np.concatenate(found)
+        order = ids.argsort(kind="stable")  # an interest is in one file with all others of its user
+        return ids[order], np.concatenate(vectors)[order]
 
 
 def vectors_of(table: pa.RecordBatch) -> np.ndarray:

@@ -168,7 +168,7 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
             part = slice(begin, begin + _ROWS)
             yield pa.record_batch(
                 {
-                    "user": dataset.raw_ids("users", (owners[part] + store.first_user).numpy()).combine_chunks(),
+                    "user": dataset.raw_ids("users", store.owned.users(owners[part]).numpy()).combine_chunks(),
                     "interest": slots[part].int().numpy(),
                     "born": store.birth_span[part].numpy(force=True),
                     "vector": _lists(store.values[part].numpy(force=True)),

@@ -14,6 +14,7 @@ from torchrec import JaggedTensor
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History
+from dist_imsr.data.user_ids import sort_keys
 from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
@@ -114,7 +115,7 @@ def requested_users(config: RecommendConfig, dataset: Dataset) -> UserList | Non
         return None
     requested = read_user_list(Path(config.users), dataset)
     if config.unknown == "error":  # users of the data set without interests are found in `recommend`
-        _refuse(requested, np.flatnonzero(dataset.dense_user_ids(requested.ids) < 0))
+        _refuse(requested, np.flatnonzero(dataset.user_ids(requested.ids) < 0))
     return requested
 
 
@@ -169,7 +170,7 @@ def recommend(
         for first in range(0, max(most, 1), size):
             block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
-            users = block + state.store.first_user
+            users = state.store.owned.users(block)
             seen = history(users) if history else None
             scores, ids = state.ranker.best(interests, items, top, seen)
             matching = best_matching_interest(state, interests, ids)
@@ -186,23 +187,25 @@ def recommend(
 def _rows(
     config: RecommendConfig, dataset: Dataset, state: SpanState, requested: UserList | None, topology: Topology
 ) -> torch.Tensor:
-    """Rows of this rank's requested users with interests, ``[n]`` int64 ascending."""
+    """Rows of this rank's requested users with interests, ``[n]`` int64, in an order that is the same for all ranks."""
     store = state.store
     has_interests = store.counts.cpu() > 0
     if requested is None:
-        return has_interests.nonzero().squeeze(1)
-    dense = torch.from_numpy(dataset.dense_user_ids(requested.ids))
-    mine = (dense >= store.first_user) & (dense < store.first_user + len(has_interests))
-    rows = dense[mine] - store.first_user
-    # A user without interests on any rank is unknown.
-    known = torch.zeros(len(dense), dtype=torch.int64)
-    known[mine.nonzero().squeeze(1)[has_interests[rows]]] = 1
-    unknown = np.flatnonzero(topology.sum(known).numpy() == 0)
-    if config.unknown == "error":
-        _refuse(requested, unknown)
-    elif len(unknown) and topology.rank == 0:
-        logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
-    return rows[has_interests[rows]].sort().values
+        rows = has_interests.nonzero().squeeze(1)
+    else:
+        users = dataset.user_ids(requested.ids)
+        mine = np.flatnonzero((users >= 0) & dataset.known(users, state.span) & store.owned.owns(users))
+        rows = torch.from_numpy(store.owned.rows(users[mine]))
+        # A user without interests on any rank is unknown.
+        known = torch.zeros(len(users), dtype=torch.int64)
+        known[torch.from_numpy(mine)[has_interests[rows]]] = 1
+        unknown = np.flatnonzero(topology.sum(known).numpy() == 0)
+        if config.unknown == "error":
+            _refuse(requested, unknown)
+        elif len(unknown) and topology.rank == 0:
+            logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
+        rows = rows[has_interests[rows]]
+    return rows[sort_keys(store.owned.users(rows), dataset.buckets).argsort()]
 
 
 def _refuse(requested: UserList, unknown: np.ndarray) -> None:

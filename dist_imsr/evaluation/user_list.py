@@ -123,7 +123,7 @@ def _csv_column(text: str, dataset: Dataset) -> list[str | None]:
 def _is_known(name: str, dataset: Dataset) -> bool:
     if not _is_text(dataset.raw_id_type("users")):
         return False
-    return bool((dataset.dense_user_ids(pa.array([name], dataset.raw_id_type("users"))) >= 0).any())
+    return bool((dataset.user_ids(pa.array([name], dataset.raw_id_type("users"))) >= 0).any())
 
 
 def _parquet_column(path: Path) -> pa.Array:

@@ -100,14 +100,15 @@ def _model(config: PlanConfig, step: Step, topology: Topology) -> Recommender:
         store=config.store,
         engine=config.engine,
         items=[_ROWS * config.ranks],
-        bucket_offsets=list(range(0, (config.ranks + 1) * step.users, step.users)),
+        n_buckets=config.ranks,
+        users_per_bucket=step.users,
         seed=0,
         topology=topology,
     )
-    users, first = torch.arange(step.users), config.model.interests
-    model.store.expand(users, first, span=0)
+    rows, first = torch.arange(step.users), config.model.interests
+    model.store.expand(rows, first, span=0)
     if step.interests > first:
-        model.store.expand(users, step.interests - first, span=1)
+        model.store.expand(rows, step.interests - first, span=1)
     model.engine.train(True)
     return model
 
@@ -123,7 +124,7 @@ def _batch(step: Step, ranks: int) -> Batch:
     negatives[0] = 0  # rank 0 looks up a row of its own, however many ranks there are
     return Batch(
         span=1,
-        users=torch.arange(step.users),
+        users=torch.arange(step.users) * ranks,
         history=draw(_lengths(step.users, step.history, step.longest_history)),
         targets=draw(_lengths(step.users, step.targets, step.longest_targets)),
         negatives=jagged(negatives, np.array([step.negatives])),

@@ -19,7 +19,7 @@ Shard = Callable[[int], int]  # rows of a table -> rows of the fullest rank
 _FLOAT, _LONG, _SHORT = 4, 8, 2
 _DRAW = 30  # bytes per float32 of a new interest while it is drawn, in float64 and from 64 random bits
 _MOVED = 24  # bytes of int64 positions per interest while interests move inside the store
-_INDEXED = 112  # bytes per user of a span for the positions of their interactions and the order of an epoch
+_INDEXED = 120  # bytes per user of a span for the positions of their interactions and the order of an epoch
 _BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size, in numbers
 
 

@@ -118,7 +118,7 @@ def plan_of(
         hardware: figures that replace those of its data sheet.
         process: bytes of host memory for Python and the libraries of each rank.
     """
-    counts = [_counts(dataset, span) for span in range(dataset.spans)]
+    counts = [(entry.active_users, entry.interactions) for entry in dataset.entries]
     items, later = dataset.items_by_span, [(users, count) for users, count in counts[1:] if users]
     active = sum(users for users, _ in later) / max(1, len(later))
     load = LoadConfig(
@@ -146,9 +146,3 @@ def plan_of(
         interactions = max(2.0, count / max(1, users))
         spans.append(span._replace(items=known, capacity=capacity, users=max(1, users), interactions=interactions))
     return TimeModel(MemoryModel(plan, spans, shard_of(plan)))
-
-
-def _counts(dataset: Dataset, span: int) -> tuple[int, int]:
-    """Active users of a span, and their interactions."""
-    parts = [dataset.sequences(span, bucket) for bucket in range(dataset.buckets)]
-    return sum(len(part.users) for part in parts), sum(int(part.offsets[-1]) for part in parts)

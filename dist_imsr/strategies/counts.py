@@ -39,7 +39,7 @@ class InterestCounts:
         Args:
             dataset: of the current run.
             span: the span.
-            users: ``[n]`` dense ids, ascending.
+            users: ``[n]`` ids, ascending.
 
         Returns:
             ``[n]`` int64; 0 for users without interests in that run.
@@ -52,8 +52,7 @@ class InterestCounts:
         return counts
 
     def _parts(self, dataset: Dataset, span: int) -> Iterator[pa.RecordBatch]:
-        folder = self.run_dir / "spans" / f"span={span}"
         try:
-            yield from read_parts(folder, "interests", dataset, "name a run over these")
+            yield from read_parts(self.run_dir, span, "interests", dataset, "name a run over these")
         except ValueError as error:
             raise ValueError(f"strategy.full_retraining.interests_from: {error}") from None

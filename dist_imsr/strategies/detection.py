@@ -18,7 +18,7 @@ class Detection(NamedTuple):
     """Results of the detector for users with existing interests.
 
     Args:
-        users: ``[n]`` int64, dense ids.
+        users: ``[n]`` int64, ids.
         fit: ``[n]``, the number that is compared with c1; infinite or NaN for a user without items to measure.
         puzzled: ``[n]`` bool.
     """
@@ -68,7 +68,7 @@ def detect(
     """
     detections, created, growth = list[Detection](), list[torch.Tensor](), Growth()
     for batch in batches:  # line 1
-        rows = batch.users - store.first_user
+        rows = store.owned.rows(batch.users)
         items, *_ = catalogue.lookup(batch.history, batch.targets, batch.negatives)
         items, mask = pad(items, batch.history.lengths())
         if not detector.untrained:
@@ -93,7 +93,7 @@ def detect(
         created.append(new_counts)
     result = concatenate(detections)
     if created:
-        puzzled_rows = result.users[result.puzzled] - store.first_user
+        puzzled_rows = store.owned.rows(result.users[result.puzzled])
         store.expand(puzzled_rows, torch.cat(created), span)  # lines 8-11
     order = result.users.argsort()
     return Detection(users=result.users[order], fit=result.fit[order], puzzled=result.puzzled[order]), growth

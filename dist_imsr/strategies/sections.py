@@ -34,7 +34,12 @@ class Sections(Protocol):
 
 
 def build_recommender(
-    config: Sections, dataset: Dataset, topology: Topology, items: Sequence[int], capacity: int | None = None
+    config: Sections,
+    dataset: Dataset,
+    topology: Topology,
+    items: Sequence[int],
+    users_per_bucket: int,
+    capacity: int | None = None,
 ) -> Recommender:
     """Builds this rank's part of a run's model; arguments as in `Recommender`, collective."""
     return Recommender(
@@ -43,7 +48,8 @@ def build_recommender(
         store=config.store,
         engine=config.engine,
         items=items,
-        bucket_offsets=dataset.bucket_offsets,
+        n_buckets=dataset.buckets,
+        users_per_bucket=users_per_bucket,
         seed=config.seed,
         topology=topology,
         events=config.run_dir / "events",

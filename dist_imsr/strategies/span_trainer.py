@@ -76,28 +76,23 @@ class SpanTrainer:
     # The model and its data.
 
     @Phase("building")
-    def build_model(self, items: Sequence[int], capacity: int | None = None) -> None:
-        """Makes a model with new parameters; collective.
-
-        Args:
-            items: the number of items known by the end of each span so far.
-            capacity: as in `Recommender`.
-        """
-        self.model = build_recommender(self.config, self.dataset, self.topology, items, capacity)
+    def build_model(self, items: Sequence[int], users_per_bucket: int, capacity: int | None = None) -> None:
+        """Makes a model with new parameters; arguments as in `Recommender`, collective."""
+        self.model = build_recommender(self.config, self.dataset, self.topology, items, users_per_bucket, capacity)
         self.ranker = Ranker(self.model.catalogue, self.topology, self.config.model.score, self.config.ranking)
 
     def rebuild_model(self, span: int) -> None:
-        """Frees the model, and makes a new one with the items that are known by the end of a span; collective."""
+        """Frees the model, and makes a new one for what is known by the end of a span; collective."""
         self._wait_for_save()
         self.model.engine.close()
         del self.model, self.ranker
         gc.collect()  # the model's parts refer to each other
-        self.build_model([self.dataset.items_by_span[span]])
+        self.build_model([self.dataset.items_by_span[span]], self.dataset.locals_by_span[span])
         self.model.engine.purge_events(self.progress.steps + 1)  # events of this span from a process that was killed
 
     def add_items(self, span: int) -> None:
-        """Extends the item table to all items known by the end of a span; collective."""
-        self.model.grow(self.dataset.items_by_span[span])
+        """Extends the item table and the store to all items and users known by the end of a span; collective."""
+        self.model.grow(self.dataset.items_by_span[span], self.dataset.locals_by_span[span])
 
     def open_span(self, span: int, kind: Callable[..., Any] = SpanData, **options: Any) -> Any:
         """Opens a span's interactions of this rank's users, and starts to count ``train_seconds``; collective.

@@ -25,7 +25,7 @@ def write_back(model: Recommender, batches: Iterable[Batch], objective: Objectiv
     growth, store = Growth(), model.store
     for batch in batches:
         interests, start, existing, *_ = objective.extract(model, batch)
-        store.scatter(batch.users - store.first_user, interests)
+        store.scatter(store.owned.rows(batch.users), interests)
         cosine = torch.cosine_similarity(start.interests.vectors, interests.vectors, dim=-1)
         growth.existing += existing.sum().item()
         growth.cosine += cosine[existing].double().sum().item()

@@ -23,7 +23,7 @@ def export_span(
 ) -> None:
     """Writes one rank's files of ``run_dir/spans/span=T/``; each file appears only when it is complete.
 
-    ``interests-R.arrow``: user, born (the span that created the interest), vector, in the order of users and slots.
+    ``interests-R.arrow``: user, born (the span that created the interest), vector, in the order of ids and slots.
     ``items-R.arrow``: item, vector. ``detections-R.arrow``: user, fit (compared with c1), puzzled; a user has a row for
     each detection. The metadata of each file are the number of ranks and the data's digest.
 
@@ -33,7 +33,7 @@ def export_span(
         store: this rank's interests.
         catalogue: this rank's rows.
         items: number of known items.
-        data: the digest of the prepared data.
+        data: the digest of the prepared data up to the span.
         detections: results of the detector in this span, one for each run of it.
 
     Raises:
@@ -44,7 +44,7 @@ def export_span(
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
     users, fit, puzzled = concatenate([one.cpu() for one in detections])
     tables = {
-        "interests": {"user": store.owners + store.first_user, "born": store.birth_span, "vector": store.values},
+        "interests": {"user": store.owned.users(store.owners), "born": store.birth_span, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.flushed_weight()[: len(known)]},
         "detections": {"user": users, "fit": fit, "puzzled": puzzled},
     }

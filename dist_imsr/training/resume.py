@@ -81,7 +81,7 @@ class CheckpointCandidates:
                 self.damaged[path] = str(error)
         if self.damaged and not self.sound:
             raise ValueError(self.refusal)
-        here = identity(config, dataset.digest, device)
+        here = identity(config, dataset.digest_until(dataset.spans - 1), device)
         for stored in self.sound:
             there, wanted = stored.manifest.get("identity", {}), here
             if not self.own and not inside and stored.folder.name == _PRETRAINED:

@@ -146,7 +146,10 @@ def begin(
     Raises:
         Refusal: if there are checkpoints, but none is sound.
     """
-    keys, folder = identity(config, dataset.digest, topology.device), config.run_dir / "checkpoints"
+    keys, folder = (
+        identity(config, dataset.digest_until(dataset.spans - 1), topology.device),
+        config.run_dir / "checkpoints",
+    )
     checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, keys)
     stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
     trainer = Trainer(config, dataset, topology, checkpoints, stored, signals)
@@ -176,14 +179,14 @@ def _log_start(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> Non
         "no checkpoint, so from the beginning" if stored is None else f"resuming from {stored.folder}",
     )
     logger.log(logging.DEBUG if topology.rank else logging.INFO, "; ".join(facts))
-    users, rows = model.store.first_user, model.catalogue.rows
+    buckets, rows = model.store.owned.buckets, model.catalogue.rows
     logger.debug(
-        "process %d on %s, %s: users %d:%d, item rows %d:%d",
+        "process %d on %s, %s: buckets %d:%d, item rows %d:%d",
         os.getpid(),
         socket.gethostname(),
         topology.device,
-        users,
-        users + len(model.store.counts),
+        buckets.start,
+        buckets.stop,
         rows.start,
         rows.stop,
     )

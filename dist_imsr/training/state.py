@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from dist_imsr.distributed.interest_store import InterestStore, Slots, StoreSnapshot
+from dist_imsr.data.user_ids import OwnedUsers
+from dist_imsr.distributed.interest_store import InterestStore, StoreSnapshot
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.strategies import Strategy
@@ -29,7 +30,7 @@ _NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "l
 
 
 def pack(
-    model: Recommender, strategy: Strategy, progress: Progress, bucket_offsets: list[int], buckets: range
+    model: Recommender, strategy: Strategy, progress: Progress
 ) -> tuple[dict[str, ShardRows], Tables, dict[str, Any]]:
     """Copies the contents of a checkpoint.
 
@@ -37,14 +38,12 @@ def pack(
         model: this rank's part.
         strategy: with its state.
         progress: the position of the run.
-        bucket_offsets: the first user of each bucket, and the number of users.
-        buckets: those of this rank.
 
     Returns:
         Tensors and tables that later training does not change, and keys for the manifest.
     """
     best, store, rank, ranks = progress.best, model.store, model.topology.rank, model.topology.world_size
-    users, snapshot = BucketSlices(bucket_offsets, buckets), best.snapshot
+    users, snapshot = BucketSlices(store.owned), best.snapshot
     if snapshot is not None and (best.epoch + 1, 0) == (progress.epoch, progress.step):
         kept, now, interests = "this", snapshot.tensors, snapshot.store  # nothing has changed since
     else:
@@ -67,6 +66,7 @@ def pack(
         "world_size": ranks,
         "items": model.catalogue.items,
         "capacity": model.catalogue.capacity,
+        "users_per_bucket": store.users_per_bucket,
         "updates": model.catalogue.steps,
         "best_updates": 0 if snapshot is None else snapshot.updates,
         _STRATEGY: bool(state),
@@ -78,28 +78,19 @@ def pack(
     return tensors, tables, facts
 
 
-def unpack(
-    stored: Stored,
-    model: Recommender,
-    strategy: Strategy,
-    bucket_offsets: list[int],
-    buckets: range,
-    group: dist.ProcessGroup,
-) -> Progress:
+def unpack(stored: Stored, model: Recommender, strategy: Strategy, group: dist.ProcessGroup) -> Progress:
     """Loads a checkpoint into a model and its strategy, on any number of ranks; collective.
 
     Args:
         stored: the checkpoint.
-        model: this rank's part, with the number of items in the checkpoint.
+        model: this rank's part, with the number of items and the store's size in the checkpoint.
         strategy: its state is loaded as well.
-        bucket_offsets: the first user of each bucket, and the number of users.
-        buckets: those of this rank.
         group: a gloo group.
 
     Returns:
         The position of the run.
     """
-    facts, users = stored.manifest, BucketSlices(bucket_offsets, buckets)
+    facts, users = stored.manifest, BucketSlices(model.store.owned)
     growths = {
         name: ShardRows(torch.empty(stored.shape(name), dtype=torch.float64)) for name in ("growth", "best_growth")
     }
@@ -116,7 +107,7 @@ def unpack(
             users.load(stored, "best_interests", model)
             snapshot = snapshot._replace(store=model.store.snapshot())
             users.load(stored, "interests", model)
-        snapshot = snapshot._replace(updates=facts.get("best_updates", facts["updates"]))  # absent in older checkpoints
+        snapshot = snapshot._replace(updates=facts["best_updates"])
     # Possibly more ranks saved theirs than there are now: each rank sums a part of them.
     mine = slice(model.topology.rank, None, model.topology.world_size)
     growth, best_growth = (Growth.from_flat(rows.values[mine].sum(0)) for rows in growths.values())
@@ -130,41 +121,29 @@ class BucketSlices:
     """A rank's users, bucket by bucket, so that any number of ranks can read what it writes.
 
     Args:
-        bucket_offsets: the first user of each bucket, and the number of users.
-        buckets: those of this rank.
+        owned: the rank's users.
     """
 
-    def __init__(self, bucket_offsets: list[int], buckets: range) -> None:
-        self.users = [
-            (f"bucket={bucket:03d}.arrow", bucket_offsets[bucket], bucket_offsets[bucket + 1]) for bucket in buckets
-        ]
-        self.first = self.users[0][1]
+    def __init__(self, owned: OwnedUsers) -> None:
+        self.owned = owned
 
     def interests(self, folder: str, store: InterestStore, snapshot: StoreSnapshot) -> Tables:
         """The interests of a snapshot as tables by path, one for each bucket."""
-        # The store's own columns must be copied: they are overwritten when interests change.
-        live = store.slots._asdict()
-        columns_of_snapshot = store.slots_of(snapshot)._asdict().items()
-        slots = Slots(**{name: column.to(_HOST, copy=column is live[name]) for name, column in columns_of_snapshot})
-        offsets = snapshot.offsets.cpu()
-        owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff()) + self.first
-        columns = {"user": owners, "born": slots.birth_span, "vector": slots.values}
+        slots, offsets = store.slots_of(snapshot), snapshot.offsets.cpu()
+        owners = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+        columns = {"born": slots.birth_span, "vector": slots.values}
         if slots.queries.shape[1]:
             columns |= {"query": slots.queries, "moment": slots.moments}
         if slots.states.shape[1]:
             columns["state"] = slots.states
-        tables = {}
-        for name, first, end in self.users:
-            place = slice(*offsets[[first - self.first, end - self.first]].tolist())
-            tables[f"{folder}/{name}"] = _batch({key: part[place] for key, part in columns.items()})
-        return tables
+        return self._write(folder, self.owned.users(owners), columns)
 
     def load(self, stored: Stored, folder: str, model: Recommender) -> None:
         """Loads a folder of `interests` into the model's store."""
         read = self._read(stored, folder)
         names = {"values": "vector", "birth_span": "born", "queries": "query", "moments": "moment", "states": "state"}
         columns = {name: read[key] for name, key in names.items() if key in read}
-        model.store.load(read["user"] - self.first, **columns)
+        model.store.load(self.owned.rows(read["user"]), **columns)
 
     def detections(self, folder: str, detections: list[Detection]) -> Tables:
         """Results of the detector as tables by path, one for each bucket."""
@@ -172,12 +151,8 @@ class BucketSlices:
             return {}
         sizes = torch.tensor([len(one.users) for one in detections])
         number = torch.arange(len(detections), dtype=torch.int16).repeat_interleave(sizes)
-        users, fit, puzzled = concatenate([one.cpu() for one in detections])
-        columns = {"looked": number, "user": users, "fit": fit, "puzzled": puzzled}
-        return {
-            f"{folder}/{name}": _batch({key: part[(first <= users) & (users < end)] for key, part in columns.items()})
-            for name, first, end in self.users
-        }
+        users, fit, puzzled = concatenate(detections)
+        return self._write(folder, users.cpu(), {"looked": number, "fit": fit, "puzzled": puzzled})
 
     def read_detections(self, stored: Stored, folder: str, count: int) -> list[Detection]:
         """The results that `detections` saved, ``count`` of them."""
@@ -189,14 +164,26 @@ class BucketSlices:
             Detection(users=read["user"][mask], fit=read["fit"][mask], puzzled=read["puzzled"][mask]) for mask in masks
         ]
 
+    def _write(self, folder: str, users: torch.Tensor, columns: dict[str, torch.Tensor]) -> Tables:
+        """Copies columns into tables by bucket, in which the users, on the host, keep their order."""
+        bucket = (users % self.owned.n_buckets - self.owned.buckets.start).numpy().astype(np.uint16)  # a radix sort
+        order, sizes = bucket.argsort(kind="stable"), np.bincount(bucket, minlength=len(self.owned.buckets)).tolist()
+        sorted_by_bucket = {
+            name: values.to(_HOST)[order].split(sizes) for name, values in {"user": users, **columns}.items()
+        }
+        return {
+            path: pa.record_batch({name: column(parts[place]) for name, parts in sorted_by_bucket.items()})
+            for place, path in enumerate(self._paths(folder))
+        }
+
     def _read(self, stored: Stored, folder: str) -> dict[str, torch.Tensor]:
-        tables = [stored.table(f"{folder}/{name}") for name, *_ in self.users]
-        names = tables[0].schema.names
-        return {name: _tensor(table[name] for table in tables) for name in names}
+        """Columns of all tables in the order of users; those of a user keep their order."""
+        tables = [stored.table(path) for path in self._paths(folder)]
+        order = _tensor(table["user"] for table in tables).argsort(stable=True)
+        return {name: _tensor(table[name] for table in tables)[order] for name in tables[0].schema.names}
 
-
-def _batch(columns: dict[str, torch.Tensor]) -> pa.RecordBatch:
-    return pa.record_batch({name: column(values) for name, values in columns.items()})
+    def _paths(self, folder: str) -> list[str]:
+        return [f"{folder}/bucket={bucket:03d}.arrow" for bucket in self.owned.buckets]
 
 
 def _tensor(parts: Iterable[pa.Array]) -> torch.Tensor:

@@ -49,6 +49,8 @@ class Stored:
         try:
             self.manifest: dict[str, Any] = json.loads(text)
             check_version(path, self.manifest["format_version"], FORMAT_VERSION)
+            if self.manifest["format_version"] < FORMAT_VERSION:
+                raise ValueError(f"{path} is of an older version, whose data had other user ids: train again")
             for name, entry in self.manifest["files"].items():
                 check_file(path, name, entry, checksum=False)
             for tensor in self.manifest["tensors"].values():

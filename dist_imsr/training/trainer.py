@@ -59,13 +59,17 @@ class Trainer:
             trace=self.profile.trace_steps,
             stop_signal=(lambda: signals.status) if signals is not None else None,
         )
-        known = dataset.items_by_span[0] if stored is None else stored.manifest["items"]
-        capacity = None if stored is None else stored.manifest.get("capacity")  # absent in older checkpoints
-        self.spans.build_model([items for items in dataset.items_by_span if items <= known], capacity)
+        sizes: dict[str, Any] = {
+            "items": dataset.items_by_span[0],
+            "users_per_bucket": dataset.locals_by_span[0],
+            "capacity": None,
+        }
+        if stored is not None:
+            sizes = stored.manifest
+        known = [items for items in dataset.items_by_span if items <= sizes["items"]]
+        self.spans.build_model(known, sizes["users_per_bucket"], sizes["capacity"])
         if stored is not None and checkpoints is not None:
-            self.spans.progress = unpack(
-                stored, self.model, self.strategy, dataset.bucket_offsets, self.spans.buckets, checkpoints.group
-            )
+            self.spans.progress = unpack(stored, self.model, self.strategy, checkpoints.group)
             self.spans.resume_clock()
             self.model.engine.purge_events(self.progress.steps + 1)
             self.spans.last_good_state = f"{stored.folder}"
@@ -168,9 +172,7 @@ class Trainer:
         self.model.engine.flush()
         if self.progress.begun:
             self.progress.seconds = self.spans.seconds()
-        tensors, tables, facts = pack(
-            self.model, self.strategy, self.progress, self.dataset.bucket_offsets, self.spans.buckets
-        )
+        tensors, tables, facts = pack(self.model, self.strategy, self.progress)
         self.checkpoints.save(self.checkpoint_name, tensors, tables, facts)
 
     @Phase("export")
@@ -181,7 +183,7 @@ class Trainer:
             self.model.store,
             self.model.catalogue,
             self.dataset.items_by_span[span],
-            self.dataset.digest,
+            self.dataset.digest_until(span),
             self.progress.detections,
         )
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr import devices
+from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed import columns, slots
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
@@ -13,9 +14,10 @@ from tests.devices import on
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def _store(users, first_user, dim, seed, query_dim=0, state_dim=0, device="cpu"):
-    place = torch.device(device)
-    return InterestStore(InterestStoreConfig(), users, first_user, dim, query_dim, seed, place, state_dim)
+def _store(users, dim, seed, query_dim=0, state_dim=0, device="cpu", memory="auto"):
+    """A store of the users 2, 5, 8, ..., those of the last of three buckets."""
+    owned, place = OwnedUsers(3, range(2, 3)), torch.device(device)
+    return InterestStore(InterestStoreConfig(memory), owned, users, dim, query_dim, seed, place, state_dim)
 
 
 def _as_lists(store):
@@ -32,7 +34,7 @@ expansions = st.lists(st.tuples(st.sets(st.integers(0, 6)), st.integers(1, 3)), 
 @settings(deadline=None)
 @given(expansions)
 def test_expand_keeps_older_interests(device, steps):
-    store = _store(7, 100, 4, seed=3, device=device)
+    store = _store(7, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         before = _as_lists(store)
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
@@ -49,7 +51,7 @@ def test_expand_keeps_older_interests(device, steps):
 @settings(deadline=None)
 @given(expansions, st.permutations(range(7)), st.integers(0, 7))
 def test_gather_and_scatter_touch_only_their_users(device, steps, order, number):
-    store = _store(7, 0, 4, seed=3, device=device)
+    store = _store(7, 4, seed=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     before = _as_lists(store)
@@ -64,22 +66,51 @@ def test_gather_and_scatter_touch_only_their_users(device, steps, order, number)
         assert torch.equal(torch.tensor(vectors), moved)
 
 
+def _by_user(store):
+    return dict(zip(store.owned.users(torch.arange(len(store.counts))).tolist(), _as_lists(store), strict=True))
+
+
 def test_new_interests_depend_only_on_user_and_slot():
-    whole = _store(6, 10, 8, seed=1)
-    whole.expand(torch.arange(6), 4, span=0)
-    whole.expand(torch.tensor([1, 4]), 2, span=1)
-    part = _store(3, 13, 8, seed=1)  # another rank's view of users 13, 14, 15
-    part.expand(torch.arange(3), 4, span=0)
-    part.expand(torch.tensor([1]), 2, span=1)
-    assert _as_lists(whole)[3:] == _as_lists(part)
-    other = _store(6, 10, 8, seed=2)
-    other.expand(torch.arange(6), 4, span=0)
-    assert not torch.isin(other.values, whole.values).any()
+    stores = [
+        InterestStore(InterestStoreConfig(), OwnedUsers(4, buckets), users, 8, 0, seed, CPU)
+        for buckets, users, seed in [(range(4), 3, 1), (range(1, 3), 3, 1), (range(4), 9, 1), (range(4), 3, 2)]
+    ]
+    for store in stores:
+        for span, (users, count) in enumerate([(torch.arange(12), 4), (torch.tensor([1, 4]), 2)]):
+            store.expand(store.owned.rows(users[store.owned.owns(users)]), count, span)
+    whole, part, longer, _ = map(_by_user, stores)
+    assert part == {user: whole[user] for user in (1, 2, 5, 6, 9, 10)}
+    assert {user: longer[user] for user in whole} == whole
+    assert not torch.isin(stores[3].values, stores[0].values).any()
+
+
+@given(expansions, st.integers(0, 7))
+def test_growing_keeps_the_rows_of_old_users(device, steps, more):
+    store, never_grown = (_store(7, 4, seed=3, query_dim=2, state_dim=1, device=device) for _ in range(2))
+    for span, (users, count) in enumerate(steps):
+        for one in (store, never_grown):
+            one.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
+        values = store.values
+        store.grow(7 + more * span)
+        assert store.values is values
+        assert store.users_per_bucket == len(store.counts) == 7 + more * span
+        assert all(map(torch.equal, store.slots, never_grown.slots))
+        assert _as_lists(store)[:7] == _as_lists(never_grown)
+        assert not store.counts[7:].any()
+
+
+def test_a_store_that_needs_not_grow_keeps_its_snapshots():
+    store = _store(5, 4, seed=3)
+    store.expand(torch.arange(3), 2, span=0)
+    snapshot = store.snapshot()
+    store.grow(4)
+    assert store.offsets is snapshot.offsets
+    assert store.bytes == sum(tensor.nbytes for tensor in (*store.slots, store.offsets))
 
 
 def test_new_interests_do_not_depend_on_the_chunk_size(monkeypatch):
     def drawn():
-        store = _store(9, 5, 6, seed=1, query_dim=3)
+        store = _store(9, 6, seed=1, query_dim=3)
         store.expand(torch.arange(9), 2, span=0)
         store.expand(torch.tensor([1, 4, 8]), torch.tensor([3, 1, 2]), span=1)
         return store.slots
@@ -91,17 +122,14 @@ def test_new_interests_do_not_depend_on_the_chunk_size(monkeypatch):
 
 
 def test_build_owns_the_users_of_its_buckets():
-    offsets = [0, 3, 3, 8, 10]
-    stores = [
-        InterestStore.build(InterestStoreConfig(), offsets, 4, 0, 0, Topology(rank, 2, 2, CPU)) for rank in range(2)
-    ]
-    assert [(store.first_user, len(store.counts)) for store in stores] == [(0, 3), (3, 7)]
+    stores = [InterestStore.build(InterestStoreConfig(), 5, 3, 4, 0, 0, Topology(rank, 2, 2, CPU)) for rank in range(2)]
+    assert [list(_by_user(store)) for store in stores] == [[0, 1, 5, 6, 10, 11], [2, 3, 4, 7, 8, 9, 12, 13, 14]]
 
 
 @settings(deadline=None)
 @given(expansions, st.lists(st.booleans(), min_size=40, max_size=40))
 def test_trim_removes_only_the_named_interests(device, steps, draws):
-    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
+    store = _store(7, 4, seed=3, query_dim=2, state_dim=3, device=device)
     for span, (users, count) in enumerate(steps):
         store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, span)
     store.slots.states.copy_(torch.randn(len(store.values), 3))
@@ -123,7 +151,7 @@ def test_trim_removes_only_the_named_interests(device, steps, draws):
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.integers(0, 3)))
 def test_expand_creates_a_number_of_interests_for_each_user(device, more):
-    store = _store(7, 0, 4, seed=3, query_dim=2, state_dim=3, device=device)
+    store = _store(7, 4, seed=3, query_dim=2, state_dim=3, device=device)
     store.expand(torch.arange(7), 2, span=0)
     store.slots.moments.fill_(5)
     store.slots.states.fill_(6)
@@ -141,7 +169,7 @@ def test_expand_creates_a_number_of_interests_for_each_user(device, more):
 
 
 def test_queries_start_equal_for_all_users_and_different_for_all_slots():
-    store = _store(3, 0, 4, seed=3, query_dim=8)
+    store = _store(3, 4, seed=3, query_dim=8)
     store.expand(torch.arange(3), 2, span=0)
     queries = store.queries(torch.arange(3))
     assert torch.equal(queries[0], queries[2])
@@ -149,7 +177,7 @@ def test_queries_start_equal_for_all_users_and_different_for_all_slots():
 
 
 def test_a_snapshot_restores_interests_and_queries(device):
-    store = _store(3, 0, 4, seed=3, query_dim=8, device=device)
+    store = _store(3, 4, seed=3, query_dim=8, device=device)
     store.expand(torch.arange(3), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     for _ in range(2):
@@ -161,7 +189,7 @@ def test_a_snapshot_restores_interests_and_queries(device):
 
 
 def test_slots_of_a_snapshot_do_not_change_when_interests_are_created(device):
-    store = _store(4, 0, 4, seed=3, query_dim=8, state_dim=2, device=device)
+    store = _store(4, 4, seed=3, query_dim=8, state_dim=2, device=device)
     store.expand(torch.tensor([0, 2]), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     assert store.slots_of(snapshot).values is store.values
@@ -174,7 +202,7 @@ def test_slots_of_a_snapshot_do_not_change_when_interests_are_created(device):
 
 
 def test_expanding_no_user_changes_nothing_but_the_identity_of_offsets():
-    store = _store(4, 0, 4, seed=3, query_dim=8)
+    store = _store(4, 4, seed=3, query_dim=8)
     store.expand(torch.tensor([0, 2]), 2, span=0)
     snapshot, values = store.snapshot(), store.values
     store.expand(torch.tensor([], dtype=torch.int64), 2, span=1)
@@ -188,7 +216,7 @@ def test_expanding_no_user_changes_nothing_but_the_identity_of_offsets():
 @pytest.mark.parametrize("part", [1, 100, 1 << 20])
 def test_interests_move_within_their_memory_while_it_is_large_enough(device, monkeypatch, part):
     monkeypatch.setitem(columns.PART, device, part)
-    store = _store(50, 0, 4, seed=3, device=device)
+    store = _store(50, 4, seed=3, device=device)
     store.expand(torch.arange(0, 50, 2), 3, span=0)
     before, block = _as_lists(store), store.values.data_ptr()
     store.trim(store.birth_span < 0)
@@ -208,7 +236,7 @@ def test_interests_move_within_their_memory_while_it_is_large_enough(device, mon
 
 
 def test_created_interests_are_only_those_of_users_with_older_ones(device):
-    store = _store(5, 0, 4, seed=3, device=device)
+    store = _store(5, 4, seed=3, device=device)
     store.expand(torch.tensor([1, 3]), 2, span=0)
     store.expand(torch.tensor([3, 4]), 2, span=1)
     places = store.created(1)
@@ -220,7 +248,7 @@ def test_created_interests_are_only_those_of_users_with_older_ones(device):
 
 
 def test_states_move_with_the_interests_of_their_users(device):
-    store = _store(4, 0, 4, seed=3, state_dim=5, device=device)
+    store = _store(4, 4, seed=3, state_dim=5, device=device)
     store.expand(torch.arange(3), 2, span=0)
     rows = torch.tensor([2, 0])
     assert not store.view(rows, 1).states.any()
@@ -234,7 +262,7 @@ def test_states_move_with_the_interests_of_their_users(device):
     store.expand(torch.tensor([3]), 2, span=1)
     assert torch.equal(store.view(rows, 1).states, states)
     assert not store.view(torch.tensor([3]), 1).states.any()
-    other = _store(4, 0, 4, seed=3, state_dim=5, device=device)
+    other = _store(4, 4, seed=3, state_dim=5, device=device)
     other.load(store.owners, values=store.values, states=store.slots.states)
     assert torch.equal(other.view(torch.arange(4), 1).states, store.view(torch.arange(4), 1).states)
 
@@ -242,21 +270,21 @@ def test_states_move_with_the_interests_of_their_users(device):
 @pytest.mark.parametrize("memory", ["auto", "device"])
 def test_interests_move_to_the_host_before_they_fill_the_device(monkeypatch, caplog, memory):
     monkeypatch.setattr(devices, "free_bytes", lambda device: 800)  # besides the store
-    store = InterestStore(InterestStoreConfig(memory), 6, 0, 4, 0, 3, CPU)
+    store = _store(6, 4, seed=3, memory=memory)
     with caplog.at_level("INFO"):
         store.expand(torch.arange(6), 3, span=0)  # 18 of 18 bytes
         assert "move to the host's memory" not in caplog.text
         store.expand(torch.arange(6), torch.tensor([9, 9, 9, 9, 9, 9]), span=1)
         assert ("72 interests take" in caplog.text and "move to the host's memory" in caplog.text) == (memory == "auto")
         caplog.clear()
-        _store(6, 0, 4, seed=3).load(store.owners, values=store.values)
+        _store(6, 4, seed=3).load(store.owners, values=store.values)
         assert "move" in caplog.text
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("moved", [False, True])
 def test_interests_on_the_host_equal_those_on_the_device(monkeypatch, moved):
-    stores = [InterestStore(InterestStoreConfig(memory), 50, 0, 4, 2, 3, CUDA) for memory in ("auto", "device")]
+    stores = [_store(50, 4, seed=3, query_dim=2, device="cuda", memory=memory) for memory in ("auto", "device")]
     auto, stayed = stores
     for store in stores:
         store.expand(torch.arange(50), 3, span=0)
@@ -278,7 +306,7 @@ def test_interests_on_the_host_equal_those_on_the_device(monkeypatch, moved):
 
 def _columns_after_every_method(device):
     """The columns of a store after each method, as copies on the host."""
-    store, rows = _store(40, 7, 6, seed=5, query_dim=3, state_dim=2, device=device), torch.arange(0, 40, 3)
+    store, rows = _store(40, 6, seed=5, query_dim=3, state_dim=2, device=device), torch.arange(0, 40, 3)
     draw, copies = torch.Generator().manual_seed(0), []
 
     def copy():
@@ -315,7 +343,7 @@ def test_a_store_on_a_device_equals_one_on_the_host():
 @pytest.mark.cuda
 def test_a_store_on_the_host_serves_a_device():
     """With ``store.memory: host``, views go to the device, and rows, gradients and vectors come from it."""
-    store, alone = _store(5, 0, 4, seed=3, query_dim=2), _store(5, 0, 4, seed=3, query_dim=2)
+    store, alone = _store(5, 4, seed=3, query_dim=2), _store(5, 4, seed=3, query_dim=2)
     rows, gradient = torch.tensor([4, 1]), torch.randn(2, 2, 2)
     for one, place in ((store, "cuda"), (alone, "cpu")):
         one.expand(on(place, torch.arange(5)), on(place, torch.full((5,), 2)), span=0)
@@ -328,7 +356,7 @@ def test_a_store_on_the_host_serves_a_device():
 
 
 def test_bytes_follow_the_interests():
-    store = _store(3, 0, 4, seed=3, query_dim=8, state_dim=5)
+    store = _store(3, 4, seed=3, query_dim=8, state_dim=5)
     assert store.bytes == 4 * 8
     store.expand(torch.arange(3), 2, span=0)
     assert store.bytes == 4 * 8 + 6 * (4 * 4 + 2 + 8 * 4 + 4 + 5 * 4)

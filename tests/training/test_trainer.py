@@ -65,8 +65,8 @@ def _run(topology, config):
     store = trainer.model.store
     for line in lines:
         line.pop("store_bytes")  # counts one more offset a rank
-    offsets, values = store.offsets.cpu(), store.values.cpu()
-    return losses, lines, store.first_user, offsets, values, trainer.model.catalogue.capacity
+    owners, values = store.owned.users(store.owners.cpu()), store.values.cpu()
+    return losses, lines, owners, values, trainer.model.catalogue.capacity
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,12 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
         assert all(sum(line[f"interests_{what}"] for line in alone[1]) for what in ("kept", "trimmed", "refused"))
     for world_size in world_sizes:
         ranks = run_ranks(world_size, _run, config(str(world_size)))
-        interests = torch.cat([values for *_, values, _ in ranks])
+        owners, interests = (torch.cat(column) for column in list(zip(*ranks, strict=True))[2:4])
+        owners, order = owners.sort(stable=True)
+        assert torch.equal(owners, alone[2])
         # Adagrad divides a query's first gradients by their own size, be they mere rounding.
         atol = 1e-3 if base == "comirec_sa" else 1e-4
-        torch.testing.assert_close(interests, alone[4], rtol=1e-3, atol=atol)
+        torch.testing.assert_close(interests[order], alone[3], rtol=1e-3, atol=atol)
         for losses, lines, *_ in ranks:
             assert losses == pytest.approx(alone[0], rel=1e-4)
             _compare(lines, alone[1], 1e-4, atol)
@@ -139,8 +141,8 @@ def test_a_device_trains_like_the_host(folder, tmp_path, base, strategy, optimiz
         (found,) = run_ranks(1, _run, on_device, device="cuda")
         assert found[0] == pytest.approx(wanted[0], rel=1e-3)
         _compare(found[1], wanted[1], 1e-3, atol, hits=1.5)  # of two scores that rounding brings level
-        assert torch.equal(found[3], wanted[3])
-        torch.testing.assert_close(found[4], wanted[4], rtol=1e-2, atol=atol)
+        assert torch.equal(found[2], wanted[2])
+        torch.testing.assert_close(found[3], wanted[3], rtol=1e-2, atol=atol)
 
 
 @pytest.mark.cuda
@@ -162,8 +164,8 @@ def test_same_seed_same_bits_and_another_seed_other_bits(folder, tmp_path):
     for one, two, three in zip(first, again, other, strict=True):
         assert one[0] == two[0]
         assert one[1] == two[1]
-        assert torch.equal(one[4], two[4])
-        assert not torch.equal(one[4], three[4])
+        assert torch.equal(one[3], two[3])
+        assert not torch.equal(one[3], three[3])
 
 
 def _train_span(trainer, span):
@@ -177,7 +179,7 @@ def _restart(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     _train_span(trainer, 0)
-    trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
+    trainer.spans.add_items(1)
     store, before, left = trainer.model.store, trainer.model.snapshot(), []
     owners, vectors = store.owners, [column.clone() for column in store.slots]  # a snapshot lasts until the span ends
     for _ in range(2):
@@ -213,7 +215,7 @@ def _reported(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     _train_span(trainer, 0)
-    trainer.model.catalogue.grow(trainer.dataset.items_by_span[1])
+    trainer.spans.add_items(1)
     store = trainer.model.store
     before = store.counts.clone()
     report = _train_span(trainer, 1)
@@ -248,24 +250,26 @@ def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, det
 
 
 def _trained_spans(topology, config):
-    """The store and the table after each span."""
+    """The interests of each of this rank's users, and the table, after each span."""
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
     states = []
     for span in range(3):
-        trainer.model.catalogue.grow(trainer.dataset.items_by_span[span])
+        trainer.spans.add_items(span)
         _train_span(trainer, span)
         store = trainer.model.store
-        states.append((store.offsets.clone(), store.values.clone(), trainer.model.catalogue.flushed_weight().clone()))
-    return store.first_user, states
+        interests = store.values.clone().split(store.counts.tolist())
+        users = store.owned.users(torch.arange(len(interests))).tolist()
+        states.append((dict(zip(users, interests, strict=True)), trainer.model.catalogue.flushed_weight().clone()))
+    return states
 
 
 def test_inactive_users_keep_their_bytes(folder, tmp_path):
-    for first_user, states in run_ranks(2, _trained_spans, _config(folder, tmp_path / "run")):
-        for span, (before, after) in enumerate(itertools.pairwise(states), 1):
-            for row in range(len(after[0]) - 1):
-                old, new = (values[offsets[row] : offsets[row + 1]] for offsets, values, _ in (before, after))
-                if HISTORY[first_user + row][span]:
+    for states in run_ranks(2, _trained_spans, _config(folder, tmp_path / "run")):
+        for span, ((before, _), (after, _)) in enumerate(itertools.pairwise(states), 1):
+            for user, new in after.items():
+                old = before.get(user, torch.empty(0, 8))
+                if user in HISTORY and HISTORY[user][span]:
                     assert len(new) == 3
                     assert not torch.equal(old, new)
                 else:
@@ -274,12 +278,10 @@ def test_inactive_users_keep_their_bytes(folder, tmp_path):
 
 def test_frozen_changes_nothing_after_span_0(folder, tmp_path):
     config = _config(folder, tmp_path / "run", strategy=StrategyConfig("frozen"))
-    ((_, states),) = run_ranks(1, _trained_spans, config)
-    known = len(states[0][2])
-    for offsets, values, weight in states[1:]:
-        assert torch.equal(offsets, states[0][0])
-        assert torch.equal(values, states[0][1])
-        assert torch.equal(weight[:known], states[0][2])
+    (((interests, table), *later),) = run_ranks(1, _trained_spans, config)
+    for others, weight in later:
+        assert all(torch.equal(new, interests.get(user, new[:0])) for user, new in others.items())
+        assert torch.equal(weight[: len(table)], table)
 
 
 def test_strategies_are_tested_on_the_same_users(folder, tmp_path):
@@ -402,7 +404,10 @@ def test_positions_must_cover_the_longest_history(folder, tmp_path):
 
 
 def test_a_rank_without_users_in_a_span(tmp_path):
-    away = {user: [spans[0], spans[1] if user < 30 else [], *spans[2:]] for user, spans in HISTORY.items()}
+    away = {
+        user: spans if user % 8 < 4 else [spans[0] or [0, 1], [], *spans[2:]]  # two ranks own four buckets each
+        for user, spans in HISTORY.items()
+    }
     config = _config(write_dataset(tmp_path / "data", away), tmp_path / "run", strategy=StrategyConfig("imsr"))
     for _, lines, *_ in run_ranks(2, _run, config):
         assert len(lines) == 2

@@ -1,0 +1,79 @@
+"""Late rows of a log that is appended, which enter its first span, unless the data hold them already."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from dist_imsr.data.cutting import date_of
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.schedule import ranges
+from dist_imsr.data.sql import quoted, quoted_path
+from dist_imsr.data.workspace import Database
+
+_KNOWN = "already in the data"
+
+
+def reject_known_rows(known: Dataset, database: Database) -> Counter[str]:
+    """Sets the reason of late rows of the table ``events`` that the data set holds, or that it cannot tell.
+
+    The cost follows the late rows, and what their users did in the spans that are kept.
+
+    Args:
+        known: the data set.
+        database: with the table ``events`` and the views ``known_users`` and ``known_items``.
+
+    Returns:
+        The number of rows that are now rejected, by reason.
+    """
+    run, end = database.run, known.entries[-1].end_second
+    late = f"reason IS NULL AND time < {end}"
+    [(count,)] = run(f"SELECT count(*) FROM events WHERE {late}")
+    if not count:
+        return Counter()
+    rejected = Counter[str]()
+    if known.first_kept:
+        first = known.entries[known.first_kept].first_second if known.first_kept < known.spans else end
+        reason = f"late: before {date_of(first)}, and such rows are retired"
+        [(rejected[reason],)] = run(f"UPDATE events SET reason = {quoted(reason)} WHERE {late} AND time < {first}")
+    for name in known.waiting_files:
+        path = quoted_path(known.path / name)
+        rejected[_KNOWN] += _reject(late, f"read_parquet({path}, hive_partitioning = false)", database)
+    users = database.table(
+        f"SELECT DISTINCT id FROM events JOIN known_users ON events.user = known_users.raw WHERE {late} ORDER BY id"
+    )["id"].to_numpy()
+    buckets = users % known.buckets
+    parts = [_history(known, int(bucket), users[buckets == bucket]) for bucket in np.unique(buckets)]
+    if parts:
+        database.connection.register("history", pa.concat_tables(parts))
+        numbered = (
+            "(SELECT u.raw AS user, i.raw AS item, time FROM history JOIN known_users AS u ON history.user = u.id "
+            "JOIN known_items AS i ON history.item = i.id)"
+        )
+        rejected[_KNOWN] += _reject(late, numbered, database)
+        database.connection.unregister("history")
+    return +rejected
+
+
+def _reject(late: str, relation: str, database: Database) -> int:
+    rows = (
+        f"SELECT events.rowid FROM events SEMI JOIN {relation} AS there ON events.user = there.user "
+        f"AND events.item = there.item AND events.time = there.time WHERE {late}"
+    )
+    [(count,)] = database.run(f"UPDATE events SET reason = {quoted(_KNOWN)} WHERE rowid IN ({rows})")
+    return int(count)
+
+
+def _history(known: Dataset, bucket: int, users: np.ndarray) -> pa.Table:
+    """All kept interactions of some users of a bucket: user, item, time."""
+    parts = []
+    for span in range(known.first_kept, known.spans):
+        sequences = known.sequences(span, bucket)
+        _, at, _ = np.intersect1d(sequences.users, users, assume_unique=True, return_indices=True)
+        starts = sequences.offsets[at].astype(np.int64)
+        lengths = sequences.offsets[at + 1] - starts
+        places = ranges(starts, lengths)
+        columns = sequences.users[at].repeat(lengths), sequences.items[places].astype(np.int64), sequences.times[places]
+        parts.append(pa.table(dict(zip(("user", "item", "time"), columns, strict=True))))
+    empty = pa.table({name: pa.array([], pa.int64()) for name in ("user", "item", "time")})
+    return pa.concat_tables([empty, *parts])
