@@ -193,6 +193,11 @@ class Dataset:
         """The first span whose rows are not retired; those before it are."""
         return sum(entry.retired for entry in self.entries)
 
+    @property
+    def retired_rows(self) -> str:
+        """Which rows are retired, for errors."""
+        return f"the rows before span {self.first_kept} of {self.path} were retired (prepare.py --retire_before)"
+
     @cached_property
     def items_by_span(self) -> list[int]:
         """The number of items known by the end of each span."""

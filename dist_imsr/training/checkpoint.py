@@ -66,7 +66,7 @@ def set_aside(damaged: Path) -> Path:
 
 
 def clear_away(folder: Path) -> None:
-    """Removes the partial checkpoints of killed processes from the folder of checkpoints, which may be missing."""
+    """Removes what killed processes left incomplete in a folder of checkpoints or spans, which may be missing."""
     for partial in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
         shutil.rmtree(partial)
 

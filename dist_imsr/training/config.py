@@ -47,7 +47,7 @@ class TrainConfig:
             ``--import NAME ...`` on the command line adds to them. The current directory is searched, too.
     """
 
-    data: DataConfig = field(metadata=never(compare="shared"))  # their digest counts, wherever they are
+    data: DataConfig = field(metadata=never(compare="shared"))  # the digests of spans count
     run_dir: Path = field(metadata=free(compare="grid"))
     seed: int = field(default=0, metadata=never(compare="grid"))
     resume: str = field(default="auto", metadata=free(compare="grid"))

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import check_file, check_version
+from dist_imsr.files import OtherFormat, check_file, check_version
 from dist_imsr.training.checkpoint_storage import (
     CHECKSUM,
     FORMAT_VERSION,
@@ -34,7 +34,7 @@ class Stored:
         folder: of the checkpoint.
 
     Raises:
-        NewerFormat: if a newer version wrote it.
+        OtherFormat: if another version wrote it, in another format.
         ValueError: naming the file that is missing or damaged.
     """
 
@@ -48,9 +48,13 @@ class Stored:
             raise ValueError(f"{path} does not match {CHECKSUM}")
         try:
             self.manifest: dict[str, Any] = json.loads(text)
-            check_version(path, self.manifest["format_version"], FORMAT_VERSION)
-            if self.manifest["format_version"] < FORMAT_VERSION:
-                raise ValueError(f"{path} is of an older version, whose data had other user ids: train again")
+            version = self.manifest["format_version"]
+            check_version(path, version, FORMAT_VERSION)
+            if version < FORMAT_VERSION:
+                raise OtherFormat(
+                    f"{path} has format {version}, from before user ids changed: prepare the data again, and train "
+                    "from the beginning, in another run_dir or with --overwrite true"
+                )
             for name, entry in self.manifest["files"].items():
                 check_file(path, name, entry, checksum=False)
             for tensor in self.manifest["tensors"].values():

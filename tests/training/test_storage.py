@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import HashedFile, NewerFormat
+from dist_imsr.files import HashedFile, OtherFormat
 from dist_imsr.training.checkpoint_storage import CHECKSUM, MANIFEST
 from dist_imsr.training.storage import Stored, store
 from tests.ranks import run_ranks
@@ -134,7 +134,7 @@ def test_newer_formats_and_other_folders_are_refused(folder):
     with pytest.raises(ValueError, match="outside its folder"):
         Stored(folder)
     _rewrite(folder, format_version=2)
-    with pytest.raises(NewerFormat, match="upgrade"):
+    with pytest.raises(OtherFormat, match="upgrade"):
         Stored(folder)
     _rewrite(folder, format_version=1, files=3)
     with pytest.raises(ValueError, match=r"manifest\.json"):
