@@ -81,6 +81,12 @@ class ExportConfig:
         require(self.output.parent.is_dir(), "output", str(self.output), "a new folder in one that exists")
 
 
+def require_faiss() -> None:
+    """Raises a ValueError that names the package to install, if FAISS is missing."""
+    if importlib.util.find_spec("faiss") is None:
+        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'")
+
+
 def export_run(config: ExportConfig) -> str:
     """Exports a run's last exported span, or the one that is named, as launch/export.py does.
 
@@ -93,8 +99,7 @@ def export_run(config: ExportConfig) -> str:
     Raises:
         ValueError: naming the key or the file, or the package that is missing; for more than one rank.
     """
-    if importlib.util.find_spec("faiss") is None:
-        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'")
+    require_faiss()
     ranks = read_topology().world_size
     require(ranks == 1, "ranks", ranks, "one: an index lives on one machine; use python")
     finished = FinishedRun(config.run_dir, config.data)

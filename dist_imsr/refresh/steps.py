@@ -57,13 +57,12 @@ class Steps:
     Args:
         log: a file for what they print, which is also shown on standard error; one of an earlier refresh is replaced.
         signals: SIGTERM, SIGUSR1 and Ctrl-C, which are passed on.
+        seconds: that each step takes, by its name; filled in.
     """
 
-    def __init__(self, log: Path, signals: StopSignals) -> None:
-        self.log, self.signals = log, signals
+    def __init__(self, log: Path, signals: StopSignals, seconds: dict[str, float]) -> None:
+        self.log, self.signals, self.seconds = log, signals, seconds
         self.log.write_text("")
-        self.seconds: dict[str, float] = {}
-        """That each step took, by its name."""
 
     def run(self, name: str, command: Callable[[Any], int], config: Any, ranks: int = 1) -> None:
         """Runs a command to its end.

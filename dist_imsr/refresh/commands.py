@@ -1,0 +1,73 @@
+"""The configurations of a refresh's steps; impossible ones are refused before the first step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from dist_imsr.checks import require
+from dist_imsr.config import resolve
+from dist_imsr.data.prepare import PrepareConfig
+from dist_imsr.evaluation.index import ExportConfig, require_faiss
+from dist_imsr.evaluation.metrics import Metrics
+from dist_imsr.evaluation.recommend import RecommendConfig
+from dist_imsr.refresh.config import RefreshConfig
+from dist_imsr.training.config import TrainConfig
+
+Section = TypeVar("Section")
+
+
+class Commands:
+    """What the steps of a refresh are called with.
+
+    Args:
+        config: of the refresh.
+
+    Raises:
+        ValueError: naming the key, for what a step would refuse, or what a refresh cannot do with.
+    """
+
+    def __init__(self, config: RefreshConfig) -> None:
+        self.config = config
+        period = {"from": config.from_, "until": config.until}
+        stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
+        self.append = _resolved("append", PrepareConfig, [*config.append, f"--append={config.data}", *stated])
+        """For prepare.py, but for the files."""
+        places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
+        self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
+        """For train.py."""
+        self._refuse_other_runs()
+        publish = config.publish
+        if publish.folder is not None:
+            publish.folder.mkdir(parents=True, exist_ok=True)
+            self.recommend(publish.folder / ".recommendations.parquet")
+            self.export(publish.folder / ".export")
+        if publish.export is not None:
+            require_faiss()
+
+    def recommend(self, output: Path) -> RecommendConfig:
+        """For recommend.py, with its output."""
+        return _resolved("publish.recommend", RecommendConfig, self._of_run(self.config.publish.recommend, output))
+
+    def export(self, output: Path) -> ExportConfig:
+        """For export.py, with its output."""
+        return _resolved("publish.export", ExportConfig, self._of_run(self.config.publish.export, output))
+
+    def _of_run(self, arguments: list[str] | None, output: Path) -> list[str]:
+        return [*(arguments or []), f"--run_dir={self.config.run_dir}", f"--output={output}"]
+
+    def _refuse_other_runs(self) -> None:
+        train, metric = self.train, self.config.refresh.metric
+        require(not train.overwrite, "train: overwrite", True, "false: a refresh resumes its run")
+        require(train.resume != "never", "train: resume", train.resume, "auto: a refresh resumes its run")
+        require(train.checkpoint.enabled, "train: checkpoint.enabled", False, "true: a refresh resumes its run")
+        require(train.training.spans is None, "train: training.spans", train.training.spans, "none: all are trained")
+        require(train.training.export != "none", "train: training.export", "none", "last or every")
+        metrics = sorted(Metrics(train.eval.top).result().keys() - {"users"})
+        require(metric in metrics, "refresh.metric", metric, f"one that train measures: {', '.join(metrics)}")
+
+
+def _resolved(key: str, tree: type[Section], arguments: Sequence[str]) -> Section:
+    try:
+        return resolve(tree, arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
