@@ -36,12 +36,11 @@ class Commands:
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""
         self._refuse_other_runs()
-        publish = config.publish
-        if publish.folder is not None:
-            publish.folder.mkdir(parents=True, exist_ok=True)
-            self.recommend(publish.folder / ".recommendations.parquet")
-            self.export(publish.folder / ".export")
-        if publish.export is not None:
+        if config.published is not None:
+            config.published.mkdir(parents=True, exist_ok=True)
+            self.recommend(config.published / ".recommendations.parquet")
+            self.export(config.published / ".export")
+        if config.publish.export is not None:
             require_faiss()
 
     def recommend(self, output: Path) -> RecommendConfig:

@@ -14,7 +14,7 @@ class PublishConfig:
     at once, when all files of a publication are complete.
 
     Args:
-        folder: of the publications.
+        folder: of the publications; ``published`` in the run's folder by default.
         recommend: arguments of launch/recommend.py, as ``--key=value``, for ``recommendations.parquet``; none is
             written by default.
         export: arguments of launch/export.py, as ``--key=value``, for ``export/``; none is written by default.
@@ -27,9 +27,6 @@ class PublishConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        files = self.recommend is not None or self.export is not None
-        require(files or self.folder is None, "publish.folder", str(self.folder), "publish.recommend or .export too")
-        require(not files or self.folder is not None, "publish.folder", self.folder, "a folder for what is published")
         require(self.keep >= 1, "publish.keep", self.keep, "at least 1")
 
 
@@ -85,6 +82,13 @@ class RefreshConfig:
     keep_spans: int | None = None
     publish: PublishConfig = field(default_factory=PublishConfig)
     refresh: QualityConfig = field(default_factory=QualityConfig)
+
+    @property
+    def published(self) -> Path | None:
+        """The folder of the publications; None if nothing is published."""
+        if self.publish.recommend is None and self.publish.export is None:
+            return None
+        return self.publish.folder or self.run_dir / "published"
 
     def __post_init__(self) -> None:
         require(self.ranks >= 1, "ranks", self.ranks, "at least 1")

@@ -128,11 +128,11 @@ class _Refresh:
 
     def _publish(self, dataset: Dataset, stored: Stored) -> None:
         """Writes recommendations and export of the newest state, and makes them the current ones."""
-        config, span = self.config.publish, dataset.spans - 1
-        if config.folder is None:
+        config, folder, span = self.config.publish, self.config.published, dataset.spans - 1
+        if folder is None:
             return
         identity = {"model": stored.manifest["files"], "recommend": config.recommend, "export": config.export}
-        publication = Publication(config.folder, span, identity)
+        publication = Publication(folder, span, identity)
         if publication.published:
             logger.info("publish: span %d was published before", span)
         else:
@@ -143,7 +143,7 @@ class _Refresh:
             quality = None if self.report.quality is None else asdict(self.report.quality)
             publication.publish({"span": span, "end_second": dataset.entries[span].end_second, "quality": quality})
             self.report.newly = True
-            logger.info("publish: %s names %s", config.folder / "current", publication.path.name)
+            logger.info("publish: %s names %s", folder / "current", publication.path.name)
         publication.remove_older(config.keep)
         self._report_published()
 
@@ -154,6 +154,6 @@ class _Refresh:
         self.steps.run("export", steps.export, self.commands.export(output))
 
     def _report_published(self) -> None:
-        folder = self.config.publish.folder
+        folder = self.config.published
         path = current(folder) if folder is not None else None
         self.report.published = None if path is None else {"folder": str(path), **record_of(path)}
