@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig) -> Path:
         ValueError: naming key, file or row.
     """
     prepare_data(config, Console(stderr=True))
-    return config.output
+    return config.append or config.output  # type: ignore[return-value]  # it has one of them
 
 
 def train(config: TrainConfig) -> pa.Table:

@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +39,9 @@ def report(manifest: dict[str, Any], console: Console) -> None:
         counts = (f"{count:,}" for count in (sum(entries[-1].users), entries[-1].items, *spans))
         _print_table([names, (manifest["source"], *counts)], console)
     if last:
-        lines = [("span", "from", "rows", "users", "new users", "new items", "of returning users", "with new items")]
+        lines: list[tuple[str, ...]] = [
+            ("span", "from", "rows", "users", "new users", "new items", "of returning users", "with new items")
+        ]
         lines += [_changes(span, entries) for span in range(max(first, 1), last + 1)]
         _print_table(lines, console)
     for how, files in record["read_as"].items():
@@ -63,7 +66,7 @@ def _changes(span: int, entries: list[SpanEntry]) -> tuple[str, ...]:
     return str(span), date_of(now.first_second), *(f"{one:,}" for one in counts), *(f"{one:.1%}" for one in shares)
 
 
-def _print_table(lines: list[tuple[str, ...]], console: Console) -> None:
+def _print_table(lines: Sequence[tuple[str, ...]], console: Console) -> None:
     width = sum(max(map(len, cell)) + 3 for cell in zip(*lines, strict=True)) + 1
     wide = width <= console.width
     table = Table(*lines[0]) if wide else Table.grid(padding=(0, 2))

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from dist_imsr.config import parse
+from dist_imsr.data.cutting import share_edges
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.data.raw_formats import TAOBAO_WINDOW
-from dist_imsr.data.writer import span_edges
 from dist_imsr.files import digest_of
 
 
@@ -26,7 +26,7 @@ def prepare(config: PrepareConfig) -> None:
     import polars as pl
 
     assert isinstance(config.input, Path)
-    assert config.behaviours is not None
+    assert config.behaviours is not None and config.output is not None
     types = dict.fromkeys(("user", "item", "category", "behaviour", "time"), pl.Int64) | {"behaviour": pl.String}
     rows = pl.read_csv(config.input, has_header=False, schema=types, row_index_name="row")
     rows = rows.filter(pl.col("behaviour").is_in(config.behaviours) & pl.col("time").is_between(*TAOBAO_WINDOW))
@@ -42,7 +42,7 @@ def prepare(config: PrepareConfig) -> None:
     rows = rows.join(items.select("item", "item_id"), on="item").sort("user_id", "moment")
 
     first, last = rows.select(pl.col("time").min().alias("first"), pl.col("time").max().alias("last")).row(0)
-    edges = span_edges((first, last), config.alpha, config.spans)
+    edges = share_edges(first, last, config.alpha, config.spans)
     span = pl.Series(edges[1:-1]).search_sorted(rows["time"], side="right")
     rows = rows.with_columns(span.alias("span"))
     rows = rows.with_columns(met_before=pl.col("span") > pl.col("span").min().over("user_id", "item_id"))

@@ -27,8 +27,8 @@ class EdgeOptions:
     Args:
         span_edges: the end of the pre-training span and of each later span, in rising order: dates, dates and times, or
             unix seconds, as for ``from``. Later rows do not count.
-        span_every: the length of the spans after ``pretrain_until``: hours or days, such as 1h, 1d or 7d. A day ends when
-            the clock of ``time_zone`` says so.
+        span_every: the length of the spans after ``pretrain_until``: hours or days, such as 1h, 1d or 7d. A day ends
+            when the clock of ``time_zone`` says so.
         pretrain_until: the end of the pre-training span, for ``span_every``.
     """
 
@@ -191,8 +191,8 @@ def further_edges(options: EdgeOptions, zone: str, earlier: Sequence[int], spans
     """The edges of a log that is appended.
 
     Args:
-        options: how it is cut: by the calendar or by its own stated edges; else into as many equal spans as come closest
-            to the length of the earlier ones.
+        options: how it is cut: by the calendar or by its own stated edges; else into as many equal spans as come
+            closest to the length of the earlier ones.
         zone: of times without one.
         earlier: the first second of each span so far, and the end of the last.
         spans: T of the first preparation.

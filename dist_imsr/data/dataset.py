@@ -205,8 +205,7 @@ class Dataset:
 
     @cached_property
     def locals_by_span(self) -> list[int]:
-        """The number of users known by the end of each span in the bucket that has most: all ids are below it times
-        the number of buckets."""
+        """The number of users known by the end of each span, in the bucket that has most."""
         return [max(entry.users) for entry in self.entries]
 
     @property
@@ -337,8 +336,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_version(path, version, FORMAT_VERSION)
     if version < FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into another "
-            f"folder or with --overwrite true: {_command_of(manifest, folder)}"
+            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into "
+            f"another folder or with --overwrite true: {_command_of(manifest, folder)}"
         )
     return manifest
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.checks import require
+from dist_imsr.data.cutting import share_edges
 from dist_imsr.data.schedule import generator
 from dist_imsr.data.source_query import SourceQuery
-from dist_imsr.data.cutting import share_edges
 
 _CATALOGUE, _INTERESTS, _EVENTS = 4, 5, 6  # streams of random numbers
 _PERIOD = (1_500_000_000, 1_520_000_000)  # the first and last unix second

@@ -35,7 +35,9 @@ def warnings_of(entries: Sequence[SpanEntry], known: Dataset | None, database: D
         One line each.
     """
     found = _large_users(database)
-    return found + (_unlearnable_later(entries) if known else _unlikely_times(entries, database) + _unlearnable(entries))
+    return found + (
+        _unlearnable_later(entries) if known else _unlikely_times(entries, database) + _unlearnable(entries)
+    )
 
 
 def _large_users(database: Database) -> list[str]:
@@ -63,8 +65,8 @@ def _unlikely_times(entries: Sequence[SpanEntry], database: Database) -> list[st
     found = []
     if times.median < EARLIEST_LIKELY:
         found.append(
-            f"half of the times are before {date_of(times.median)}: if they are not in the unit that they were read in, "
-            "state --time_unit"
+            f"half of the times are before {date_of(times.median)}: if they are not in the unit that they were read "
+            "in, state --time_unit"
         )
     if 0 not in interactions:
         return found
@@ -115,4 +117,3 @@ def _unlearnable_later(entries: Sequence[SpanEntry]) -> list[str]:
 def _numbers(spans: Sequence[int]) -> str:
     shown = ", ".join(map(str, spans[:10]))
     return shown + (f" and {len(spans) - 10} more" if len(spans) > 10 else "")
-

@@ -48,8 +48,8 @@ class Numbering:
         database: with the table ``events``.
         buckets: the number of buckets.
         min_interactions: what a new user needs.
-        waits: whether a user counts from the interaction on that reaches ``min_interactions``, as in an append; otherwise
-            from the first one on, as in the paper.
+        waits: whether a user counts from the interaction on that reaches ``min_interactions``, as in an append;
+            otherwise from the first one on, as in the paper.
         known: the data set to which the log is added; None for a new one.
     """
 
@@ -71,11 +71,13 @@ class Numbering:
             f"max(time) AS last_time, {entered} AS entered FROM events WHERE reason IS NULL GROUP BY user",
             progress,
         )
+        unknown = (
+            f"SELECT *, {_BUCKET.format(self._buckets)} AS bucket FROM counts {self._unknown('users', 'counts.raw')}"
+        )
         new = f"""
             SELECT raw, bucket, users + row_number() OVER (PARTITION BY bucket ORDER BY entered, first) - 1 AS local,
                 interactions, entered, TRUE AS new, first, last_time
-            FROM (SELECT *, {_BUCKET.format(self._buckets)} AS bucket FROM counts {self._unknown("users", "counts.raw")})
-            JOIN users_before USING (bucket) WHERE interactions >= {least}
+            FROM ({unknown}) JOIN users_before USING (bucket) WHERE interactions >= {least}
         """
         known = f"""
             SELECT raw, id % {self._buckets} AS bucket, id // {self._buckets} AS local, interactions, 0 AS entered,
@@ -189,7 +191,7 @@ def per_bucket(database: Database, buckets: int) -> np.ndarray:
 
 
 def rows_by_span(database: Database, edges: Sequence[int]) -> list[int]:
-    """The number of the log's valid rows in each new span, by their own times; those of earlier times are in the first."""
+    """The number of the log's valid rows in each new span, by their own times; earlier ones are in the first."""
     counts = [0] * (len(edges) - 1)
     rows = f"SELECT greatest(time, {edges[0]}) AS second FROM events WHERE reason IS NULL"
     for span, count in database.run(

@@ -1,9 +1,10 @@
 """The steps from a raw log to the files of spans, for a new data set and for one that grows.
 
 DuckDB does the steps that need all rows, out of core: it stages the input in the input's order (rows of one second in
-the order of its fractions), counts, numbers, and sorts once by (bucket, user, moment). A moment holds the unix second in
-its upper bits and the row's place in the staged table in its lower bits, so that one integer orders interactions by time
-with ties in the input's order. The sorted rows stream out bucket by bucket, and numpy cuts each bucket into its spans.
+the order of its fractions), counts, numbers, and sorts once by (bucket, user, moment). A moment holds the unix second
+in its upper bits and the row's place in the staged table in its lower bits, so that one integer orders interactions by
+time with ties in the input's order. The sorted rows stream out bucket by bucket, and numpy cuts each bucket into its
+spans.
 """
 
 import math
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dist_imsr.data.cutting import MOST_SPANS, date_of, first_edges, further_edges
 from dist_imsr.data.dataset import Dataset, SpanEntry
@@ -35,7 +35,15 @@ from dist_imsr.data.sources import SourceConfig, queries
 from dist_imsr.data.sql import quoted_path
 from dist_imsr.data.staging import Staged, refuse_bad_rows, stage
 from dist_imsr.data.workspace import Database, ProgressDisplay
-from dist_imsr.data.writer import BYTES_PER_ROW, Interactions, SpanWriter, id_type, manifest_entry, split_stream
+from dist_imsr.data.writer import (
+    BYTES_PER_ROW,
+    Interactions,
+    SpanWriter,
+    id_type,
+    manifest_entry,
+    split_stream,
+    write_table,
+)
 
 DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Python, Arrow and numpy
 _PYTHON_BYTES = 200 * 2**20  # for Python and its libraries, besides the current bucket
@@ -122,8 +130,7 @@ class Preparation:
         if self.known is not None:
             open_known(database, self.known)
             require_same_ids(database, self.known, self.name)
-            with display.phase("known", optional=True) as progress:
-                staged.rejected += reject_known_rows(self.known, database, progress)
+            staged.rejected += reject_known_rows(self.known, database)
             refuse_bad_rows(staged, self.name, config.max_bad_fraction)
             self._insert_waiting(self.known)
         leave_out(config, config.min_interactions, database, display)
@@ -184,17 +191,17 @@ class Preparation:
             return
         end = int(edges[full[-1] + 1])
         raise ValueError(
-            f"input: {self.name}: {rows[full[-1] + 1 :].sum():,} of {rows.sum():,} rows are at or after {date_of(end)}, "
-            "and would close spans whose other rows are still to come: pass --until that time, or --max_bad_fraction 0 "
-            "if they are all there is"
+            f"input: {self.name}: {rows[full[-1] + 1 :].sum():,} of {rows.sum():,} rows are at or after "
+            f"{date_of(end)}, and would close spans whose other rows are still to come: pass --until that time, or "
+            "--max_bad_fraction 0 if they are all there is"
         )
 
     def _warn_of_part(self, edges: np.ndarray, last: int) -> None:
         begin, end = int(edges[-2]), int(edges[-1])
         if end - 1 - last > (end - begin) / 10:
             self.warnings.append(
-                f"the last row is at {date_of(last)}, and its span ends at {date_of(end)}: rows of the rest of it will be "
-                "late"
+                f"the last row is at {date_of(last)}, and its span ends at {date_of(end)}: rows of the rest of it "
+                "will be late"
             )
 
     def _write_spans(self, writer: SpanWriter) -> None:
@@ -203,8 +210,8 @@ class Preparation:
         if needed > self.memory / 2:
             if self.known is not None:
                 raise ValueError(
-                    f"memory_limit: one of the {self.buckets} buckets of {self.name} needs {needed >> 20} MiB, and half "
-                    "of the limit must hold it; raise the limit"
+                    f"memory_limit: one of the {self.buckets} buckets of {self.name} needs {needed >> 20} MiB, and "
+                    "half of the limit must hold it; raise the limit"
                 )
             enough = math.ceil(self.buckets * needed / (self.memory / 2))
             raise ValueError(
@@ -247,8 +254,8 @@ class Preparation:
             if self.config.min_interactions > 1:
                 last = writer.name(writer.spans - 1)
                 files |= self._write(f"waiting/{last}.parquet", f"{_WAITING} ORDER BY time, events.rowid")
-            number = len(self.known.manifest["preparations"]) if self.known is not None else 0
-            files |= write_rows(self.folder, f"rejected/{number:04d}.parquet", staged.table.schema, [staged.table])
+            earlier = len(self.known.manifest["preparations"]) if self.known is not None else 0
+            files |= write_rows(self.folder, f"rejected/{earlier:04d}.parquet", staged.table.schema, [staged.table])
             entries = writer.entries()
         return entries, files
 
@@ -278,10 +285,6 @@ def write_rows(folder: Path, name: str, schema: pa.Schema, parts: Iterable[Any])
         schema: of the rows.
         parts: record batches or tables.
     """
-    path, rows = folder / name, 0
+    path = folder / name
     path.parent.mkdir(exist_ok=True)
-    with pq.ParquetWriter(path, schema) as file:
-        for part in parts:
-            file.write(part)
-            rows += part.num_rows
-    return {name: manifest_entry(path, rows)}
+    return {name: manifest_entry(path, write_table(path, parts, schema))}

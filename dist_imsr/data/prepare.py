@@ -71,12 +71,12 @@ class PrepareConfig(MachineOptions, SourceConfig):
             or drift, which generates interactions with planted truth. With append, that of the data set.
         output: the folder to write; it appears only when complete.
         overwrite: replace the data set that an earlier run wrote there.
-        append: in the place of output, the prepared folder to which the input is added as further spans. Source, columns
-            and filters are those of the data set. A log that covers several spans adds several.
-        late: rows before the end of the last span of append: reject them (too many refuse the log, as for any bad rows),
-            or let those that the data do not hold yet enter the next span (into_next).
-        count_users: which rows count for min_interactions: those of the whole_log, as in the paper, or only those so_far,
-            as in an append: then a user's rows wait until there are enough, and enter the span of the row that
+        append: in the place of output, the prepared folder to which the input is added as further spans. Source,
+            columns and filters are those of the data set. A log that covers several spans adds several.
+        late: rows before the end of the last span of append: reject them (too many refuse the log, as for any bad
+            rows), or let those that the data do not hold yet enter the next span (into_next).
+        count_users: which rows count for min_interactions: those of the whole_log, as in the paper, or only those
+            so_far, as in an append: then a user's rows wait until there are enough, and enter the span of the row that
             completes them.
     """
 
@@ -129,8 +129,8 @@ class PrepareConfig(MachineOptions, SourceConfig):
         for key, is_wrong in wrong.items():
             if is_wrong:
                 raise ValueError(
-                    f"{key}: {self.append} was prepared with {getattr(self, key)!r}, which needs the whole log: nothing "
-                    "can be appended; prepare the whole log again"
+                    f"{key}: {self.append} was prepared with {getattr(self, key)!r}, which needs the whole log: "
+                    "nothing can be appended; prepare the whole log again"
                 )
         if self.source == "drift":
             raise ValueError(
@@ -153,8 +153,8 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
 
     Raises:
         ValueError: naming key, file or row, if the input cannot be read, has too many bad rows, has no user left after
-            filtering or cannot be cut into spans, if the output may not be written, if the memory limit is too low, or if
-            another process appends; nothing is changed then.
+            filtering or cannot be cut into spans, if the output may not be written, if the memory limit is too low, or
+            if another process appends; nothing is changed then.
     """
     input_files(config)  # what is missing is known before anything starts
     if config.append is not None:

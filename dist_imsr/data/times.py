@@ -146,7 +146,10 @@ def _of_decimal(number: str, per_second: int) -> tuple[str, str]:
 
 
 def _of_iso(column: str) -> tuple[str, str]:
-    """Of a date and time, in the database's time zone if it names none; TIMESTAMPTZ holds microseconds, so later digits are cut out."""
+    """Of a date and time, in the database's time zone if it names none.
+
+    TIMESTAMPTZ holds microseconds, so later digits are cut out.
+    """
     whole = f"regexp_full_match({column}, {quoted(_DATE_AND_TIME)})"  # DuckDB also reads 2020-12-08 05: and epoch
     seconds = _of_whole(f"CASE WHEN {whole} THEN epoch_us(TRY_CAST({column} AS TIMESTAMPTZ)) END", 10**6)[0]
     digits = f"regexp_extract({column}, ':[0-9]{{2}}[.]([0-9]{{1,9}})', 1)"

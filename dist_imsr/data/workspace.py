@@ -176,7 +176,11 @@ class Database:
                     "autoload_known_extensions": False,
                 },
             )
-            for setting in (f"TimeZone = {quoted(time_zone)}", "enable_progress_bar = true", "enable_progress_bar_print = false"):
+            for setting in (
+                f"TimeZone = {quoted(time_zone)}",
+                "enable_progress_bar = true",
+                "enable_progress_bar_print = false",
+            ):
                 self.connection.execute(f"SET {setting}")
         except BaseException:  # Ctrl-C while the database opens
             shutil.rmtree(self._folder, ignore_errors=True)

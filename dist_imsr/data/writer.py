@@ -1,6 +1,7 @@
 """Writes the files of spans: sequences by bucket, raw ids, numbers of interactions by item, manifests."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,8 +32,8 @@ class Interactions:
         users: ``[n]`` integers, the users' numbers inside the bucket.
         items: ``[n]`` int32 or int64, item ids.
         moments: ``[n]`` uint64: unix seconds in the bits above the lower `SEQUENCE_BITS`.
-        entered: ``[n]`` int64, the unix second from which on the user counts: earlier rows enter the span of that second.
-            None if no user had to wait.
+        entered: ``[n]`` int64, the unix second from which on the user counts: earlier rows enter the span of that
+            second. None if no user had to wait.
     """
 
     users: np.ndarray
@@ -46,8 +47,8 @@ class SpanWriter:
 
     Args:
         folder: the data set's folder.
-        edges: ``[S + 1]`` int64, the first second of each new span, and the end of the last one. What is earlier belongs
-            to the first one.
+        edges: ``[S + 1]`` int64, the first second of each new span, and the end of the last one. What is earlier
+            belongs to the first one.
         items: ``[S + 1]``, the number of items known before the new spans and by the end of each.
         users: ``[S + 1, buckets]``, the number of users known in each bucket, likewise.
         history: the data set to which the spans are added; None for a new one.
@@ -185,7 +186,7 @@ class SpanWriter:
                 met_since=self._history.first_kept if self._history is not None else 0,
                 digest="",
                 manifest={},
-                **{name: int(count[span]) for name, count in self.counts.items()},
+                **{name: int(count[span]) for name, count in self.counts.items()},  # type: ignore[arg-type]
             )
             entries.append(write_manifest(self._folder, entry, self.files[span]))
         return entries
@@ -228,6 +229,23 @@ def split_stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema, sizes: It
             buffer = pa.concat_tables([buffer, pa.Table.from_batches([next(rest)])])
         yield buffer.slice(0, size)
         buffer = buffer.slice(size)
+
+
+def write_table(path: Path, batches: Iterable[Any], schema: pa.Schema | None = None) -> int:
+    """Streams record batches or tables into a Parquet file; returns the number of rows.
+
+    Args:
+        path: the file.
+        batches: at least one, unless the schema is given.
+        schema: of the batches.
+    """
+    rest, rows = iter(batches), 0
+    first = [next(rest)] if schema is None else []
+    with pq.ParquetWriter(path, schema or first[0].schema, use_dictionary=False) as writer:  # ids do not repeat
+        for batch in itertools.chain(first, rest):
+            writer.write(batch)
+            rows += batch.num_rows
+    return rows
 
 
 def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
