@@ -63,8 +63,8 @@ class EvalConfig:
         """
         if self.exclude_seen and dataset.first_kept:
             raise ValueError(
-                f"eval.exclude_seen: a test needs the items of all earlier spans, but {dataset.retired_rows}: prepare the "
-                "whole log again, into another folder, or test without this key"
+                f"eval.exclude_seen: a test needs the items of all earlier spans, but {dataset.retired_rows}: prepare "
+                "the whole log again, into another folder, or test without this key"
             )
 
 

@@ -1,14 +1,16 @@
 """Compares a run with the planted truth of its data: quality of the detector, and recovery of planted interests."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
-from dist_imsr.evaluation.exported import read_batch
+from dist_imsr.evaluation.exported import read_parts
 from dist_imsr.evaluation.finished import FinishedRun, vectors_of
 
 
@@ -84,13 +86,12 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
         ValueError: naming the missing file.
     """
     truth = Truth.read(run.dataset.path)
-    rows, before = [], dict[str, StoredInterests]()
+    rows, before = [], list[StoredInterests]()
     for span in run.spans:
-        folder = run.folder / "spans" / f"span={span}"
-        now = {path.name: _stored_interests(path) for path in sorted(folder.glob("interests-*.arrow"))}
+        now = [_stored_interests(table) for table in _tables(run, span, "interests")]
         planted = truth.until(span)
-        row = {"span": span} | judged(*_detections(folder), planted, span)
-        row |= matched(list(now.values()), _centroids(folder, truth), planted, span, match_cosine)
+        row = {"span": span} | judged(*_detections(run, span), planted, span)
+        row |= matched(now, _centroids(run, span, truth), planted, span, match_cosine)
         rows.append(row | {"moved": _moved(before, now)})
         before = now
     return rows
@@ -173,13 +174,10 @@ def matched(
     }
 
 
-def _moved(before: dict[str, StoredInterests], now: dict[str, StoredInterests]) -> float | None:
+def _moved(before: list[StoredInterests], now: list[StoredInterests]) -> float | None:
     """1 - mean cosine of changed interests; existing interests keep their slots."""
     total, count = 0.0, 0
-    for name, later in now.items():
-        if name not in before:
-            continue
-        earlier = before[name]
+    for earlier, later in zip(before, now, strict=False):
         owner = np.arange(len(earlier.users)).repeat(np.diff(earlier.offsets))
         at = np.searchsorted(later.users, earlier.users[owner])
         slot = np.arange(len(owner)) - earlier.offsets[owner]
@@ -190,15 +188,18 @@ def _moved(before: dict[str, StoredInterests], now: dict[str, StoredInterests]) 
     return 1 - total / count if count else None
 
 
-def _stored_interests(path: Path) -> StoredInterests:
-    table = read_batch(path)
+def _tables(run: FinishedRun, span: int, name: str) -> Iterator[pa.RecordBatch]:
+    return read_parts(run.folder, span, name, run.dataset, "name the run's with --data")
+
+
+def _stored_interests(table: pa.RecordBatch) -> StoredInterests:
     users, first = np.unique(table["user"].to_numpy(), return_index=True)
     return StoredInterests(users, np.append(first, table.num_rows), vectors_of(table))
 
 
-def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _detections(run: FinishedRun, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, the smallest fit of each, and whether the user was ever puzzled."""
-    tables = [read_batch(path) for path in sorted(folder.glob("detections-*.arrow"))]
+    tables = list(_tables(run, span, "detections"))
     user, fit, puzzled = (
         np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
         for name in ("user", "fit", "puzzled")
@@ -209,17 +210,14 @@ def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return users, fit[order][first], ever
 
 
-def _centroids(folder: Path, truth: Truth) -> np.ndarray:
+def _centroids(run: FinishedRun, span: int, truth: Truth) -> np.ndarray:
     """The mean embedding of each cluster's known items; zero for a cluster without known items."""
-    total, count = None, np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
-    for path in sorted(folder.glob("items-*.arrow")):
-        table = read_batch(path)
-        vectors, clusters = vectors_of(table), truth.of_item[table["item"].to_numpy()]
-        total = np.zeros((len(count), vectors.shape[1])) if total is None else total
-        np.add.at(total, clusters, vectors)
+    count = np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
+    total = np.zeros((len(count), run.model.dim))
+    for table in _tables(run, span, "items"):
+        clusters = truth.of_item[table["item"].to_numpy()]
+        np.add.at(total, clusters, vectors_of(table))
         count += np.bincount(clusters, minlength=len(count))
-    if total is None:
-        raise ValueError(f"{folder} holds no items-*.arrow: train with --training.export every")
     return total / np.maximum(count, 1)[:, None]
 
 

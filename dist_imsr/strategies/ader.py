@@ -135,8 +135,8 @@ class ADER(Strategy):
         """Refuses retired spans, whose sequences the pool holds."""
         if self.config.pool and spans and dataset.first_kept:
             raise ValueError(
-                f"strategy.ader.pool: sequences of all earlier spans are replayed, but {dataset.retired_rows}: prepare the "
-                "whole log again, into another folder, or train a run with --strategy.ader.pool 0"
+                f"strategy.ader.pool: sequences of all earlier spans are replayed, but {dataset.retired_rows}: prepare "
+                "the whole log again, into another folder, or train a run with --strategy.ader.pool 0"
             )
 
     def state(self) -> dict[str, ShardRows]:

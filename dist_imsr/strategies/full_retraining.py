@@ -57,8 +57,8 @@ class FullRetraining(Strategy):
         """Refuses retired spans, and an ``interests_from`` of other data or without the spans to train."""
         if spans and dataset.first_kept:
             raise ValueError(
-                f"strategy.name: full_retraining trains on all spans, but {dataset.retired_rows}: prepare the whole log "
-                "again, into another folder, or train with another strategy"
+                f"strategy.name: full_retraining trains on all spans, but {dataset.retired_rows}: prepare the whole "
+                "log again, into another folder, or train with another strategy"
             )
         if self.counts is not None:
             self.counts.check(dataset, spans)

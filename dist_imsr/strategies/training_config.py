@@ -18,9 +18,9 @@ class TrainingConfig:
             the last, as in a span without validation targets (users with 3 or more interactions in it).
         metric: the validation metric, on each user's second last interaction of the span.
         validation_users: approximate number of users to validate on, in spans that have more.
-        until: the last span to train. ``tested``: the last but one of the data, so that every model is tested, as in the
-            paper. ``newest``: the last one, for serving; its test follows once the data have a next span. After an
-            append, the same command goes on behind the last trained span.
+        until: the last span to train. ``tested``: the last but one of the data, so that every model is tested, as in
+            the paper. ``newest``: the last one, for serving; its test follows once the data have a next span. After an
+            append, the same command resumes behind the last trained span.
         spans: number of spans to train after the pre-training span; all by default, 0 for pre-training alone. The same
             command with a larger number continues a run.
         export: the spans whose interests, items and detections are written under run_dir/spans/, where
@@ -51,8 +51,8 @@ class TrainingConfig:
             spans: number of spans of the data, the pre-training span included.
 
         Raises:
-            ValueError: if the data have a single span, which `until` leaves for testing, or the key `spans` exceeds what
-                they have.
+            ValueError: if the data have a single span, which `until` leaves for testing, or the key `spans` exceeds
+                what they have.
         """
         limit = spans - 1 if self.until == "newest" else spans - 2
         if limit < 0:

@@ -22,7 +22,7 @@ def check_learnable(dataset: Dataset, config: TrainingConfig) -> None:
         config: the spans to train, and whether validation chooses an epoch.
 
     Raises:
-        ValueError: naming the folder, the numbers and what to do; or the key `spans` or `until`, if the data have fewer.
+        ValueError: naming the folder, the numbers and what to do; or a key of the section that needs more spans.
     """
     last, entries = config.last(dataset.spans), dataset.entries
     if not entries[0].trainable_users:
@@ -59,8 +59,8 @@ def check_rows(dataset: Dataset, config: TrainConfig, spans: range) -> None:
     """
     if spans.start < dataset.first_kept:
         raise ValueError(
-            f"data.path: this run would read span {spans.start}, but {dataset.retired_rows}: prepare the whole log again, into "
-            "another folder, or resume a run that has trained these spans"
+            f"data.path: this run would read span {spans.start}, but {dataset.retired_rows}: prepare the whole log "
+            "again, into another folder, or resume a run that has trained these spans"
         )
     config.eval.check(dataset)
     build_strategy(config.strategy).check(dataset, spans)

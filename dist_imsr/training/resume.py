@@ -13,6 +13,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import Refusal
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.files import OtherFormat
+from dist_imsr.strategies.progress import Progress
 from dist_imsr.training.checkpoint import name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.identity import differences, identity, pretraining
@@ -110,11 +111,10 @@ class CheckpointCandidates:
                     "name another run_dir"
                 )
             _refuse_other_spans(stored, dataset)
-        progress = self.sound[0].manifest["progress"] if self.sound else {"span": 0, "untested": None}
+        progress = self.sound[0].manifest["progress"] if self.sound else vars(Progress())
         first, last = progress["span"], config.training.last(dataset.spans)
-        self.remaining = Remaining(
-            range(first, last + 1), tests_first=progress["untested"] is not None and first < dataset.spans
-        )
+        untested = progress["untested"] is not None and first < dataset.spans
+        self.remaining = Remaining(range(first, last + 1), tests_first=untested)
         """What is left after the newest of `sound`."""
 
     @property

@@ -137,8 +137,8 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
         The prepared data, and the checkpoints to resume from.
 
     Raises:
-        ValueError: naming the key; also for data without users to train on, to validate or to test, and for retired rows
-            that the run would read.
+        ValueError: naming the key; also for data without users to train on, to validate or to test, and for retired
+            rows that the run would read.
     """
     dataset, topology = Dataset(config.data), read_topology()
     topology.buckets(dataset.buckets)

@@ -71,8 +71,7 @@ class Trainer:
         }
         if stored is not None:
             sizes = stored.manifest
-        known = [items for items in dataset.items_by_span if items <= sizes["items"]]
-        self.spans.build_model(known, sizes["users_per_bucket"], sizes["capacity"])
+        self.spans.build_model([sizes["items"]], sizes["users_per_bucket"], sizes["capacity"])
         if stored is not None and checkpoints is not None:
             self.spans.progress = unpack(stored, self.model, self.strategy, checkpoints.group)
             self.spans.resume_clock()
