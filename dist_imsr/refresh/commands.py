@@ -1,7 +1,6 @@
 """The configurations of a refresh's steps; impossible ones are refused before the first step."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from dist_imsr.checks import require
@@ -36,23 +35,20 @@ class Commands:
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""
         self._refuse_other_runs()
-        if config.published is not None:
-            config.published.mkdir(parents=True, exist_ok=True)
-            self.recommend(config.published / ".recommendations.parquet")
-            self.export(config.published / ".export")
-        if config.publish.export is not None:
+        self.recommend: RecommendConfig | None = None
+        """For recommend.py, but for the output."""
+        self.export: ExportConfig | None = None
+        """For export.py, but for the output."""
+        publish, folder = config.publish, config.published
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None and publish.recommend is not None:
+            arguments = [*publish.recommend, places[1], f"--output={folder / '.recommendations.parquet'}"]
+            self.recommend = _resolved("publish.recommend", RecommendConfig, arguments)
+        if folder is not None and publish.export is not None:
             require_faiss()
-
-    def recommend(self, output: Path) -> RecommendConfig:
-        """For recommend.py, with its output."""
-        return _resolved("publish.recommend", RecommendConfig, self._of_run(self.config.publish.recommend, output))
-
-    def export(self, output: Path) -> ExportConfig:
-        """For export.py, with its output."""
-        return _resolved("publish.export", ExportConfig, self._of_run(self.config.publish.export, output))
-
-    def _of_run(self, arguments: list[str] | None, output: Path) -> list[str]:
-        return [*(arguments or []), f"--run_dir={self.config.run_dir}", f"--output={output}"]
+            arguments = [*publish.export, places[1], f"--output={folder / '.export'}"]
+            self.export = _resolved("publish.export", ExportConfig, arguments)
 
     def _refuse_other_runs(self) -> None:
         train, metric = self.train, self.config.refresh.metric

@@ -1,8 +1,10 @@
 """A refresh from new files to a publication: the one loop, its exit status and its line for a scheduler."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import DataConfig, Dataset
@@ -11,6 +13,8 @@ from dist_imsr.data.preparation import appended_files
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import read_topology
+from dist_imsr.evaluation.index import ExportConfig
+from dist_imsr.evaluation.recommend import RecommendConfig
 from dist_imsr.files import digest_of, locked
 from dist_imsr.refresh import steps
 from dist_imsr.refresh.commands import Commands
@@ -99,7 +103,7 @@ class _Refresh:
         files = find_files([self.config.input] if isinstance(self.config.input, Path) else self.config.input)
         for path in files:
             require(path.is_file(), "input", str(path), "files: a refresh may have to read them again")
-        digests = {path: digest_of(path) for path in files}
+        digests = {path: digest_of(path, "xxh128") for path in files}
         known = appended_files(Dataset(DataConfig(self.config.data)), self.commands.append)
         new = {path: digest for path, digest in digests.items() if digest not in known}
         for path in digests.keys() - new.keys():
@@ -136,10 +140,11 @@ class _Refresh:
         if publication.published:
             logger.info("publish: span %d was published before", span)
         else:
-            if config.recommend is not None:
-                publication.add("recommendations.parquet", self._recommend)
-            if config.export is not None:
-                publication.add("export", self._export)
+            if self.commands.recommend is not None:
+                write = self._writer(steps.recommend, self.commands.recommend, self.config.ranks)
+                publication.add("recommendations.parquet", write)
+            if self.commands.export is not None:
+                publication.add("export", self._writer(steps.export, self.commands.export, ranks=1))
             quality = None if self.report.quality is None else asdict(self.report.quality)
             publication.publish({"span": span, "end_second": dataset.entries[span].end_second, "quality": quality})
             self.report.newly = True
@@ -147,11 +152,11 @@ class _Refresh:
         publication.remove_older(config.keep)
         self._report_published()
 
-    def _recommend(self, output: Path) -> None:
-        self.steps.run("recommend", steps.recommend, self.commands.recommend(output), self.config.ranks)
-
-    def _export(self, output: Path) -> None:
-        self.steps.run("export", steps.export, self.commands.export(output))
+    def _writer(
+        self, command: Callable[[Any], int], config: RecommendConfig | ExportConfig, ranks: int
+    ) -> Callable[[Path], None]:
+        """A function that takes a step which writes to a path."""
+        return lambda output: self.steps.run(command.__name__, command, replace(config, output=output), ranks)
 
     def _report_published(self) -> None:
         folder = self.config.published
