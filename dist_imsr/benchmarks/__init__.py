@@ -8,6 +8,7 @@ ranks' processes (`dist_imsr.benchmarks.world`).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dist_imsr.benchmarks.append import AppendBench, bench_append
 from dist_imsr.benchmarks.ceilings import CeilingsBench, bench_ceilings
 from dist_imsr.benchmarks.checkpoint import CheckpointBench, bench_checkpoint
 from dist_imsr.benchmarks.kernel import KernelBench, bench_kernel
@@ -88,4 +89,5 @@ BENCHMARKS = {
     ),
     "span": Benchmark(SpanBench, bench_span, _BOTH),
     "prepare": Benchmark(PrepareBench, bench_prepare),
+    "append": Benchmark(AppendBench, bench_append),
 }

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from dist_imsr.data.generate import GenerateConfig, generate
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.phases import process_memory
 
-_OURS = Path(__file__).parents[2] / "launch" / "prepare.py"
+PREPARE = Path(__file__).parents[2] / "launch" / "prepare.py"
 _POLARS = Path(__file__).with_name("polars_prepare.py")
 _ROWS_OF_A_USER, _ROWS_OF_AN_ITEM, _SPANS = 175, 100, 6  # as in the paper's Taobao
 _CLUSTERS = 1000
@@ -76,7 +77,7 @@ def bench_prepare(options: PrepareBench) -> list[Figure]:
             log = scratch / f"{rows}.csv"
             settings = options.settings
             settings["rows_read"] = read = generate_log(options, rows, log)
-            programs = [_OURS, _POLARS] if rows == options.polars_rows else [_OURS]
+            programs = [PREPARE, _POLARS] if rows == options.polars_rows else [PREPARE]
             sides = take_turns(options.repeats, *(partial(_run, options, program, log) for program in programs))
             log.unlink()
             (seconds, peaks), *others = [([one for one, _ in side], [peak for _, peak in side]) for side in sides]
@@ -113,10 +114,27 @@ def generate_log(options: PrepareBench, rows: int, log: Path) -> int:
 
 
 def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]:
-    """Seconds of a command from start to end, and its peak of resident bytes."""
+    """Seconds of a preparation from start to end, and its peak of resident bytes."""
     output = log.with_suffix("")
     values = {key: getattr(options, key) for key in _SHARED if getattr(options, key) is not None}
-    arguments = {"source": "taobao", "input": log, "output": output} | values
+    measured = run_command(program, {"source": "taobao", "input": log, "output": output} | values)
+    shutil.rmtree(output, ignore_errors=True)
+    return measured
+
+
+def run_command(program: Path, arguments: dict[str, Any]) -> tuple[float, float]:
+    """Runs a program.
+
+    Args:
+        program: a Python file.
+        arguments: its options, by key.
+
+    Returns:
+        Seconds from start to end, and the peak of resident bytes.
+
+    Raises:
+        RuntimeError: if it failed.
+    """
     command = [sys.executable, str(program), *(f"--{key}={value}" for key, value in arguments.items())]
     begin, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -125,7 +143,6 @@ def _run(options: PrepareBench, program: Path, log: Path) -> tuple[float, float]
             peak = max(peak, process_memory(process.pid).get("VmHWM", 0))
             time.sleep(_POLL_SECONDS)
         seconds, errors = time.perf_counter() - begin, process.communicate()[1].splitlines()
-    shutil.rmtree(output, ignore_errors=True)
     if process.returncode:
         raise RuntimeError(f"{program.name} ended with {process.returncode}: {errors[-1] if errors else 'killed?'}")
     return seconds, peak

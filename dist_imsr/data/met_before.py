@@ -3,13 +3,12 @@
 import itertools
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import ranges
 
 _BLOCK = 1 << 16  # rows
+_ODD, _OTHER_ODD = 0x9E3779B1, 0x85EBCA77  # multipliers whose products spread over all bits
 
 
 def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items: int) -> np.ndarray:
@@ -43,7 +42,7 @@ def met_before(users: np.ndarray, items: np.ndarray, spans: np.ndarray, n_items:
 def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Whether the user of each interaction met its item in the spans of a data set whose rows are kept.
 
-    The cost follows the rows, and what their users did before.
+    The cost follows the rows, and what their users did before, of which a hash table of bits lets few pass.
 
     Args:
         history: the data set.
@@ -54,17 +53,38 @@ def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) 
     Returns:
         ``[n]`` bool.
     """
+    rows = np.cumsum(np.diff(users, prepend=users[:1]) != 0)  # of distinct users, from 0
+    stranger = len(users)  # no user's row
+    row_of = np.full(max(history.entries[-1].users[bucket], 1), stranger, np.uint32)  # by local number
+    locals_ = users // history.buckets
+    known = locals_ < len(row_of)
+    row_of[locals_[known]] = rows[known]
     n_items = int(items.max(initial=0)) + 1
-    distinct, row = np.unique(users, return_inverse=True)
-    pairs = row * n_items + items
-    wanted, met = pa.array(np.unique(pairs)), [np.empty(0, np.int64)]
+    pairs = rows * n_items + items
+    bits = max(10, len(users).bit_length() + 5)  # one of 32 strangers' pairs passes
+    wanted = np.zeros(1 << bits, bool)
+    wanted[_hashed(rows.astype(np.uint32), items, bits)] = True
+    met = [np.empty(0, np.int64)]
     for span in range(history.first_kept, history.spans):
         earlier = history.sequences(span, bucket)
-        _, at, who = np.intersect1d(earlier.users, distinct, assume_unique=True, return_indices=True)
-        starts = earlier.offsets[at].astype(np.int64)
-        lengths = earlier.offsets[at + 1] - starts
-        theirs = earlier.items[ranges(starts, lengths)].astype(np.int64)
-        there = who.repeat(lengths) * n_items + theirs
-        there = there[theirs < n_items]
-        met.append(there[pc.is_in(pa.array(there), wanted).to_numpy(zero_copy_only=False)])
+        row = row_of[earlier.users // history.buckets]
+        theirs, lengths = earlier.items, np.diff(earlier.offsets)
+        active = row != stranger
+        if 3 * lengths[active].sum() < len(theirs):  # else it is faster to read all in order
+            theirs = theirs[ranges(earlier.offsets[:-1][active].astype(np.int64), lengths[active].astype(np.int64))]
+            row, lengths = row[active], lengths[active]
+        row = row.repeat(lengths)
+        passed = np.flatnonzero(wanted[_hashed(row, theirs, bits)])
+        row, theirs = row[passed].astype(np.int64), theirs[passed].astype(np.int64)
+        met.append((row * n_items + theirs)[(row != stranger) & (theirs < n_items)])
     return np.isin(pairs, np.concatenate(met))
+
+
+def _hashed(rows: np.ndarray, items: np.ndarray, bits: int) -> np.ndarray:
+    """So many bits of a hash of each pair; both arrays are of 32 bits, or long items lose their upper bits."""
+    mixed = items.astype(np.uint32) * np.uint32(_ODD)
+    mixed += rows * np.uint32(_OTHER_ODD)
+    mixed ^= mixed >> np.uint32(15)
+    mixed *= np.uint32(_ODD)
+    mixed >>= np.uint32(32 - bits)
+    return mixed

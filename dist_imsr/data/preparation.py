@@ -8,7 +8,9 @@ spans.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ class Preparation:
         display: shows the progress.
         folder: of the data set.
         memory: bytes of the process.
+        threads: that write buckets, as far as the memory allows.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Preparation:
         display: ProgressDisplay,
         folder: Path,
         memory: int,
+        threads: int,
     ) -> None:
-        self.config, self.buckets, self.known, self.folder, self.memory = config, buckets, known, folder, memory
+        self.config, self.buckets, self.known, self.folder = config, buckets, known, folder
+        self.memory, self.threads = memory, threads
         self.database, self.display, self.name = database, display, config.input_name
         self.warnings: list[str] = []
         self.numbering = Numbering(database, buckets, config.min_interactions, waits, known)
@@ -225,17 +230,25 @@ class Preparation:
             FROM events JOIN users ON events.user = users.raw JOIN items ON events.item = items.raw
             WHERE reason IS NULL ORDER BY users.bucket::USMALLINT, user, moment
         """
-        reserved = needed + _PYTHON_BYTES
+        workers = max(1, min(self.threads, int(self.memory / 4) // max(needed, 1)))
+        reserved = (workers + 1) * needed + _PYTHON_BYTES
         limit = min(self.memory * DATABASE_SHARE, max(self.memory - reserved, self.memory / 4))
         self.database.set_memory_limit(int(limit))
         with self.display.phase("sort") as progress:
             schema, batches = self.database.stream(query, progress)
-        with self.display.phase("write") as progress:
-            for bucket, rows in enumerate(split_stream(batches, schema, sizes.tolist())):
+        parts = split_stream(batches, schema, sizes.tolist())
+        with self.display.phase("write") as progress, ThreadPoolExecutor(workers) as pool:
+            pending = deque[Future[None]]()
+            for bucket, rows in enumerate(parts):
                 columns = {name: rows[name].to_numpy() for name in schema.names}
                 users, items, moments = (columns[name] for name in ("user", "item", "moment"))
-                writer.write(bucket, Interactions(users, items, moments, columns.get("entered")))
+                own = Interactions(users, items, moments, columns.get("entered"))
+                pending.append(pool.submit(writer.write, bucket, own))
+                if len(pending) > workers:
+                    pending.popleft().result()
                 progress((bucket + 1) / len(sizes))
+            for written in pending:
+                written.result()
 
     def _write_tables(self, writer: SpanWriter, staged: Staged) -> tuple[list[SpanEntry], Files]:
         files: Files = {}

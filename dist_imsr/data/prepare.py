@@ -209,6 +209,7 @@ def _run(
                 display=display,
                 folder=folder,
                 memory=config.memory,
+                threads=threads,
             )
             result = preparation.run()
         except duckdb.OutOfMemoryException as error:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class SpanWriter:
         self.spans, self.buckets = len(edges) - 1, users.shape[1]
         self.counts = {name: np.zeros(self.spans, np.int64) for name in _COUNTS}
         self.files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
+        self._lock = threading.Lock()  # of the counts
         for name in ("users", "items"):
             (folder / name).mkdir(exist_ok=True)
         for span in range(self.spans):
@@ -87,7 +89,7 @@ class SpanWriter:
         return f"span={self.first_span + span}"
 
     def write(self, bucket: int, rows: Interactions) -> None:
-        """Writes all new spans of one bucket.
+        """Writes all new spans of one bucket; threads may write different buckets.
 
         Args:
             bucket: its number.
@@ -134,9 +136,10 @@ class SpanWriter:
             split.sum(),
             (split & returning).sum(),
         )
-        for name, count in zip(_COUNTED, sums, strict=True):
-            self.counts[name][span] += count
-        self.counts["interactions_of_returning_users"][span] += lengths[returning].sum()
+        with self._lock:
+            for name, count in zip(_COUNTED, sums, strict=True):
+                self.counts[name][span] += count
+            self.counts["interactions_of_returning_users"][span] += lengths[returning].sum()
 
     def _write_batch(self, span: int, name: str, batch: pa.RecordBatch) -> None:
         with pa.OSFile(str(self._folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
