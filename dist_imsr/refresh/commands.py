@@ -13,6 +13,7 @@ from dist_imsr.refresh.config import RefreshConfig
 from dist_imsr.training.config import TrainConfig
 
 Section = TypeVar("Section")
+Of = TypeVar("Of", RecommendConfig, ExportConfig)
 
 
 class Commands:
@@ -35,20 +36,26 @@ class Commands:
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""
         self._refuse_other_runs()
-        self.recommend: RecommendConfig | None = None
-        """For recommend.py, but for the output."""
-        self.export: ExportConfig | None = None
-        """For export.py, but for the output."""
-        publish, folder = config.publish, config.published
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        if folder is not None and publish.recommend is not None:
-            arguments = [*publish.recommend, places[1], f"--output={folder / '.recommendations.parquet'}"]
-            self.recommend = _resolved("publish.recommend", RecommendConfig, arguments)
-        if folder is not None and publish.export is not None:
+        self.recommend = self._of_run("recommend", RecommendConfig, config.publish.recommend)
+        """For recommend.py, but for the output; None if there is none."""
+        self.export = self._of_run("export", ExportConfig, config.publish.export)
+        """For export.py, but for the output; None if there is none."""
+        if self.recommend is not None:
+            require(
+                self.recommend.since is None, "publish.recommend: since", self.recommend.since, "publish.only_changed"
+            )
+        if self.export is not None:
             require_faiss()
-            arguments = [*publish.export, places[1], f"--output={folder / '.export'}"]
-            self.export = _resolved("publish.export", ExportConfig, arguments)
+
+    def _of_run(self, key: str, tree: type[Of], arguments: list[str] | None) -> Of | None:
+        folder = self.config.published
+        if arguments is None or folder is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        own = [*arguments, f"--run_dir={self.config.run_dir}", f"--output={folder / key}.partial"]
+        config = _resolved(f"publish.{key}", tree, own)
+        require(config.span is None, f"publish.{key}: span", config.span, "none: the newest one is published")
+        return config
 
     def _refuse_other_runs(self) -> None:
         train, metric = self.train, self.config.refresh.metric

@@ -18,12 +18,16 @@ class PublishConfig:
         recommend: arguments of launch/recommend.py, as ``--key=value``, for ``recommendations.parquet``; none is
             written by default.
         export: arguments of launch/export.py, as ``--key=value``, for ``export/``; none is written by default.
+        only_changed: write recommendations only of users whose interests or history changed after the publication
+            before, for a reader that holds those of the others. publication.json names that publication's span, or
+            none if all users are there.
         keep: number of publications that stay, the current one included, for readers that have older files open.
     """
 
     folder: Path | None = None
     recommend: list[str] | None = None
     export: list[str] | None = None
+    only_changed: bool = False
     keep: int = 2
 
     def __post_init__(self) -> None:

@@ -135,22 +135,40 @@ class _Refresh:
         config, folder, span = self.config.publish, self.config.published, dataset.spans - 1
         if folder is None:
             return
-        identity = {"model": stored.manifest["files"], "recommend": config.recommend, "export": config.export}
-        publication = Publication(folder, span, identity)
+        publication = Publication(
+            folder,
+            span,
+            {
+                "model": stored.manifest["files"],
+                "recommend": config.recommend,
+                "export": config.export,
+                "only_changed": config.only_changed,
+            },
+        )
         if publication.published:
             logger.info("publish: span %d was published before", span)
         else:
-            if self.commands.recommend is not None:
-                write = self._writer(steps.recommend, self.commands.recommend, self.config.ranks)
+            recommend, export, since = self.commands.recommend, self.commands.export, self._published_before(dataset)
+            if recommend is not None:
+                write = self._writer(steps.recommend, replace(recommend, since=since), self.config.ranks)
                 publication.add("recommendations.parquet", write)
-            if self.commands.export is not None:
-                publication.add("export", self._writer(steps.export, self.commands.export, ranks=1))
+            if export is not None:
+                publication.add("export", self._writer(steps.export, export, ranks=1))
             quality = None if self.report.quality is None else asdict(self.report.quality)
-            publication.publish({"span": span, "end_second": dataset.entries[span].end_second, "quality": quality})
+            end = dataset.entries[span].end_second
+            publication.publish({"span": span, "since": since, "end_second": end, "quality": quality})
             self.report.newly = True
             logger.info("publish: %s names %s", folder / "current", publication.path.name)
         publication.remove_older(config.keep)
         self._report_published()
+
+    def _published_before(self, dataset: Dataset) -> int | None:
+        """The span since whose publication users may have changed; None for recommendations of all users."""
+        before = self.report.published
+        if before is None or not self.config.publish.only_changed:
+            return None
+        known = dataset.first_kept - 1 <= before["span"] < dataset.spans - 1  # who changed since then
+        return int(before["span"]) if known else None
 
     def _writer(
         self, command: Callable[[Any], int], config: RecommendConfig | ExportConfig, ranks: int

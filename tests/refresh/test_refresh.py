@@ -224,6 +224,18 @@ def test_a_bad_model_is_trained_but_not_published(days, first, taken, capsys):
     assert (status, line["published"]["span"], [*line["seconds"]]) == (0, 3, ["recommend", "export"])
 
 
+def test_only_users_who_changed_after_the_publication_before(days, first, taken, capsys):
+    config = replace(first, publish=PublishConfig(recommend=["--top=5"], only_changed=True))
+    users = []
+    for span, since in ((2, None), (3, 2)):
+        _, line = _refresh(replace(config, input=days[span]), capsys)
+        assert (line["published"]["span"], line["published"]["since"]) == (span, since)
+        recommendations = pq.read_table(config.published / "current" / "recommendations.parquet")
+        users.append(set(recommendations["user"].to_pylist()))
+    assert users[1] == {row.split(",")[0] for row in days[3].read_text().splitlines()[1:]}
+    assert not users[0] <= users[1]
+
+
 def test_nothing_is_published_without_a_section(days, first, taken, capsys):
     config = replace(first, input=days[3], publish=PublishConfig())
     status, line = _refresh(config, capsys)
@@ -245,7 +257,9 @@ def test_nothing_is_published_without_a_section(days, first, taken, capsys):
         ({"append": ["--source=taobao"]}, "append: source: 'taobao' is not that of"),
         ({"until": "yesterday"}, "append: until: 'yesterday'"),
         ({"publish": PublishConfig(recommend=["--top=0"])}, "publish.recommend: top: 0"),
+        ({"publish": PublishConfig(recommend=["--since=1"])}, "publish.recommend: since: 1"),
         ({"publish": PublishConfig(export=["--top=0"])}, "publish.export: top: 0"),
+        ({"publish": PublishConfig(export=["--span=1"])}, "publish.export: span: 1"),
         ({"refresh": QualityConfig("hr@20")}, "refresh.metric: 'hr@20' is impossible here; expected one that train"),
         ({"refresh": QualityConfig("loss")}, "refresh.metric: 'loss'"),
         ({"input": "missing.csv"}, "input: missing.csv does not exist"),
