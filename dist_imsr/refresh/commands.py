@@ -13,7 +13,6 @@ from dist_imsr.refresh.config import RefreshConfig
 from dist_imsr.training.config import TrainConfig
 
 Section = TypeVar("Section")
-Of = TypeVar("Of", RecommendConfig, ExportConfig)
 
 
 class Commands:
@@ -36,26 +35,24 @@ class Commands:
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""
         self._refuse_other_runs()
-        self.recommend = self._of_run("recommend", RecommendConfig, config.publish.recommend)
+        recommend, export = config.publish.recommend, config.publish.export
+        self.recommend: RecommendConfig | None = None
         """For recommend.py, but for the output; None if there is none."""
-        self.export = self._of_run("export", ExportConfig, config.publish.export)
+        self.export: ExportConfig | None = None
         """For export.py, but for the output; None if there is none."""
-        if self.recommend is not None:
-            require(
-                self.recommend.since is None, "publish.recommend: since", self.recommend.since, "publish.only_changed"
-            )
-        if self.export is not None:
+        if recommend is not None:
+            self.recommend = _resolved("publish.recommend", RecommendConfig, [*recommend, *self._of_run("recommend")])
+            for key, span in (("span", self.recommend.span), ("since", self.recommend.since)):
+                require(span is None, f"publish.recommend: {key}", span, "none: the newest is published")
+        if export is not None:
             require_faiss()
+            self.export = _resolved("publish.export", ExportConfig, [*export, *self._of_run("export")])
+            require(self.export.span is None, "publish.export: span", self.export.span, "none: the newest is published")
 
-    def _of_run(self, key: str, tree: type[Of], arguments: list[str] | None) -> Of | None:
+    def _of_run(self, name: str) -> list[str]:
         folder = self.config.published
-        if arguments is None or folder is None:
-            return None
         folder.mkdir(parents=True, exist_ok=True)
-        own = [*arguments, f"--run_dir={self.config.run_dir}", f"--output={folder / key}.partial"]
-        config = _resolved(f"publish.{key}", tree, own)
-        require(config.span is None, f"publish.{key}: span", config.span, "none: the newest one is published")
-        return config
+        return [f"--run_dir={self.config.run_dir}", f"--output={folder / name}.partial"]
 
     def _refuse_other_runs(self) -> None:
         train, metric = self.train, self.config.refresh.metric

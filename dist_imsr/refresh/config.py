@@ -88,10 +88,8 @@ class RefreshConfig:
     refresh: QualityConfig = field(default_factory=QualityConfig)
 
     @property
-    def published(self) -> Path | None:
-        """The folder of the publications; None if nothing is published."""
-        if self.publish.recommend is None and self.publish.export is None:
-            return None
+    def published(self) -> Path:
+        """The folder of the publications."""
         return self.publish.folder or self.run_dir / "published"
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """A refresh from new files to a publication: the one loop, its exit status and its line for a scheduler."""
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -51,6 +52,7 @@ def refresh(config: RefreshConfig) -> int:
             raise
 
     status = run("refresh", work, "interrupted; the same command continues")
+    gc.unfreeze()  # DuckDB would report frozen objects as leaks when Python exits
     print(report.line(status), flush=True)
     return status
 
@@ -133,7 +135,8 @@ class _Refresh:
     def _publish(self, dataset: Dataset, stored: Stored) -> None:
         """Writes recommendations and export of the newest state, and makes them the current ones."""
         config, folder, span = self.config.publish, self.config.published, dataset.spans - 1
-        if folder is None:
+        recommend, export = self.commands.recommend, self.commands.export
+        if recommend is None and export is None:
             return
         publication = Publication(
             folder,
@@ -148,7 +151,7 @@ class _Refresh:
         if publication.published:
             logger.info("publish: span %d was published before", span)
         else:
-            recommend, export, since = self.commands.recommend, self.commands.export, self._published_before(dataset)
+            since = self._published_before(dataset)
             if recommend is not None:
                 write = self._writer(steps.recommend, replace(recommend, since=since), self.config.ranks)
                 publication.add("recommendations.parquet", write)
@@ -177,6 +180,5 @@ class _Refresh:
         return lambda output: self.steps.run(command.__name__, command, replace(config, output=output), ranks)
 
     def _report_published(self) -> None:
-        folder = self.config.published
-        path = current(folder) if folder is not None else None
+        path = current(self.config.published)
         self.report.published = None if path is None else {"folder": str(path), **record_of(path)}
