@@ -1,6 +1,6 @@
 """Appends new interactions to prepared data, tests and trains the run on them, and publishes its results.
 
-Example: ``python launch/refresh.py --config configs/daily.yaml --input day.csv``. The same command continues a refresh
+Example: ``python launch/refresh.py --config daily.yaml --input day.csv``. The same command continues a refresh
 that was stopped or killed. Standard output has one line of JSON: what was done, and why not.
 """
 

@@ -1,4 +1,4 @@
-"""The keys of a refresh; configs/daily.yaml is an example."""
+"""The keys of a refresh; configs/refresh.yaml is an example."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -115,9 +115,11 @@ class _Refresh:
         counts = appended(Dataset(DataConfig(self.config.data)), (new or digests).values())
         self.report.append = counts
         logger.info(
-            "append: spans %d to %d with %d interactions, %d new users and %d new items",
+            "append: spans %d to %d with %d interactions, %d new users and %d new items; %.1f%% of the interactions are "
+            "with new items",
             *counts["spans"],
             *(counts[name] for name in ("interactions", "new_users", "new_items")),
+            100 * counts["with_new_items"],
         )
 
     def _train(self) -> tuple[Dataset, Stored]:

@@ -90,6 +90,7 @@ class Steps:
                 _show(printed)
             _show(printed)
         self.seconds[name] = round(group.seconds, 3)
+        logger.info("%s: %.1f s", name, group.seconds)
         self._check_signals(f"during {name}")
         if group.failure is not None:
             known = group.failure in (BAD_INPUT, REQUEUE, INTERRUPTED)
