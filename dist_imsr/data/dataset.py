@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dist_imsr.data.schedule import ranges
 from dist_imsr.files import check_file, check_version
 from dist_imsr.keys import free
 
@@ -119,6 +120,22 @@ class Sequences:
     def met_before(self) -> np.ndarray:
         """Whether the user met the item in an earlier span, for each interaction."""
         return self.batch.column("met_before").values.to_numpy(zero_copy_only=False)
+
+    def of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the interactions of some users, who need not be here.
+
+        Args:
+            users: ``[n]`` ids.
+
+        Returns:
+            For each interaction, user after user: its user's index in ``users``, and its own index in `items`.
+        """
+        place = np.searchsorted(self.users, users)
+        found = np.flatnonzero(place < len(self.users))
+        found = found[self.users[place[found]] == users[found]]
+        starts = self.offsets[place[found]].astype(np.int64)
+        lengths = self.offsets[place[found] + 1] - starts
+        return found.repeat(lengths), ranges(starts, lengths)
 
 
 def held_out(lengths: np.ndarray) -> np.ndarray:

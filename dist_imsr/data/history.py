@@ -5,7 +5,6 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.schedule import ranges
 
 
 def active_users(dataset: Dataset, buckets: range, spans: range) -> np.ndarray:
@@ -44,14 +43,8 @@ class History:
         for here in np.unique(bucket):
             rows = np.flatnonzero(bucket == here)
             for sequences in self._files[here]:
-                place = np.searchsorted(sequences.users, ids[rows])
-                found = place < len(sequences.users)
-                found[found] = sequences.users[place[found]] == ids[rows][found]
-                place, row = place[found], rows[found]
-                starts = sequences.offsets[place].astype(np.int64)
-                lengths = sequences.offsets[place + 1] - starts
-                items = sequences.items[ranges(starts, lengths)].astype(np.int64)
-                pairs.append(row.repeat(lengths) * self._items + items)
+                owner, places = sequences.of(ids[rows])
+                pairs.append(rows[owner] * self._items + sequences.items[places])
         row, items = np.divmod(np.unique(np.concatenate(pairs)), self._items)
         lengths = torch.from_numpy(np.bincount(row, minlength=len(ids)))
         return JaggedTensor(torch.from_numpy(items).to(users.device), lengths=lengths.to(users.device))

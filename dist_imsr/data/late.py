@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from dist_imsr.data.cutting import date_of
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.schedule import ranges
 from dist_imsr.data.sql import quoted, quoted_path
 from dist_imsr.data.workspace import Database
 
@@ -69,11 +68,8 @@ def _history(known: Dataset, bucket: int, users: np.ndarray) -> pa.Table:
     parts = []
     for span in range(known.first_kept, known.spans):
         sequences = known.sequences(span, bucket)
-        _, at, _ = np.intersect1d(sequences.users, users, assume_unique=True, return_indices=True)
-        starts = sequences.offsets[at].astype(np.int64)
-        lengths = sequences.offsets[at + 1] - starts
-        places = ranges(starts, lengths)
-        columns = sequences.users[at].repeat(lengths), sequences.items[places].astype(np.int64), sequences.times[places]
+        owner, places = sequences.of(users)
+        columns = users[owner], sequences.items[places].astype(np.int64), sequences.times[places]
         parts.append(pa.table(dict(zip(("user", "item", "time"), columns, strict=True))))
     empty = pa.table({name: pa.array([], pa.int64()) for name in ("user", "item", "time")})
     return pa.concat_tables([empty, *parts])

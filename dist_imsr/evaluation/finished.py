@@ -60,15 +60,15 @@ class FinishedRun:
         """
         if span is None:
             span = self.spans[-1]
-        if span >= self.dataset.spans:
-            raise ValueError(
-                f"data: {self.folder} stands behind span {span}, and {self.dataset.path} has {self.dataset.spans} "
-                "spans: name the run's with --data"
-            )
         if span not in self.spans:
             exported = ", ".join(map(str, self.spans))
             raise ValueError(
                 f"span: {self.folder} holds no span {span}, only {exported}: train with --training.export every"
+            )
+        if span >= self.dataset.spans:
+            raise ValueError(
+                f"data: {self.folder} stands behind span {span}, and {self.dataset.path} has {self.dataset.spans} "
+                "spans: name the run's with --data"
             )
         return span
 

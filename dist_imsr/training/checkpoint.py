@@ -20,7 +20,7 @@ from dist_imsr.training.checkpoint_storage import DISCARDED, PARTIAL, discard
 from dist_imsr.training.storage import Tables, store
 
 logger = logging.getLogger(__name__)
-_NAME = re.compile(r"span=(\d+)-epoch=(\d+)-step=(\d+)")
+_NAME = re.compile(r"span=(\d+)-(?:before-test|epoch=(\d+)-step=(\d+))")
 _DAMAGED = "damaged-"
 
 
@@ -51,6 +51,11 @@ class CheckpointConfig:
 def name_of(span: int, epoch: int, step: int) -> str:
     """The name of a checkpoint's folder, by its span, its epoch and the epoch's next step; names sort in time order."""
     return f"span={span:02d}-epoch={epoch:03d}-step={step:06d}"
+
+
+def name_before_test(span: int) -> str:
+    """The name of the folder, if the last trained span is still to be tested on this one."""
+    return f"span={span:02d}-before-test"
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -170,7 +175,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         found = newest_first(self.folder)
-        spans = [path for path in found if _position(path)[1:] == (0, 0)]
+        spans = [path for path in found if _position(path)[1:] <= (0, 0)]
         kept = {*found[: self.config.keep_last], *spans[: self.config.keep_spans]}
         for path in found:
             if path not in kept:
@@ -181,5 +186,6 @@ class Checkpoints:
 
 
 def _position(path: Path) -> tuple[int, ...]:
+    """The numbers of span, epoch and step; the last two are -1 before the test."""
     match = _NAME.fullmatch(path.name)
-    return tuple(map(int, match.groups())) if match else ()
+    return tuple(map(int, match.groups(-1))) if match else ()

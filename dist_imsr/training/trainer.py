@@ -21,7 +21,7 @@ from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.growth import store_stats
 from dist_imsr.strategies.progress import Progress
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
-from dist_imsr.training.checkpoint import Checkpoints, name_of, newest_first
+from dist_imsr.training.checkpoint import Checkpoints, name_before_test, name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
 from dist_imsr.training.profile import Profile
@@ -79,8 +79,8 @@ class Trainer:
             self.spans.last_good_state = f"{stored.folder}"
         self._origin = None if stored is None else stored.folder
         foreign = stored is not None and stored.folder.resolve().parent != (config.run_dir / "checkpoints").resolve()
-        self._unchanged = None if foreign else self._position
-        """The position that has nothing new to save: where this run began or resumed."""
+        self._unchanged = None if foreign else self.checkpoint_name
+        """The checkpoint that is not written: that of the state in which this run began or resumed."""
 
     @property
     def model(self) -> Recommender:
@@ -95,11 +95,9 @@ class Trainer:
     @property
     def checkpoint_name(self) -> str:
         """The name of a checkpoint of the current state."""
+        if self.progress.untested is not None:
+            return name_before_test(self.progress.span)
         return name_of(self.progress.span, self.progress.epoch, self.progress.step)
-
-    @property
-    def _position(self) -> tuple[str, bool]:
-        return self.checkpoint_name, self.progress.untested is None
 
     def run(self) -> list[dict[str, Any]]:
         """Trains and tests the remaining spans; collective.
@@ -182,7 +180,7 @@ class Trainer:
     @Phase("checkpoint")
     def save(self) -> None:
         """Starts to write a checkpoint of the current state, unless checkpoints are off; collective."""
-        if self.checkpoints is None or not self.config.checkpoint.enabled or self._position == self._unchanged:
+        if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._unchanged:
             return
         self.checkpoints.wait()
         self.model.engine.flush()

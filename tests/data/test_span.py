@@ -91,6 +91,18 @@ def test_epochs_and_seeds_change_the_cuts(dataset):
     assert len({read(0, 0), read(1, 0), read(0, 1)}) == 3
 
 
+def test_users_who_come_later_change_no_batch(dataset, tmp_path):
+    more = {len(HISTORY) + user: [[], [], [], [1, 2, 3]] for user in range(30)}
+    grown = Dataset(DataConfig(write_dataset(tmp_path, HISTORY | more)))
+    for read in (lambda data: data.training(epoch=1), lambda data: data.validation(10), lambda data: data.everything()):
+        ((few,), (many,)) = (_worlds(one, [0, 8], read) for one in (dataset, grown))
+        assert len(few) == len(many) > 1
+        for one, other in zip(few, many, strict=True):
+            assert torch.equal(one.users, other.users)
+            for name in ("history", "targets", "negatives"):
+                assert _sequences(getattr(one, name)) == _sequences(getattr(other, name))
+
+
 def test_validation_and_everything(dataset):
     (steps,) = _worlds(dataset, [0, 8], lambda data: data.validation(10_000))
     rows = [row for batch in steps for row in _rows(batch)]

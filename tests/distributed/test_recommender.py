@@ -24,7 +24,8 @@ def _recommender(topology, items, users, base="comirec_dr"):
         store=InterestStoreConfig(),
         engine=EngineConfig(),
         items=[items],
-        bucket_offsets=[0, users],
+        n_buckets=1,
+        users_per_bucket=users,
         seed=0,
         topology=topology,
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from dist_imsr.data.batch import BatchConfig
@@ -67,13 +68,15 @@ def finished(tmp_path_factory):
 
 
 def state_of(topology, folder, span):
-    """A span's interests by raw user id, and its rows of the table by raw item id, in the order of dense ids."""
+    """A span's interests by raw user id, and its rows of the table by raw item id, in the order of ids."""
     run = FinishedRun(folder)
     state = SpanState(run, span, run.dataset.items_by_span[span], topology, RankingConfig())
-    counts = state.store.counts
-    users = run.dataset.raw_ids("users", np.arange(len(counts))).to_pylist()
+    store = state.store
+    users = store.owned.users(torch.arange(len(store.counts))).numpy()
+    known = run.dataset.known(users, span)
+    users = run.dataset.raw_ids("users", users[known]).to_pylist()
     items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
-    stored = [part.double().numpy() for part in state.store.values.split(counts.tolist())]
+    stored = [part.double().numpy() for part in store.values.split(store.counts[known].tolist())]
     rows = state.catalogue.flushed_weight().double().numpy()
     return dict(zip(users, stored, strict=True)), dict(zip(items, rows, strict=False))
 

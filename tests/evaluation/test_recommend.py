@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -35,7 +37,7 @@ def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exc
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     rows = duckdb.sql(f"SELECT * FROM '{output}' ORDER BY user, rank").df()
     seen = {user: set() for user in stored}
-    last = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    last = FinishedRun(finished.folder).dataset.entries[3].first_second
     for user, item, time in finished.log:
         if time < last:
             seen[user].add(item)
@@ -47,6 +49,14 @@ def test_lists_equal_brute_force(finished, last_state, tmp_path, world_size, exc
         assert mine["rank"].tolist() == list(range(1, 8))
         np.testing.assert_allclose(mine["score"], [scores[item] for item in wanted], rtol=1e-4, atol=1e-6)
         assert mine["interest"].tolist() == [int((stored[user] @ table[item]).argmax()) for item in wanted]
+
+
+def test_any_number_of_ranks_lists_users_in_the_same_order(finished, tmp_path):
+    files = [tmp_path / f"{world_size}.parquet" for world_size in (1, 3)]
+    for world_size, path in zip((1, 3), files, strict=True):
+        run_ranks(world_size, _recommend, RecommendConfig(finished.folder, path, top=3, block=7))
+    one, three = (pq.read_table(path, columns=["user", "item", "rank"]) for path in files)
+    assert one.equals(three)
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
@@ -110,15 +120,15 @@ def test_more_places_than_items_and_ranks_without_users(finished, last_state, tm
     reasons = f"the span knows {items} items, and they have met the others"
     assert written[0].describe(config).endswith(f"; 1 have fewer than 10000 items: {reasons}")
     found = pq.read_table(output)["item"].to_pylist()
-    edge = FinishedRun(finished.folder).dataset.manifest["span_edges"][3]
+    edge = FinishedRun(finished.folder).dataset.entries[3].first_second
     seen = {item for user, item, time in finished.log if user == "user-7" and time < edge}
     assert sorted(found) == sorted(set(last_state[1]) - seen)
 
 
 def test_users_who_have_met_almost_all_items(tmp_path):
-    """User 0 has met all items, users 1 and 2 all but two, user 3 has met one."""
-    history = {0: [[0, 1, 2, 3, 4, 5]], 1: [[0, 1, 2, 3]], 2: [[2, 3, 4, 5]], 3: [[5, 5, 5, 5]]}
-    data = write_dataset(tmp_path / "data", {user: [*spans, [0, 1, 2]] for user, spans in history.items()}, buckets=4)
+    """User 0 has met all items, users 1 and 2 all but two, user 3 has met one; users 4 and 5 come later."""
+    history = {0: [0, 1, 2, 3, 4, 5], 1: [0, 1, 2, 3], 2: [2, 3, 4, 5], 3: [5, 5, 5, 5], 4: [], 5: []}
+    data = write_dataset(tmp_path / "data", {user: [items, [0, 1, 2]] for user, items in history.items()}, buckets=4)
     config = TrainConfig(
         data=DataConfig(data),
         run_dir=tmp_path / "run",
@@ -139,6 +149,11 @@ def test_users_who_have_met_almost_all_items(tmp_path):
     assert sorted(rows) == [1, 1, 2, 2, 3, 3, 3, 3]
     plain = RecommendConfig(config.run_dir, request.output, top=4)
     assert run_ranks(1, _recommend, plain)[0].describe(plain) == f"4 users, span 0: written to {request.output}"
+    (tmp_path / "users.txt").write_text("5\n2\n4\n")
+    some = RecommendConfig(config.run_dir, request.output, users=str(tmp_path / "users.txt"), top=1, unknown="skip")
+    assert [written.users for written in run_ranks(2, _recommend, some)] == [1, 1]
+    with pytest.raises(RuntimeError, match="unknown users 5, 4"):
+        run_ranks(2, _recommend, replace(some, unknown="error"))
 
 
 def _failing(topology, path):

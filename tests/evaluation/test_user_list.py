@@ -18,7 +18,7 @@ class _Data:
         assert table == "users"
         return self.users.type
 
-    def dense_user_ids(self, raw):
+    def user_ids(self, raw):
         known = self.users.to_pylist()
         return pa.array([known.index(one) if one in known else -1 for one in raw.to_pylist()]).to_numpy()
 

@@ -9,6 +9,7 @@ from torch.profiler import record_function
 
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
@@ -112,7 +113,7 @@ def test_interests_grow_and_go_in_the_planned_memory():
     phases = {
         (phase.span, phase.name): phase.device for phase in MemoryModel(config, spans_of(config), row_wise(1)).phases()
     }
-    store = InterestStore(config.store, users, 0, 32, 0, 0, torch.device("cpu"))
+    store = InterestStore(config.store, OwnedUsers(1, range(1)), users, 32, 0, 0, torch.device("cpu"))
     for change, phase in (
         (lambda: store.expand(torch.arange(users), first, 0), phases[0, "new interests"]),
         (lambda: store.trim(torch.ones(users * first, dtype=torch.bool)), phases[1, "trimming"]),

@@ -34,14 +34,14 @@ def test_spans_are_those_of_the_data(history, planned):
         assert span.users == len(lengths)
         assert span.interactions == pytest.approx(sum(lengths) / len(lengths))
         assert span.capacity >= span.items
-    assert plan.config.users == 60
+    assert plan.config.users == dataset.users == sum(any(spans) for spans in history.values())
     assert plan.config.ranks == 2
 
 
 def test_sections_of_the_run_decide(planned):
-    _, imsr = planned("--strategy.name=imsr")
+    dataset, imsr = planned("--strategy.name=imsr")
     _, tuned = planned("--strategy.name=fine_tuning")
-    assert imsr.memory.spans[-1].interests > tuned.memory.spans[-1].interests == 60 * 4
+    assert imsr.memory.spans[-1].interests > tuned.memory.spans[-1].interests == dataset.users * 4
     assert {phase.name for phase in imsr.memory.phases()} - {phase.name for phase in tuned.memory.phases()} == {
         "trimming"
     }

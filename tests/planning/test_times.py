@@ -25,7 +25,8 @@ def _sent(topology):
         store=InterestStoreConfig(),
         engine=EngineConfig(),
         items=[ITEMS],
-        bucket_offsets=[0, USERS, 2 * USERS],
+        n_buckets=2,
+        users_per_bucket=USERS,
         seed=0,
         topology=topology,
     )
@@ -35,7 +36,7 @@ def _sent(topology):
         jagged(torch.randint(ITEMS, (users * length,), generator=draw).numpy(), [length] * users)
         for users, length in ((USERS, HISTORY), (USERS, TARGETS), (1, NEGATIVES))
     )
-    users = torch.arange(USERS) + topology.rank * USERS
+    users = model.store.owned.users(torch.arange(USERS))
     all_to_all, sent = dist.all_to_all_single, []
 
     def counted(output, input, output_split_sizes=None, input_split_sizes=None, **rest):

@@ -1,4 +1,4 @@
-"""No interaction of a span reaches any parameter before the model of the span before was tested on it."""
+"""No interaction and no user of a span reaches the model of the span before, in parameters, interests or memory."""
 
 from dataclasses import replace
 
@@ -15,17 +15,18 @@ from tests.prepared import drawn_history, write_dataset
 from tests.runs import left
 from tests.training.test_checkpoint import GROWING, _config
 
-HISTORY = drawn_history(users=60, items=80, spans=4, longest=12)
+HISTORY = {user: spans for user, spans in drawn_history(users=60, items=80, spans=4, longest=12).items() if any(spans)}
 LAST = 2  # span 3 is the future: by then SML's transfer is trained, and ADER's pool covers two spans
 
 
 def _others(folder, history, span):
-    """The same data up to a span, with other items in the later spans."""
+    """The same data up to a span, with other items and further users in the later spans, of which there is one more."""
     draw, changed = np.random.default_rng(1), {}
     known = max(item for spans in history.values() for items in spans[: span + 1] for item in items)
     for user, spans in history.items():
         later = [[int(item) for item in draw.integers(known + 1, size=len(items))] for items in spans[span + 1 :]]
-        changed[user] = [*spans[: span + 1], *later]
+        changed[user] = [*spans[: span + 1], *later, [0]]
+    changed |= {len(changed) + user: [[]] * (span + 1) + [[1, 2, 3], [4]] for user in range(30)}
     return write_dataset(folder, changed)
 
 
@@ -46,7 +47,7 @@ RUNS = [(name, "comirec_sa" if name in ("sml", "imsr") else "comirec_dr") for na
 
 @pytest.mark.parametrize(("name", "base"), [*RUNS, ("life_long", "mimn"), ("life_long", "limarec")])
 def test_the_future_reaches_no_parameter(tmp_path, name, base):
-    """Other interactions in span t + 1 do not change M^t."""
+    """Other interactions and further users in span t + 1 and later change no bit of M^t, nor its size."""
     folders = write_dataset(tmp_path / "data", HISTORY), _others(tmp_path / "poisoned", HISTORY, LAST)
     model = ModelConfig(base, dim=12, interests=3, mimn=MIMNConfig(12, 12, 12))
     changes = {"strategy": replace(GROWING, name=name), "model": model}

@@ -12,7 +12,7 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies import TrainingConfig
-from dist_imsr.training.checkpoint import CheckpointConfig, name_of, newest_first
+from dist_imsr.training.checkpoint import CheckpointConfig, name_before_test, name_of, newest_first
 from dist_imsr.training.run import check
 from tests.commands import start_ranks
 from tests.faults import run_counted, run_killed_once
@@ -109,7 +109,7 @@ def test_every_strategy_goes_on(folder, tmp_path, base, strategy):
 
 @pytest.mark.parametrize("until", STAGES)
 def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
-    """At every stage of the data, rank 1 is killed once; where, depends on the stage."""
+    """At every stage of the data, rank 1 is killed once; at the last, in the first test or validation."""
     saves = {"checkpoint": CheckpointConfig(every_steps=3, keep_last=2)}
     whole = _until(until, folder, tmp_path / "whole", **saves)
     counted = _until(until, tmp_path / "data", tmp_path / "counted", **saves)
@@ -119,9 +119,10 @@ def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
             _append(counted.data.path, spans)
             points.append(ranks.call(run_counted, counted)[1][1])
     config = replace(counted, data=DataConfig(tmp_path / "again"), run_dir=tmp_path / "run")
-    for stage, (spans, passed) in enumerate(zip(STAGES[until], points, strict=True)):
+    kills = [((1, points[0] // 3), None), ((1, 2 * points[1] // 3), None), ((1, 1), ["ranks"])]
+    for spans, (kill, only) in zip(STAGES[until], kills, strict=True):
         _append(config.data.path, spans)
-        found = run_killed_once(config, (1, max(1, int(passed * (stage + 1) / (len(points) + 1)))), None)
+        found = run_killed_once(config, kill, only)
     assert found == wanted
     _ends_as(config.run_dir, whole.run_dir)
 
@@ -134,14 +135,14 @@ def test_the_newest_span_is_trained_now_and_tested_later(folder, tmp_path):
         _append(data, 3)
         assert [line["span"] for line in ranks.call(run, newest)[0][0]] == [1]
         assert [path.name for path in (tmp_path / "run" / "spans").iterdir()] == ["span=2"]
+        assert newest_first(tmp_path / "run" / "checkpoints")[0].name == name_before_test(3)
         before = _last_checkpoint(tmp_path / "run")
         assert len(before[1]) == 3
         assert [line["span"] for line in ranks.call(run, tested)[0][0]] == [1]
         assert _last_checkpoint(tmp_path / "run") == before
         _append(data, 4)
         assert [line["span"] for line in ranks.call(run, tested)[0][0]] == [1, 2]  # tested on span 3, which stays
-        tested_on = newest_first(tmp_path / "run" / "checkpoints")[0]
-        assert tested_on.name == name_of(3, 0, 0)
+        assert newest_first(tmp_path / "run" / "checkpoints")[0].name == name_of(3, 0, 0)
         assert len(_last_checkpoint(tmp_path / "run")[1]) == 4
         _append(data, 5)
         assert ranks.call(run, newest) == wanted

@@ -46,8 +46,13 @@ def _free(trainer):
     gc.collect()
 
 
+def _written(store):
+    """Copies of the users of the interests, their vectors and their states."""
+    return store.owned.users(store.owners), store.values.clone(), store.slots.states.clone()
+
+
 def _written_spans(topology, configs):
-    """For each configuration, the store after each span, and the parameters before and after the later spans."""
+    """For each configuration, `_written` after each span, and the parameters before and after the later spans."""
     results = []
     for config in configs:
         trainer = Trainer(config, Dataset(config.data), topology)
@@ -56,11 +61,10 @@ def _written_spans(topology, configs):
         trainer.spans.admit_users(data)
         trainer.spans.write_back(data, NextItem())  # without training, which would see histories of other lengths
         parameters = {name: rows.values.clone() for name, rows in trainer.model.tensors().items()}
-        trainer.spans.progress, spans = Progress(span=1), []
+        trainer.spans.progress, spans = Progress(span=1), [_written(store)]
         for span in (1, 2):
-            spans.append((store.offsets.clone(), store.values.clone(), store.slots.states.clone()))
             trainer.train_span(span)
-        spans.append((store.offsets, store.values, store.slots.states))
+            spans.append(_written(store))
         later = {name: rows.values[: len(parameters[name])] for name, rows in trainer.model.tensors().items()}
         results.append((spans, parameters, later))
         _free(trainer)
@@ -68,7 +72,7 @@ def _written_spans(topology, configs):
 
 
 def _trained(topology, configs):
-    """The losses, lines and stored interests and states of whole runs."""
+    """The losses and lines of whole runs, and `_written` at their ends."""
     results = []
     for config in configs:
         config = replace(config, run_dir=config.run_dir / str(topology.world_size))
@@ -78,7 +82,7 @@ def _trained(topology, configs):
         lines = timeless(trainer.run())
         for line in lines:
             line.pop("store_bytes")  # counts one more offset a rank
-        results.append((losses, lines, trainer.model.store.values, trainer.model.store.slots.states))
+        results.append((losses, lines, *_written(trainer.model.store)))
         _free(trainer)
     return results
 
@@ -119,8 +123,8 @@ def worlds(tmp_path_factory):
 def test_a_span_written_in_pieces_equals_the_whole_span(worlds, base):
     assert max(len(items) for spans in HISTORY.values() for items in spans) > 9
     pieces, whole, *_ = worlds[base]
-    for (offsets, *found), (wanted_offsets, *wanted) in zip(pieces[0], whole[0], strict=True):
-        assert torch.equal(offsets, wanted_offsets)
+    for (owners, *found), (wanted_owners, *wanted) in zip(pieces[0], whole[0], strict=True):
+        assert torch.equal(owners, wanted_owners)
         for one, other in zip(found, wanted, strict=True):
             assert one.any()
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -132,12 +136,11 @@ def test_only_states_of_active_users_move_after_span_0(worlds, base):
         for name, value in parameters.items():
             assert torch.equal(value, later[name]), name
         for span, (before, after) in enumerate(itertools.pairwise(spans), 1):
-            for row in range(len(HISTORY)):
+            for user, spans_of_user in HISTORY.items():
                 old, new = (
-                    torch.cat([column[offsets[row] : offsets[row + 1]] for column in columns], 1)
-                    for offsets, *columns in (before, after)
+                    torch.cat([column[owners == user] for column in columns], 1) for owners, *columns in (before, after)
                 )
-                assert torch.equal(old, new) == (not HISTORY[row][span])
+                assert torch.equal(old, new) == (not spans_of_user[span])
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -145,9 +148,10 @@ def test_world_size_changes_nothing(worlds, base):
     losses, lines, *wanted = worlds[base][2]
     assert [line["span"] for line in lines] == [1, 2]
     ranks = worlds[base][3]
-    for column, whole in enumerate(wanted, 2):
-        found = torch.cat([rank[column] for rank in ranks])
-        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+    owners, *columns = (torch.cat(column) for column in list(zip(*ranks, strict=True))[2:])
+    order = owners.argsort(stable=True)
+    for found, whole in zip((owners, *columns), wanted, strict=True):
+        torch.testing.assert_close(found[order], whole, rtol=1e-3, atol=1e-4)
     for losses_there, lines_there, *_ in ranks:
         assert losses_there == pytest.approx(losses, rel=1e-4)
         for found, line in zip(lines_there, lines, strict=True):

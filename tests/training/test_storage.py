@@ -129,14 +129,17 @@ def _rewrite(folder, **changes):
     (folder / CHECKSUM).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
 
 
-def test_newer_formats_and_other_folders_are_refused(folder):
+def test_other_formats_and_folders_are_refused(folder):
     _rewrite(folder, files={"../secret": {"bytes": 1}})
     with pytest.raises(ValueError, match="outside its folder"):
         Stored(folder)
-    _rewrite(folder, format_version=2)
+    _rewrite(folder, format_version=3)
     with pytest.raises(OtherFormat, match="upgrade"):
         Stored(folder)
-    _rewrite(folder, format_version=1, files=3)
+    _rewrite(folder, format_version=1)
+    with pytest.raises(OtherFormat, match="from before user ids changed: prepare the data again, and train"):
+        Stored(folder)
+    _rewrite(folder, format_version=2, files=3)
     with pytest.raises(ValueError, match=r"manifest\.json"):
         Stored(folder)
 
