@@ -1,6 +1,7 @@
 """The configurations of a refresh's steps; impossible ones are refused before the first step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from dist_imsr.checks import require
@@ -27,10 +28,13 @@ class Commands:
 
     def __init__(self, config: RefreshConfig) -> None:
         self.config = config
-        period = {"from": config.from_, "until": config.until}
-        stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
-        self.append = _resolved("append", PrepareConfig, [*config.append, f"--append={config.data}", *stated])
-        """For prepare.py, but for the files."""
+        self.append: PrepareConfig | None = None
+        """For prepare.py, with the files as they are named; None without any."""
+        if config.input is not None:
+            period = {"from": config.from_, "until": config.until}
+            stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
+            append = _resolved("append", PrepareConfig, [*config.append, f"--append={config.data}", *stated])
+            self.append = replace(append, input=config.input)
         places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""

@@ -100,23 +100,23 @@ class _Refresh:
 
     def _append(self) -> None:
         """Appends the input files that the data set does not have."""
-        if self.config.input is None:
+        append = self.commands.append
+        if append is None:
             return
-        files = find_files([self.config.input] if isinstance(self.config.input, Path) else self.config.input)
+        files = find_files(append.inputs)
         for path in files:
             require(path.is_file(), "input", str(path), "files: a refresh may have to read them again")
         digests = {path: digest_of(path, "xxh128") for path in files}
-        known = appended_files(Dataset(DataConfig(self.config.data)), self.commands.append)
+        known = appended_files(Dataset(DataConfig(self.config.data)), append)
         new = {path: digest for path, digest in digests.items() if digest not in known}
         for path in digests.keys() - new.keys():
             logger.info("append: %s was appended before, as %s", path, known[digests[path]])
         if new:
-            self.steps.run("append", steps.prepare, replace(self.commands.append, input=[*new]))
+            self.steps.run("append", steps.prepare, replace(append, input=[*new]))
         counts = appended(Dataset(DataConfig(self.config.data)), (new or digests).values())
         self.report.append = counts
         logger.info(
-            "append: spans %d to %d with %d interactions, %d new users and %d new items; %.1f%% of the interactions are "
-            "with new items",
+            "append: spans %d to %d with %d interactions, %d new users and %d new items, which have %.1f%% of them",
             *counts["spans"],
             *(counts[name] for name in ("interactions", "new_users", "new_items")),
             100 * counts["with_new_items"],

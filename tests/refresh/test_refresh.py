@@ -267,11 +267,13 @@ def test_nothing_is_published_without_a_section(days, first, taken, capsys):
         ({"data": "nowhere"}, "append: data.path: nowhere holds no dataset.json"),
     ],
 )
-def test_what_is_impossible_is_refused_in_one_line_before_anything_is_changed(first, taken, changes, message, capsys):
+def test_what_is_impossible_is_refused_in_one_line_before_anything_is_changed(
+    days, first, taken, changes, message, capsys
+):
     changes = {key: type(first.data)(value) if key in ("input", "data") else value for key, value in changes.items()}
     if "train" in changes:
         changes["train"] = [*first.train, *changes["train"]]
-    status = refresh(replace(first, **changes))
+    status = refresh(replace(first, **{"input": days[3]} | changes))
     printed = capsys.readouterr()
     line = json.loads(printed.out)
     assert (status, line["outcome"], line["seconds"]) == (2, "refused", {})
