@@ -33,7 +33,7 @@ BELOW = {
 }
 """The rooms that each room may import besides itself."""
 LEAVES_OF_MODEL = {"checks", "keys", "registry"}
-DATA_OF_DISTRIBUTED = {"batch", "jagged"}
+DATA_OF_DISTRIBUTED = {"batch", "jagged", "user_ids"}
 ROOMS_OF_LEAVES = {"preloaded": {"training"}}
 
 REFERENCE = re.compile(r"`(dist_imsr(?:\.\w+)+)(?::(\w+(?:\.\w+)*))?`")

@@ -15,6 +15,7 @@ from dist_imsr.benchmarks.kernel import KernelBench, bench_kernel
 from dist_imsr.benchmarks.options import Options
 from dist_imsr.benchmarks.prepare import PrepareBench, bench_prepare
 from dist_imsr.benchmarks.rank import RankBench, bench_rank
+from dist_imsr.benchmarks.refresh import RefreshBench, bench_refresh
 from dist_imsr.benchmarks.report import Figure
 from dist_imsr.benchmarks.span import SpanBench, bench_span
 from dist_imsr.benchmarks.store import StoreBench, bench_store
@@ -90,4 +91,5 @@ BENCHMARKS = {
     "span": Benchmark(SpanBench, bench_span, _BOTH),
     "prepare": Benchmark(PrepareBench, bench_prepare),
     "append": Benchmark(AppendBench, bench_append),
+    "refresh": Benchmark(RefreshBench, bench_refresh),
 }

@@ -37,24 +37,35 @@ def prepare(config: PrepareConfig) -> None:
     users = rows.group_by("user").agg(*account).filter(pl.col("interactions") >= config.min_interactions)
     digests = (hashlib.md5(str(user).encode()).hexdigest() for user in users["user"])
     buckets = pl.Series("bucket", [int(digest[:16], 16) % config.buckets for digest in digests])
-    users = users.with_columns(buckets).sort("bucket", "first").with_row_index("user_id")
+    users = users.with_columns(buckets).sort("first")
+    local = pl.int_range(pl.len()).over("bucket")
+    users = users.with_columns(user_id=local * config.buckets + pl.col("bucket")).sort("user_id")
+    waiting = rows.join(users, on="user", how="anti").sort("moment").select("user", "item", "time")
     rows = rows.join(users.select("user", "user_id", "bucket"), on="user")
     items = rows.group_by("item").agg(*account).sort("first").with_row_index("item_id")
     rows = rows.join(items.select("item", "item_id"), on="item").sort("user_id", "moment")
 
     first, last = rows.select(pl.col("time").min().alias("first"), pl.col("time").max().alias("last")).row(0)
     edges = share_edges(first, last, config.alpha, config.spans)
-    span = pl.Series(edges[1:-1]).search_sorted(rows["time"], side="right")
-    rows = rows.with_columns(span.alias("span"))
+    rows, users, items = (
+        table.with_columns(span=pl.Series(edges[1:-1]).search_sorted(times, side="right"))
+        for table, times in ((rows, rows["time"]), (users, users["first"] // 2**32), (items, items["first"] // 2**32))
+    )
     rows = rows.with_columns(met_before=pl.col("span") > pl.col("span").min().over("user_id", "item_id"))
 
-    config.output.mkdir()
-    users.write_parquet(config.output / "users.parquet")
-    items.write_parquet(config.output / "items.parquet")
+    for folder in ("", "users", "items", "waiting", *(f"span={span}" for span in range(config.spans + 1))):
+        (config.output / folder).mkdir()
+    for span in range(config.spans + 1):
+        for name, table in (("user", users), ("item", items)):
+            new = table.filter(pl.col("span") == span).select(pl.col(f"{name}_id").alias(name), raw=pl.col(name))
+            new.write_parquet(config.output / f"{name}s" / f"span={span}.parquet")
+    waiting.write_parquet(config.output / "waiting" / f"span={config.spans}.parquet")
+    counts = rows.group_by("span", item="item_id").agg(interactions=pl.len()).sort("item")
+    for (span,), part in counts.partition_by("span", as_dict=True, include_key=False).items():
+        part.write_ipc(config.output / f"span={span}" / "item_counts.arrow")
     lists = pl.col("item_id").alias("items"), pl.col("time").alias("times"), pl.col("met_before")
     for (span, bucket), part in rows.partition_by("span", "bucket", as_dict=True).items():
         path = config.output / f"span={span}" / f"bucket={bucket:03d}.arrow"
-        path.parent.mkdir(exist_ok=True)
         part.group_by(pl.col("user_id").alias("user"), maintain_order=True).agg(*lists).write_ipc(path)
     files = {
         str(path.relative_to(config.output)): digest_of(path) for path in config.output.rglob("*.*") if path.is_file()

@@ -25,16 +25,16 @@ class EdgeOptions:
     """The cut into spans by time, in the place of alpha and spans.
 
     Args:
-        span_edges: the end of the pre-training span and of each later span, in rising order: dates, dates and times, or
-            unix seconds, as for ``from``. Later rows do not count.
-        span_every: the length of the spans after ``pretrain_until``: hours or days, such as 1h, 1d or 7d. A day ends
-            when the clock of ``time_zone`` says so.
-        pretrain_until: the end of the pre-training span, for ``span_every``.
+        span_edges: the end of the pre-training span and of each span after it, in rising order; with append, of each new
+            span. Dates, dates and times, or unix seconds. Later rows do not count.
+        span_every: the length of the spans after pretrain_until: hours or days, such as 1h, 1d or 7d. A day begins when
+            the clock of time_zone says so.
+        pretrain_until: the end of the pre-training span, with span_every.
     """
 
     own_heading: ClassVar[bool] = True
 
-    span_edges: list[str] | None = None
+    span_edges: list[str | int] | None = None
     span_every: str | None = None
     pretrain_until: str | int | None = None
 
@@ -177,7 +177,7 @@ def first_edges(options: EdgeOptions, zone: str, alpha: float, spans: int, first
     """
     if options.span_every is not None and options.pretrain_until is not None:
         key, start = "pretrain_until", second_of("pretrain_until", options.pretrain_until, zone)
-        edges = calendar_until(options.span_every, start, zone, max(last, start))
+        edges = calendar_until(options.span_every, start, zone, last)
     elif options.span_edges is not None:
         key, edges = "span_edges", stated_edges(options, zone)
     else:
@@ -205,13 +205,15 @@ def further_edges(options: EdgeOptions, zone: str, earlier: Sequence[int], spans
         ValueError: naming the key.
     """
     end = earlier[-1]
+    last = max(last, end)  # of late rows alone, there is still one span
     if options.span_every is not None:
-        edges = calendar_until(options.span_every, earlier[1], zone, max(last, end))
+        edges = calendar_until(options.span_every, earlier[1], zone, last)
         return np.array([end, *(edge for edge in edges if edge > end)], np.int64)
     stated = stated_edges(options, zone)
     if stated:
         require(stated[0] > end, "span_edges", date_of(stated[0]), f"times after the last edge, {date_of(end)}")
         return np.array([end, *stated], np.int64)
-    length = (earlier[min(spans + 1, len(earlier) - 1)] - earlier[1]) / min(spans, len(earlier) - 2)
-    parts = max(1, round((last + 1 - end) / length))
+    first_later = earlier[1 : spans + 2]  # those of the first preparation, which are of one length
+    length = (first_later[-1] - first_later[0]) / max(1, len(first_later) - 1)
+    parts = max(1, round((last + 1 - end) / length)) if length else 1
     return np.array([end + math.ceil(Fraction(part * (last + 1 - end), parts)) for part in range(parts + 1)], np.int64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -353,23 +354,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_version(path, version, FORMAT_VERSION)
     if version < FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again, into "
-            f"another folder or with --overwrite true: {_command_of(manifest, folder)}"
+            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again: "
+            f"{_command_of(manifest, folder)} --overwrite true"
         )
     return manifest
 
 
 def _command_of(manifest: dict[str, Any], folder: Path) -> str:
     """The command that prepared a data set of format 1."""
-    source, words = manifest.get("source", {}), list[str]()
-    inputs = source.get("input")
-    for key, value in {"source": source.get("name"), "input": inputs, **manifest.get("options", {})}.items():
-        if isinstance(value, dict):
-            words += [f"--{key}.{name} {inner}" for name, inner in value.items() if inner is not None]
-        elif value is not None:
-            several = " ".join(map(str, value)) if isinstance(value, list) else value
-            words.append(f"--{key.rstrip('_')} {several}")
-    return f"python launch/prepare.py {' '.join(words)} --output {folder}"
+    source, words = manifest.get("source", {}), ["python", "launch/prepare.py"]
+    options = {"source": source.get("name"), "input": source.get("input"), **manifest.get("options", {})}
+    for key, value in {**options, "output": str(folder)}.items():
+        section = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        for name, one in section.items():
+            if one is not None:
+                words += [f"--{name.rstrip('_')}", one if isinstance(one, str) else json.dumps(one)]
+    return shlex.join(words)
 
 
 def _open(path: Path) -> pa.RecordBatch:

@@ -111,6 +111,7 @@ class PlantedDrift:
     def __init__(self, config: DriftConfig, alpha: float, spans: int) -> None:
         self.config, self.spans = config, spans + 1
         self.edges = share_edges(_PERIOD[0], _PERIOD[1], alpha, spans)
+        self.edges[-1] = _PERIOD[1]  # nothing happens in the period's last second
         draw = generator(_CATALOGUE, config.seed)
         self.clusters = np.arange(config.items) * config.clusters // config.items  # of each item; popular items first
         later = (draw.random(config.clusters) < config.fresh) * draw.integers(1, self.spans, config.clusters)

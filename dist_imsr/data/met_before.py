@@ -61,7 +61,7 @@ def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) 
     row_of[locals_[known]] = rows[known]
     n_items = int(items.max(initial=0)) + 1
     pairs = rows * n_items + items
-    bits = max(10, len(users).bit_length() + 5)  # one of 32 strangers' pairs passes
+    bits = min(32, max(10, len(users).bit_length() + 5))  # one of 32 strangers' pairs passes
     wanted = np.zeros(1 << bits, bool)
     wanted[_hashed(rows.astype(np.uint32), items, bits)] = True
     met = [np.empty(0, np.int64)]

@@ -25,14 +25,16 @@ class Counted(NamedTuple):
         users: with at least one interaction that counts.
         first: unix second of the first interaction; 0 without any.
         last: unix second of the last one.
-        kept_first: the same of the users who do not wait.
-        kept_last: likewise.
+        kept: the users who do not wait.
+        kept_first: unix second of their first interaction.
+        kept_last: unix second of their last one.
         busiest: the largest number of interactions of a user.
     """
 
     users: int
     first: int
     last: int
+    kept: int
     kept_first: int
     kept_last: int
     busiest: int
@@ -88,8 +90,10 @@ class Numbering:
         [(users, first, last, busiest)] = run(
             f"SELECT count(*), min(first) >> {SEQUENCE_BITS}, max(last_time), max(interactions) FROM counts"
         )
-        [(kept_first, kept_last)] = run(f"SELECT min(first) >> {SEQUENCE_BITS}, max(last_time) FROM users")
-        return Counted(users, first or 0, last or 0, kept_first or 0, kept_last or 0, busiest or 0)
+        [(kept, kept_first, kept_last)] = run(
+            f"SELECT count(*), min(first) >> {SEQUENCE_BITS}, max(last_time) FROM users"
+        )
+        return Counted(users, first or 0, last or 0, kept, kept_first or 0, kept_last or 0, busiest or 0)
 
     def number_items(self, progress: Callable[[float], None]) -> None:
         """Makes the table ``items``; new ones are in the order of their first appearance, after the known ones."""

@@ -167,7 +167,7 @@ class Preparation:
             earlier = [entry.first_second for entry in self.known.entries] + [self.known.entries[-1].end_second]
             edges = further_edges(config, config.time_zone, earlier, config.spans, counted.last)
         else:
-            if not counted.kept_last:
+            if not counted.kept:
                 raise ValueError(
                     f"min_interactions: no user of {self.name} has {least}; the busiest user has {counted.busiest} "
                     f"interactions{others}"

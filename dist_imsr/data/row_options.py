@@ -95,6 +95,6 @@ class RowOptions:
 
 def _is_zone(name: str) -> bool:
     try:
-        return bool(ZoneInfo(name).key)
-    except (OSError, ValueError):  # unknown, or no name at all
+        return ZoneInfo(name).key[0].isupper()  # DuckDB does not know localtime and posix/...
+    except (KeyError, OSError, ValueError):  # unknown, or no name at all
         return False

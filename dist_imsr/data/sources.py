@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dist_imsr.checks import require
-from dist_imsr.data.cutting import EdgeOptions, stated_edges
+from dist_imsr.data.cutting import EdgeOptions, second_of, stated_edges
 from dist_imsr.data.drift import DriftConfig, PlantedDrift, drift_query
 from dist_imsr.data.input_files import InputFile, decompressed, find_files, is_parquet, open_input
 from dist_imsr.data.parquet_source import parquet_query
@@ -76,6 +76,8 @@ class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
     def __post_init__(self) -> None:
         for section in (TextOptions, RowOptions, EdgeOptions, SpanOptions):
             section.__post_init__(self)
+        if self.pretrain_until is not None:
+            second_of("pretrain_until", self.pretrain_until, self.time_zone)
         require(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
         self._check_rows()
         if self.source not in _CONFIGURED:

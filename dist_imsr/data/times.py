@@ -90,11 +90,11 @@ def instant(column: str, kind: str, unit: str, alternatives: bool = False) -> tu
         Whole unix seconds, rounded down (NULL for what is no time; negative before 1970; `_ABSURD` for what is far too
         large), and the nanoseconds after them; None if the type is no time.
     """
+    if kind in ("TIMESTAMP_NS", "TIMESTAMPTZ_NS"):
+        return _of_nanoseconds(f"epoch_ns({column})", zoned="TZ" in kind)
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
-        zoned = f"epoch_us(({column})::TIMESTAMP::TIMESTAMPTZ)"  # in the database's time zone
-        if "NS" in kind:
-            return _of_whole(zoned, 10**6)[0], f"epoch_ns({column}) % {_NANOS}"
-        return _of_whole(f"epoch_us({column})" if "ZONE" in kind else zoned, 10**6)
+        zoned = column if "ZONE" in kind else f"({column})::TIMESTAMP::TIMESTAMPTZ"  # in the database's time zone
+        return _of_whole(f"epoch_us({zoned})", UNITS["us"])
     number = kind in ("DOUBLE", "HUGEINT", "UBIGINT") or kind.startswith("DECIMAL")
     if not (number or kind == "VARCHAR" or kind.endswith("INT") or kind == "INTEGER"):
         return None
@@ -130,6 +130,15 @@ def _of_whole(number: str, per_second: int) -> tuple[str, str]:
         return number, "0"
     seconds = f"CASE WHEN {number} < 0 THEN -1 ELSE {number} // {per_second} END"
     return seconds, f"{number} % {per_second} * {_NANOS // per_second}"
+
+
+def _of_nanoseconds(number: str, zoned: bool) -> tuple[str, str]:
+    """Of the number of a type of nanoseconds, whose cast to microseconds would round up."""
+    second = f"({number} // {_NANOS} - ({number} % {_NANOS} < 0)::INTEGER)"
+    if not zoned:
+        micro = UNITS["us"]
+        second = f"(epoch_us(make_timestamp({second} * {micro})::TIMESTAMPTZ) // {micro})"
+    return second, f"({number} % {_NANOS} + {_NANOS}) % {_NANOS}"
 
 
 def _of_decimal(number: str, per_second: int) -> tuple[str, str]:

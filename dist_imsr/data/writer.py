@@ -110,7 +110,8 @@ class SpanWriter:
         for span, at in enumerate(np.split(order, ends[:-1])):
             if len(at) > _LONGEST_LIST:
                 raise ValueError(
-                    f"buckets: {self.name(span)} of bucket {bucket} has {len(at)} interactions; use more buckets"
+                    f"buckets: span {self.first_span + span} of bucket {bucket} has {len(at)} interactions; use more "
+                    "buckets"
                 )
             self._write_span(span, bucket, users=ids[at], items=rows.items[at], times=times[at], met=met[at])
 

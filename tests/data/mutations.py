@@ -32,7 +32,7 @@ from tests.data import mutators, table_mutators
 from tests.data.raw_logs import LOGS, Log
 from tests.data.raw_parquet import parquet_readings
 from tests.data.raw_reading import Format, Reading, readings
-from tests.data.test_prepare import read, slowly
+from tests.data.slow_preparation import names_of, read, shared_edges, slowly
 
 READ, REFUSED, TRACEBACK, WRONG, UNTIDY = "read", "refused", "traceback", "silently wrong", "untidy refusal"
 GOOD = (READ, REFUSED)
@@ -177,8 +177,8 @@ def _judge(case: Case, folder: Path, status: int | str, errors: str) -> Outcome:
 
 def expected(reading: Reading, buckets: int) -> dict[str, Any] | None:
     """The prepared folder of a reading; None if it spans too little time."""
-    result = slowly(reading.rows, 1, ALPHA, SPANS, buckets)
-    return result if len(set(result["span_edges"])) == SPANS + 2 else None
+    edges = shared_edges(reading.rows, 1, ALPHA, SPANS)
+    return slowly(reading.rows, edges, 1, buckets) if edges else None
 
 
 def _compare(case: Case, folder: Path) -> Outcome:
@@ -200,7 +200,7 @@ def _compare(case: Case, folder: Path) -> Outcome:
 
 
 def _difference(prepared: dict[str, Any], reading: Reading) -> str:
-    users, items = ({number: raw for number, raw, *_ in prepared[name]} for name in ("users", "items"))
+    users, items = (names_of(prepared, table) for table in ("users", "items"))
     found = Counter(
         (users[user], items[item], when)
         for sequences in prepared["sequences"].values()
@@ -213,10 +213,10 @@ def _difference(prepared: dict[str, Any], reading: Reading) -> str:
 
 def prepared_counts(output: Path, form: Format) -> tuple[int, int, tuple[int, ...] | None]:
     """The rows read, the rejected ones, and their lines."""
-    manifest = json.loads((output / "dataset.json").read_text())
-    lines = pq.read_table(output / "rejected.parquet")["line"].to_pylist()
-    rejected = sum(manifest["rejected"].values())
-    return manifest["rows_read"], rejected, None if form.source == "parquet" else tuple(sorted(lines))
+    [record] = json.loads((output / "dataset.json").read_text())["preparations"]
+    lines = pq.read_table(output / "rejected" / "0000.parquet")["line"].to_pylist()
+    rejected = sum(record["rejected"].values())
+    return record["rows_read"], rejected, None if form.source == "parquet" else tuple(sorted(lines))
 
 
 def main() -> int:

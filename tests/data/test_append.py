@@ -80,7 +80,7 @@ def logs_and_cuts(draw: st.DrawFn) -> tuple[list[Row], list[int]]:
     """A log of up to 7 days in a random order, and the days at which it is cut into pieces."""
     days = draw(st.integers(3, 7))
     rows = draw(st.permutations(log_of(draw, days)))
-    cuts = draw(st.sets(st.integers(2, days - 1), min_size=1, max_size=6))
+    cuts = draw(st.sets(st.integers(1, days - 1), min_size=1, max_size=6))
     return list(rows), sorted(cuts)
 
 

@@ -179,6 +179,14 @@ def test_dates_as_numbers(tmp_path: Path) -> None:
     assert seconds == contents_of([(user, item, int(day)) for user, item, day in DAY_ROWS])
 
 
+def test_dates_of_a_time_zone(tmp_path: Path) -> None:
+    lines = ["user,item,time", *(f"{user},{item},{day}" for user, item, day in DAY_ROWS)]
+    found = contents(write(tmp_path / "log", lines), "--time_zone", "Asia/Shanghai", "--until", "2015-09-28")
+    expected = {user: [(item, when - 8 * 3600) for item, when in rows] for user, rows in DAY_CONTENTS.items()}
+    last = max(when for rows in expected.values() for _, when in rows)  # of 2015-09-28 in Shanghai
+    assert found == {user: [row for row in rows if row[1] < last] for user, rows in expected.items()}
+
+
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.string()])
 def test_dates_as_numbers_of_parquet(tmp_path: Path, kind: pa.DataType) -> None:
     users, items, days = zip(*DAY_ROWS, strict=True)

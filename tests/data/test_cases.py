@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.mutations import run_command
-from tests.data.test_prepare import read
+from tests.data.slow_preparation import names_of, read
 
 START = 1_600_000_000
 POSITIONS = ("--columns.user", 0, "--columns.item", 1, "--columns.time", 2)
@@ -59,7 +59,7 @@ def contents(path: Path, *options: object, source: str = "csv") -> Contents:
 
 def read_back(output: Path) -> Contents:
     prepared = read(output)
-    users, items = ({number: raw for number, raw, *_ in prepared[name]} for name in ("users", "items"))
+    users, items = (names_of(prepared, table) for table in ("users", "items"))
     found: Contents = defaultdict(list)
     for _, sequences in sorted(prepared["sequences"].items()):
         for user, sequence in sequences.items():
@@ -68,7 +68,7 @@ def read_back(output: Path) -> Contents:
 
 
 def rejected(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(output_of(path) / "rejected.parquet").to_pylist()
+    return pq.read_table(output_of(path) / "rejected" / "0000.parquet").to_pylist()
 
 
 def refusal(path: Path, *options: object, source: str = "csv") -> str:

@@ -1,11 +1,20 @@
-import hashlib
 import json
+import shlex
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from dist_imsr.config import resolve
 from dist_imsr.data.dataset import DataConfig, Dataset, held_out
-from tests.prepared import drawn_history, write_dataset
+from dist_imsr.data.drift import DriftConfig
+from dist_imsr.data.prepare import PrepareConfig, prepare
+from dist_imsr.data.sources import ColumnsConfig
+from tests.prepared import SPAN_SECONDS, drawn_history, write_dataset
 
 
 @pytest.fixture
@@ -19,18 +28,71 @@ def _edit(folder, **changes):
 
 
 def test_reads_what_was_written(folder):
-    dataset, history = Dataset(DataConfig(folder)), drawn_history()
-    assert (dataset.users, dataset.buckets, dataset.spans) == (40, 8, 4)
+    dataset, history = Dataset(DataConfig(folder, verify=True)), drawn_history()
+    active = [user for user, spans in history.items() if any(spans)]
+    assert (dataset.users, dataset.buckets, dataset.spans) == (len(active), 8, 4)
     for span in range(4):
         seen = {}
         for bucket in range(8):
             sequences = dataset.sequences(span, bucket)
             for user, first, last in zip(sequences.users, sequences.offsets, sequences.offsets[1:], strict=False):
                 seen[int(user)] = sequences.items[first:last].tolist()
-                assert sequences.times[first:last].tolist() == list(range(last - first))
+                assert sequences.times[first:last].tolist() == [
+                    SPAN_SECONDS * span + place for place in range(last - first)
+                ]
                 earlier = {item for items in history[user][:span] for item in items}
                 assert sequences.met_before[first:last].tolist() == [item in earlier for item in seen[user]]
         assert seen == {user: spans[span] for user, spans in history.items() if spans[span]}
+
+
+def test_what_is_known_by_the_end_of_a_span(folder):
+    dataset, history = Dataset(DataConfig(folder)), drawn_history()
+    users = np.random.default_rng(0).permutation([*history, 800])  # the last one is new
+    for span in range(-1, 4):
+        known = [user in history and any(history[user][: span + 1]) for user in users]
+        assert dataset.known(users, span).tolist() == known
+        items = [item for spans in history.values() for part in spans[: span + 1] for item in part]
+        assert span < 0 or dataset.items_by_span[span] == max(items) + 1
+    counts = Counter(item for spans in history.values() for part in spans[:3] for item in part)
+    assert dataset.popularity(range(7, 50), 2).tolist() == [counts[item] for item in range(7, 50)]
+    assert dataset.popularity(range(7, 50), 1).tolist() != dataset.popularity(range(7, 50), 2).tolist()
+
+
+def test_sequences_of_some_users(folder):
+    dataset, history = Dataset(DataConfig(folder)), drawn_history()
+    sequences = dataset.sequences(2, 5)
+    users = np.array([29, 5, 13, 805, 21])
+    owner, places = sequences.of(users)
+    found = [(users[one], item) for one, item in zip(owner, sequences.items[places].tolist(), strict=True)]
+    assert found == [(user, item) for user in users if user in history for item in history[user][2]]
+    assert len({user for user, _ in found}) > 1
+
+
+def test_raw_ids_and_back(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"u{n % 9},i{n % 7},{n}\n" for n in range(40)))
+    options = {"min_interactions": 1, "spans": 2, "buckets": 4}
+    prepare(
+        PrepareConfig(source="csv", input=tmp_path / "log.csv", output=tmp_path / "data", **options),
+        Console(quiet=True),
+    )
+    dataset = Dataset(DataConfig(tmp_path / "data"))
+    names = [f"u{n}" for n in range(9)]
+    users = dataset.user_ids(pa.array(["u7", "nobody", None, *names]))
+    assert users[1:3].tolist() == [-1, -1]
+    assert len({*users.tolist()}) == 10
+    assert dataset.raw_ids("users", users[3:]).to_pylist() == names
+    assert dataset.raw_ids("users", users[:1]).to_pylist() == ["u7"]
+    assert dataset.raw_ids("items", np.array([6, 0, 0])).to_pylist() == ["i6", "i0", "i0"]
+
+
+def test_a_digest_covers_the_spans_so_far(folder):
+    before = Dataset(DataConfig(folder))
+    spans = json.loads((folder / "dataset.json").read_text())["spans"]
+    spans[2]["digest"] = "0"
+    _edit(folder, spans=spans)
+    after = Dataset(DataConfig(folder))
+    same = [before.digest_until(span) == after.digest_until(span) for span in range(4)]
+    assert same == [True, True, False, False]
 
 
 def test_held_out():
@@ -57,6 +119,63 @@ def test_newer_format(folder):
         Dataset(DataConfig(folder))
 
 
+V1 = {
+    "csv": {
+        "source": {"name": "csv", "input": ["my logs/a,b.csv", "it's.csv"], "read_as": {}},
+        "options": {
+            "min_interactions": 5,
+            "alpha": 0.3,
+            "spans": 2,
+            "buckets": 8,
+            "delimiter": "\t",
+            "quote": '"',
+            "header": True,
+            "from_": "2017-11-25 08:00",
+            "until": "1512316799",
+            "null_values": ["NA", "--", "a b", "c,d"],
+            "time_unit": "%Y-%m-%d",
+            "columns": {"user": "who", "item": "what else", "time": "time", "rating": None, "behaviour": None},
+        },
+    },
+    "taobao": {
+        "source": {"name": "taobao", "input": "UserBehavior.csv", "read_as": {}},
+        "options": {"min_interactions": 30, "alpha": 0.5, "spans": 6, "buckets": 64, "behaviours": ["pv", "buy"]},
+    },
+    "drift": {
+        "source": {"name": "drift", "input": None, "read_as": {}},
+        "options": {
+            "min_interactions": 1,
+            "alpha": 0.5,
+            "spans": 6,
+            "buckets": 64,
+            "drift": {"users": 100, "interactions": [800, 300], "growth": 0.1},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("source", V1)
+def test_an_older_format_is_refused_with_the_command_that_prepares_again(tmp_path, source):
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps({"format_version": 1} | V1[source]))
+    with pytest.raises(ValueError, match=r"dataset\.json has format 1, .* reads 2: prepare the log again: ") as refusal:
+        Dataset(DataConfig(folder))
+    text = str(refusal.value)
+    assert "\n" not in text
+    python, script, *words = shlex.split(text[text.index("python launch") :])
+    assert (python, script) == ("python", "launch/prepare.py")
+    options = dict(V1[source]["options"])
+    if "columns" in options:
+        options["columns"] = ColumnsConfig(**options["columns"])
+    if "drift" in options:
+        options["drift"] = DriftConfig(**options["drift"])
+    inputs = V1[source]["source"]["input"]
+    files = [Path(name) for name in inputs] if isinstance(inputs, list) else inputs and Path(inputs)
+    expected = PrepareConfig(source=source, input=files, output=folder, overwrite=True, **options)
+    assert resolve(PrepareConfig, words) == expected
+
+
 def test_missing_short_and_flipped_files(folder):
     path = folder / "span=1" / "bucket=003.arrow"
     whole = path.read_bytes()
@@ -73,11 +192,6 @@ def test_missing_short_and_flipped_files(folder):
 
 
 def test_checksums_on_request(folder):
-    files = json.loads((folder / "dataset.json").read_text())["files"]
-    for name, entry in files.items():
-        entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    _edit(folder, files=files)
-    Dataset(DataConfig(folder, verify=True))
     path = folder / "span=0" / "bucket=000.arrow"
     flipped = bytearray(path.read_bytes())
     flipped[-100] ^= 1
@@ -85,6 +199,13 @@ def test_checksums_on_request(folder):
     Dataset(DataConfig(folder))
     with pytest.raises(ValueError, match=r"bucket=000\.arrow does not match its checksum"):
         Dataset(DataConfig(folder, verify=True))
+
+
+def test_manifests_are_always_checked(folder):
+    path = folder / "span=2" / "manifest.json"
+    path.write_text(path.read_text().replace("4", "5"))
+    with pytest.raises(ValueError, match=r"span=2/manifest\.json does not match its checksum: prepare the data again"):
+        Dataset(DataConfig(folder))
 
 
 def test_paths_stay_inside(folder):
@@ -95,6 +216,7 @@ def test_paths_stay_inside(folder):
 
 def test_a_table_without_a_column_is_refused_in_one_line(folder):
     dataset = Dataset(DataConfig(folder))
-    with pytest.raises(ValueError, match=r"items\.parquet is no table of a prepared data set") as refusal:
-        dataset.popularity(range(3))
+    pq.write_table(pa.table({"item": [1]}), folder / "items" / "span=1.parquet")
+    with pytest.raises(ValueError, match=r"items/span=1\.parquet is no table of a prepared data set") as refusal:
+        dataset.raw_ids("items", np.arange(3))
     assert "\n" not in str(refusal.value)

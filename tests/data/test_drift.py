@@ -1,6 +1,5 @@
 """Generated interactions agree with their truth, and both are functions of the options alone."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig, PlantedDrift
 from dist_imsr.data.prepare import PrepareConfig, prepare
+from tests.data.slow_preparation import names_of, read
 
 SPANS = 3
 SMALL = DriftConfig(users=1500, items=3000, clusters=30, interactions=[45_000, 15_000], noise=0.0, seed=4)
@@ -94,19 +93,21 @@ def prepared(tmp_path_factory):
     return folder, prepare(config, Console(quiet=True))
 
 
-def test_prepared_truth_has_dense_ids(prepared):
+def test_prepared_truth_has_the_ids_of_the_data(prepared):
     folder, manifest = prepared
-    drift, dataset = PlantedDrift(SMALL, 0.5, SPANS), Dataset(DataConfig(folder, verify=True))
-    assert manifest["span_edges"] == drift.edges.tolist()
+    drift = PlantedDrift(SMALL, 0.5, SPANS)
+    assert [entry["first_second"] for entry in manifest["spans"]] == drift.edges[:-1].tolist()
+    assert manifest["spans"][-1]["end_second"] == drift.edges[-1] + 1
     assert manifest["options"]["drift"]["users"] == 1500
-    users, items = (pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("users", "items"))
+    prepared = read(folder)
+    users, items = (names_of(prepared, table) for table in ("users", "items"))
     truth = pq.read_table(folder / "truth_users.parquet").to_pydict()
     cluster = pq.read_table(folder / "truth_items.parquet")["cluster"].to_numpy()
-    np.testing.assert_array_equal(cluster, drift.clusters[items["raw"]])
+    np.testing.assert_array_equal(cluster, drift.clusters[[*items.values()]])
     planted = [drift.interests(chunk) for chunk in range(drift.chunks)]
-    assert len(users["raw"]) < SMALL.users  # min_interactions removed some, and their truth
+    assert len(users) < SMALL.users  # min_interactions removed some, and their truth
     expected = []
-    for user, raw in zip(users["user"], users["raw"], strict=True):
+    for user, raw in users.items():
         one = planted[raw // 1024]
         at = raw % 1024
         expected += [
@@ -114,11 +115,9 @@ def test_prepared_truth_has_dense_ids(prepared):
         ]
     assert list(zip(truth["user"], truth["cluster"], truth["span"], strict=True)) == sorted(expected)
     birth_span = {(user, c): span for user, c, span in expected}
-    for span, bucket in itertools.product(range(dataset.spans), range(dataset.buckets)):
-        sequences = dataset.sequences(span, bucket)
-        owners = sequences.users.repeat(np.diff(sequences.offsets))
-        for user, item in zip(owners.tolist(), sequences.items.tolist(), strict=True):
-            assert birth_span[user, cluster[item]] <= span
+    for (span, _), sequences in prepared["sequences"].items():
+        for user, sequence in sequences.items():
+            assert all(birth_span[user, cluster[item]] <= span for item, _, _ in sequence)
 
 
 def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
@@ -126,7 +125,8 @@ def test_the_same_options_give_the_same_bytes(prepared, tmp_path):
     config = PrepareConfig(
         source="drift", output=tmp_path / "data", drift=SMALL, spans=SPANS, min_interactions=20, buckets=4, threads=1
     )
-    assert prepare(config, Console(quiet=True))["files"] == manifest["files"]
+    again = prepare(config, Console(quiet=True))
+    assert [again[key] for key in ("spans", "files")] == [manifest[key] for key in ("spans", "files")]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The prepared folder equals that of a slow preparation in plain Python; errors leave nothing behind."""
 
 import csv
-import hashlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -12,7 +10,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -31,84 +29,21 @@ from dist_imsr.data.raw_formats import TAOBAO_WINDOW
 from dist_imsr.data.sources import ColumnsConfig
 from dist_imsr.data.writer import SpanWriter
 from launch.prepare import main
+from tests.data.slow_preparation import Row, read, shared_edges, slowly
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY.parent / "shared" / "data" / "taobao" / "UserBehavior.csv"
 FIRST, LAST = TAOBAO_WINDOW
 POSITIONS = ColumnsConfig(user="0", item="1", time="2")
 
-Row = tuple[Any, Any, int]  # user, item, time
-Sequences = dict[tuple[int, int], dict[int, list[tuple[int, int, bool]]]]  # span, bucket -> user -> item, time, met
-
 
 def quietly(config: PrepareConfig) -> dict[str, Any]:
     return prepare(config, Console(quiet=True))
 
 
-def slowly(rows: Sequence[Row], min_interactions: int, alpha: float, spans: int, buckets: int) -> dict[str, Any]:
-    """Design.md section 6, one row at a time."""
-    counts = Counter(user for user, _, _ in rows)
-    kept = sorted(
-        (row for row in rows if counts[row[0]] >= min_interactions), key=lambda row: row[2]
-    )  # stable: ties stay
-    of_item = Counter(item for _, item, _ in kept)
-    first, last = kept[0][2], kept[-1][2]
-    pretraining = Fraction(str(alpha)) * (last - first)
-    width = (last - first - pretraining) / spans
-    exact = [first, *(first + pretraining + width * span for span in range(spans + 1))]
-    items: dict[Any, int] = {}
-    first_times: list[int] = []
-    users_of: dict[int, dict[Any, None]] = {bucket: {} for bucket in range(buckets)}
-    for user, item, when in kept:
-        if item not in items:
-            items[item] = len(items)
-            first_times.append(when)
-        users_of[int(hashlib.md5(str(user).encode()).hexdigest()[:16], 16) % buckets].setdefault(user)
-    users = {user: number for number, user in enumerate(user for own in users_of.values() for user in own)}
-    bucket_of = {user: bucket for bucket, own in users_of.items() for user in own}
-    sequences: Sequences = {(span, bucket): defaultdict(list) for span in range(spans + 1) for bucket in range(buckets)}
-    met: dict[tuple[int, int], int] = {}
-    known = [0] * (spans + 1)
-    for user, item, when in kept:
-        span = max(span for span in range(spans + 1) if when >= exact[span])
-        met.setdefault((users[user], items[item]), span)
-        entry = (items[item], when, met[users[user], items[item]] < span)
-        sequences[span, bucket_of[user]][users[user]].append(entry)
-        known[span] = max(known[span], items[item] + 1)
-    return {
-        "span_edges": [math.ceil(edge) for edge in exact],
-        "items_by_span": [max(known[: span + 1]) for span in range(spans + 1)],
-        "bucket_offsets": np.cumsum([0, *map(len, users_of.values())]).tolist(),
-        "users": [(number, user, bucket_of[user], counts[user]) for user, number in users.items()],
-        "items": [(number, item, first_times[number], of_item[item]) for item, number in items.items()],
-        "sequences": {key: dict(value) for key, value in sequences.items()},
-    }
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """A prepared folder in the format of `slowly`."""
-    manifest = json.loads((folder / "dataset.json").read_text())
-    sequences: Sequences = {}
-    for span in range(len(manifest["items_by_span"])):
-        for bucket in range(len(manifest["bucket_offsets"]) - 1):
-            path = folder / f"span={span}" / f"bucket={bucket:03d}.arrow"
-            with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-                assert file.num_record_batches == 1
-                batch = file.get_batch(0)
-            users = batch["user"].to_pylist()
-            assert users == sorted(users)
-            lists = zip(*(batch[name].to_pylist() for name in ("items", "times", "met_before")), strict=True)
-            rows = [list(zip(*columns, strict=True)) for columns in lists]
-            sequences[span, bucket] = dict(zip(users, rows, strict=True))
-    users, items = (pq.read_table(folder / f"{name}.parquet") for name in ("users", "items"))
-    assert users.column_names == ["user", "raw", "bucket", "interactions"]
-    assert items.column_names == ["item", "raw", "first_time", "interactions"]
-    return {
-        **{key: manifest[key] for key in ("span_edges", "items_by_span", "bucket_offsets")},
-        "users": list(zip(*(column.to_pylist() for column in users.columns), strict=True)),
-        "items": list(zip(*(column.to_pylist() for column in items.columns), strict=True)),
-        "sequences": sequences,
-    }
+def record_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the last preparation."""
+    return manifest["preparations"][-1]
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
@@ -130,21 +65,29 @@ logs = st.lists(
     min_size=1,
     max_size=60,
 )
+cuts = st.one_of(  # alpha and spans, or edges
+    st.tuples(st.sampled_from([0.5, 0.1, 1 / 3, 0.9]), st.integers(1, 4)),
+    st.lists(st.integers(1, 45), min_size=1, max_size=4, unique=True).map(sorted),
+)
 
 
 @settings(max_examples=40, deadline=None)
-@example(rows=[("a", "x", 5), ("b", "y", 5), ("a", "y", 0), ("b", "x", 9)], least=1, alpha=0.5, spans=1, buckets=1)
-@given(
-    rows=logs,
-    least=st.integers(1, 4),
-    alpha=st.sampled_from([0.5, 0.1, 1 / 3, 0.9]),
-    spans=st.integers(1, 4),
-    buckets=st.integers(1, 4),
+@example(
+    rows=[("a", "x", 5), ("b", "y", 5), ("a", "y", 0), ("b", "x", 9)], least=1, cut=(0.5, 1), buckets=1, so_far=False
 )
-def test_equals_a_slow_preparation(rows: list[Row], least: int, alpha: float, spans: int, buckets: int) -> None:
-    assume(max(Counter(user for user, _, _ in rows).values()) >= least)
-    expected = slowly(rows, least, alpha, spans, buckets)
-    assume(len(set(expected["span_edges"])) == spans + 2)
+@example(rows=[("a", "x", 0), ("a", "y", 0), ("b", "x", 9)], least=2, cut=[5, 10], buckets=1, so_far=True)
+@given(rows=logs, least=st.integers(1, 4), cut=cuts, buckets=st.integers(1, 4), so_far=st.booleans())
+def test_equals_a_slow_preparation(
+    rows: list[Row], least: int, cut: tuple[float, int] | list[int], buckets: int, so_far: bool
+) -> None:
+    inside = [row for row in rows if row[2] < cut[-1]] if isinstance(cut, list) else rows
+    assume(max(Counter(user for user, _, _ in inside).values(), default=0) >= least)
+    if isinstance(cut, list):
+        first = min(when for *_, when in rows)
+        edges, options = [first, *cut] if first < cut[0] else None, {"span_edges": [*map(str, cut)]}
+    else:
+        edges, options = shared_edges(rows, least, *cut), {"alpha": cut[0], "spans": cut[1]}
+    assume(edges is not None)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "prepared")
         config = PrepareConfig(
@@ -153,24 +96,15 @@ def test_equals_a_slow_preparation(rows: list[Row], least: int, alpha: float, sp
             output=output,
             columns=POSITIONS,
             min_interactions=least,
-            alpha=alpha,
-            spans=spans,
+            count_users="so_far" if so_far else "whole_log",
             buckets=buckets,
             threads=1,
+            **options,
         )
-        manifest = quietly(config)
-        assert read(output) == expected
-        lengths = [
-            [len(row) for bucket in range(buckets) for row in expected["sequences"][span, bucket].values()]
-            for span in range(spans + 1)
-        ]
-        assert manifest["interactions_per_span"] == [sum(span) for span in lengths]
-        assert manifest["active_users_per_span"] == [len(span) for span in lengths]
-        trainable = [sum(length == 2 or length >= 4 for length in span) for span in lengths]
-        assert manifest["trainable_users_per_span"] == trainable
-        assert manifest["interactions"] == sum(map(sum, lengths))
-        assert manifest["rows_read"] == len(rows)
-        assert (manifest["users"], manifest["items"]) == (len(expected["users"]), len(expected["items"]))
+        record = record_of(quietly(config))
+        assert read(output) == slowly(inside, edges, least, buckets, so_far)
+        assert (record["rows_read"], record["spans"]) == (len(rows), [0, len(edges) - 2])
+        assert record["left_out"].get("until and later", 0) == len(rows) - len(inside)
 
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason=f"{SAMPLE} is absent")
@@ -179,12 +113,12 @@ def test_taobao_sample(tmp_path: Path) -> None:
     whole = [line for line in lines if len(line) == 5]
     rows = [(int(user), int(item), int(when)) for user, item, _, behaviour, when in whole if behaviour == "pv"]
     inside = [row for row in rows if FIRST <= row[2] <= LAST]
-    expected = slowly(inside, 30, 0.5, 6, 64)
-    manifest = quietly(PrepareConfig(source="taobao", input=SAMPLE, output=tmp_path / "out"))
+    expected = slowly(inside, shared_edges(inside, 30, 0.5, 6), 30, 64)
+    record = record_of(quietly(PrepareConfig(source="taobao", input=SAMPLE, output=tmp_path / "out")))
     assert read(tmp_path / "out") == expected
-    assert manifest["rows_read"] == len(lines)
+    assert record["rows_read"] == len(lines)
     outside = sum(not FIRST <= int(line[4]) <= LAST for line in whole)
-    assert manifest["rejected"] == {"outside the public window": outside, "wrong column count": len(lines) - len(whole)}
+    assert record["rejected"] == {"outside the public window": outside, "wrong column count": len(lines) - len(whole)}
 
 
 def test_ties_keep_the_order_of_a_long_input_whatever_the_machine(tmp_path: Path) -> None:
@@ -208,16 +142,15 @@ def test_ties_keep_the_order_of_a_long_input_whatever_the_machine(tmp_path: Path
         manifests.append(quietly(config))
     assert manifests[0] == manifests[1]  # checksums of all files included
 
-    raw = pq.read_table(tmp_path / "1" / "users.parquet")["raw"].to_numpy()
-    known = pq.read_table(tmp_path / "1" / "items.parquet")["raw"].to_numpy()
     order = np.lexsort((np.arange(n), times, users))
     mine = Dataset(DataConfig(tmp_path / "1", verify=True))
+    known = mine.raw_ids("items", np.arange(mine.items_by_span[-1])).to_numpy()
     sequences: dict[int, list[np.ndarray]] = defaultdict(list)
     for span in range(mine.spans):
         for bucket in range(mine.buckets):
             part = mine.sequences(span, bucket)
-            for place, user in enumerate(part.users):
-                sequences[raw[user]].append(known[part.items[part.offsets[place] : part.offsets[place + 1]]])
+            for place, user in enumerate(mine.raw_ids("users", part.users).to_pylist()):
+                sequences[user].append(known[part.items[part.offsets[place] : part.offsets[place + 1]]])
     prepared = np.concatenate([np.concatenate(sequences[user]) for user in range(3000)])
     assert np.array_equal(prepared, items[order])
     by_time = items[np.argsort(times, kind="stable")]
@@ -226,24 +159,32 @@ def test_ties_keep_the_order_of_a_long_input_whatever_the_machine(tmp_path: Path
 
 
 def test_the_manifest_has_files_options_and_types(tmp_path: Path) -> None:
-    config = PrepareConfig(source="taobao", input=clicks(tmp_path / "log"), output=tmp_path / "a" / "out", buckets=3)
-    manifest = quietly(config)
-    output = tmp_path / "a" / "out"
+    log, output = clicks(tmp_path / "log"), tmp_path / "a" / "out"
+    manifest = quietly(PrepareConfig(source="taobao", input=log, output=output, buckets=3))
     assert json.loads((output / "dataset.json").read_text()) == manifest
-    names = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    assert names == {*manifest["files"], "dataset.json"}
-    for name, entry in manifest["files"].items():
-        content = (output / name).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
-    assert sum(manifest["files"][f"span=0/bucket={bucket:03d}.arrow"]["rows"] for bucket in range(3)) == 5
-    read_as = {"comma, no header, utf-8, times in s": 1}
-    assert manifest["source"] == {"name": "taobao", "input": str(tmp_path / "log"), "read_as": read_as}
-    expected = {"min_interactions": 30, "alpha": 0.5, "spans": 6, "buckets": 3, "behaviours": ["pv"]}
-    assert manifest["options"] == expected
+    assert set(manifest["files"]) == {"waiting/span=6.parquet", "rejected/0000.parquet"}
+    of_span = json.loads((output / "span=0" / "manifest.json").read_text())["files"]
+    buckets = {f"span=0/bucket={bucket:03d}.arrow" for bucket in range(3)}
+    assert set(of_span) == {*buckets, "span=0/item_counts.arrow", "users/span=0.parquet", "items/span=0.parquet"}
+    assert sum(of_span[name]["rows"] for name in buckets) == 5
+    assert (manifest["format_version"], manifest["source"], manifest["n_buckets"]) == (2, "taobao", 3)
+    options = {"min_interactions": 30, "alpha": 0.5, "spans": 6, "buckets": 3, "count_users": "whole_log"}
+    assert manifest["options"] == options | {"behaviours": ["pv"]}
+    assert record_of(manifest) == {
+        "input": [str(log)],
+        "digests": [xxhash.xxh3_128_hexdigest(log.read_bytes())],
+        "from": None,
+        "until": None,
+        "spans": [0, 6],
+        "read_as": {"comma, no header, utf-8, times in s": 1},
+        "rows_read": 200,
+        "rejected": {},
+        "left_out": {},
+    }
     batch = pa.ipc.open_file(str(output / "span=0" / "bucket=000.arrow")).get_batch(0)
-    kinds = [pa.int32(), pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.bool_())]
-    assert batch.schema.types == kinds
-    assert pq.read_schema(output / "items.parquet").types == [pa.int32(), pa.int64(), pa.int64(), pa.int64()]
+    assert batch.schema.types == [pa.int64(), pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.bool_())]
+    types = {table: pq.read_schema(output / table / "span=0.parquet").types for table in ("users", "items")}
+    assert types == {"users": [pa.int64(), pa.int64()], "items": [pa.int32(), pa.int64()]}
     assert sorted(tmp_path.iterdir()) == [tmp_path / "a", tmp_path / "log"]
     assert list((tmp_path / "a").iterdir()) == [output]
 
@@ -257,16 +198,16 @@ def test_rejected_rows_are_counted_and_kept_with_their_lines(tmp_path: Path) -> 
         buckets=2,
         max_bad_fraction=0.1,
     )
-    manifest = quietly(config)
-    assert manifest["rejected"] == {
+    record = record_of(quietly(config))
+    assert record["rejected"] == {
         "wrong column count": 2,
         "empty id": 1,
         "negative time": 1,
         "non-numeric id": 1,
         "outside the public window": 1,
     }
-    assert manifest["rows_read"] == 206
-    kept = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert record["rows_read"] == 206
+    kept = pq.read_table(tmp_path / "out" / "rejected" / "0000.parquet").to_pylist()
     assert [row["line"] for row in kept] == [201, 202, 203, 204, 205, 206]
     assert [row["raw"] for row in kept] == bad
     assert [row["reason"] for row in kept[:3]] == ["outside the public window", "wrong column count", "non-numeric id"]
@@ -275,8 +216,8 @@ def test_rejected_rows_are_counted_and_kept_with_their_lines(tmp_path: Path) -> 
 def test_a_line_that_is_too_long_is_kept_in_part(tmp_path: Path) -> None:
     path = clicks(tmp_path / "log", 200, [f"1,{'2' * 3_000_000},1,pv,{FIRST}"])
     manifest = quietly(PrepareConfig(source="taobao", input=path, output=tmp_path / "out"))
-    assert manifest["rejected"] == {"line too long": 1}
-    [row] = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert record_of(manifest)["rejected"] == {"line too long": 1}
+    [row] = pq.read_table(tmp_path / "out" / "rejected" / "0000.parquet").to_pylist()
     assert row == {"file": str(path), "line": 201, "reason": "line too long", "raw": "1," + "2" * 998}
 
 
@@ -285,8 +226,9 @@ def test_only_the_first_thousand_rejected_rows_are_kept(tmp_path: Path) -> None:
     config = PrepareConfig(
         source="taobao", input=clicks(tmp_path / "log", 200, bad), output=tmp_path / "out", max_bad_fraction=0.9
     )
-    assert quietly(config)["rejected"] == {"negative time": 700, "wrong column count": 700}
-    assert pq.read_table(tmp_path / "out" / "rejected.parquet")["line"].to_pylist() == list(range(201, 1201))
+    assert record_of(quietly(config))["rejected"] == {"negative time": 700, "wrong column count": 700}
+    kept = pq.read_table(tmp_path / "out" / "rejected" / "0000.parquet")
+    assert kept["line"].to_pylist() == list(range(201, 1201))
 
 
 def refused(tmp_path: Path, message: str, **changes: Any) -> None:
@@ -325,7 +267,7 @@ def test_time_too_short_for_spans(tmp_path: Path) -> None:
 
 def test_a_bucket_that_exceeds_the_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clicks(tmp_path / "log")
-    monkeypatch.setattr("dist_imsr.data.prepare.BYTES_PER_ROW", 2**23)
+    monkeypatch.setattr("dist_imsr.data.preparation.BYTES_PER_ROW", 2**23)
     refused(
         tmp_path, r"buckets: 1 are too few for memory_limit 256MiB.*use 13 or more", buckets=1, memory_limit="256MiB"
     )
@@ -364,8 +306,9 @@ def test_overwrite_replaces_only_when_complete(tmp_path: Path, monkeypatch: pyte
             quietly(config)
     assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == old
     assert sorted(tmp_path.iterdir()) == [tmp_path / "log", tmp_path / "out"]
-    assert quietly(config)["interactions"] == 150
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["interactions"] == 150
+    new = quietly(config)
+    assert sum(entry["interactions"] for entry in new["spans"]) == 150
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == new
     assert sorted(tmp_path.iterdir()) == [tmp_path / "log", tmp_path / "out"]
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,8 @@ from rich.console import Console
 
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.data.sources import ColumnsConfig
-from tests.data.test_prepare import read, write_csv
+from tests.data.slow_preparation import names_of, read
+from tests.data.test_prepare import record_of, write_csv
 
 T0 = 1_600_000_000
 Row = tuple[str, str, float]
@@ -39,14 +39,14 @@ def prepared(rows: list[Row], **options: Any) -> tuple[list[Row], dict[str, int]
         if not (Path(folder) / "out").exists():
             return None
         found = read(Path(folder, "out"))
-        names = [{number: raw for number, raw, *_ in found[key]} for key in ("users", "items")]
+        names = [names_of(found, table) for table in ("users", "items")]
         kept = [
             (names[0][user], names[1][item], when - T0)
             for _, sequences in sorted(found["sequences"].items())
             for user, sequence in sequences.items()
             for item, when, _ in sequence
         ]
-        return sorted(kept, key=lambda row: row[0]), manifest["left_out"]
+        return sorted(kept, key=lambda row: row[0]), record_of(manifest)["left_out"]
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,9 +111,9 @@ def test_ratings_and_behaviours(tmp_path: Path) -> None:
         spans=1,
     )
     manifest = prepare(config, Console(quiet=True))
-    assert pq.read_table(tmp_path / "out" / "items.parquet")["raw"].to_pylist() == ["x3", "x5", "x9", "x11"]
-    assert manifest["left_out"] == {"other behaviours": 6, "ratings below min_rating": 2}
-    assert manifest["rejected"] == {}
+    assert [*names_of(read(tmp_path / "out"), "items").values()] == ["x3", "x5", "x9", "x11"]
+    assert record_of(manifest)["left_out"] == {"other behaviours": 6, "ratings below min_rating": 2}
+    assert record_of(manifest)["rejected"] == {}
     options = json.loads((tmp_path / "out" / "dataset.json").read_text())["options"]
     assert (options["behaviours"], options["min_rating"]) == (["buy"], 3)
     for source, key in (

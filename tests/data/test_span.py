@@ -92,8 +92,9 @@ def test_epochs_and_seeds_change_the_cuts(dataset):
 
 
 def test_users_who_come_later_change_no_batch(dataset, tmp_path):
-    more = {len(HISTORY) + user: [[], [], [], [1, 2, 3]] for user in range(30)}
-    grown = Dataset(DataConfig(write_dataset(tmp_path, HISTORY | more)))
+    more = {user: [*spans[:3], [0, 1, 2]] for user, spans in HISTORY.items()}
+    more |= {len(HISTORY) + user: [[], [], [], [1, 2, 3]] for user in range(30)}
+    grown = Dataset(DataConfig(write_dataset(tmp_path, more)))
     for read in (lambda data: data.training(epoch=1), lambda data: data.validation(10), lambda data: data.everything()):
         ((few,), (many,)) = (_worlds(one, [0, 8], read) for one in (dataset, grown))
         assert len(few) == len(many) > 1

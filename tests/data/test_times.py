@@ -2,6 +2,7 @@
 
 import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import strategies as st
 
 from dist_imsr.data.times import LATEST_TIME, guess_unit, instant
 
+CONNECTION = duckdb.connect()  # one for all: opening it takes longer than a query
 
-def of(value: str | None, kind: str, unit: str, alternatives: bool = False) -> tuple[Any, Any]:
+
+def of(value: str | None, kind: str, unit: str, alternatives: bool = False, zone: str = "UTC") -> tuple[Any, Any]:
     found = instant("x", kind, unit, alternatives)
     assert found is not None
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    [row] = connection.execute(f"SELECT {found[0]}, {found[1]} FROM (SELECT $1::{kind} AS x)", [value]).fetchall()
+    CONNECTION.execute(f"SET TimeZone = '{zone}'")
+    [row] = CONNECTION.execute(f"SELECT {found[0]}, {found[1]} FROM (SELECT $1::{kind} AS x)", [value]).fetchall()
     return row
 
 
@@ -80,6 +82,58 @@ def test_units(nanos: int, unit: str) -> None:
 )
 def test_formats_and_types(value: str, kind: str, unit: str, expected: int | None) -> None:
     assert of(value, kind, unit)[0] == expected
+
+
+ZONES = ["Asia/Shanghai", "Europe/Berlin", "America/Sao_Paulo"]
+STAMPS = ["TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("day", ["2018-01-20", "2018-03-26", "2018-07-01", "2018-11-04", "2018-11-05"])
+def test_what_names_no_zone_is_in_the_time_zone(zone: str, day: str) -> None:
+    moment = datetime.datetime.fromisoformat(f"{day} 12:34:56").replace(tzinfo=ZoneInfo(zone))
+    begin = datetime.datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).timestamp()
+    text, second = f"{day} 12:34:56", moment.timestamp()
+    found = [of(text, kind, "s", zone=zone)[0] for kind in STAMPS]
+    found += [of(text, "VARCHAR", unit, True, zone)[0] for unit in ("iso", "s", "%Y-%m-%d %H:%M:%S")]
+    assert found == [second] * 7
+    digits = day.replace("-", "")
+    found = [of(day, "DATE", "s", zone=zone)[0], of(day, "VARCHAR", "iso", zone=zone)[0]]
+    found += [of(digits, kind, "%Y%m%d", zone=zone)[0] for kind in ("VARCHAR", "INTEGER")]
+    assert found == [begin] * 4
+
+
+@pytest.mark.parametrize("zone", ["UTC", *ZONES])
+def test_what_names_a_zone_or_counts_seconds_is_in_no_other(zone: str) -> None:
+    for value, kind, unit in (
+        ("2018-07-01T12:34:56Z", "VARCHAR", "iso"),
+        ("2018-07-01 20:34:56+08", "VARCHAR", "iso"),
+        ("2018-07-01 20:34:56 Asia/Shanghai", "VARCHAR", "iso"),
+        ("01.07.2018 20:34:56 +0800", "VARCHAR", "%d.%m.%Y %H:%M:%S %z"),
+        ("2018-07-01 12:34:56+00", "TIMESTAMP WITH TIME ZONE", "s"),
+        ("2018-07-01 12:34:56+00", "TIMESTAMPTZ_NS", "s"),
+        ("1530448496", "BIGINT", "s"),
+        ("1530448496", "VARCHAR", "s"),
+    ):
+        assert of(value, kind, unit, zone=zone)[0] == 1530448496
+
+
+def test_hours_that_a_clock_skips_or_repeats() -> None:
+    # 02:30 was not there on 2020-03-29; on 2020-10-25 it came twice, and the second one counts.
+    for text, expected in (("2020-03-29 02:30", "2020-03-29T01:30Z"), ("2020-10-25 02:30", "2020-10-25T01:30Z")):
+        for kind in ("VARCHAR", "TIMESTAMP", "TIMESTAMP_NS"):
+            second = datetime.datetime.fromisoformat(expected).timestamp()
+            assert of(text, kind, "iso", zone="Europe/Berlin")[0] == second
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP_NS", "TIMESTAMPTZ_NS"])
+@pytest.mark.parametrize("zone", ["UTC", *ZONES])
+def test_nanoseconds_are_not_rounded(kind: str, zone: str) -> None:
+    mark = "+00" if "TZ" in kind else ""
+    second, nanos = of(f"2018-07-01 12:34:56.999999999{mark}", kind, "s", zone=zone)
+    assert (second, nanos) == (of(f"2018-07-01 12:34:56{mark}", kind, "s", zone=zone)[0], 999999999)
+    assert of(f"1969-12-30 23:59:59.999999999{mark}", kind, "s", zone=zone)[0] < 0
+    assert of(None, kind, "s", zone=zone) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["BOOLEAN", "FLOAT", "TIME", "BLOB", "INTERVAL"])

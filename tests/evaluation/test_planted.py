@@ -118,16 +118,14 @@ def test_a_run_is_compared_with_its_truth(run, tmp_path, capsys):
 
 
 def test_exports_hold_every_item_and_interest_once(run):
-    def column(pattern, name):
-        tables = [pa.ipc.open_file(path).read_all() for path in sorted(run.glob(pattern))]
-        assert len(tables) == 2
-        return [table[name].to_pylist() for table in tables]
+    def columns(pattern, name):
+        return [pa.ipc.open_file(path).read_all()[name].to_pylist() for path in sorted(run.glob(pattern))]
 
-    items = list(itertools.chain(*column("spans/span=2/items-*.arrow", "item")))
-    assert items == list(range(len(items)))
-    parts = column("spans/span=2/interests-*.arrow", "user")
-    assert all(users == sorted(users) for users in parts)
-    assert set(parts[0]).isdisjoint(parts[1])
+    first, second = columns("spans/span=2/items-*.arrow", "item")
+    assert first + second == list(range(len(first) + len(second)))
+    for rank, users in enumerate(columns("spans/span=2/interests-*.arrow", "user")):
+        assert users == sorted(users)
+        assert {user % 4 for user in users} == {2 * rank, 2 * rank + 1}
     assert not list(run.glob("spans/.*"))
 
 
