@@ -33,8 +33,7 @@ class Commands:
         if config.input is not None:
             period = {"from": config.from_, "until": config.until}
             stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
-            append = _resolved("append", PrepareConfig, [*config.append, f"--append={config.data}", *stated])
-            self.append = replace(append, input=config.input)
+            self.append = replace(self._of_data(*stated), input=config.input)
         places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
         self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
         """For train.py."""
@@ -52,6 +51,13 @@ class Commands:
             require_faiss()
             self.export = _resolved("publish.export", ExportConfig, [*export, *self._of_run("export")])
             require(self.export.span is None, "publish.export: span", self.export.span, "none: the newest is published")
+
+    def retire(self, before: int) -> PrepareConfig:
+        """For prepare.py: keeps the rows of the spans from one on."""
+        return self._of_data(f"--retire_before={before}")
+
+    def _of_data(self, *arguments: str) -> PrepareConfig:
+        return _resolved("append", PrepareConfig, [*self.config.append, f"--append={self.config.data}", *arguments])
 
     def _of_run(self, name: str) -> list[str]:
         folder = self.config.published

@@ -95,7 +95,8 @@ class _Refresh:
         objection = quality.objection if quality is not None else None
         if objection is None:
             self._publish(dataset, stored)
-        else:
+        self._retire(dataset)
+        if objection is not None:
             raise Stopped(f"not published: {objection}", HELD)
 
     def _append(self) -> None:
@@ -180,6 +181,12 @@ class _Refresh:
     ) -> Callable[[Path], None]:
         """A function that takes a step which writes to a path."""
         return lambda output: self.steps.run(command.__name__, command, replace(config, output=output), ranks)
+
+    def _retire(self, dataset: Dataset) -> None:
+        """Deletes the rows of old spans, which are trained."""
+        before = dataset.spans - (self.config.keep_spans or dataset.spans)
+        if before > dataset.first_kept:
+            self.steps.run("retire", steps.prepare, self.commands.retire(before))
 
     def _report_published(self) -> None:
         path = current(self.config.published)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dist_imsr.benchmarks.ranks import LocalRanks
+from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import prepare
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.index import export
@@ -234,6 +235,22 @@ def test_only_users_who_changed_after_the_publication_before(days, first, taken,
         users.append(set(recommendations["user"].to_pylist()))
     assert users[1] == {row.split(",")[0] for row in days[3].read_text().splitlines()[1:]}
     assert not users[0] <= users[1]
+
+
+def test_rows_of_old_spans_are_retired_once_they_are_trained(days, first, taken, capsys):
+    config = replace(first, publish=PublishConfig(recommend=["--top=5"]), keep_spans=2)
+    for span in (2, 3):
+        taken.clear()
+        _, line = _refresh(replace(config, input=days[: span + 1]), capsys)
+        assert [*line["seconds"]][-1] == "retire"
+        dataset = Dataset(DataConfig(config.data))
+        assert (dataset.spans, dataset.first_kept) == (span + 1, span - 1)
+        assert not [*config.data.glob(f"span={span - 2}/bucket=*")]
+        assert [*config.data.glob(f"span={span - 1}/bucket=*")]
+    assert _refresh(config, capsys)[1]["outcome"] == "unchanged"
+    judged = replace(config, input=days[4], refresh=QualityConfig("hr@5", min_ratio=100.0))
+    assert _refresh(judged, capsys)[0] == 3
+    assert Dataset(DataConfig(config.data)).first_kept == 3  # it is trained, though not published
 
 
 def test_nothing_is_published_without_a_section(days, first, taken, capsys):
