@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from dist_imsr.checks import require
 from dist_imsr.config import resolve
+from dist_imsr.data.dataset import read_manifest
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.evaluation.index import ExportConfig, require_faiss
 from dist_imsr.evaluation.metrics import Metrics
@@ -28,6 +29,7 @@ class Commands:
 
     def __init__(self, config: RefreshConfig) -> None:
         self.config = config
+        read_manifest(config.data)  # refuses a folder without data
         self.append: PrepareConfig | None = None
         """For prepare.py, with the files as they are named; None without any."""
         if config.input is not None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.input_files import find_files
@@ -58,8 +59,9 @@ def refresh(config: RefreshConfig) -> int:
 
 
 def _refresh(config: RefreshConfig, report: Report) -> None:
-    ranks = read_topology().world_size
+    ranks, count = read_topology().world_size, devices.device_count()
     require(ranks == 1, "ranks", ranks, "one process that starts the others: use python")
+    require(not 0 < count < config.ranks, "ranks", config.ranks, f"at most {count}, a device each")
     commands = Commands(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with locked(config.run_dir / LOCK, f"run_dir: another refresh of {config.run_dir} is at work; wait for it"):
