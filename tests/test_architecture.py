@@ -28,6 +28,7 @@ BELOW = {
     "strategies": {"model", "data", "distributed", "evaluation"},
     "training": {"model", "data", "distributed", "evaluation", "strategies"},
     "comparison": {"model", "data", "distributed", "evaluation", "strategies", "training"},
+    "refresh": {"model", "data", "distributed", "evaluation", "strategies", "training"},
     "planning": {"model", "data", "distributed", "evaluation", "strategies", "training"},
     "benchmarks": {"model", "data", "distributed", "evaluation", "strategies", "training", "planning"},
 }

@@ -1,5 +1,6 @@
 """Exports item embeddings and interests with raw ids, and a FAISS index with its recall."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.writer import write_table
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, connect, read_topology
 from dist_imsr.evaluation.exported import Origin
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.ranking import RankingConfig
@@ -84,10 +85,32 @@ class ExportConfig:
 
 def require_faiss() -> None:
     """Raises a ValueError that names the package to install, if FAISS is missing."""
-    try:
-        import faiss  # noqa: F401
-    except ImportError:
-        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'") from None
+    if importlib.util.find_spec("faiss") is None:
+        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'")
+
+
+def export_run(config: ExportConfig) -> str:
+    """Exports a run's last exported span, or the one that is named, as launch/export.py does.
+
+    Args:
+        config: the run and the output.
+
+    Returns:
+        A line about what was exported.
+
+    Raises:
+        ValueError: naming the key or the file, or the package that is missing; for more than one rank.
+    """
+    require_faiss()
+    ranks = read_topology().world_size
+    require(ranks == 1, "ranks", ranks, "one: an index lives on one machine; use python")
+    finished = FinishedRun(config.run_dir, config.data)
+    done = export(config, finished, finished.resolve_span(config.span), connect())
+    return (
+        f"{config.output}: {done['items']:,} items, {done['interests']:,} interests of {done['users']:,} users after "
+        f"span {done['span']}; the index finds {done[f'recall@{config.top}']:.4f} of the exact top {config.top} "
+        f"({done['sampled_users']:,} users)"
+    )
 
 
 def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Trainer:
         """
         report, span = self.progress.untested, self.progress.span
         if report is not None and span < self.dataset.spans:
+            logs.at(span - 1, self.progress.steps)
             self._record(span - 1, report | self.test(span))
 
     def test(self, span: int) -> dict[str, Any]:
