@@ -3,6 +3,8 @@
 import csv
 import io
 import shutil
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.console import Console
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.drift import DriftConfig
 from dist_imsr.data.prepare import PrepareConfig, prepare
+from launch.prepare import main
 from tests.kills import contents, killed_at
 
 DAY = 86_400
@@ -247,6 +250,24 @@ def test_what_cannot_be_forgotten(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"forget_users.*none without append"):
         PrepareConfig(source="csv", output=tmp_path / "new", forget_users=tmp_path / "users.txt")
     assert contents(data) == before
+
+
+def test_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone.csv").write_text("user,reason\nalice,asked for it\n")
+    arguments = ["--append", data, "--forget_users", tmp_path / "gone.csv", "--retire_before", 1]
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main() == 0
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.splitlines() == [
+        "forgot 1 user: 6 rows (span 0: 2, span 1: 2, span 2: 2), 0 waiting rows, 2 rejected rows",
+        "what was published before, and runs that are not named with --run_dir, may still hold these users",
+        "retired 6 rows before span 1",
+        f"written to {data}",
+    ]
 
 
 def forget_alice(data: Path) -> None:
