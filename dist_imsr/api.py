@@ -26,7 +26,8 @@ from dist_imsr.evaluation.retest import EvaluateConfig, evaluate_run
 from dist_imsr.launcher import RankInfo, rank_info, variables_of_ranks
 from dist_imsr.processes import free_port
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.run import check_last_checkpoint, run_training
+from dist_imsr.training.forget import forgetting_in_runs
+from dist_imsr.training.run import run_training
 
 __all__ = [
     "EvaluateConfig",
@@ -52,7 +53,9 @@ def prepare(config: PrepareConfig) -> Path:
     Raises:
         ValueError: naming key, file or row.
     """
-    prepare_data(config, Console(stderr=True))
+    console = Console(stderr=True)
+    with forgetting_in_runs(config, console):
+        prepare_data(config, console)
     return config.append or config.output  # type: ignore[return-value]  # it has one of them
 
 
@@ -71,12 +74,9 @@ def train(config: TrainConfig) -> pa.Table:
         Stopped: if the last checkpoint could not be written.
     """
     with _single_process():
-        trainer = run_training(config)
-        check_last_checkpoint(trainer)
-        lines = pa.Table.from_pylist(trainer.progress.lines)
-        trainer.model.engine.close()
-        del trainer  # its model goes before the process group does
-        return lines
+        outcome = run_training(config)
+        outcome.check()
+        return pa.Table.from_pylist(outcome.lines)
 
 
 def evaluate(config: EvaluateConfig) -> pa.Table:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,8 @@ import xxhash
 _DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
 
 
-class NewerFormat(ValueError):
-    """The file was written by a newer version of this package."""
+class OtherFormat(ValueError):
+    """The file was written by another version of this package, in another format."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -65,6 +66,15 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes a second name of a file, or a flushed copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        sync_files([target])
 
 
 class HashedFile:
@@ -130,13 +140,13 @@ def check_version(path: Path, found: object, newest: int) -> None:
         newest: the last version that this package reads.
 
     Raises:
-        NewerFormat: if it is newer.
+        OtherFormat: if it is newer.
         ValueError: if it is no version at all.
     """
     if not isinstance(found, int) or found < 1:
         raise ValueError(f"{path} has no format version")
     if found > newest:
-        raise NewerFormat(f"{path} has format {found}; this version reads up to {newest}: upgrade dist_imsr")
+        raise OtherFormat(f"{path} has format {found}; this version reads up to {newest}: upgrade dist_imsr")
 
 
 def check_file(manifest: Path, name: str, entry: dict[str, Any], checksum: bool) -> None:

@@ -1,10 +1,11 @@
 """Prepares a raw log of interactions for training: cuts it into spans of time and buckets of users, out of core.
 
-``--append FOLDER`` adds a later log to prepared data.
+``--append FOLDER`` changes prepared data: it adds a later log, retires old spans, or forgets users.
 """
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +23,15 @@ def main() -> int:
     config = parse(PrepareConfig, description=__doc__)
 
     def work(console: Console) -> None:
-        report(prepare(config, console), output_console())
+        runs: AbstractContextManager[None] = nullcontext()
+        if config.run_dirs:
+            from dist_imsr.training.forget import forgetting_in_runs  # with torch, which takes seconds to import
+
+            runs = forgetting_in_runs(config, console)
+        with runs:
+            manifest = prepare(config, console)
+        if config.reads_log:
+            report(manifest, output_console())
         console.print(f"written to {config.append or config.output}", highlight=False, soft_wrap=True)
 
     return run_writer("prepare.py", work)

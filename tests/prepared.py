@@ -37,9 +37,13 @@ def drawn_history(users: int = 40, items: int = 60, spans: int = 4, longest: int
     return dict(enumerate(drawn))
 
 
-def write_dataset(folder: Path, history: History, buckets: int = 8) -> Path:
-    """Writes users, whose ids are their raw ids; user and item ids must appear in the order of spans."""
-    spans = len(history[next(iter(history))])
+def write_dataset(folder: Path, history: History, buckets: int = 8, spans: int | None = None) -> Path:
+    """Writes users, whose ids are their raw ids; user and item ids must appear in the order of spans.
+
+    Of the history's spans only the first ``spans`` are written, all by default; more of them later are an append: the
+    files of a span do not depend on later spans.
+    """
+    spans = spans or len(history[next(iter(history))])
     entries = []
     for span in range(spans):
         before = {user for user in history if _first_span(history[user]) < span}
@@ -106,6 +110,16 @@ def write_dataset(folder: Path, history: History, buckets: int = 8) -> Path:
     }
     (folder / "dataset.json").write_text(json.dumps(manifest))
     return folder
+
+
+def retire_before(folder: Path, span: int) -> None:
+    """Removes the rows of the spans before one."""
+    manifest = json.loads((folder / "dataset.json").read_text())
+    for number, entry in enumerate(manifest["spans"][:span]):
+        entry["retired"] = True
+        for path in (folder / f"span={number}").glob("bucket=*.arrow"):
+            path.unlink()
+    (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
 def _first_span(spans: list[list[int]]) -> int:

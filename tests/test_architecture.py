@@ -28,12 +28,13 @@ BELOW = {
     "strategies": {"model", "data", "distributed", "evaluation"},
     "training": {"model", "data", "distributed", "evaluation", "strategies"},
     "comparison": {"model", "data", "distributed", "evaluation", "strategies", "training"},
+    "refresh": {"model", "data", "distributed", "evaluation", "strategies", "training"},
     "planning": {"model", "data", "distributed", "evaluation", "strategies", "training"},
     "benchmarks": {"model", "data", "distributed", "evaluation", "strategies", "training", "planning"},
 }
 """The rooms that each room may import besides itself."""
 LEAVES_OF_MODEL = {"checks", "keys", "registry"}
-DATA_OF_DISTRIBUTED = {"batch", "jagged"}
+DATA_OF_DISTRIBUTED = {"batch", "jagged", "user_ids"}
 ROOMS_OF_LEAVES = {"preloaded": {"training"}}
 
 REFERENCE = re.compile(r"`(dist_imsr(?:\.\w+)+)(?::(\w+(?:\.\w+)*))?`")

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_imsr.files import HashedFile, NewerFormat, check_file, check_version, write_whole
+from dist_imsr.files import HashedFile, OtherFormat, check_file, check_version, write_whole
 
 
 def test_a_file_is_replaced_atomically(tmp_path):
@@ -76,7 +76,7 @@ def test_names_outside_of_the_folder_are_refused(tmp_path):
 
 def test_versions(tmp_path):
     check_version(tmp_path, 2, 2)
-    with pytest.raises(NewerFormat, match=r"has format 3; this version reads up to 2"):
+    with pytest.raises(OtherFormat, match=r"has format 3; this version reads up to 2"):
         check_version(tmp_path, 3, 2)
     for nothing in (None, "1", 0):
         with pytest.raises(ValueError, match="no format version"):

@@ -14,8 +14,8 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.keys import Compare, keys_of, rules_of
 from dist_imsr.registry import extended
-from dist_imsr.strategies import build_strategy
 from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.learnable import check_rows
 
 Result = TypeVar("Result")
 
@@ -144,7 +144,8 @@ class Grid:
 
     def _check(self, config: TrainConfig) -> None:
         config.catalogue.optimizer_on(self.device)
-        build_strategy(config.strategy).check(Dataset(config.data))
+        dataset = Dataset(config.data)
+        check_rows(dataset, config, range(config.training.last(dataset.spans) + 1))
 
 
 def _check_keys(where: str, arguments: Sequence[str], refused: Sequence[Compare]) -> None:

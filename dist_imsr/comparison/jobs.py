@@ -204,7 +204,7 @@ class Jobs:
         return self._pretrainings[folder]
 
     def _identity(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-        return identity(config, dataset.digest_until(dataset.spans - 1), self.device)
+        return identity(config, self.device) | {"data": dataset.digest_until(dataset.spans - 1)}
 
     def _made(
         self, name: str, config: TrainConfig, arguments: list[str], identity: dict[str, Any], needs: Job | None

@@ -53,7 +53,7 @@ class SpanEntry:
         interactions_with_new_items: those with items that no earlier span has.
         interactions_of_returning_users: those of users who are known from an earlier span.
         items: the number of items known by the span's end.
-        users: the number of users known by the span's end, in each bucket.
+        users: the number of users known by the span's end, in each bucket; those who were forgotten count.
         digest: the checksum of the span's manifest as it was first written; it tells one span's data from another's.
         manifest: the entry of the span's manifest now: bytes and sha256.
         met_since: the first span that ``met_before`` looks back to; later than 0 if rows had been retired before.
@@ -211,6 +211,11 @@ class Dataset:
         """The first span whose rows are not retired; those before it are."""
         return sum(entry.retired for entry in self.entries)
 
+    @property
+    def retired_rows(self) -> str:
+        """Which rows are retired, for errors."""
+        return f"the rows before span {self.first_kept} of {self.path} were retired (prepare.py --retire_before)"
+
     @cached_property
     def items_by_span(self) -> list[int]:
         """The number of items known by the end of each span."""
@@ -266,6 +271,16 @@ class Dataset:
     def raw_id_type(self, table: str) -> pa.DataType:
         """The type of the raw ids in the table ``users`` or ``items``."""
         return pq.read_schema(self.path / self.entries[0].ids_file(table)).field("raw").type
+
+    @cached_property
+    def forgotten(self) -> np.ndarray:
+        """The ids of users who were forgotten (prepare.py --forget_users), ``[n]`` int64; they have no raw id."""
+        found = [np.empty(0, np.int64)]
+        for entry in self.entries:
+            if "." in entry.name:
+                users, raw = (self._read(entry.ids_file("users"), column) for column in ("user", "raw"))
+                found.append(users.filter(raw.is_null()).to_numpy())
+        return np.concatenate(found)
 
     def user_ids(self, raw: pa.Array) -> np.ndarray:
         """Maps raw ids of users to ids.
@@ -370,5 +385,7 @@ def _command_of(manifest: dict[str, Any], folder: Path) -> str:
 def _open(path: Path) -> pa.RecordBatch:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error

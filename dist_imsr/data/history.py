@@ -7,6 +7,12 @@ from torchrec import JaggedTensor
 from dist_imsr.data.dataset import Dataset
 
 
+def active_users(dataset: Dataset, buckets: range, spans: range) -> np.ndarray:
+    """The users of some buckets with interactions in any of some spans, ``[n]`` distinct ids, ascending."""
+    users = [dataset.sequences(span, bucket).users for span in spans for bucket in buckets]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *users]))
+
+
 class History:
     """Looks up the items of users in the spans up to one; the data stay on disk.
 
@@ -14,12 +20,13 @@ class History:
         dataset: the prepared data.
         buckets: the users' buckets.
         span: the last span that counts.
+        first: the first span that counts.
     """
 
-    def __init__(self, dataset: Dataset, buckets: range, span: int) -> None:
+    def __init__(self, dataset: Dataset, buckets: range, span: int, first: int = 0) -> None:
         self._n_buckets, self._first = dataset.buckets, buckets.start
         self._items = dataset.items_by_span[span]
-        self._files = [[dataset.sequences(earlier, bucket) for earlier in range(span + 1)] for bucket in buckets]
+        self._files = [[dataset.sequences(earlier, bucket) for earlier in range(first, span + 1)] for bucket in buckets]
 
     def __call__(self, users: torch.Tensor) -> JaggedTensor:
         """Looks up users.

@@ -1,14 +1,6 @@
-"""Prepares a raw log as a data set of spans, and adds later logs to it.
+"""Prepares a raw log as a data set of spans, adds later logs to it, and takes rows out of it."""
 
-``dataset.json`` is the only file that is ever replaced, by one rename: before it, a data set is what it was, and files
-that it does not name are leftovers, which the next command that writes removes.
-"""
-
-import contextlib
-import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,11 +11,14 @@ from rich.console import Console
 
 from dist_imsr.checks import require
 from dist_imsr.config import plain, section_of
+from dist_imsr.data.changes import changing, commit, write_manifest_file
 from dist_imsr.data.dataset import FORMAT_VERSION, MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
+from dist_imsr.data.retire import retire
 from dist_imsr.data.sources import SourceConfig, input_files
+from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
-from dist_imsr.files import locked, sync_files, write_whole
 
 _LEAST_MEMORY = 256 * 2**20
 # What is said of each log anew; the other options are those of the data set.
@@ -78,6 +73,12 @@ class PrepareConfig(MachineOptions, SourceConfig):
         count_users: which rows count for min_interactions: those of the whole_log, as in the paper, or only those
             so_far, as in an append: then a user's rows wait until there are enough, and enter the span of the row that
             completes them.
+        retire_before: with append, the first span whose rows stay: those of the spans before it are deleted. Counts and
+            ids stay.
+        forget_users: with append, a file of raw user ids, as for launch/recommend.py: all that the data set holds of
+            these users is removed, but for the numbers of interactions of items. Ids that are not there are counted.
+        run_dir: with forget_users, the folders of runs that were trained on the data: the users' interests are removed
+            from their checkpoints and exported spans.
     """
 
     source: str = ""
@@ -86,20 +87,40 @@ class PrepareConfig(MachineOptions, SourceConfig):
     append: Path | None = None
     late: Literal["reject", "into_next"] = "reject"
     count_users: Literal["whole_log", "so_far"] = "whole_log"
+    retire_before: int | None = None
+    forget_users: Path | None = None
+    run_dir: list[Path] | Path | None = None
 
     def __post_init__(self) -> None:
         if self.append is None:
             require(self.output is not None, "output", None, "a folder to write, or --append FOLDER")
             require(self.late == "reject", "late", self.late, "reject, if nothing is appended")
+            for key in ("retire_before", "forget_users"):
+                require(getattr(self, key) is None, key, getattr(self, key), "none without append")
         else:
             require(self.output is None, "output", str(self.output), "none with append")
             require(not self.overwrite, "overwrite", True, "false with append")
-            self._inherit(read_manifest(self.append))
+            manifest = read_manifest(self.append)
+            self._inherit(manifest)
+            self._check_retired(len(manifest["spans"]))
+        require(
+            self.forget_users is not None or not self.run_dirs, "run_dir", self.run_dir, "none without forget_users"
+        )
         require(bool(self.source), "source", self.source, "the format of the input")
         SourceConfig.__post_init__(self)
         MachineOptions.__post_init__(self)
-        if self.append is not None:
+        if self.append is not None and self.reads_log:
             self._refuse_options_of_the_whole()
+
+    @property
+    def reads_log(self) -> bool:
+        """Whether an input is prepared or appended."""
+        return self.input is not None or (self.retire_before is None and self.forget_users is None)
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """``run_dir`` as a list."""
+        return [] if self.run_dir is None else [self.run_dir] if isinstance(self.run_dir, Path) else self.run_dir
 
     @property
     def late_before(self) -> int | None:
@@ -124,6 +145,11 @@ class PrepareConfig(MachineOptions, SourceConfig):
                 raise ValueError(f"{field.name}: {own!r} is not that of {self.append}, {stored!r}: leave it out")
             setattr(self, field.name, stored)
 
+    def _check_retired(self, spans: int) -> None:
+        if self.retire_before is not None:
+            last = spans if self.reads_log else spans - 1  # what is appended has a span or more
+            require(1 <= self.retire_before <= last, "retire_before", self.retire_before, f"a span from 1 to {last}")
+
     def _refuse_options_of_the_whole(self) -> None:
         wrong = {"drop_repeats": self.drop_repeats == "all", "min_users_per_item": self.min_users_per_item > 1}
         for key, is_wrong in wrong.items():
@@ -142,24 +168,24 @@ _SOURCE_FIELDS = {field.name for field in fields(SourceConfig)}
 
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
-    """Writes the prepared folder of design.md section 6, or adds spans to it.
+    """Writes the prepared folder of design.md section 6, or changes one: adds spans, forgets users, retires spans.
 
     Args:
         config: the input, the options and the output.
         console: for the progress.
 
     Returns:
-        The manifest, as written to ``dataset.json``; the last of its ``preparations`` is this one's record.
+        The manifest, as written to ``dataset.json``; the last of its ``preparations`` is the record of the newest log.
 
     Raises:
         ValueError: naming key, file or row, if the input cannot be read, has too many bad rows, has no user left after
             filtering or cannot be cut into spans, if the output may not be written, if the memory limit is too low, or
             if another process appends; nothing is changed then.
     """
-    input_files(config)  # what is missing is known before anything starts
+    if config.reads_log:
+        input_files(config)  # what is missing is known before anything starts
     if config.append is not None:
-        with changing(config.append) as known:
-            return _append(config, known, console)
+        return _change(config, config.append, console)
     assert config.output is not None
     with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
         entries, files, record = _run(config, folder, None, console)
@@ -176,19 +202,34 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     return manifest
 
 
-def _append(config: PrepareConfig, known: Dataset, console: Console) -> dict[str, Any]:
-    folder = known.path
-    entries, files, record = _run(config, folder, known, console)
-    sync_files([folder / name for entry in entries for name in known.files_of(entry)])
-    sync_files([folder / name for name in files])
-    earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
-    manifest = known.manifest | {
-        "spans": [*known.manifest["spans"], *map(asdict, entries)],
-        "files": earlier | files,
-        "preparations": [*known.manifest["preparations"], record],
-    }
-    write_manifest_file(folder, manifest)
+def _change(config: PrepareConfig, folder: Path, console: Console) -> dict[str, Any]:
+    """Appends, forgets and retires, in this order, each made visible by one rename."""
+    listed, manifest = None, dict[str, Any]()
+    with changing(folder) as known:
+        if config.forget_users is not None:
+            listed = read_user_list(config.forget_users, known, "forget_users")
+        if config.reads_log:
+            manifest = _append(config, known, console)
+        if listed is not None:
+            manifest, forgotten = forget(Dataset(DataConfig(folder)), listed)
+            console.print(forgotten.describe(), highlight=False, soft_wrap=True, markup=False)
+            line = "what was published before, and runs that are not named with --run_dir, may still hold these users"
+            console.print(line, highlight=False, soft_wrap=True)
+        if config.retire_before is not None:
+            manifest, rows = retire(Dataset(DataConfig(folder)), config.retire_before)
+            console.print(f"retired {rows:,} rows before span {config.retire_before}", highlight=False, soft_wrap=True)
     return manifest
+
+
+def _append(config: PrepareConfig, known: Dataset, console: Console) -> dict[str, Any]:
+    entries, files, record = _run(config, known.path, known, console)
+    earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
+    return commit(
+        known,
+        [*known.entries, *entries],
+        files=earlier | files,
+        preparations=[*known.manifest["preparations"], record],
+    )
 
 
 def _run(
@@ -220,44 +261,6 @@ def _run(
     for warning in preparation.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     return result
-
-
-@contextlib.contextmanager
-def changing(folder: Path) -> Iterator[Dataset]:
-    """Locks a data set, and removes what an interrupted change left in its folder, before and after.
-
-    Args:
-        folder: of the data set.
-
-    Yields:
-        The data set as it is.
-
-    Raises:
-        ValueError: if another process is changing it.
-    """
-    with locked(folder / ".lock", f"append: another process is changing {folder}; wait for it"):
-        _remove_leftovers(folder)
-        try:
-            yield Dataset(DataConfig(folder))
-        finally:
-            _remove_leftovers(folder)
-
-
-def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replaces ``dataset.json`` by one rename."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the files that ``dataset.json`` does not name, in the places of a data set's files."""
-    manifest = read_manifest(folder)
-    names = {f"span={entry['name']}" for entry in manifest["spans"]}
-    named = {folder / name for name in names}
-    named |= {folder / table / f"{name}.parquet" for name in names for table in ("users", "items")}
-    named |= {folder / name for name in manifest["files"]}
-    for pattern in ("span=*", "users/*", "items/*", "waiting/*", "rejected/*", "duckdb-*"):
-        for path in set(folder.glob(pattern)) - named:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:

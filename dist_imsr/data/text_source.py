@@ -179,13 +179,13 @@ def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dic
         rating = f"TRY_CAST({cells['rating']} AS DOUBLE)"
         conditions["non-numeric rating"] = f"coalesce(isnan({rating}), TRUE)"
         conditions[f"{LEFT_OUT}ratings below min_rating"] = f"{rating} < {rows.min_rating!r}"
-    if rows.late_before is not None:
-        conditions[f"late: before {date_of(rows.late_before)}"] = f"seconds < {rows.late_before}"
     first, end = rows.period
     if first is not None:
         conditions[f"{LEFT_OUT}before from"] = f"seconds < {first}"
     if end is not None:
         conditions[f"{LEFT_OUT}until and later"] = f"seconds >= {end}"
+    if rows.late_before is not None:
+        conditions[f"late: before {date_of(rows.late_before)}"] = f"seconds < {rows.late_before}"
     return conditions
 
 

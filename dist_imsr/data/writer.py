@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,6 @@ from dist_imsr.files import digest_of
 SEQUENCE_BITS = 32  # the lower bits of a moment: the row's place in the input, which orders rows of the same second
 BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
 _LONGEST_LIST = 2**31 - 1  # the offsets of an Arrow list are int32
-_COUNTED = ("interactions", "active_users", "trainable_users", "split_users", "tested_users")
-_COUNTS = (*_COUNTED, "interactions_with_new_items", "interactions_of_returning_users")
 _NOT_IN_MANIFEST = ("name", "digest", "manifest", "retired")  # what may change later, and what only the manifest gives
 
 
@@ -61,7 +60,7 @@ class SpanWriter:
         self._folder, self._edges, self._items, self._users, self._history = folder, edges, items, users, history
         self.first_span = history.spans if history is not None else 0
         self.spans, self.buckets = len(edges) - 1, users.shape[1]
-        self.counts = {name: np.zeros(self.spans, np.int64) for name in _COUNTS}
+        self.counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self.spans, np.int64))
         self.files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
         self._lock = threading.Lock()  # of the counts
         for name in ("users", "items"):
@@ -127,25 +126,14 @@ class SpanWriter:
         ]
         batch = pa.RecordBatch.from_arrays(columns, ["user", "items", "times", "met_before"])
         self._write_batch(span, f"{self.name(span)}/bucket={bucket:03d}.arrow", batch)
-        lengths = np.diff(starts, append=len(users))
         returning = users[starts] // self.buckets < self._users[span, bucket]
-        split = lengths >= SHORTEST_SPLIT
-        sums = (
-            len(users),
-            len(starts),
-            (lengths - held_out(lengths) >= 2).sum(),
-            split.sum(),
-            (split & returning).sum(),
-        )
+        counts = counts_of(np.diff(starts, append=len(users)), returning)
         with self._lock:
-            for name, count in zip(_COUNTED, sums, strict=True):
+            for name, count in counts.items():
                 self.counts[name][span] += count
-            self.counts["interactions_of_returning_users"][span] += lengths[returning].sum()
 
     def _write_batch(self, span: int, name: str, batch: pa.RecordBatch) -> None:
-        with pa.OSFile(str(self._folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
-            file.write_batch(batch)
-        self.files[span][name] = manifest_entry(self._folder / name, batch.num_rows)
+        self.files[span][name] = write_batch(self._folder, name, batch)
 
     def write_ids(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Writes the raw ids that are new in each span.
@@ -194,6 +182,41 @@ class SpanWriter:
             )
             entries.append(write_manifest(self._folder, entry, self.files[span]))
         return entries
+
+
+def counts_of(lengths: np.ndarray, returning: np.ndarray) -> dict[str, int]:
+    """Counts the interactions of users in a span.
+
+    Args:
+        lengths: ``[n]``, the number of each user's interactions in the span; at least 1.
+        returning: ``[n]`` bool, whether the user is known from an earlier span.
+
+    Returns:
+        Values of fields of `SpanEntry` by name: all that depend on users.
+    """
+    split = lengths >= SHORTEST_SPLIT
+    counts = {
+        "interactions": lengths.sum(),
+        "active_users": len(lengths),
+        "trainable_users": (lengths - held_out(lengths) >= 2).sum(),
+        "split_users": split.sum(),
+        "tested_users": (split & returning).sum(),
+        "interactions_of_returning_users": lengths[returning].sum(),
+    }
+    return {name: int(count) for name, count in counts.items()}
+
+
+def write_batch(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any]:
+    """Writes an Arrow file of one batch; returns its entry in a manifest.
+
+    Args:
+        folder: of the data set.
+        name: the path in it.
+        batch: the rows.
+    """
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+        file.write_batch(batch)
+    return manifest_entry(folder / name, batch.num_rows)
 
 
 def write_manifest(folder: Path, entry: SpanEntry, files: dict[str, dict[str, Any]]) -> SpanEntry:

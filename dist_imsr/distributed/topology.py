@@ -100,7 +100,8 @@ class Topology:
         sizes = [[-(-length * size // 8) * 8 for length, size in zip(each, row_bytes, strict=True)] for each in lengths]
         raw = [column.contiguous().flatten().view(torch.uint8) for column in columns]
         aligned = torch.cat([pad(one, (0, -len(one) % 8)) for one in raw])
-        packed = self.gather(pad(aligned, (0, max(map(sum, sizes)) - len(aligned))))
+        longest = max(8, *map(sum, sizes))  # without any bytes, a view would begin at an odd place
+        packed = self.gather(pad(aligned, (0, longest - len(aligned))))
         return [
             [
                 part[: length * size].view(column.dtype).view(length, *column.shape[1:])

@@ -55,6 +55,18 @@ class EvalConfig:
         require(len(set(self.top)) == len(self.top), "eval.top", self.top, "different numbers")
         require(self.max_users is None or self.max_users >= 1, "eval.max_users", self.max_users, "at least 1")
 
+    def check(self, dataset: Dataset) -> None:
+        """Refuses to leave out items that users met in retired spans.
+
+        Raises:
+            ValueError: with the reason and what to do.
+        """
+        if self.exclude_seen and dataset.first_kept:
+            raise ValueError(
+                f"eval.exclude_seen: a test needs the items of all earlier spans, but {dataset.retired_rows}: prepare "
+                "the whole log again, into another folder, or test without this key"
+            )
+
 
 class Evaluator:
     """Exact tests over the whole catalogue; every method is collective.

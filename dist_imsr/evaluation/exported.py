@@ -1,23 +1,57 @@
 """Reads the Arrow files that a run exports after a span, one from each rank."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
 
+_FORMAT = "2"  # 1 had user ids that later users moved, and no format in its metadata
 
-def read_batch(path: Path) -> pa.RecordBatch:
-    """Opens an exported Arrow file by memory map.
 
-    Raises:
-        ValueError: naming the file, if it cannot be read.
+@dataclass(frozen=True)
+class Origin:
+    """The state that a file was made from, as metadata of the file's schema.
+
+    Args:
+        span: the last trained span.
+        data: the digest of the data up to it.
+        strategy: by name.
+        retrains: whether the span trained a new model, and thus wrote the interests of all users.
     """
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): train again with --training.export every") from error
+
+    span: int
+    data: str
+    strategy: str
+    retrains: bool
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts by key."""
+        return {
+            "format": _FORMAT,
+            "span": str(self.span),
+            "data": self.data,
+            "strategy": self.strategy,
+            "retrains": str(self.retrains),
+        }
+
+    @classmethod
+    def of(cls, path: Path, schema: pa.Schema) -> "Origin":
+        """Reads the metadata of an exported file.
+
+        Raises:
+            ValueError: naming the file, if an older version wrote it.
+        """
+        found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        if found.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path} is of another version of dist_imsr, whose data have other user ids: prepare the data again, "
+                "and train again"
+            )
+        return cls(int(found["span"]), found["data"], found["strategy"], found["retrains"] == str(True))
 
 
 def read_parts(run_dir: Path, span: int, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:
@@ -34,14 +68,16 @@ def read_parts(run_dir: Path, span: int, name: str, dataset: Dataset, remedy: st
         One batch for each rank of the run.
 
     Raises:
-        ValueError: naming the file that is missing or belongs to other data.
+        ValueError: naming the file that is missing, or belongs to other data or another version.
     """
     part, ranks, data = 0, 1, dataset.digest_until(span)
     while part < ranks:
         path = run_dir / "spans" / f"span={span}" / f"{name}-{part:03d}.arrow"
-        batch = read_batch(path)
-        metadata = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
-        if metadata.get("data") != data:
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): train again with --training.export every") from error
+        if Origin.of(path, batch.schema).data != data:
             raise ValueError(f"{path} was written over other data than {dataset.path}: {remedy}")
-        ranks, part = int(metadata["ranks"]), part + 1
+        ranks, part = int(batch.schema.metadata[b"ranks"]), part + 1
         yield batch

@@ -1,6 +1,6 @@
 """Loads the state of a finished run after a span, on any number of ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.exported import read_parts
+from dist_imsr.evaluation.exported import Origin, read_parts
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.extractors import ModelConfig
 
@@ -56,20 +56,25 @@ class FinishedRun:
         """The exported span, or the last one for None.
 
         Raises:
-            ValueError: naming the exported spans, if this one is not among them.
+            ValueError: naming the exported spans, if this one is not among them; naming the data, if they lack it.
         """
         if span is None:
-            return self.spans[-1]
+            span = self.spans[-1]
         if span not in self.spans:
             exported = ", ".join(map(str, self.spans))
             raise ValueError(
                 f"span: {self.folder} holds no span {span}, only {exported}: train with --training.export every"
             )
+        if span >= self.dataset.spans:
+            raise ValueError(
+                f"data: {self.folder} stands behind span {span}, and {self.dataset.path} has {self.dataset.spans} "
+                "spans: name the run's with --data"
+            )
         return span
 
 
 class SpanState:
-    """Interests and item embeddings after a span, sharded over the current ranks; collective.
+    """Interests and item embeddings after a span, sharded over the current ranks, and their `Origin`; collective.
 
     Args:
         run: the run.
@@ -86,6 +91,7 @@ class SpanState:
 
     def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
         self.run, self.span, dim = run, span, run.model.dim
+        self.origin = Origin.of(run.folder, next(self._tables("items")).schema)
         scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
         self.catalogue = Catalogue(scale, [items], dim, run.seed, topology)
         users_per_bucket = run.dataset.locals_by_span[span]
@@ -102,7 +108,8 @@ class SpanState:
             folder = run.folder / "spans" / f"span={span}"
             raise ValueError(f"{folder} does not hold every item once: train again with --training.export every")
         self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
-        owners, vectors = self._part("interests", "user", self.store.owned.owns)
+        forgotten, owns = run.dataset.forgotten, self.store.owned.owns
+        owners, vectors = self._part("interests", "user", lambda users: owns(users) & ~np.isin(users, forgotten))
         self.store.load(torch.from_numpy(self.store.owned.rows(owners)), values=torch.from_numpy(vectors))
 
     def _part(
@@ -110,7 +117,7 @@ class SpanState:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The chosen ids ``[n]`` of all files, ascending, and their vectors ``[n, d]``; reads no other vectors."""
         found, vectors = list[np.ndarray](), list[np.ndarray]()
-        for table in read_parts(self.run.folder, self.span, name, self.run.dataset, "name the run's with --data"):
+        for table in self._tables(name):
             ids = table[key].to_numpy()
             place = choose(ids)
             found.append(ids[place].astype(np.int64))
@@ -118,6 +125,9 @@ class SpanState:
         ids = np.concatenate(found)
         order = ids.argsort(kind="stable")  # an interest is in one file with all others of its user
         return ids[order], np.concatenate(vectors)[order]
+
+    def _tables(self, name: str) -> Iterator[pa.RecordBatch]:
+        return read_parts(self.run.folder, self.span, name, self.run.dataset, "name the run's with --data")
 
 
 def vectors_of(table: pa.RecordBatch) -> np.ndarray:

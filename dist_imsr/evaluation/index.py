@@ -1,5 +1,6 @@
 """Exports item embeddings and interests with raw ids, and a FAISS index with its recall."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.writer import write_table
-from dist_imsr.distributed.topology import Topology
+from dist_imsr.distributed.topology import Topology, connect, read_topology
+from dist_imsr.evaluation.exported import Origin
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.interests import Interests
@@ -58,7 +60,8 @@ class ExportConfig:
         run_dir: the folder of a run that exported spans (--training.export last or every).
         output: a new folder with items.parquet (item, vector), interests.parquet (user, interest, born, vector),
             items.faiss, whose ids are row numbers of items.parquet, and export.json. ``born`` is the span in which an
-            interest was created.
+            interest was created. The metadata of the schemas name the span that the files stand behind, the digest of
+            the data up to it, and the strategy.
         data: folder of the run's prepared data, if it was moved after training.
         span: the trained span; the last exported one by default.
         top: N of recall@N.
@@ -82,10 +85,32 @@ class ExportConfig:
 
 def require_faiss() -> None:
     """Raises a ValueError that names the package to install, if FAISS is missing."""
-    try:
-        import faiss  # noqa: F401
-    except ImportError:
-        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'") from None
+    if importlib.util.find_spec("faiss") is None:
+        raise ValueError("index: the index needs FAISS: pip install 'dist-imsr[export]'")
+
+
+def export_run(config: ExportConfig) -> str:
+    """Exports a run's last exported span, or the one that is named, as launch/export.py does.
+
+    Args:
+        config: the run and the output.
+
+    Returns:
+        A line about what was exported.
+
+    Raises:
+        ValueError: naming the key or the file, or the package that is missing; for more than one rank.
+    """
+    require_faiss()
+    ranks = read_topology().world_size
+    require(ranks == 1, "ranks", ranks, "one: an index lives on one machine; use python")
+    finished = FinishedRun(config.run_dir, config.data)
+    done = export(config, finished, finished.resolve_span(config.span), connect())
+    return (
+        f"{config.output}: {done['items']:,} items, {done['interests']:,} interests of {done['users']:,} users after "
+        f"span {done['span']}; the index finds {done[f'recall@{config.top}']:.4f} of the exact top {config.top} "
+        f"({done['sampled_users']:,} users)"
+    )
 
 
 def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology) -> dict[str, Any]:
@@ -111,12 +136,14 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     partial.mkdir()
     try:
         weight = state.catalogue.flushed_weight()[:items].numpy(force=True)
-        _write_items(partial / "items.parquet", run.dataset, weight)
+        _write_items(partial / "items.parquet", run.dataset, weight, state.origin)
         _write_interests(partial / "interests.parquet", run.dataset, state)
         index = _build(config.index, weight)
         faiss.write_index(index, str(partial / "items.faiss"))
         summary = {
             "span": span,
+            "data": state.origin.data,
+            "strategy": state.origin.strategy,
             "items": items,
             "interests": len(state.store.values),
             "users": int((state.store.counts > 0).sum()),
@@ -130,12 +157,12 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     return summary
 
 
-def _write_items(path: Path, dataset: Dataset, weight: np.ndarray) -> None:
+def _write_items(path: Path, dataset: Dataset, weight: np.ndarray, origin: Origin) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         for first in range(0, len(weight), _ROWS):
             part = weight[first : first + _ROWS]
             raw = dataset.raw_ids("items", np.arange(first, first + len(part)))
-            yield pa.record_batch({"item": raw.combine_chunks(), "vector": _lists(part)})
+            yield pa.record_batch({"item": raw.combine_chunks(), "vector": _lists(part)}, metadata=origin.metadata)
 
     write_table(path, batches())
 
@@ -154,7 +181,8 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
                     "interest": slots[part].int().numpy(),
                     "born": store.birth_span[part].numpy(force=True),
                     "vector": _lists(store.values[part].numpy(force=True)),
-                }
+                },
+                metadata=state.origin.metadata,
             )
 
     write_table(path, batches())

@@ -1,14 +1,16 @@
 """Compares a run with the planted truth of its data: quality of the detector, and recovery of planted interests."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
-from dist_imsr.evaluation.exported import read_batch
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.evaluation.exported import read_parts
 from dist_imsr.evaluation.finished import FinishedRun, vectors_of
 
 
@@ -44,16 +46,18 @@ class Truth:
     of_item: np.ndarray
 
     @classmethod
-    def read(cls, data: Path) -> "Truth":
-        """Reads the truth from a folder of prepared data.
+    def read(cls, dataset: Dataset) -> "Truth":
+        """Reads the truth of prepared data.
 
         Raises:
-            ValueError: naming the file that is missing.
+            ValueError: naming the data, if they have none.
         """
-        for name in ("truth_users", "truth_items"):
-            if not (data / f"{name}.parquet").is_file():
-                raise ValueError(f"{data / name}.parquet is missing: only prepare.py --source drift plants a truth")
-        users, items = pq.read_table(data / "truth_users.parquet"), pq.read_table(data / "truth_items.parquet")
+        paths = {name.partition(".")[0]: dataset.path / name for name in dataset.manifest["files"]}
+        if "truth_users" not in paths:
+            raise ValueError(
+                f"{dataset.path} has no truth_users.parquet: only prepare.py --source drift plants a truth"
+            )
+        users, items = pq.read_table(paths["truth_users"]), pq.read_table(paths["truth_items"])
         return cls(
             users["user"].to_numpy(), users["cluster"].to_numpy(), users["span"].to_numpy(), items["cluster"].to_numpy()
         )
@@ -83,14 +87,13 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
     Raises:
         ValueError: naming the missing file.
     """
-    truth = Truth.read(run.dataset.path)
-    rows, before = [], dict[str, StoredInterests]()
+    truth = Truth.read(run.dataset)
+    rows, before = [], list[StoredInterests]()
     for span in run.spans:
-        folder = run.folder / "spans" / f"span={span}"
-        now = {path.name: _stored_interests(path) for path in sorted(folder.glob("interests-*.arrow"))}
+        now = [_stored_interests(table) for table in _tables(run, span, "interests")]
         planted = truth.until(span)
-        row = {"span": span} | judged(*_detections(folder), planted, span)
-        row |= matched(list(now.values()), _centroids(folder, truth), planted, span, match_cosine)
+        row = {"span": span} | judged(*_detections(run, span), planted, span)
+        row |= matched(now, _centroids(run, span, truth), planted, span, match_cosine)
         rows.append(row | {"moved": _moved(before, now)})
         before = now
     return rows
@@ -173,13 +176,10 @@ def matched(
     }
 
 
-def _moved(before: dict[str, StoredInterests], now: dict[str, StoredInterests]) -> float | None:
+def _moved(before: list[StoredInterests], now: list[StoredInterests]) -> float | None:
     """1 - mean cosine of changed interests; existing interests keep their slots."""
     total, count = 0.0, 0
-    for name, later in now.items():
-        if name not in before:
-            continue
-        earlier = before[name]
+    for earlier, later in zip(before, now, strict=False):
         owner = np.arange(len(earlier.users)).repeat(np.diff(earlier.offsets))
         at = np.searchsorted(later.users, earlier.users[owner])
         slot = np.arange(len(owner)) - earlier.offsets[owner]
@@ -190,15 +190,18 @@ def _moved(before: dict[str, StoredInterests], now: dict[str, StoredInterests]) 
     return 1 - total / count if count else None
 
 
-def _stored_interests(path: Path) -> StoredInterests:
-    table = read_batch(path)
+def _tables(run: FinishedRun, span: int, name: str) -> Iterator[pa.RecordBatch]:
+    return read_parts(run.folder, span, name, run.dataset, "name the run's with --data")
+
+
+def _stored_interests(table: pa.RecordBatch) -> StoredInterests:
     users, first = np.unique(table["user"].to_numpy(), return_index=True)
     return StoredInterests(users, np.append(first, table.num_rows), vectors_of(table))
 
 
-def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _detections(run: FinishedRun, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, the smallest fit of each, and whether the user was ever puzzled."""
-    tables = [read_batch(path) for path in sorted(folder.glob("detections-*.arrow"))]
+    tables = list(_tables(run, span, "detections"))
     user, fit, puzzled = (
         np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
         for name in ("user", "fit", "puzzled")
@@ -209,17 +212,14 @@ def _detections(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return users, fit[order][first], ever
 
 
-def _centroids(folder: Path, truth: Truth) -> np.ndarray:
+def _centroids(run: FinishedRun, span: int, truth: Truth) -> np.ndarray:
     """The mean embedding of each cluster's known items; zero for a cluster without known items."""
-    total, count = None, np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
-    for path in sorted(folder.glob("items-*.arrow")):
-        table = read_batch(path)
-        vectors, clusters = vectors_of(table), truth.of_item[table["item"].to_numpy()]
-        total = np.zeros((len(count), vectors.shape[1])) if total is None else total
-        np.add.at(total, clusters, vectors)
+    count = np.zeros(max(truth.of_item.max(), truth.clusters.max()) + 1)
+    total = np.zeros((len(count), run.model.dim))
+    for table in _tables(run, span, "items"):
+        clusters = truth.of_item[table["item"].to_numpy()]
+        np.add.at(total, clusters, vectors_of(table))
         count += np.bincount(clusters, minlength=len(count))
-    if total is None:
-        raise ValueError(f"{folder} holds no items-*.arrow: train with --training.export every")
     return total / np.maximum(count, 1)[:, None]
 
 

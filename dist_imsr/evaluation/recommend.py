@@ -13,13 +13,13 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History
+from dist_imsr.data.history import History, active_users
 from dist_imsr.data.user_ids import sort_keys
+from dist_imsr.data.user_list import UserList, read_user_list
 from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
-from dist_imsr.evaluation.user_list import UserList, read_user_list
 from dist_imsr.model.interests import Interests
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,18 @@ class RecommendConfig:
     Args:
         run_dir: the folder of a run that exported spans (--training.export last or every).
         output: a Parquet file with user and item (raw ids), score, rank from 1, and interest (the slot of the user's
-            interest with the largest dot product).
+            interest with the largest dot product). The metadata of its schema name the span, the digest of the data up
+            to it, and the strategy.
         users: ``all`` users with interests, or a file of raw user ids as they stand: Parquet or CSV (by name) with a
             column ``user``, else the first column counts; or UTF-8 text with one id per line. The first row of a CSV
             file is a header only if one of its cells is exactly ``user``.
         data: folder of the run's prepared data, if it was moved after training.
         span: the trained span whose model is used; the last exported one by default.
+        since: only users whose interests or history changed after this span: those with interactions in a later one,
+            up to ``span``; all users if the strategy trains new models. With a file of users, those of them.
         top: N.
         exclude_seen: leave out items that a user met up to that span; a user who has met almost all items gets fewer
-            than N rows, or none.
+            than N rows, or none. Retired spans are not left out.
         unknown: for users of the file without interests, because they are not in the data or came later: an error that
             lists them, or skip them and log their number.
         block: users per batch, over all ranks.
@@ -55,6 +58,7 @@ class RecommendConfig:
     users: str = "all"
     data: Path | None = None
     span: int | None = None
+    since: int | None = None
     top: int = 20
     exclude_seen: bool = False
     unknown: Literal["error", "skip"] = "error"
@@ -63,6 +67,7 @@ class RecommendConfig:
     ranking: RankingConfig = field(default_factory=RankingConfig)
 
     def __post_init__(self) -> None:
+        require(self.since is None or self.since >= 0, "since", self.since, "at least 0")
         require(self.top >= 1, "top", self.top, "at least 1")
         require(self.block >= 1, "block", self.block, "at least 1")
         require_file(self.output, "output")
@@ -88,6 +93,8 @@ class Recommended(NamedTuple):
     def describe(self, config: "RecommendConfig") -> str:
         """The line for the end of the command, e.g. ``8 users, span 1: written to recs.parquet``."""
         line = f"{self.users} users, span {self.span}: written to {config.output}"
+        if config.since is not None and not self.users + self.none:
+            return f"{line}; {'nobody' if config.users == 'all' else 'none of them'} changed after span {config.since}"
         counts = []
         if self.fewer:
             counts.append(f"{self.fewer} have fewer than {config.top} items")
@@ -119,6 +126,27 @@ def requested_users(config: RecommendConfig, dataset: Dataset) -> UserList | Non
     return requested
 
 
+def check_rows(config: RecommendConfig, dataset: Dataset, span: int) -> None:
+    """Refuses a ``since`` that is no earlier span, or after which spans were retired.
+
+    Args:
+        config: the run and its options.
+        dataset: its data.
+        span: the exported span.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if config.since is None:
+        return
+    require(config.since <= span, "since", config.since, f"at most {span}, the exported span")
+    if config.since + 1 < dataset.first_kept and config.since < span:
+        raise ValueError(
+            f"since: who changed after span {config.since} is not known, as {dataset.retired_rows}: name a later span, "
+            "or leave it out for all users"
+        )
+
+
 def write_recommendations(config: RecommendConfig) -> Recommended:
     """Writes the output of a run's newest exported span, or of the one that is named; every rank calls it.
 
@@ -132,7 +160,9 @@ def write_recommendations(config: RecommendConfig) -> Recommended:
         ValueError: naming the key, the file or the users.
     """
     run = FinishedRun(config.run_dir, config.data)
-    span, users = run.resolve_span(config.span), requested_users(config, run.dataset)
+    span = run.resolve_span(config.span)
+    check_rows(config, run.dataset, span)
+    users = requested_users(config, run.dataset)
     return recommend(config, run, span, users, connect(config.timeout_seconds))
 
 
@@ -159,7 +189,10 @@ def recommend(
     state = SpanState(run, span, items, topology, config.ranking)
     rows = _rows(config, dataset, state, requested, topology)
     buckets = topology.buckets(dataset.buckets)
-    history = History(dataset, buckets, span) if config.exclude_seen else None
+    first = dataset.first_kept
+    history = History(dataset, buckets, span, first) if config.exclude_seen else None
+    if history is not None and first and topology.rank == 0:
+        logger.warning("exclude_seen: items that users met before span %d are not left out: these are retired", first)
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
     # Per place of a list: the item's embedding twice, and a score and an id from every rank.
     bytes_per_place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
@@ -174,7 +207,8 @@ def recommend(
             seen = history(users) if history else None
             scores, ids = state.ranker.best(interests, items, top, seen)
             matching = best_matching_interest(state, interests, ids)
-            file.write(_table(dataset, users, scores, ids, matching))
+            table = _table(dataset, users, scores, ids, matching)
+            file.write(table.replace_schema_metadata(state.origin.metadata))
             listed = (ids >= 0).sum(1).cpu()
             some = listed > 0
             counts += torch.stack([some.sum(), (some & (listed < config.top)).sum(), (~some).sum()])
@@ -205,6 +239,9 @@ def _rows(
         elif len(unknown) and topology.rank == 0:
             logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
         rows = rows[has_interests[rows]]
+    if config.since is not None and not state.origin.retrains:
+        changed = active_users(dataset, store.owned.buckets, range(config.since + 1, state.span + 1))
+        rows = rows[torch.from_numpy(np.isin(store.owned.users(rows).numpy(), changed))]
     return rows[sort_keys(store.owned.users(rows), dataset.buckets).argsort()]
 
 

@@ -23,7 +23,8 @@ class EvaluateConfig:
     Args:
         run_dir: the folder of a run that exported spans (--training.export last or every).
         data: folder of the run's prepared data, if it was moved after training.
-        span: the trained span whose model is tested; by default all exported ones except the pre-training span.
+        span: the trained span whose model is tested; by default all exported ones except the pre-training span whose
+            next span is not retired.
         per_user: a Parquet file for the metrics of each tested user, for paired tests; needs --span if several spans
             were exported.
         drift_truth: instead, compare the run with the truth that ``prepare.py --source drift`` planted in its data.
@@ -61,12 +62,18 @@ def spans_to_test(config: EvaluateConfig, run: FinishedRun) -> list[int]:
     """The exported spans to test, each of which has a next span.
 
     Raises:
-        ValueError: naming the spans, if there are none or ``per_user`` needs a single one.
+        ValueError: naming the spans, if there are none or ``per_user`` needs a single one; or the retired rows that a
+            test needs.
     """
+    dataset = run.dataset
+    config.eval.check(dataset)
     spans = run.spans if config.span is None else [run.resolve_span(config.span)]
-    spans = [span for span in spans if 0 < span < run.dataset.spans - 1 or span == config.span]
-    if not spans or spans[-1] == run.dataset.spans - 1:
+    testable = range(max(1, dataset.first_kept - 1), dataset.spans - 1)
+    spans = [span for span in spans if span in testable or span == config.span]
+    if not spans or spans[-1] >= dataset.spans - 1:
         raise ValueError(f"span: no span of {run.folder} has one after it to be tested on")
+    if spans[0] + 1 < dataset.first_kept:
+        raise ValueError(f"span: {spans[0]} is tested on span {spans[0] + 1}, but {dataset.retired_rows}")
     if config.per_user and len(spans) > 1:
         raise ValueError(f"span: per_user holds the users of one test; name one of the spans {spans}")
     return spans

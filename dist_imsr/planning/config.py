@@ -73,7 +73,7 @@ class PlanConfig:
         hardware: figures that replace those of the data sheet.
         model: as in launch/train.py, like all sections below.
         strategy: the incremental strategy.
-        training: length and early stopping; training.spans is not read.
+        training: length and early stopping; training.spans and training.until are not read.
         batch: what a step sees.
         catalogue: the item table.
         store: the interest store.

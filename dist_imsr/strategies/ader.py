@@ -11,6 +11,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.jagged import owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
 from dist_imsr.distributed.frozen_model import FrozenModel
@@ -129,6 +130,14 @@ class ADER(Strategy):
         student, teacher = (Candidates(one.positive, one.others[:, known]) for one in (student, teacher))
         # The mean over replayed targets, in a loss whose sum is divided by all of them.
         return self._weight * batch.world_targets / max(batch.world_replayed, 1) * distillation(student, teacher)
+
+    def check(self, dataset: Dataset, spans: range) -> None:
+        """Refuses retired spans, whose sequences the pool holds."""
+        if self.config.pool and spans and dataset.first_kept:
+            raise ValueError(
+                f"strategy.ader.pool: sequences of all earlier spans are replayed, but {dataset.retired_rows}: prepare "
+                "the whole log again, into another folder, or train a run with --strategy.ader.pool 0"
+            )
 
     def state(self) -> dict[str, ShardRows]:
         """The teacher's tensors."""

@@ -92,8 +92,12 @@ class Strategy(ABC):
         """
         return None
 
-    def check(self, dataset: Dataset) -> None:  # noqa: B027 (most strategies take any data)
+    def check(self, dataset: Dataset, spans: range) -> None:  # noqa: B027 (most strategies take any data)
         """Refuses data that the strategy cannot work with, before anything heavy starts.
+
+        Args:
+            dataset: the prepared data.
+            spans: those that will be trained; empty if nothing is left to train.
 
         Raises:
             ValueError: naming the key or the file.

@@ -20,16 +20,17 @@ class InterestCounts:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: Dataset, spans: range) -> None:
         """Refuses a run whose exported spans are incomplete.
 
         Args:
             dataset: of the current run.
+            spans: those that the current run will train.
 
         Raises:
             ValueError: naming the file that is missing or was written over other data.
         """
-        for span in range(dataset.spans - 1):
+        for span in spans:
             for _ in self._parts(dataset, span):
                 pass
 

@@ -53,10 +53,15 @@ class FullRetraining(Strategy):
         trainer.write_back(data, self)
         return trainer.report()
 
-    def check(self, dataset: Dataset) -> None:
-        """Refuses an ``interests_from`` of other data, or without all spans."""
+    def check(self, dataset: Dataset, spans: range) -> None:
+        """Refuses retired spans, and an ``interests_from`` of other data or without the spans to train."""
+        if spans and dataset.first_kept:
+            raise ValueError(
+                f"strategy.name: full_retraining trains on all spans, but {dataset.retired_rows}: prepare the whole "
+                "log again, into another folder, or train with another strategy"
+            )
         if self.counts is not None:
-            self.counts.check(dataset)
+            self.counts.check(dataset, spans)
 
     def resources(self) -> Resources:
         """Each span retrains on all spans up to it."""

@@ -55,6 +55,7 @@ class Progress:
         growth: the span's statistics of interests.
         detections: results of the detector in the span, one for each run of it.
         best: the best epoch so far.
+        untested: the report of the last trained span, until that is tested on the current one.
         lines: of metrics.jsonl.
     """
 
@@ -68,12 +69,22 @@ class Progress:
     growth: Growth = field(default_factory=Growth)
     detections: list[Detection] = field(default_factory=list)
     best: Best = field(default_factory=Best)
+    untested: dict[str, Any] | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def begun(self) -> bool:
         """Whether at least one step of the span is trained."""
         return (self.epoch, self.step) != (0, 0)
+
+    @property
+    def spans_read(self) -> int:
+        """The number of spans that the state depends on: those that were trained, and the one at hand if it was read.
+
+        Pre-training is the only span that no test follows.
+        """
+        tested = self.span > 1 and self.untested is None
+        return self.span + (self.begun or tested)
 
     @property
     def untrainable(self) -> bool:
@@ -91,6 +102,6 @@ class Progress:
         loss, extra = self.losses
         return (loss / self.targets, extra / self.targets) if self.targets else (math.nan, math.nan)
 
-    def at(self, span: int) -> "Progress":
+    def at(self, span: int, untested: dict[str, Any] | None = None) -> "Progress":
         """The progress at the beginning of a span."""
-        return Progress(span, steps=self.steps, lines=self.lines)
+        return Progress(span, steps=self.steps, untested=untested, lines=self.lines)

@@ -18,10 +18,14 @@ class TrainingConfig:
             the last, as in a span without validation targets (users with 3 or more interactions in it).
         metric: the validation metric, on each user's second last interaction of the span.
         validation_users: approximate number of users to validate on, in spans that have more.
+        until: the last span to train. ``tested``: the last but one of the data, so that every model is tested, as in
+            the paper. ``newest``: the last one, for serving; its test follows once the data have a next span. After an
+            append, the same command resumes behind the last trained span.
         spans: number of spans to train after the pre-training span; all by default, 0 for pre-training alone. The same
             command with a larger number continues a run.
-        export: the spans whose interests, items and detections are written under run_dir/spans/; launch/recommend.py
-            and launch/export.py read those of the last trained span.
+        export: the spans whose interests, items and detections are written under run_dir/spans/, where
+            launch/recommend.py and launch/export.py read them: ``every`` trained span, or the ``last`` that a command
+            trains, which replaces all earlier ones.
     """
 
     epochs: int = 50
@@ -29,6 +33,7 @@ class TrainingConfig:
     patience: int = field(default=5, metadata=never(compare="shared"))
     metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="shared"))
     validation_users: int = field(default=2000, metadata=never(compare="shared"))
+    until: Literal["tested", "newest"] = field(default="tested", metadata=free(compare="shared"))
     spans: int | None = field(default=None, metadata=free(compare="shared"))
     export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
 
@@ -43,12 +48,18 @@ class TrainingConfig:
         """The number of the last span that is trained.
 
         Args:
-            spans: number of spans of the data, the pre-training span included; the last one is for testing alone.
+            spans: number of spans of the data, the pre-training span included.
 
         Raises:
-            ValueError: if the key `spans` exceeds what the data have.
+            ValueError: if the data have a single span, which `until` leaves for testing, or the key `spans` exceeds
+                what they have.
         """
-        limit = spans - 2
+        limit = spans - 1 if self.until == "newest" else spans - 2
+        if limit < 0:
+            raise ValueError(
+                "training.until: the data have one span, and tested leaves the last one for testing: append a span, or "
+                "pass --training.until newest"
+            )
         last = limit if self.spans is None else self.spans
         require(last <= limit, "training.spans", self.spans, f"at most {limit} with these data")
         return last

@@ -20,8 +20,8 @@ from dist_imsr.training.checkpoint_storage import DISCARDED, PARTIAL, discard
 from dist_imsr.training.storage import Tables, store
 
 logger = logging.getLogger(__name__)
-_NAME = re.compile(r"span=(\d+)-epoch=(\d+)-step=(\d+)")
-_DAMAGED = "damaged-"
+_NAME = re.compile(r"span=(\d+)-(?:before-test|epoch=(\d+)-step=(\d+))(?:\.(\d+))?")
+DAMAGED = "damaged-"
 
 
 @dataclass
@@ -53,20 +53,25 @@ def name_of(span: int, epoch: int, step: int) -> str:
     return f"span={span:02d}-epoch={epoch:03d}-step={step:06d}"
 
 
+def name_before_test(span: int) -> str:
+    """The name of the folder, if the last trained span is still to be tested on this one."""
+    return f"span={span:02d}-before-test"
+
+
 def newest_first(folder: Path) -> list[Path]:
-    """The folders of the checkpoints in a folder, which may be missing; damaged ones are included."""
+    """The folders of the checkpoints in a folder, which may be missing, with damaged ones and earlier versions."""
     return sorted((path for path in folder.glob("span=*") if _NAME.fullmatch(path.name)), key=_position, reverse=True)
 
 
 def set_aside(damaged: Path) -> Path:
     """Renames a damaged checkpoint's folder, so that it is kept but not found; returns the new path."""
     suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
-    names = (damaged.with_name(f"{_DAMAGED}{damaged.name}{suffix}") for suffix in suffixes)
+    names = (damaged.with_name(f"{DAMAGED}{damaged.name}{suffix}") for suffix in suffixes)
     return damaged.rename(next(path for path in names if not path.exists()))
 
 
 def clear_away(folder: Path) -> None:
-    """Removes the partial checkpoints of killed processes from the folder of checkpoints, which may be missing."""
+    """Removes what killed processes left incomplete in a folder of checkpoints or spans, which may be missing."""
     for partial in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{DISCARDED}*")):
         shutil.rmtree(partial)
 
@@ -170,7 +175,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         found = newest_first(self.folder)
-        spans = [path for path in found if _position(path)[1:] == (0, 0)]
+        spans = [path for path in found if _position(path)[1:3] <= (0, 0)]
         kept = {*found[: self.config.keep_last], *spans[: self.config.keep_spans]}
         for path in found:
             if path not in kept:
@@ -181,5 +186,9 @@ class Checkpoints:
 
 
 def _position(path: Path) -> tuple[int, ...]:
+    """The numbers of span, epoch, step and version; epoch and step are -1 before the test."""
     match = _NAME.fullmatch(path.name)
-    return tuple(map(int, match.groups())) if match else ()
+    if match is None:
+        return ()
+    span, epoch, step, version = match.groups()
+    return int(span), int(epoch or -1), int(step or -1), int(version or 0)

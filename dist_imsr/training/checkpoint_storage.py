@@ -4,6 +4,7 @@ The library plans which rank writes and reads which rows, for any numbers of ran
 keeps its index as a pickle, the other holds all tensors in memory a second time; neither has checksums.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from typing_extensions import override
 
 from dist_imsr.files import HashedFile, sync_folder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # 1 had user ids that later users moved
 MANIFEST, CHECKSUM = "manifest.json", "manifest.json.sha256"  # as sha256sum writes and reads it
 PARTIAL, DISCARDED = ".partial-", ".discarded-"  # prefixes of folders that are not complete, or not needed any more
 _SPARE = 64 << 20  # bytes of the disk that a save leaves free
@@ -111,9 +112,8 @@ class Writer(dcp.StorageWriter):
             results.append(WriteResult(MetadataIndex(name), file.bytes, file.entry))
         for path, table in self.tables.items():
             (self.partial / path).parent.mkdir(parents=True, exist_ok=True)
-            with HashedFile(self.partial / path) as file, pa.ipc.new_file(file, table.schema) as stream:
-                stream.write_batch(table)
-            results.append(WriteResult(MetadataIndex(path), file.bytes, file.entry))
+            entry = write_table(self.partial / path, table)
+            results.append(WriteResult(MetadataIndex(path), entry["bytes"], entry))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -138,15 +138,7 @@ class Writer(dcp.StorageWriter):
             if isinstance(tensor, TensorStorageMetadata)
         }
         manifest = {"format_version": FORMAT_VERSION, **self.facts, "tensors": tensors, "files": files}
-        text = json.dumps(manifest, separators=(",", ":")).encode()
-        with HashedFile(self.partial / MANIFEST) as file:
-            file.write(text)
-        with HashedFile(self.partial / CHECKSUM) as file:
-            file.write(checksum_line(text))
-        for folder in {self.partial, *((self.partial / name).parent for name in files)}:
-            sync_folder(folder)
-        discard(self.folder, successor=self.partial)
-        sync_folder(self.folder.parent)
+        commit(self.partial, self.folder, manifest)
 
     @override
     @classmethod
@@ -209,6 +201,43 @@ class Reader(dcp.StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
         return False
+
+
+def write_table(path: Path, table: pa.RecordBatch) -> dict[str, Any]:
+    """Writes an Arrow file; returns its entry in a manifest."""
+    with HashedFile(path) as file, pa.ipc.new_file(file, table.schema) as stream:
+        stream.write_batch(table)
+    return file.entry
+
+
+def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest of a checkpoint, and gives the checkpoint its name.
+
+    No rename replaces a folder that is not empty. If the name is taken, the checkpoint becomes its next version,
+    ``NAME.1``, which counts as newer, and the earlier ones are removed.
+
+    Args:
+        partial: the folder with all other files.
+        folder: its place, without a version.
+        manifest: its manifest.
+
+    Raises:
+        OSError: if the disk fails; earlier versions are untouched then.
+    """
+    text = json.dumps(manifest, separators=(",", ":")).encode()
+    with HashedFile(partial / MANIFEST) as file:
+        file.write(text)
+    with HashedFile(partial / CHECKSUM) as file:
+        file.write(checksum_line(text))
+    for path in {partial, *((partial / name).parent for name in manifest["files"])}:
+        sync_folder(path)
+    earlier = [path for path in (folder, *folder.parent.glob(f"{folder.name}.*")) if path.exists()]
+    version = 1 + max((int(path.suffix[1:] or 0) for path in earlier), default=-1)
+    os.rename(partial, folder.with_name(f"{folder.name}.{version}") if version else folder)
+    sync_folder(folder.parent)
+    for path in earlier:
+        with contextlib.suppress(OSError):  # it stays, and is older
+            discard(path)
 
 
 def discard(folder: Path, successor: Path | None = None) -> None:

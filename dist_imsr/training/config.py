@@ -22,7 +22,7 @@ class TrainConfig:
     """Trains a multi-interest recommender span by span and tests it on each next span.
 
     Args:
-        data: the prepared data.
+        data: the prepared data; a run resumes over data that have grown, but not if a span that it read has changed.
         run_dir: the run's folder, for config.yaml, metrics.jsonl, phases.jsonl, events/, spans/, users/, profile/ and
             checkpoints/.
         seed: keys every random number of the run.
@@ -47,7 +47,7 @@ class TrainConfig:
             ``--import NAME ...`` on the command line adds to them. The current directory is searched, too.
     """
 
-    data: DataConfig = field(metadata=never(compare="shared"))  # their digest counts, wherever they are
+    data: DataConfig = field(metadata=never(compare="shared"))  # the digests of spans count
     run_dir: Path = field(metadata=free(compare="grid"))
     seed: int = field(default=0, metadata=never(compare="grid"))
     resume: str = field(default="auto", metadata=free(compare="grid"))

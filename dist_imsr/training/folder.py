@@ -14,6 +14,7 @@ from dist_imsr.training.checkpoint import clear_away, newest_first
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
+_LOCK = ".lock"
 _FOLDERS = ("events", "spans", "users", "profile", "checkpoints")
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
@@ -50,6 +51,26 @@ def check_folder(config: TrainConfig, resumes: bool) -> None:
             )
 
 
+def refuse_locked(folder: Path) -> None:
+    """Refuses a run's folder, which may be missing, if another process has locked it; changes nothing.
+
+    Raises:
+        ValueError: if it has.
+    """
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDONLY)
+    except OSError:  # there is no lock, or no way to read it
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, as all ranks come here at once
+    except BlockingIOError:
+        raise ValueError(_locked("run_dir", folder)) from None
+    except OSError:  # a file system without locks
+        return
+    finally:
+        os.close(lock)
+
+
 def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     """Creates and locks a run's folder, removes an earlier run and writes config.yaml.
 
@@ -73,7 +94,8 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     except ValueError:
         os.close(lock)
         raise
-    clear_away(folder / "checkpoints")
+    for name in ("checkpoints", "spans"):
+        clear_away(folder / name)
     for path in [] if resumes else _existing(folder):
         _remove(path)
     if config.overwrite and (folder / logs.FOLDER).exists():  # else kept: they may explain a crash
@@ -98,15 +120,19 @@ def lock_folder(folder: Path, key: str) -> int:
         OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ValueError(f"{key}: another process is writing to {folder}; wait for it, or name another") from None
+        raise ValueError(_locked(key, folder)) from None
     except OSError as error:
         logger.warning("%s has no locks (%s): make sure that one job at a time writes to it", folder, error.strerror)
     return lock
+
+
+def _locked(key: str, folder: Path) -> str:
+    return f"{key}: another process is writing to {folder}; wait for it, or name another"
 
 
 def _existing(folder: Path) -> list[Path]:

@@ -11,22 +11,20 @@ from dist_imsr.keys import default_of, rules_of
 from dist_imsr.training.config import TrainConfig
 
 
-def identity(config: TrainConfig, data: str, device: torch.device) -> dict[str, Any]:
-    """The keys that determine the numbers of a run, for the manifests of its checkpoints.
+def identity(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """The keys that determine the numbers of a run over its data, for the manifests of its checkpoints.
 
     Args:
         config: the whole tree.
-        data: the digest of the prepared data.
         device: where the run trains.
 
     Returns:
-        Plain values by dotted key; what a key resolves to (the data's digest, the device's optimizer, the contents of
-        DeepSpeed's file) replaces a path or ``auto``.
+        Plain values by dotted key; what a key resolves to (the device's optimizer, the contents of DeepSpeed's file)
+        replaces a path or ``auto``.
     """
     values = _flat(plain(dataclasses.asdict(config)))
     kept = {key: value for key, value in values.items() if rules_of(type(config), key).resume != "free"}
     return kept | {
-        "data": data,
         "catalogue.optimizer": config.catalogue.optimizer_on(device),
         "engine.deepspeed": read_settings(config.engine.deepspeed),
     }

@@ -1,9 +1,9 @@
-"""Refuses data from which a run could learn nothing, or of which it could test nothing."""
+"""Refuses data from which a run could learn nothing, of which it could test nothing, or whose rows are gone."""
 
-import numpy as np
-
-from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset, held_out
+from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset
+from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.training_config import TrainingConfig
+from dist_imsr.training.config import TrainConfig
 
 _SHORTEST_TRAINED = 2  # a history of one interaction, and a target
 _REMEDY = (
@@ -15,73 +15,55 @@ _REMEDY = (
 def check_learnable(dataset: Dataset, config: TrainingConfig) -> None:
     """Refuses data without users to train on in span 0, without any to validate, or without any to test.
 
-    Later spans may lack them. In the usual case each check ends at the first bucket; data that are refused are read
-    once, but for their items.
+    Later spans may lack them.
 
     Args:
         dataset: the prepared data.
         config: the spans to train, and whether validation chooses an epoch.
 
     Raises:
-        ValueError: naming the folder, the numbers and what to do; or the key `spans`, if the data have fewer.
+        ValueError: naming the folder, the numbers and what to do; or a key of the section that needs more spans.
     """
-    last = config.last(dataset.spans)
-    if not any(_trained(dataset, bucket).any() for bucket in range(dataset.buckets)):
+    last, entries = config.last(dataset.spans), dataset.entries
+    if not entries[0].trainable_users:
         raise ValueError(
             f"data.path: {dataset.path} has nothing to train on in span 0, the pre-training span: none of its "
-            f"{_count_users(dataset, range(1)):,} users has {_SHORTEST_TRAINED} interactions there, or "
+            f"{entries[0].active_users:,} users has {_SHORTEST_TRAINED} interactions there, or "
             f"{SHORTEST_SPLIT + 1} of which {SHORTEST_SPLIT - 1} are held out: {_REMEDY}"
         )
-    trained = range(last + 1)
-    if config.patience and not _any_split(dataset, trained):
+    if config.patience and not any(entry.split_users for entry in entries[: last + 1]):
         raise ValueError(
-            f"data.path: {dataset.path} has nothing to validate on in {_named(trained)}: none of the "
-            f"{_count_users(dataset, trained):,} users there has {SHORTEST_SPLIT} interactions in one span: {_REMEDY}; "
+            f"data.path: {dataset.path} has nothing to validate on in {_named(range(last + 1))}: none of the "
+            f"{sum(entries[last].users):,} users there has {SHORTEST_SPLIT} interactions in one span: {_REMEDY}; "
             "or train all epochs, with --training.patience 0"
         )
     tested = range(2, dataset.spans)  # the model of span 1 is the first that is tested
-    if last and not _any_tested(dataset, tested):
+    if last and tested and not any(entries[span].tested_users for span in tested):
         raise ValueError(
-            f"data.path: {dataset.path} has nothing to test on in {_named(tested)}: none of the "
-            f"{_count_users(dataset, tested):,} users there has {SHORTEST_SPLIT} interactions in one span and any in "
-            f"an earlier span: {_REMEDY}; or only pre-train, with --training.spans 0"
+            f"data.path: {dataset.path} has nothing to test on in {_named(tested)}: no user has {SHORTEST_SPLIT} "
+            f"interactions in one of them and any in an earlier span: {_REMEDY}; or only pre-train, with "
+            "--training.spans 0"
         )
 
 
-def _trained(dataset: Dataset, bucket: int) -> np.ndarray:
-    """Which users of span 0 are trained on, ``[n]`` bool."""
-    lengths = np.diff(dataset.sequences(0, bucket).offsets)
-    return lengths - held_out(lengths) >= _SHORTEST_TRAINED
+def check_rows(dataset: Dataset, config: TrainConfig, spans: range) -> None:
+    """Refuses retired spans that a run would read.
 
+    Args:
+        dataset: the prepared data.
+        config: the whole tree.
+        spans: those that are trained; if there are none, the last trained one is tested on ``spans.start``.
 
-def _any_split(dataset: Dataset, spans: range) -> bool:
-    """Whether any user has interactions that are held out in one of the spans."""
-    return any(
-        held_out(np.diff(dataset.sequences(span, bucket).offsets)).any()
-        for span in spans
-        for bucket in range(dataset.buckets)
-    )
-
-
-def _any_tested(dataset: Dataset, spans: range) -> bool:
-    """Whether any user has held-out interactions in one of the spans, and any interactions before it."""
-    for bucket in range(dataset.buckets):
-        for span in spans:
-            sequences = dataset.sequences(span, bucket)
-            tested = sequences.users[held_out(np.diff(sequences.offsets)) > 0]
-            if len(tested) and any(
-                np.isin(dataset.sequences(earlier, bucket).users, tested).any() for earlier in range(span)
-            ):
-                return True
-    return False
-
-
-def _count_users(dataset: Dataset, spans: range) -> int:
-    """The number of users with interactions in any of the spans."""
-    return sum(
-        len(np.unique(np.concatenate([dataset.sequences(span, bucket).users for span in spans])))
-        for bucket in range(dataset.buckets)
-    )
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    if spans.start < dataset.first_kept:
+        raise ValueError(
+            f"data.path: this run would read span {spans.start}, but {dataset.retired_rows}: prepare the whole log "
+            "again, into another folder, or resume a run that has trained these spans"
+        )
+    config.eval.check(dataset)
+    build_strategy(config.strategy).check(dataset, spans)
 
 
 def _named(spans: range) -> str:

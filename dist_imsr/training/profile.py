@@ -97,12 +97,13 @@ class Profile:
             finally:
                 clock.trace = None
 
-    def show(self) -> None:
-        """Prints a detailed profile's table of all spans on rank 0, and writes it next to the traces."""
-        if self._detailed and self._topology.rank == 0:
-            sheet = table(read(self._run_dir), f"{self._run_dir}: phases")
-            write_whole(self._run_dir / FOLDER / "phases.md", sheet.markdown())
-            sheet.show(output_console())
+
+def show(run_dir: Path) -> None:
+    """Prints a detailed profile's table of all spans, and writes it next to the traces."""
+    (run_dir / FOLDER).mkdir(exist_ok=True)
+    sheet = table(read(run_dir), f"{run_dir}: phases")
+    write_whole(run_dir / FOLDER / "phases.md", sheet.markdown())
+    sheet.show(output_console())
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:

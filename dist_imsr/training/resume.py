@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ import torch.distributed as dist
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import Refusal
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.files import NewerFormat
+from dist_imsr.files import OtherFormat
+from dist_imsr.strategies.progress import Progress
 from dist_imsr.training.checkpoint import name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.identity import differences, identity, pretraining
@@ -39,6 +40,23 @@ def as_restarted(config: TrainConfig) -> TrainConfig:
     return replace(config, overwrite=False, resume="auto" if config.resume == "never" else config.resume)
 
 
+class Remaining(NamedTuple):
+    """What a run has left to do.
+
+    Args:
+        spans: the spans to train, in order.
+        tests_first: whether the last trained span is tested before, on ``spans.start``.
+    """
+
+    spans: range
+    tests_first: bool
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the run has ended."""
+        return not self.spans and not self.tests_first
+
+
 class CheckpointCandidates:
     """The checkpoints that a run may resume from, validated by their manifests alone.
 
@@ -51,8 +69,8 @@ class CheckpointCandidates:
         device: where the run trains.
 
     Raises:
-        ValueError: if none is sound, if one is of another run or newer than this version, or if those of the folder
-            are newer than the one that ``resume`` names among them.
+        ValueError: if none is sound, if one is of another run, another version or other data, or if those of the
+            folder are newer than the one that ``resume`` names among them.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
@@ -74,14 +92,14 @@ class CheckpointCandidates:
         for path in self.own or ([named] if named else []):
             try:
                 self.sound.append(Stored(path))
-            except NewerFormat:
+            except OtherFormat:
                 if not self.sound:
                     raise
             except ValueError as error:
                 self.damaged[path] = str(error)
         if self.damaged and not self.sound:
             raise ValueError(self.refusal)
-        here = identity(config, dataset.digest_until(dataset.spans - 1), device)
+        here = identity(config, device)
         for stored in self.sound:
             there, wanted = stored.manifest.get("identity", {}), here
             if not self.own and not inside and stored.folder.name == _PRETRAINED:
@@ -92,6 +110,12 @@ class CheckpointCandidates:
                     f"resume: {stored.folder} is of another run: {'; '.join(wrong)}. Pass the keys of that run, or "
                     "name another run_dir"
                 )
+            _refuse_other_spans(stored, dataset)
+        progress = self.sound[0].manifest["progress"] if self.sound else vars(Progress())
+        first, last = progress["span"], config.training.last(dataset.spans)
+        untested = progress["untested"] is not None and first < dataset.spans
+        self.remaining = Remaining(range(first, last + 1), tests_first=untested)
+        """What is left after the newest of `sound`."""
 
     @property
     def refusal(self) -> str:
@@ -134,6 +158,21 @@ class CheckpointCandidates:
         if self.damaged:
             raise Refusal(self.refusal)
         return None
+
+
+def _refuse_other_spans(stored: Stored, dataset: Dataset) -> None:
+    """Compares the spans that a checkpoint has read with those of the data, one by one."""
+    read = stored.manifest["span_digests"]
+    remedy = "name the data of that run with --data.path, or train from the beginning in another run_dir"
+    for span, (there, here) in enumerate(zip(read, dataset.digests, strict=False)):
+        if there != here:
+            raise ValueError(
+                f"resume: span {span} of {dataset.path} has changed since {stored.folder} read it: {remedy}"
+            )
+    if len(read) > dataset.spans:
+        raise ValueError(
+            f"resume: {stored.folder} has read {len(read)} spans, and {dataset.path} has {dataset.spans}: {remedy}"
+        )
 
 
 def _fault(stored: Stored, topology: Topology) -> tuple[str | None, str | None]:

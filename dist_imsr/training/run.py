@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,13 +17,14 @@ from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.distributed.topology import Topology, connect, read_topology
 from dist_imsr.files import write_whole
-from dist_imsr.strategies import build_strategy
+from dist_imsr.launcher import rank_info
+from dist_imsr.reporter import Reporter
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.folder import check_folder, claim_folder
+from dist_imsr.training.folder import check_folder, claim_folder, refuse_locked
 from dist_imsr.training.identity import identity
-from dist_imsr.training.learnable import check_learnable
-from dist_imsr.training.profile import keep_before
+from dist_imsr.training.learnable import check_learnable, check_rows
+from dist_imsr.training.profile import keep_before, show
 from dist_imsr.training.resume import CheckpointCandidates, as_restarted
 from dist_imsr.training.storage import Stored
 from dist_imsr.training.trainer import Trainer
@@ -34,6 +36,27 @@ _CAPTION = (
     "items; _any takes any of the user's interactions; _new and _existing split hr by whether the user met that item "
     "in an earlier span. Rates are fractions of the users."
 )
+
+
+class Outcome(NamedTuple):
+    """The end of a run.
+
+    Args:
+        lines: those of metrics.jsonl.
+        saved: whether the last checkpoint is on the disk, or checkpoints are off.
+    """
+
+    lines: list[dict[str, Any]]
+    saved: bool
+
+    def check(self) -> None:
+        """Reports a run whose last checkpoint the disk refused.
+
+        Raises:
+            Stopped: with the status of a failure.
+        """
+        if not self.saved:
+            raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
 
 def train(config: TrainConfig) -> int:
@@ -50,24 +73,25 @@ def train(config: TrainConfig) -> int:
 
     def work() -> None:
         with StopSignals() as signals:
-            trainer = run_training(config, signals)
-        title = f"{config.run_dir}: {config.strategy.name}"
-        trainer.reporter.table(trainer.progress.lines, _columns(config.eval.top), title, _CAPTION)
-        trainer.profile.show()
-        check_last_checkpoint(trainer)
+            outcome = run_training(config, signals)
+        if rank_info().rank == 0:
+            title = f"{config.run_dir}: {config.strategy.name}"
+            Reporter(shown=True).table(outcome.lines, _columns(config.eval.top), title, _CAPTION)
+            if config.profile:
+                show(config.run_dir)
+        outcome.check()
 
     return run("train", work, f"interrupted; the tested spans are in {config.run_dir / 'metrics.jsonl'}")
 
 
-def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Trainer:
+def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Outcome:
     """Trains and tests a run to its end, from its newest checkpoint if there is one; every rank calls it.
+
+    A run that has nothing left to do ends at once: no rank connects, and nothing is loaded or written.
 
     Args:
         config: the whole tree.
         signals: the requests to stop that this process receives; None for none.
-
-    Returns:
-        The trainer; ``progress.lines`` are those of metrics.jsonl.
 
     Raises:
         ValueError: for an impossible configuration, naming the key.
@@ -76,30 +100,31 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Tra
     """
     effective = as_restarted(config)
     dataset, candidates = check(effective)
+    if candidates.own and candidates.remaining.nothing:
+        newest = candidates.sound[0]
+        if rank_info().rank == 0:
+            logger.info(
+                "nothing to do: %s is behind span %d, and %s has %d spans; training.until is %s, training.spans %s",
+                newest.folder,
+                candidates.remaining.spans.start - 1,
+                dataset.path,
+                dataset.spans,
+                config.training.until,
+                config.training.spans,
+            )
+        return Outcome(newest.manifest["progress"]["lines"], saved=True)
     topology = connect(config.timeout_seconds)
     claim = _on_rank_0(topology, lambda: claim_folder(effective, candidates.own))
     try:
         logs.keep(config.run_dir)
         trainer = begin(effective, dataset, candidates, topology, signals)
         with signals.deferred() if signals is not None else nullcontext():
-            trainer.run()
+            lines = trainer.run()
+        trainer.model.engine.close()
+        return Outcome(lines, saved=not (trainer.checkpoints and trainer.checkpoints.refusal))
     finally:
         if claim is not None:
             os.close(claim)
-    return trainer
-
-
-def check_last_checkpoint(trainer: Trainer) -> None:
-    """Reports a finished run whose last checkpoint the disk refused.
-
-    Args:
-        trainer: of the run.
-
-    Raises:
-        Stopped: with the status of a failure.
-    """
-    if trainer.checkpoints is not None and trainer.checkpoints.refusal:
-        raise Stopped("all spans are trained and tested, but the last checkpoint is missing", FAILED)
 
 
 def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
@@ -112,15 +137,21 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
         The prepared data, and the checkpoints to resume from.
 
     Raises:
-        ValueError: naming the key; also for data without users to train on, to validate or to test.
+        ValueError: naming the key; also for data without users to train on, to validate or to test, and for retired
+            rows that the run would read.
     """
     dataset, topology = Dataset(config.data), read_topology()
     topology.buckets(dataset.buckets)
     check_learnable(dataset, config.training)
     config.catalogue.optimizer_on(topology.device)
-    build_strategy(config.strategy).check(dataset)
-    candidates = CheckpointCandidates(config, dataset, topology.device)
-    check_folder(config, bool(candidates.own))
+    try:
+        candidates = CheckpointCandidates(config, dataset, topology.device)
+        check_folder(config, bool(candidates.own))
+    except ValueError:
+        refuse_locked(config.run_dir)  # then what was found is another process's work in progress
+        raise
+    if not candidates.remaining.nothing:
+        check_rows(dataset, config, candidates.remaining.spans)
     return dataset, candidates
 
 
@@ -146,10 +177,7 @@ def begin(
     Raises:
         Refusal: if there are checkpoints, but none is sound.
     """
-    keys, folder = (
-        identity(config, dataset.digest_until(dataset.spans - 1), topology.device),
-        config.run_dir / "checkpoints",
-    )
+    keys, folder = identity(config, topology.device), config.run_dir / "checkpoints"
     checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, keys)
     stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
     trainer = Trainer(config, dataset, topology, checkpoints, stored, signals)

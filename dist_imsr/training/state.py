@@ -26,7 +26,7 @@ from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")
 _STRATEGY = "companion"  # the name of the strategy's state in checkpoints
-_NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "lines")
+_NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "untested", "lines")
 
 
 def pack(

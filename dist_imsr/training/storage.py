@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import check_file, check_version
+from dist_imsr.files import OtherFormat, check_file, check_version, link
 from dist_imsr.training.checkpoint_storage import (
     CHECKSUM,
     FORMAT_VERSION,
     MANIFEST,
+    PARTIAL,
     LoadPlanner,
     Reader,
     SavePlanner,
     Writer,
     checksum_line,
+    commit,
+    write_table,
 )
 
 Tables = dict[str, pa.RecordBatch]  # by the path of their file
@@ -34,7 +38,7 @@ class Stored:
         folder: of the checkpoint.
 
     Raises:
-        NewerFormat: if a newer version wrote it.
+        OtherFormat: if another version wrote it, in another format.
         ValueError: naming the file that is missing or damaged.
     """
 
@@ -48,9 +52,13 @@ class Stored:
             raise ValueError(f"{path} does not match {CHECKSUM}")
         try:
             self.manifest: dict[str, Any] = json.loads(text)
-            check_version(path, self.manifest["format_version"], FORMAT_VERSION)
-            if self.manifest["format_version"] < FORMAT_VERSION:
-                raise ValueError(f"{path} is of an older version, whose data had other user ids: train again")
+            version = self.manifest["format_version"]
+            check_version(path, version, FORMAT_VERSION)
+            if version < FORMAT_VERSION:
+                raise OtherFormat(
+                    f"{path} has format {version}, from before user ids changed: prepare the data again, and train "
+                    "from the beginning, in another run_dir or with --overwrite true"
+                )
             for name, entry in self.manifest["files"].items():
                 check_file(path, name, entry, checksum=False)
             for tensor in self.manifest["tensors"].values():
@@ -114,7 +122,7 @@ def store(
     """Writes a checkpoint, whole or not at all; collective.
 
     Args:
-        folder: its place once it is complete; an older one is replaced.
+        folder: its place once it is complete; if there is an older one, as in `commit`.
         tensors: this rank's rows, by name; on the host.
         tables: this rank's, by a path that no other rank uses.
         facts: further keys of the manifest, from rank 0.
@@ -135,3 +143,28 @@ def store(
         if all(isinstance(failure, OSError) for failure in failures.values()):
             raise OSError("; ".join(f"rank {rank}: {failure}" for rank, failure in failures.items())) from None
         raise RuntimeError(str(error)) from error
+
+
+def store_again(stored: Stored, paths: Iterable[str], change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
+    """Writes a checkpoint with changed tables as its next version, whole or not at all; other files are links.
+
+    Args:
+        stored: the checkpoint.
+        paths: of the tables to change.
+        change: makes a new table of an old one.
+
+    Raises:
+        ValueError: naming a table that does not match its checksum.
+        OSError: if the disk fails.
+    """
+    folder, files = stored.folder.with_name(stored.folder.name.partition(".")[0]), dict(stored.manifest["files"])
+    partial, changed = folder.with_name(f"{PARTIAL}{folder.name}"), set(paths)
+    shutil.rmtree(partial, ignore_errors=True)
+    for path, entry in stored.manifest["files"].items():
+        (partial / path).parent.mkdir(parents=True, exist_ok=True)
+        if path in changed:
+            check_file(stored.folder / MANIFEST, path, entry, checksum=True)
+            files[path] = write_table(partial / path, change(stored.table(path)))
+        else:
+            link(stored.folder / path, partial / path)
+    commit(partial, folder, stored.manifest | {"files": files})

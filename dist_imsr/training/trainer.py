@@ -1,4 +1,8 @@
-"""The span loop: the strategy trains a span, the next span tests it, a checkpoint saves it."""
+"""The span loop: the strategy trains a span, the next span tests it, a checkpoint saves it.
+
+The next span may come later, with an append: then the checkpoint holds the report of the untested span, and the command
+that finds the next span begins with the test.
+"""
 
 import json
 from typing import Any
@@ -10,13 +14,14 @@ from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.signals import StopRequested, StopSignals
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import Evaluator
+from dist_imsr.evaluation.exported import Origin
 from dist_imsr.phases import Phase
 from dist_imsr.reporter import Reporter
 from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.growth import store_stats
 from dist_imsr.strategies.progress import Progress
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
-from dist_imsr.training.checkpoint import Checkpoints, name_of, newest_first
+from dist_imsr.training.checkpoint import Checkpoints, name_before_test, name_of, newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.export import export_span
 from dist_imsr.training.profile import Profile
@@ -66,17 +71,16 @@ class Trainer:
         }
         if stored is not None:
             sizes = stored.manifest
-        known = [items for items in dataset.items_by_span if items <= sizes["items"]]
-        self.spans.build_model(known, sizes["users_per_bucket"], sizes["capacity"])
+        self.spans.build_model([sizes["items"]], sizes["users_per_bucket"], sizes["capacity"])
         if stored is not None and checkpoints is not None:
             self.spans.progress = unpack(stored, self.model, self.strategy, checkpoints.group)
             self.spans.resume_clock()
             self.model.engine.purge_events(self.progress.steps + 1)
             self.spans.last_good_state = f"{stored.folder}"
         self._origin = None if stored is None else stored.folder
-        own = stored is not None and stored.folder.resolve().parent == (config.run_dir / "checkpoints").resolve()
-        # A run that stops where it resumed has nothing new to save.
-        self._resumed = self.checkpoint_name if own else None
+        foreign = stored is not None and stored.folder.resolve().parent != (config.run_dir / "checkpoints").resolve()
+        self._unchanged = None if foreign else self.checkpoint_name
+        """The checkpoint that is not written: that of the state in which this run began or resumed."""
 
     @property
     def model(self) -> Recommender:
@@ -91,27 +95,28 @@ class Trainer:
     @property
     def checkpoint_name(self) -> str:
         """The name of a checkpoint of the current state."""
+        if self.progress.untested is not None:
+            return name_before_test(self.progress.span)
         return name_of(self.progress.span, self.progress.epoch, self.progress.step)
 
     def run(self) -> list[dict[str, Any]]:
         """Trains and tests the remaining spans; collective.
 
         Returns:
-            The lines of metrics.jsonl: one for each trained span but the first, tested on the span after it.
+            The lines of metrics.jsonl: one for each trained span but the first, once it is tested on the span after it.
 
         Raises:
             FloatingPointError: for a loss that is not finite, naming span, epoch, step, ranks and the last good state.
             Stopped: after a stop signal, once the state is on the disk.
         """
         last = self.config.training.last(self.dataset.spans)
-        if self._origin is not None:
-            self.save()  # the checkpoint of another run is this one's first
         try:
+            self.test_last_trained()  # if an append brought the span that it is tested on
+            self.save()  # that test; also, the checkpoint of another run is this one's first
             while (span := self.progress.span) <= last:
                 with self.profile.measure_span(span, resumed=self.progress.begun):
-                    report = self.train_span(span)
-                    if span:
-                        self._record(span, report | self.test(span + 1))
+                    self.train_span(span)
+                    self.test_last_trained()
                     self.save()
         except StopRequested as request:
             raise self._stopped(request) from None
@@ -133,8 +138,18 @@ class Trainer:
         last = self.config.training.last(self.dataset.spans)
         if self.config.training.export == "every" or (self.config.training.export == "last" and span == last):
             self._export(span)
-        self.spans.progress = self.progress.at(span + 1)
+        self.spans.progress = self.progress.at(span + 1, untested=report if span else None)
         return report
+
+    def test_last_trained(self) -> None:
+        """Tests the last trained span on the next one, if the data have it and that is not done; collective.
+
+        Pre-training alone is not tested.
+        """
+        report, span = self.progress.untested, self.progress.span
+        if report is not None and span < self.dataset.spans:
+            logs.at(span - 1, self.progress.steps)
+            self._record(span - 1, report | self.test(span))
 
     def test(self, span: int) -> dict[str, Any]:
         """Tests the current model on the next span; collective.
@@ -166,30 +181,36 @@ class Trainer:
     @Phase("checkpoint")
     def save(self) -> None:
         """Starts to write a checkpoint of the current state, unless checkpoints are off; collective."""
-        if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._resumed:
+        if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._unchanged:
             return
         self.checkpoints.wait()
         self.model.engine.flush()
         if self.progress.begun:
             self.progress.seconds = self.spans.seconds()
         tensors, tables, facts = pack(self.model, self.strategy, self.progress)
+        facts["span_digests"] = self.dataset.digests[: self.progress.spans_read]
         self.checkpoints.save(self.checkpoint_name, tensors, tables, facts)
 
     @Phase("export")
     def _export(self, span: int) -> None:
         export_span(
             self.config.run_dir,
-            span,
-            self.model.store,
-            self.model.catalogue,
-            self.dataset.items_by_span[span],
-            self.dataset.digest_until(span),
-            self.progress.detections,
+            store=self.model.store,
+            catalogue=self.model.catalogue,
+            items=self.dataset.items_by_span[span],
+            detections=self.progress.detections,
+            origin=Origin(
+                span=span,
+                data=self.dataset.digest_until(span),
+                strategy=self.config.strategy.name,
+                retrains=self.strategy.resources().retrains,
+            ),
+            keep_earlier=self.config.training.export == "every",
         )
 
     @Phase("recording")
     def _record(self, span: int, metrics: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl: the span is tested."""
         line = {
             "strategy": self.config.strategy.name,
             "base": self.config.model.base,
@@ -204,7 +225,7 @@ class Trainer:
         if self.topology.rank == 0:
             with (self.config.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        self.progress.lines = [*self.progress.lines, line]
+        self.progress.lines, self.progress.untested = [*self.progress.lines, line], None
 
     def _stopped(self, request: StopRequested) -> Stopped:
         """Saves the state if that is possible; the exception explains how to resume."""

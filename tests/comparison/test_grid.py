@@ -1,3 +1,4 @@
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from dist_imsr.comparison.grid import Experiment, Grid
 from dist_imsr.comparison.jobs import Jobs
 from dist_imsr.config import parse, resolve
 from dist_imsr.training.config import TrainConfig
+from tests.prepared import retire_before
 
 CPU = torch.device("cpu")
 PLAIN = {"fine_tuning": Row()}
@@ -114,6 +116,14 @@ def test_impossible_cells_are_refused(place, keys, message):
 def test_impossible_data_are_refused(place, source, message):
     with pytest.raises(ValueError, match=message):
         _grid(place.compare(strategies=PLAIN, data={"drawn": replace(Source(place.settings, place.data), **source)}))
+
+
+def test_retired_spans_are_refused(place, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(place.data, data)
+    retire_before(data, 1)
+    with pytest.raises(ValueError, match=r"this run would read span 0, but the rows before span 1 of .* were retired"):
+        _grid(place._replace(data=data).compare(strategies=PLAIN))
 
 
 def test_every_run_imports_what_the_comparison_imports(place, monkeypatch):

@@ -164,6 +164,12 @@ def test_a_file_that_overlaps(data: Path, tmp_path: Path) -> None:
     assert record["rejected"] == {"late: before 2020-09-17T00:00:00Z": 2}
 
 
+def test_rows_before_from_are_left_out_and_not_late(data: Path, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "both.csv", [*WEEK[-2:], *NEXT])
+    record = append(log, data, from_=START + 3 * DAY)["preparations"][-1]
+    assert (record["rejected"], record["left_out"]) == ({}, {"before from": 2})
+
+
 def test_late_rows_enter_the_next_span(data: Path, tmp_path: Path) -> None:
     late = ("b", "z", START + DAY + 5)
     append(write_log(tmp_path / "next.csv", [*NEXT, late]), data, late="into_next")

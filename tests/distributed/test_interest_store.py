@@ -84,6 +84,7 @@ def test_new_interests_depend_only_on_user_and_slot():
     assert not torch.isin(stores[3].values, stores[0].values).any()
 
 
+@settings(deadline=None)
 @given(expansions, st.integers(0, 7))
 def test_growing_keeps_the_rows_of_old_users(device, steps, more):
     store, never_grown = (_store(7, 4, seed=3, query_dim=2, state_dim=1, device=device) for _ in range(2))

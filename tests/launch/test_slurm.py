@@ -132,6 +132,21 @@ def test_two_signalled_nodes_resume_and_equal_two_local_ranks(cluster, jobs, dat
     assert sorted(path.name for path in (run_dir / "logs").iterdir()) == ["rank=0000.log", "rank=0001.log"]
 
 
+def test_a_signalled_refresh_is_requeued_and_publishes(cluster, jobs, data, local, tmp_path):
+    name, run_dir = "refresh", tmp_path / "run"
+    arguments = f"--data={data}", f"--run_dir={run_dir}", f"--train={json.dumps(_TRAIN)}", "--publish.recommend=[]"
+    job = jobs.submit("refresh.sbatch", *arguments, name=name, RANKS_PER_NODE=2)
+    _trained(jobs, cluster, name, run_dir)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)
+    cluster.wait_until(lambda: cluster.job_info(job)["Restarts"] == "1", describe=lambda: jobs.text(name))
+    assert jobs.final_state(job, name) == "COMPLETED", jobs.text(name)
+    assert "resuming from" in jobs.text(name)
+    outcomes = [json.loads(line)["outcome"] for line in jobs.text(name).splitlines() if line.startswith("{")]
+    assert outcomes == ["stopped", "published"]
+    assert (run_dir / "published" / "current" / "recommendations.parquet").exists()
+    assert _lines(run_dir) == _lines(local)
+
+
 def test_a_job_resumes_on_the_other_node_when_one_goes_down(cluster, jobs, data, local, tmp_path):
     name, run_dir = "down", tmp_path / "run"
     arguments = *_TRAIN, f"--data.path={data}"

@@ -92,4 +92,4 @@ def _counts(topology, config):
 
 def test_a_run_without_exported_spans_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"interests_from: .*span=0.*--training.export every"):
-        InterestCounts(tmp_path).check(Dataset(DataConfig(folder)))
+        InterestCounts(tmp_path).check(Dataset(DataConfig(folder)), range(3))

@@ -4,7 +4,9 @@ import pytest
 
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.folder import check_folder, claim_folder
+from dist_imsr.training.folder import check_folder, claim_folder, refuse_locked
+from dist_imsr.training.run import check
+from tests.prepared import drawn_history, write_dataset
 
 
 @pytest.fixture
@@ -71,6 +73,23 @@ def test_overwriting_empties_linked_folders(config, tmp_path):
         "config.yaml",
         "notes.txt",
     ]
+
+
+def test_work_in_progress_of_another_process_is_no_earlier_run(tmp_path):
+    data = write_dataset(tmp_path / "data", drawn_history())
+    config = TrainConfig(data=DataConfig(data), run_dir=tmp_path / "run")
+    refuse_locked(config.run_dir)  # which is missing
+    lock = claim_folder(config, [])
+    for content in ("", "{}\n"):  # without results so far, and with some
+        (config.run_dir / "metrics.jsonl").write_text(content)
+        with pytest.raises(ValueError, match="another process is writing to"):
+            refuse_locked(config.run_dir)
+    with pytest.raises(ValueError, match="another process is writing to"):
+        check(config)
+    os.close(lock)
+    refuse_locked(config.run_dir)
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        check(config)
 
 
 def test_files_in_the_place_of_folders_are_refused(config):

@@ -20,8 +20,8 @@ LATER = ("training.incremental_epochs", "catalogue.incremental_learning_rate", "
 COUNTS = "strategy.full_retraining.interests_from"
 
 
-def _identity(config, data="digest"):
-    return identity(config, data, torch.device("cpu"))
+def _identity(config):
+    return identity(config, torch.device("cpu"))
 
 
 def _changed(key, value):
@@ -42,10 +42,6 @@ def test_a_key_that_makes_another_run_is_named(key, value):
     assert difference.startswith(f"{key} was ")
 
 
-def test_other_data_are_named_wherever_they_are():
-    assert differences(_identity(CONFIG, "one"), _identity(CONFIG, "other")) == ["data was one and is other"]
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -58,7 +54,13 @@ def test_other_data_are_named_wherever_they_are():
             ("ranking.precision", "bf16"),
         ),
         *(("checkpoint.every_steps", 3), ("checkpoint.keep_last", 9)),
-        *(("training.spans", 1), ("eval.per_user", True), ("engine.compile", True), ("profile", True)),
+        *(
+            ("training.spans", 1),
+            ("training.until", "newest"),
+            ("eval.per_user", True),
+            ("engine.compile", True),
+            ("profile", True),
+        ),
         ("imports", ["a_module"]),
     ],
 )
@@ -106,7 +108,7 @@ def test_strategies_share_one_pretraining_unless_it_depends_on_them():
 def test_every_key_is_free_or_kept():
     free = {key for key in keys_of(TrainConfig) if rules_of(TrainConfig, key).resume == "free"}
     assert free.isdisjoint(OLD)
-    assert free | OLD.keys() - {"data"} == set(keys_of(TrainConfig))
+    assert free | OLD.keys() == set(keys_of(TrainConfig))
 
 
 def test_json_and_moved_settings_keep_the_identity(tmp_path):

@@ -71,14 +71,14 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
         "item rows of 8 in 2 shards",
         "8 buckets of users",
         "16 users a step",
-        f"{folder}: 4 spans, 60 users",
+        f"{folder}: 4 spans, 59 users",
         "imsr with comirec_dr, seed 0",
         "no checkpoint",
     ):
         assert fact in start
     logs = [(run / "logs" / f"rank=000{rank}.log").read_text() for rank in (0, 1)]
-    assert re.search(r"rank 0 span - step - DEBUG .*users 0:\d+, item rows 0:", logs[0])
-    assert re.search(r"rank 1 span - step - DEBUG .*users [1-9]\d*:60, item rows [1-9]", logs[1])
+    assert re.search(r"rank 0 span - step - DEBUG .*buckets 0:4, item rows 0:", logs[0])
+    assert re.search(r"rank 1 span - step - DEBUG .*buckets 4:8, item rows [1-9]", logs[1])
     for rank, log in enumerate(logs):  # where the last epoch of span 1 ended
         assert re.search(rf"rank {rank} span 1 step [1-9]\d* INFO .*: span 1, epoch 1: loss", log)
         for phase in ("training in span 1, epoch 1", "validation in span 1, epoch 1", "detector in span 1"):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_imsr.distributed.rows import ShardRows
-from dist_imsr.files import HashedFile, NewerFormat
+from dist_imsr.files import HashedFile, OtherFormat
 from dist_imsr.training.checkpoint_storage import CHECKSUM, MANIFEST
 from dist_imsr.training.storage import Stored, store
 from tests.ranks import run_ranks
@@ -129,15 +129,15 @@ def _rewrite(folder, **changes):
     (folder / CHECKSUM).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
 
 
-def test_other_formats_and_other_folders_are_refused(folder):
+def test_other_formats_and_folders_are_refused(folder):
     _rewrite(folder, files={"../secret": {"bytes": 1}})
     with pytest.raises(ValueError, match="outside its folder"):
         Stored(folder)
     _rewrite(folder, format_version=3)
-    with pytest.raises(NewerFormat, match="upgrade"):
+    with pytest.raises(OtherFormat, match="upgrade"):
         Stored(folder)
     _rewrite(folder, format_version=1)
-    with pytest.raises(ValueError, match=r"older version.*train again"):
+    with pytest.raises(OtherFormat, match="from before user ids changed: prepare the data again, and train"):
         Stored(folder)
     _rewrite(folder, format_version=2, files=3)
     with pytest.raises(ValueError, match=r"manifest\.json"):
@@ -179,6 +179,14 @@ def test_all_ranks_learn_of_a_fault_of_one_and_the_old_checkpoint_stays(folder):
     errors = run_ranks(3, _save_with_fault, folder)
     assert errors == ["rank 1: [Errno 28] No space left on device"] * 3
     assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_the_same_name_is_replaced_by_a_version_of_it(folder):
+    run_ranks(1, _save, folder)
+    assert os.listdir(folder.parent) == ["checkpoint.1"]
+    run_ranks(1, _save, folder)
+    assert os.listdir(folder.parent) == ["checkpoint.2"]
+    assert run_ranks(2, _load, folder.with_name("checkpoint.2")) == [True] * 2
 
 
 def _save_on_small_disk(topology, folder):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_imsr.evaluation.user_list import ids_of, read_user_list
+from dist_imsr.data.user_list import ids_of, read_user_list
 
 
 class _Data:

@@ -32,7 +32,7 @@ class UserList(NamedTuple):
     ids: pa.Array
 
 
-def read_user_list(path: Path, dataset: Dataset) -> UserList:
+def read_user_list(path: Path, dataset: Dataset, key: str = "users") -> UserList:
     """Reads a file of raw user ids; blanks, case and leading zeros are part of an id.
 
     - ``.parquet``: the column ``user``, else the first. Its type may differ from that of the data's raw ids if no id
@@ -46,6 +46,7 @@ def read_user_list(path: Path, dataset: Dataset) -> UserList:
     Args:
         path: the file.
         dataset: the prepared data.
+        key: of the configuration, for errors.
 
     Returns:
         The users, known or not.
@@ -61,19 +62,19 @@ def read_user_list(path: Path, dataset: Dataset) -> UserList:
             lines = _csv_column(text, dataset) if path.suffix.lower() == ".csv" else _lines(text)
             names = pa.array(lines, pa.string())
     except UnicodeDecodeError as error:
-        raise ValueError(f"users: {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise ValueError(f"{key}: {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (pa.ArrowException, OSError, csv.Error, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"users: {path} holds no list of user ids ({reason}); name a file, or all") from error
+        raise ValueError(f"{key}: {path} holds no list of user ids ({reason}): name a file of them") from error
     if not len(names) or names.null_count:
-        raise ValueError(f"users: {path} holds {'empty' if names.null_count else 'no'} user ids")
+        raise ValueError(f"{key}: {path} holds {'empty' if names.null_count else 'no'} user ids")
     kind = dataset.raw_id_type("users")
     try:
         names = names.unique()
         return UserList(names, ids_of(names, kind))
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(
-            f"users: {path} has ids of the type {names.type}, which cannot be compared with those of the data, {kind}: "
+            f"{key}: {path} has ids of the type {names.type}, which cannot be compared with those of the data, {kind}: "
             "save them in that type or as text"
         ) from error
 
