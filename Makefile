@@ -38,7 +38,7 @@ SAY := @echo "make setup:"
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
-	@echo "make demo    prepare Complete Journey, train it on $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks"
+	@echo "make demo    train on Complete Journey with $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
 	@echo "make clean   remove .venv and caches, but not data/ and runs/"

@@ -112,8 +112,8 @@ class _Refresh:
         digests = {path: digest_of(path, "xxh128") for path in files}
         known = appended_files(Dataset(DataConfig(self.config.data)), append)
         new = {path: digest for path, digest in digests.items() if digest not in known}
-        for path in digests.keys() - new.keys():
-            logger.info("append: %s was appended before, as %s", path, known[digests[path]])
+        if len(new) < len(digests):
+            logger.info("append: %d of %d file(s) were appended before", len(digests) - len(new), len(digests))
         if new:
             self.steps.run("append", steps.prepare, replace(append, input=[*new]))
         counts = appended(Dataset(DataConfig(self.config.data)), (new or digests).values())

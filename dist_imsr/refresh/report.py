@@ -54,20 +54,20 @@ class Report:
 
 
 def appended(dataset: Dataset, digests: Collection[str]) -> dict[str, Any]:
-    """The counts of an append.
+    """The counts of the newest append, or first preparation, of some files.
 
     Args:
-        dataset: the data after it.
-        digests: of its files, at least one.
+        dataset: the data that have them.
+        digests: of the files, at least one.
 
     Returns:
-        Plain values of the newest append with one of these files.
+        Plain values.
     """
     records = reversed(dataset.manifest["preparations"])
     record = next(record for record in records if not set(digests).isdisjoint(record["digests"]))
     first, last = record["spans"]
-    before, after = dataset.entries[first - 1], dataset.entries[last]
-    spans = dataset.entries[first : last + 1]
+    spans, after = dataset.entries[first : last + 1], dataset.entries[last]
+    users, items = (sum(dataset.entries[first - 1].users), dataset.entries[first - 1].items) if first else (0, 0)
     interactions = sum(span.interactions for span in spans)
     return {
         "input": record["input"],
@@ -76,8 +76,8 @@ def appended(dataset: Dataset, digests: Collection[str]) -> dict[str, Any]:
         "rejected": record["rejected"],
         "left_out": record["left_out"],
         "interactions": interactions,
-        "new_users": sum(after.users) - sum(before.users),
-        "new_items": after.items - before.items,
+        "new_users": sum(after.users) - users,
+        "new_items": after.items - items,
         "of_returning_users": sum(span.interactions_of_returning_users for span in spans) / max(interactions, 1),
         "with_new_items": sum(span.interactions_with_new_items for span in spans) / max(interactions, 1),
     }

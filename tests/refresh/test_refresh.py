@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import DataConfig, Dataset
-from dist_imsr.data.prepare import prepare
+from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.evaluation.finished import FinishedRun
 from dist_imsr.evaluation.index import export
 from dist_imsr.evaluation.recommend import recommend
@@ -21,6 +21,7 @@ from dist_imsr.refresh import steps
 from dist_imsr.refresh.config import PublishConfig, QualityConfig
 from dist_imsr.refresh.refresh import LOCK, refresh
 from dist_imsr.refresh.steps import Steps
+from dist_imsr.training.forget import forgetting_in_runs
 from tests.refresh.daily import config_in, prepare_days, published, write_days
 from tests.runs import run
 
@@ -113,6 +114,10 @@ def test_day_by_day_ends_as_all_days_at_once(days, first, taken, tmp_path, capsy
     assert again[1] | {"append": None} == line | {"append": None, "outcome": "unchanged", "seconds": {}}
     assert taken == []
     assert len([*first.published.iterdir()]) == 3  # the last two, and the link
+    counts = _refresh(replace(first, input=days[0]), capsys)[1]["append"]  # of the first preparation
+    dataset = Dataset(DataConfig(first.data))
+    assert (counts["spans"], counts["new_users"]) == ([0, 2], sum(dataset.entries[2].users))
+    assert counts["new_items"] == dataset.entries[2].items
 
     (tmp_path / "whole").mkdir()
     prepare_days(days, tmp_path / "whole" / "data")
@@ -251,6 +256,24 @@ def test_rows_of_old_spans_are_retired_once_they_are_trained(days, first, taken,
     judged = replace(config, input=days[4], refresh=QualityConfig("hr@5", min_ratio=100.0))
     assert _refresh(judged, capsys)[0] == 3
     assert Dataset(DataConfig(config.data)).first_kept == 3  # it is trained, though not published
+
+
+def test_forgotten_users_leave_what_is_published(first, taken, tmp_path, capsys):
+    config = replace(first, publish=PublishConfig(recommend=["--top=5"], keep=1))
+    _refresh(config, capsys)
+    old = (config.published / "current").resolve()
+    recommendations = pq.read_table(old / "recommendations.parquet").to_pylist()
+    forgotten = recommendations[0]["user"]
+    (tmp_path / "users.txt").write_text(f"{forgotten}\n")
+    request = PrepareConfig(append=config.data, forget_users=tmp_path / "users.txt", run_dir=config.run_dir)
+    with forgetting_in_runs(request, Console(quiet=True)):
+        prepare(request, Console(quiet=True))
+    taken.clear()
+    assert _refresh(config, capsys)[0] == 0
+    assert taken == ["recommend"]
+    left = pq.read_table(config.published / "current" / "recommendations.parquet").to_pylist()
+    assert left == [row for row in recommendations if row["user"] != forgotten]
+    assert not old.exists()
 
 
 def test_nothing_is_published_without_a_section(days, first, taken, capsys):
