@@ -99,8 +99,8 @@ demo: setup
 	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
 	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
 	rm -rf data/weekly runs/weekly
-	python launch/prepare.py --source complete-journey --span_every 7d --pretrain_until 2017-11-06 --until 2017-12-04 \
-	  --output data/weekly
+	python launch/prepare.py --source complete-journey --from 2017-08-07 --until 2017-12-04 --span_every 7d \
+	  --pretrain_until 2017-11-06 --output data/weekly
 	$(refresh)
 	$(refresh) --input $(transactions) --from 2017-12-04 --until 2017-12-11
 	$(refresh) --input $(transactions) --from 2017-12-11 --until 2017-12-18
