@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_imsr.config import resolve
@@ -46,6 +46,7 @@ def days_from(day: str, number: int, step: int = 1) -> list[str]:
 # Shares.
 
 
+@settings(deadline=None)
 @given(
     first=st.integers(0, 10**6),
     length=st.integers(1, 10**5),
@@ -238,6 +239,7 @@ def test_stated_edges_follow_the_last_one() -> None:
             further([5, 20, 30], 33, span_edges=[edge, "50"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 5), st.integers(0, 10**7))
 def test_equal_spans_are_about_as_long_as_those_before(lengths: list[int], spans: int, more: int) -> None:
     earlier = np.cumsum([7, *lengths]).tolist()

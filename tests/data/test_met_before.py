@@ -19,7 +19,7 @@ rows = st.lists(st.tuples(st.integers(3, 9), st.integers(0, 4), st.integers(0, 3
 
 
 @pytest.mark.parametrize("block", [1 << 16, 1, 7])
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows)
 def test_in_the_same_log(monkeypatch: pytest.MonkeyPatch, block: int, rows: list[tuple[int, int, int]]) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
