@@ -25,8 +25,8 @@ class EdgeOptions:
     """The cut into spans by time, in the place of alpha and spans.
 
     Args:
-        span_edges: the end of the pre-training span and of each span after it, in rising order; with append, of each new
-            span. Dates, dates and times, or unix seconds. Later rows do not count.
+        span_edges: the end of the pre-training span and of each span after it, in rising order; with append, of each
+            new span. Dates, dates and times, or unix seconds. Later rows do not count.
         span_every: the length of the spans after pretrain_until: hours or days, such as 1h, 1d or 7d. A day begins when
             the clock of time_zone says so.
         pretrain_until: the end of the pre-training span, with span_every.

@@ -100,7 +100,7 @@ class PrepareConfig(MachineOptions, SourceConfig):
         else:
             require(self.output is None, "output", str(self.output), "none with append")
             require(not self.overwrite, "overwrite", True, "false with append")
-            manifest = read_manifest(self.append)
+            manifest = read_manifest(self.append, "append")
             self._inherit(manifest)
             self._check_retired(len(manifest["spans"]))
         require(

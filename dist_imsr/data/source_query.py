@@ -33,6 +33,7 @@ class SourceQuery:
         header: whether the text's first line holds names.
         period: the first and last unix second of the source; those of its interactions by default.
         digest: of the file's bytes; empty for generated rows.
+        folders: as in `InputFile`.
         truth: the names of tables with planted truth, under ``users`` or ``items``; their column ``raw`` is the id.
     """
 
@@ -44,6 +45,7 @@ class SourceQuery:
     header: bool = False
     period: tuple[int, int] | None = None
     digest: str = ""
+    folders: dict[str, str] = field(default_factory=dict)
     truth: dict[str, str] = field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -77,14 +78,19 @@ def stage(
         display: shows the progress.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, or if there are no rows, too many, or too many bad ones.
+        ValueError: naming the file, if it cannot be read or holds the same as another, or if there are no rows, too
+            many, or too many bad ones.
     """
-    staged = Staged()
+    staged, names = Staged(), dict[tuple[Any, ...], str]()
     for query in queries:
+        rows = staged.rows
         with name_file(query.name or name):
             if staged.last is not None:
                 _require_types(query, database)
             _stage_one(query, staged, database, display)
+        same = names.setdefault((query.digest, *query.folders.items()), query.name)
+        if same != query.name and staged.rows > rows:
+            raise ValueError(f"input: {query.name} holds the same rows as {same}: leave it out")
         if len(staged.time_units) > 1:
             units = " and ".join(sorted(staged.time_units))
             raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: convert one of them")
