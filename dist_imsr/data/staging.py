@@ -11,7 +11,7 @@ import pyarrow as pa
 from dist_imsr.data.broken_quotes import BROKEN_QUOTES
 from dist_imsr.data.input_files import name_file
 from dist_imsr.data.plain_text import EXAMPLES, count_lines, lines_at, lines_of_records
-from dist_imsr.data.source_query import REJECTED, SourceQuery
+from dist_imsr.data.source_query import LATE, REJECTED, SourceQuery
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
 RAW_KEPT = 1000  # characters of each rejected row
@@ -216,7 +216,9 @@ def refuse_bad_rows(staged: Staged, name: str, max_bad_fraction: float) -> None:
             f"; {f'{file}, ' if file != name else ''}line {'?' if line is None else line} ({reason}): {raw[:_SHOWN]!r}"
             for file, line, reason, raw in staged.examples[:1]
         ]
+        late = any(reason.startswith(LATE) for reason in staged.rejected)
+        remedy = "; with --late into_next, late rows enter the next span" if late else ""
         raise ValueError(
             f"input: {name}: {bad} of {staged.rows} rows are bad, more than max_bad_fraction {max_bad_fraction:g}: "
-            f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}"
+            f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}{remedy}"
         )
