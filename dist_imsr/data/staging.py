@@ -59,7 +59,7 @@ class Staged:
 
     @property
     def table(self) -> pa.Table:
-        """The examples, for ``rejected.parquet``."""
+        """The examples, for the folder ``rejected``."""
         columns = zip(*self.examples, strict=True) if self.examples else ([], [], [], [])
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
         return pa.table(arrays, schema=_SCHEMA)
