@@ -352,7 +352,7 @@ def read_manifest(folder: Path, key: str = "data.path") -> dict[str, Any]:
 
     Args:
         folder: of the data set.
-        key: of the configuration, for errors.
+        key: of the configuration that names it, for errors.
 
     Raises:
         ValueError: naming the key and the folder, if there is none; the file, if it has another format.

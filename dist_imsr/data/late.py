@@ -33,7 +33,7 @@ def reject_known_rows(known: Dataset, database: Database) -> Counter[str]:
     rejected = Counter[str]()
     if known.first_kept:
         first = known.entries[known.first_kept].first_second if known.first_kept < known.spans else end
-        reason = f"late: before {date_of(first)}, and such rows are retired"
+        reason = f"before {date_of(first)}, and the rows of that time are retired"
         [(rejected[reason],)] = run(f"UPDATE events SET reason = {quoted(reason)} WHERE {late} AND time < {first}")
     for name in known.waiting_files:
         path = quoted_path(known.path / name)

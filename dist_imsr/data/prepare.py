@@ -21,7 +21,7 @@ from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
 
 _LEAST_MEMORY = 256 * 2**20
-# What is said of each log anew; the other options are those of the data set.
+# The options of each log; the others are those of the data set.
 _OF_A_LOG = ("input", "from_", "until", "span_edges")
 
 
