@@ -165,6 +165,11 @@ class Preparation:
             if not counted.users:
                 raise ValueError(f"input: {self.name} has no row to append{others}")
             earlier = [entry.first_second for entry in self.known.entries] + [self.known.entries[-1].end_second]
+            if counted.last < earlier[-1]:
+                raise ValueError(
+                    f"late: all rows of {self.name} are from before {date_of(earlier[-1])}: alone, they would close "
+                    "the next span; append them together with the next log"
+                )
             edges = further_edges(config, config.time_zone, earlier, config.spans, counted.last)
         else:
             if not counted.kept:

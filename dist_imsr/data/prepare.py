@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_imsr.checks import require
 from dist_imsr.config import plain, section_of
-from dist_imsr.data.changes import changing, commit, write_manifest_file
+from dist_imsr.data.changes import changing, commit, replacing, write_manifest_file
 from dist_imsr.data.dataset import FORMAT_VERSION, MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
 from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
@@ -187,7 +187,7 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     if config.append is not None:
         return _change(config, config.append, console)
     assert config.output is not None
-    with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
+    with replacing(config.output), replace_folder(config.output, MANIFEST, config.overwrite) as folder:
         entries, files, record = _run(config, folder, None, console)
         manifest = {
             "format_version": FORMAT_VERSION,

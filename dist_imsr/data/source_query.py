@@ -9,7 +9,7 @@ from dist_imsr.data.text_format import BLANKS, TextFormat
 from dist_imsr.data.times import LATEST_TIME
 
 BEFORE, AFTER = "before from", "until and later"  # why rows outside of a log's period are left out
-LATE = "late: "  # begins the reason of a row from before the end of the last span
+LATE = "late"  # why a row from before the end of the last span is rejected, or how that reason begins
 LEFT_OUT = "left out: "  # begins the `reason` of a valid row that the configuration leaves out: it is no bad row
 REJECTED = f"reason IS NOT NULL AND NOT starts_with(reason, '{LEFT_OUT}')"
 

@@ -217,7 +217,11 @@ def refuse_bad_rows(staged: Staged, name: str, max_bad_fraction: float) -> None:
             for file, line, reason, raw in staged.examples[:1]
         ]
         late = any(reason.startswith(LATE) for reason in staged.rejected)
-        remedy = "; with --late into_next, late rows enter the next span" if late else ""
+        remedy = (
+            "; rows from before the end of the last span are late: with --late into_next, they enter the next"
+            if late
+            else ""
+        )
         raise ValueError(
             f"input: {name}: {bad} of {staged.rows} rows are bad, more than max_bad_fraction {max_bad_fraction:g}: "
             f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}{remedy}"

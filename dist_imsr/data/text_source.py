@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_imsr.data.broken_quotes import set_aside_broken_quotes
-from dist_imsr.data.cutting import date_of
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.plain_text import PlainText, encoding_of, head_lines, plain_text
 from dist_imsr.data.raw_formats import RawFormat
@@ -188,7 +187,7 @@ def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dic
     if end is not None:
         conditions[f"{LEFT_OUT}{AFTER}"] = f"seconds >= {end}"
     if rows.late_before is not None:
-        conditions[f"{LATE}before {date_of(rows.late_before)}"] = f"seconds < {rows.late_before}"
+        conditions[LATE] = f"seconds < {rows.late_before}"
     return conditions
 
 

@@ -229,7 +229,6 @@ def test_the_calendar_goes_on() -> None:
     options = {"span_every": "1d", "pretrain_until": "2020-10-22"}
     assert further([5, *days[:3]], days[4], zone=zone, **options) == days[2:]
     assert further([5, *days[:3]], days[4] - 1, zone=zone, **options) == days[2:5]
-    assert further([5, *days[:3]], days[0], zone=zone, **options) == days[2:4]  # late rows alone
 
 
 def test_stated_edges_follow_the_last_one() -> None:
@@ -256,7 +255,3 @@ def test_equal_spans_are_about_as_long_as_those_before(lengths: list[int], spans
 
 def test_after_the_pretraining_span_alone_one_span_follows() -> None:
     assert further([5, 20], 33) == [20, 34]
-
-
-def test_late_rows_alone_make_one_span() -> None:
-    assert further([5, 20, 30], 29) == [30, 31]
