@@ -15,12 +15,15 @@ def output_console() -> Console:
     return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
-def run_writer(name: str, work: Callable[[Console], None]) -> int:
-    """Runs a command that writes all of its output or nothing; a failure is one line on standard error.
+def run_writer(
+    name: str, work: Callable[[Console], None], when_stopped: Callable[[], str] = lambda: "nothing was written"
+) -> int:
+    """Runs a command that writes files whole or not at all; a failure is one line on standard error.
 
     Args:
         name: the command's, for the error line.
         work: takes the console for its progress.
+        when_stopped: what there is after Ctrl-C or SIGTERM, for the error line.
 
     Returns:
         The exit status: 0; 2 for invalid input, 1 for a failure of the machine, 130 after Ctrl-C or SIGTERM.
@@ -30,7 +33,7 @@ def run_writer(name: str, work: Callable[[Console], None]) -> int:
         work(Console(stderr=True))
         return 0
     except KeyboardInterrupt:
-        reason, status = "stopped; nothing was written", 130
+        reason, status = f"stopped; {when_stopped()}", 130
     except ValueError as error:
         reason, status = str(error), 2
     except OSError as error:

@@ -14,13 +14,14 @@ from rich.table import Table
 from dist_imsr.config import parse
 from dist_imsr.console import output_console, run_writer
 from dist_imsr.data.cutting import date_of
-from dist_imsr.data.dataset import SpanEntry
+from dist_imsr.data.dataset import MANIFEST, SpanEntry
 from dist_imsr.data.prepare import PrepareConfig, prepare
 
 
 def main() -> int:
     """Runs the command; returns the exit status of `run_writer`."""
     config = parse(PrepareConfig, description=__doc__)
+    before = _manifest(config)
 
     def work(console: Console) -> None:
         runs: AbstractContextManager[None] = nullcontext()
@@ -34,7 +35,21 @@ def main() -> int:
             report(manifest, output_console())
         console.print(f"written to {config.append or config.output}", highlight=False, soft_wrap=True)
 
-    return run_writer("prepare.py", work)
+    def when_stopped() -> str:
+        if not config.reads_log:
+            return "the same command does the rest"
+        if _manifest(config) == before:
+            return "nothing was written"
+        rest = config.forget_users is not None or config.retire_before is not None
+        return "the log is in the data" + ("; without --input, the same command does the rest" if rest else "")
+
+    return run_writer("prepare.py", work, when_stopped)
+
+
+def _manifest(config: PrepareConfig) -> bytes | None:
+    """The bytes of the data set's dataset.json; None if there is none."""
+    folder = config.append or config.output
+    return (folder / MANIFEST).read_bytes() if folder is not None and (folder / MANIFEST).is_file() else None
 
 
 def report(manifest: dict[str, Any], console: Console) -> None:

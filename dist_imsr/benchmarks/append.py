@@ -1,4 +1,4 @@
-"""Appending one day to prepared data of two lengths, beside preparing the same rows alone."""
+"""Appending one day to prepared data of two lengths, compared with preparing the same rows alone."""
 
 import os
 import shutil

@@ -15,6 +15,8 @@ from typing import Any
 from dist_imsr.data.dataset import MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
 from dist_imsr.files import locked, sync_files, write_whole
 
+_LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def changing(folder: Path) -> Iterator[Dataset]:
@@ -29,12 +31,31 @@ def changing(folder: Path) -> Iterator[Dataset]:
     Raises:
         ValueError: if another process is changing it.
     """
-    with locked(folder / ".lock", f"append: another process is changing {folder}; wait for it"):
+    with locked(folder / _LOCK, _refusal("append", folder)):
         _remove_leftovers(folder)
         try:
             yield Dataset(DataConfig(folder))
         finally:
             _remove_leftovers(folder)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Locks the data set of a folder, if it holds one, while another takes its place.
+
+    Args:
+        folder: of the data set.
+
+    Raises:
+        ValueError: if another process is changing it.
+    """
+    held = (
+        locked(folder / _LOCK, _refusal("output", folder))
+        if (folder / MANIFEST).is_file()
+        else contextlib.nullcontext()
+    )
+    with held:
+        yield
 
 
 def commit(known: Dataset, entries: Sequence[SpanEntry], **changes: Any) -> dict[str, Any]:
@@ -56,6 +77,10 @@ def commit(known: Dataset, entries: Sequence[SpanEntry], **changes: Any) -> dict
     sync_files([known.path / name for name in names])
     write_manifest_file(known.path, manifest)
     return manifest
+
+
+def _refusal(key: str, folder: Path) -> str:
+    return f"{key}: another process is changing {folder}; wait for it"
 
 
 def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:

@@ -205,7 +205,6 @@ def further_edges(options: EdgeOptions, zone: str, earlier: Sequence[int], spans
         ValueError: naming the key.
     """
     end = earlier[-1]
-    last = max(last, end)  # of late rows alone, there is still one span
     if options.span_every is not None:
         edges = calendar_until(options.span_every, earlier[1], zone, last)
         return np.array([end, *(edge for edge in edges if edge > end)], np.int64)

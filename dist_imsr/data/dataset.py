@@ -347,15 +347,19 @@ class Dataset:
         return Sequences(users, items.offsets.to_numpy(), items.values.to_numpy(), batch)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, key: str = "data.path") -> dict[str, Any]:
     """Reads ``dataset.json``.
 
+    Args:
+        folder: of the data set.
+        key: of the configuration that names it, for errors.
+
     Raises:
-        ValueError: naming the folder, if there is none; the file, if it has another format.
+        ValueError: naming the key and the folder, if there is none; the file, if it has another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"data.path: {folder} holds no {MANIFEST}: write it with launch/prepare.py")
+        raise ValueError(f"{key}: {folder} holds no {MANIFEST}: write it with launch/prepare.py")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         version = manifest["format_version"]

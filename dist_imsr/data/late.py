@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from dist_imsr.data.cutting import date_of
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.source_query import LATE
 from dist_imsr.data.sql import quoted, quoted_path
 from dist_imsr.data.workspace import Database
 
@@ -33,7 +33,7 @@ def reject_known_rows(known: Dataset, database: Database) -> Counter[str]:
     rejected = Counter[str]()
     if known.first_kept:
         first = known.entries[known.first_kept].first_second if known.first_kept < known.spans else end
-        reason = f"late: before {date_of(first)}, and such rows are retired"
+        reason = f"{LATE}, before retired rows"
         [(rejected[reason],)] = run(f"UPDATE events SET reason = {quoted(reason)} WHERE {late} AND time < {first}")
     for name in known.waiting_files:
         path = quoted_path(known.path / name)

@@ -167,7 +167,7 @@ def require_same_ids(database: Database, known: Dataset, name: str) -> None:
         [(_, kind, *_)] = database.run(f"DESCRIBE SELECT raw FROM known_{table}")
         found = kinds[table[:-1]]
         if found != kind:
-            raise ValueError(f"columns.{table[:-1]}: {name} has {found}, and {known.path} has {kind}")
+            raise ValueError(f"columns.{table[:-1]}: {name} has {found}, and {known.path} has {kind}: convert it")
 
 
 def ids_query(table: str, buckets: int, first: int, kind: str) -> str:

@@ -32,7 +32,7 @@ from dist_imsr.data.numbering import (
     rows_by_span,
 )
 from dist_imsr.data.row_filters import leave_out, order_by_fraction
-from dist_imsr.data.source_query import LEFT_OUT
+from dist_imsr.data.source_query import AFTER, BEFORE, LEFT_OUT
 from dist_imsr.data.sources import SourceConfig, queries
 from dist_imsr.data.sql import quoted_path
 from dist_imsr.data.staging import Staged, refuse_bad_rows, stage
@@ -165,6 +165,11 @@ class Preparation:
             if not counted.users:
                 raise ValueError(f"input: {self.name} has no row to append{others}")
             earlier = [entry.first_second for entry in self.known.entries] + [self.known.entries[-1].end_second]
+            if counted.last < earlier[-1]:
+                raise ValueError(
+                    f"late: all rows of {self.name} are from before {date_of(earlier[-1])}: alone, they would close "
+                    "the next span; append them together with the next log"
+                )
             edges = further_edges(config, config.time_zone, earlier, config.spans, counted.last)
         else:
             if not counted.kept:
@@ -278,12 +283,12 @@ class Preparation:
 
 
 def appended_files(known: Dataset, config: SourceConfig) -> dict[str, str]:
-    """The files of a data set, of which the same period was read, by checksum: where they are."""
+    """The files of a data set that were read whole, or in the same period, by checksum: where they are."""
     period = [*config.period]
     return {
         digest: f"span {first}" if first == last else f"spans {first} to {last}"
         for record in known.manifest["preparations"]
-        if [record["from"], record["until"]] == period
+        if [record["from"], record["until"]] == period or record["left_out"].keys().isdisjoint({BEFORE, AFTER})
         for digest in record["digests"]
         for first, last in [record["spans"]]
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_imsr.checks import require
 from dist_imsr.config import plain, section_of
-from dist_imsr.data.changes import changing, commit, write_manifest_file
+from dist_imsr.data.changes import changing, commit, replacing, write_manifest_file
 from dist_imsr.data.dataset import FORMAT_VERSION, MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
 from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
@@ -21,7 +21,7 @@ from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
 
 _LEAST_MEMORY = 256 * 2**20
-# What is said of each log anew; the other options are those of the data set.
+# The options of each log; the others are those of the data set.
 _OF_A_LOG = ("input", "from_", "until", "span_edges")
 
 
@@ -100,7 +100,7 @@ class PrepareConfig(MachineOptions, SourceConfig):
         else:
             require(self.output is None, "output", str(self.output), "none with append")
             require(not self.overwrite, "overwrite", True, "false with append")
-            manifest = read_manifest(self.append)
+            manifest = read_manifest(self.append, "append")
             self._inherit(manifest)
             self._check_retired(len(manifest["spans"]))
         require(
@@ -187,7 +187,7 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     if config.append is not None:
         return _change(config, config.append, console)
     assert config.output is not None
-    with replace_folder(config.output, MANIFEST, config.overwrite) as folder:
+    with replacing(config.output), replace_folder(config.output, MANIFEST, config.overwrite) as folder:
         entries, files, record = _run(config, folder, None, console)
         manifest = {
             "format_version": FORMAT_VERSION,

@@ -8,6 +8,8 @@ from dist_imsr.data.sql import quoted, quoted_path
 from dist_imsr.data.text_format import BLANKS, TextFormat
 from dist_imsr.data.times import LATEST_TIME
 
+BEFORE, AFTER = "before from", "until and later"  # why rows outside of a log's period are left out
+LATE = "late"  # why a row from before the end of the last span is rejected, or how that reason begins
 LEFT_OUT = "left out: "  # begins the `reason` of a valid row that the configuration leaves out: it is no bad row
 REJECTED = f"reason IS NOT NULL AND NOT starts_with(reason, '{LEFT_OUT}')"
 
@@ -33,6 +35,7 @@ class SourceQuery:
         header: whether the text's first line holds names.
         period: the first and last unix second of the source; those of its interactions by default.
         digest: of the file's bytes; empty for generated rows.
+        folders: as in `InputFile`.
         truth: the names of tables with planted truth, under ``users`` or ``items``; their column ``raw`` is the id.
     """
 
@@ -44,6 +47,7 @@ class SourceQuery:
     header: bool = False
     period: tuple[int, int] | None = None
     digest: str = ""
+    folders: dict[str, str] = field(default_factory=dict)
     truth: dict[str, str] = field(default_factory=dict)
 
 

@@ -170,10 +170,10 @@ def queries(
             file = open_input(path, scratch, config.hive)
             digest = digest_of(file.path, "xxh128")
             if appended and digest in appended:
-                raise ValueError(f"input: {file.name} was added already, as {appended[digest]}")
+                raise ValueError(f"input: {file.name} was added already, as {appended[digest]}: leave it out")
             with display.phase("unpack", optional=True) as progress:
                 query = _query(config, file, database, scratch, progress)
-            yield replace(query, digest=digest)
+            yield replace(query, digest=digest, folders=file.folders)
 
 
 def _query(

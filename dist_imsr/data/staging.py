@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from dist_imsr.data.broken_quotes import BROKEN_QUOTES
 from dist_imsr.data.input_files import name_file
 from dist_imsr.data.plain_text import EXAMPLES, count_lines, lines_at, lines_of_records
-from dist_imsr.data.source_query import REJECTED, SourceQuery
+from dist_imsr.data.source_query import LATE, REJECTED, SourceQuery
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
 RAW_KEPT = 1000  # characters of each rejected row
@@ -58,7 +59,7 @@ class Staged:
 
     @property
     def table(self) -> pa.Table:
-        """The examples, for ``rejected.parquet``."""
+        """The examples, for the folder ``rejected``."""
         columns = zip(*self.examples, strict=True) if self.examples else ([], [], [], [])
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
         return pa.table(arrays, schema=_SCHEMA)
@@ -77,14 +78,19 @@ def stage(
         display: shows the progress.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, or if there are no rows, too many, or too many bad ones.
+        ValueError: naming the file, if it cannot be read or holds the same as another, or if there are no rows, too
+            many, or too many bad ones.
     """
-    staged = Staged()
+    staged, names = Staged(), dict[tuple[Any, ...], str]()
     for query in queries:
+        rows = staged.rows
         with name_file(query.name or name):
             if staged.last is not None:
                 _require_types(query, database)
             _stage_one(query, staged, database, display)
+        same = names.setdefault((query.digest, *query.folders.items()), query.name)
+        if same != query.name and staged.rows > rows:
+            raise ValueError(f"input: {query.name} holds the same rows as {same}: leave it out")
         if len(staged.time_units) > 1:
             units = " and ".join(sorted(staged.time_units))
             raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: convert one of them")
@@ -210,7 +216,13 @@ def refuse_bad_rows(staged: Staged, name: str, max_bad_fraction: float) -> None:
             f"; {f'{file}, ' if file != name else ''}line {'?' if line is None else line} ({reason}): {raw[:_SHOWN]!r}"
             for file, line, reason, raw in staged.examples[:1]
         ]
+        late = any(reason.startswith(LATE) for reason in staged.rejected)
+        remedy = (
+            "; rows from before the end of the last span are late: with --late into_next, they enter the next"
+            if late
+            else ""
+        )
         raise ValueError(
             f"input: {name}: {bad} of {staged.rows} rows are bad, more than max_bad_fraction {max_bad_fraction:g}: "
-            f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}"
+            f"{reasons}{''.join(examples)}; read as: {', '.join(staged.read_as)}{remedy}"
         )

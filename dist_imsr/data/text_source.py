@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_imsr.data.broken_quotes import set_aside_broken_quotes
-from dist_imsr.data.cutting import date_of
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.plain_text import PlainText, encoding_of, head_lines, plain_text
 from dist_imsr.data.raw_formats import RawFormat
 from dist_imsr.data.row_options import RowOptions
 from dist_imsr.data.source_query import (
+    AFTER,
+    BEFORE,
+    LATE,
     LEFT_OUT,
     Row,
     SourceQuery,
@@ -181,11 +183,11 @@ def later_faults(cells: dict[str, str], raw: RawFormat, rows: RowOptions) -> dic
         conditions[f"{LEFT_OUT}ratings below min_rating"] = f"{rating} < {rows.min_rating!r}"
     first, end = rows.period
     if first is not None:
-        conditions[f"{LEFT_OUT}before from"] = f"seconds < {first}"
+        conditions[f"{LEFT_OUT}{BEFORE}"] = f"seconds < {first}"
     if end is not None:
-        conditions[f"{LEFT_OUT}until and later"] = f"seconds >= {end}"
+        conditions[f"{LEFT_OUT}{AFTER}"] = f"seconds >= {end}"
     if rows.late_before is not None:
-        conditions[f"late: before {date_of(rows.late_before)}"] = f"seconds < {rows.late_before}"
+        conditions[LATE] = f"seconds < {rows.late_before}"
     return conditions
 
 

@@ -163,7 +163,7 @@ class SpanWriter:
             for bucket in range(self.buckets):
                 path = self._folder / self.name(span) / f"bucket={bucket:03d}.arrow"
                 items = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column("items").values.to_numpy()
-                counts += np.bincount(items, minlength=len(counts))
+                np.add.at(counts, items, 1)  # bincount would pass over all items for each bucket
             self.counts["interactions_with_new_items"][span] = counts[self._items[span] :].sum()
             touched = counts.nonzero()[0]
             columns = [pa.array(touched, id_type(len(counts))), pa.array(counts[touched])]

@@ -29,7 +29,7 @@ class Commands:
 
     def __init__(self, config: RefreshConfig) -> None:
         self.config = config
-        read_manifest(config.data)  # refuses a folder without data
+        read_manifest(config.data, "data")  # refuses a folder without data
         self.append: PrepareConfig | None = None
         """For prepare.py, with the files as they are named; None without any."""
         if config.input is not None:

@@ -154,20 +154,40 @@ def test_the_same_file_twice(data: Path, tmp_path: Path) -> None:
     log.rename(tmp_path / "renamed.csv")
     refused(data, r"renamed.csv was added already, as span 3", input=tmp_path / "renamed.csv")
     refused(data, r"week.csv was added already, as spans 0 to 2", input=tmp_path / "week.csv")
+    # In another period, too, as no row of it was left out.
+    refused(data, r"renamed.csv was added already", input=tmp_path / "renamed.csv", until=START + 9 * DAY)
+
+
+def test_the_same_rows_under_two_names(data: Path, tmp_path: Path) -> None:
+    logs = [write_log(tmp_path / name, NEXT) for name in ("next.csv", "copy.csv")]
+    refused(data, r"copy.csv holds the same rows as .*next.csv: leave it out", input=logs)
+    empty = [write_log(tmp_path / name, []) for name in ("none.csv", "nothing.csv")]  # parts of Spark may be
+    assert quietly(PrepareConfig(append=data, input=[*empty, logs[0]], threads=1))["preparations"][-1]["rows_read"] == 4
+
+
+def test_a_file_whose_rows_were_left_out_is_read_again_in_another_period(data: Path, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "next.csv", [*NEXT, ("e", "y", START + 4 * DAY)])
+    append(log, data, until=START + 4 * DAY)
+    assert append(log, data, from_=START + 4 * DAY)["preparations"][-1]["left_out"] == {"before from": 4}
 
 
 def test_a_file_that_overlaps(data: Path, tmp_path: Path) -> None:
     log = write_log(tmp_path / "both.csv", [*WEEK[-2:], *NEXT])
-    refused(data, r"2 of 6 rows are bad.*2 late: before 2020-09-17T00:00:00Z", input=log)
+    refused(data, r"2 of 6 rows are bad.*2 late;.*--late into_next", input=log)
     refused(data, r"2 of 6 rows are bad.*2 already in the data", input=log, late="into_next")
     record = append(log, data, max_bad_fraction=0.5)["preparations"][-1]
-    assert record["rejected"] == {"late: before 2020-09-17T00:00:00Z": 2}
+    assert record["rejected"] == {"late": 2}
 
 
 def test_rows_before_from_are_left_out_and_not_late(data: Path, tmp_path: Path) -> None:
     log = write_log(tmp_path / "both.csv", [*WEEK[-2:], *NEXT])
     record = append(log, data, from_=START + 3 * DAY)["preparations"][-1]
     assert (record["rejected"], record["left_out"]) == ({}, {"before from": 2})
+
+
+def test_late_rows_alone_close_no_span(data: Path, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "late.csv", [("b", "z", START + DAY + 5)])
+    refused(data, r"late: all rows of .*late.csv are from before 2020-09-17T00:00:00Z", input=log, late="into_next")
 
 
 def test_late_rows_enter_the_next_span(data: Path, tmp_path: Path) -> None:
@@ -239,6 +259,8 @@ def test_two_appends_at_once(data: Path, tmp_path: Path) -> None:
     log = write_log(tmp_path / "next.csv", NEXT)
     with locked(data / ".lock", ""):
         refused(data, r"append: another process is changing .*data; wait for it", input=log)
+        with pytest.raises(ValueError, match=r"output: another process is changing .*data; wait for it"):
+            first(log, data, overwrite=True)
     append(log, data)
 
 

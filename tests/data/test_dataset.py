@@ -102,8 +102,10 @@ def test_held_out():
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_no_data_set(tmp_path, make):
     make(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"data\.path.*nothing.*launch/prepare\.py"):
+    with pytest.raises(ValueError, match=r"^data\.path: .*nothing.*launch/prepare\.py"):
         Dataset(DataConfig(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"^append: .*nothing.*launch/prepare\.py"):
+        PrepareConfig(append=tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])

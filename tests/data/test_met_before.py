@@ -1,6 +1,5 @@
 """Whether users met items before, against slow loops."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from dist_imsr.data import met_before as module
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.met_before import met_before, met_in
-from tests.prepared import drawn_history, write_dataset
+from tests.prepared import drawn_history, retire_before, write_dataset
 
 BUCKETS = 4
 HISTORY = drawn_history(users=60, items=40, spans=4)
@@ -20,7 +19,7 @@ rows = st.lists(st.tuples(st.integers(3, 9), st.integers(0, 4), st.integers(0, 3
 
 
 @pytest.mark.parametrize("block", [1 << 16, 1, 7])
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows)
 def test_in_the_same_log(monkeypatch: pytest.MonkeyPatch, block: int, rows: list[tuple[int, int, int]]) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -70,12 +69,7 @@ def test_nobody(folder: Path) -> None:
 
 def test_retired_spans_do_not_count(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data", HISTORY, BUCKETS)
-    manifest = json.loads((folder / "dataset.json").read_text())
-    for span in range(2):
-        manifest["spans"][span]["retired"] = True
-        for path in (folder / f"span={span}").glob("bucket=*"):
-            path.unlink()
-    (folder / "dataset.json").write_text(json.dumps(manifest))
+    retire_before(folder, 2)
     users, items = of_bucket(2, 20, 0)
     found = met_in(Dataset(DataConfig(folder)), 2, users, items).tolist()
     assert found == slowly(users, items, range(2, 4)) != slowly(users, items, range(4))

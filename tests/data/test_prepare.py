@@ -71,7 +71,7 @@ cuts = st.one_of(  # alpha and spans, or edges
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example(
     rows=[("a", "x", 5), ("b", "y", 5), ("a", "y", 0), ("b", "x", 9)], least=1, cut=(0.5, 1), buckets=1, so_far=False
 )

@@ -49,7 +49,7 @@ def prepared(rows: list[Row], **options: Any) -> tuple[list[Row], dict[str, int]
         return sorted(kept, key=lambda row: row[0]), record_of(manifest)["left_out"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=logs, which=st.sampled_from(["none", "same_time", "all"]))
 def test_repeats(rows: list[Row], which: str) -> None:
     result = prepared(rows, min_interactions=1, drop_repeats=which)
@@ -64,7 +64,7 @@ def test_repeats(rows: list[Row], which: str) -> None:
         assert result[1].get("repeats", 0) == len(rows) - len(kept)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=logs, users=st.integers(2, 3), interactions=st.integers(1, 4))
 def test_rare_items_and_users(rows: list[Row], users: int, interactions: int) -> None:
     result = prepared(rows, min_interactions=interactions, min_users_per_item=users)

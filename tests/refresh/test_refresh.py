@@ -304,7 +304,7 @@ def test_nothing_is_published_without_a_section(days, first, taken, capsys):
         ({"refresh": QualityConfig("loss")}, "refresh.metric: 'loss'"),
         ({"input": "missing.csv"}, "input: missing.csv does not exist"),
         ({"input": "/dev/null"}, "input: '/dev/null' is impossible here; expected files"),
-        ({"data": "nowhere"}, "data.path: nowhere holds no dataset.json"),
+        ({"data": "nowhere"}, "data: nowhere holds no dataset.json"),
     ],
 )
 def test_what_is_impossible_is_refused_in_one_line_before_anything_is_changed(
