@@ -20,7 +20,7 @@ from rich.console import Console
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig, changing, prepare
 from dist_imsr.files import locked
-from tests.kill_points import killed_at
+from tests.kills import killed_at
 
 REPOSITORY = Path(__file__).parents[2]
 DAY = 86_400
@@ -293,19 +293,19 @@ def kill_everywhere(folder: str) -> None:
     options = {"min_interactions": 2, "count_users": "so_far", "buckets": 2}
     assert not killed_at(10**9, tmp_path, lambda: first(week, data, **options))
     shutil.copytree(data, tmp_path / "whole")
-    assert not killed_at(10**9, tmp_path, lambda: append(log, tmp_path / "whole"))
+    assert not killed_at(10**9, tmp_path, append, log, tmp_path / "whole")
     before, after = contents(data), contents(tmp_path / "whole")
     for point in itertools.count():
         one = tmp_path / f"at-{point}"
         shutil.copytree(data, one)
-        killed = killed_at(point, one, lambda one=one: append(log, one))
+        killed = killed_at(point, one, append, log, one)
         dataset = Dataset(DataConfig(one, verify=True))
         named = {name: (one / name).read_bytes() for entry in dataset.entries for name in dataset.files_of(entry)}
         assert all((before if dataset.spans == 3 else after)[name] == content for name, content in named.items())
         if dataset.spans == 3:
-            assert not killed_at(10**9, one, lambda one=one: append(log, one))
+            assert not killed_at(10**9, one, append, log, one)
         else:  # committed: the next command that writes removes what is left
-            killed_at(10**9, one, lambda one=one: _clean(one))
+            killed_at(10**9, one, _clean, one)
         assert contents(one) == after
         shutil.rmtree(one)
         if not killed:
