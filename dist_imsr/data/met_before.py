@@ -74,17 +74,21 @@ def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) 
             theirs = theirs[ranges(earlier.offsets[:-1][active].astype(np.int64), lengths[active].astype(np.int64))]
             row, lengths = row[active], lengths[active]
         row = row.repeat(lengths)
-        passed = np.flatnonzero(wanted[_hashed(row, theirs, bits)])
+        passed = np.flatnonzero(np.take(wanted, _hashed(row, theirs, bits)))  # indexing would copy to 64 bits first
         row, theirs = row[passed].astype(np.int64), theirs[passed].astype(np.int64)
         met.append((row * n_items + theirs)[(row != stranger) & (theirs < n_items)])
-    return np.isin(pairs, np.concatenate(met))
+    found = np.sort(np.concatenate(met))
+    place = np.searchsorted(found, pairs)
+    met_again = np.zeros(len(pairs), bool)
+    inside = place < len(found)
+    met_again[inside] = found[place[inside]] == pairs[inside]
+    return met_again
 
 
 def _hashed(rows: np.ndarray, items: np.ndarray, bits: int) -> np.ndarray:
     """So many bits of a hash of each pair; both arrays are of 32 bits, or long items lose their upper bits."""
-    mixed = items.astype(np.uint32) * np.uint32(_ODD)
-    mixed += rows * np.uint32(_OTHER_ODD)
-    mixed ^= mixed >> np.uint32(15)
+    mixed = items.astype(np.uint32)
     mixed *= np.uint32(_ODD)
+    mixed += rows * np.uint32(_OTHER_ODD)
     mixed >>= np.uint32(32 - bits)
     return mixed
