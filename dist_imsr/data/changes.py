@@ -39,23 +39,18 @@ def changing(folder: Path) -> Iterator[Dataset]:
             _remove_leftovers(folder)
 
 
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[None]:
+def replacing(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Locks the data set of a folder, if it holds one, while another takes its place.
 
     Args:
         folder: of the data set.
 
     Raises:
-        ValueError: if another process is changing it.
+        ValueError: if another process is changing it; when the context begins.
     """
-    held = (
-        locked(folder / _LOCK, _refusal("output", folder))
-        if (folder / MANIFEST).is_file()
-        else contextlib.nullcontext()
-    )
-    with held:
-        yield
+    if not (folder / MANIFEST).is_file():
+        return contextlib.nullcontext()
+    return locked(folder / _LOCK, _refusal("output", folder))
 
 
 def commit(known: Dataset, entries: Sequence[SpanEntry], **changes: Any) -> dict[str, Any]:
@@ -79,13 +74,13 @@ def commit(known: Dataset, entries: Sequence[SpanEntry], **changes: Any) -> dict
     return manifest
 
 
-def _refusal(key: str, folder: Path) -> str:
-    return f"{key}: another process is changing {folder}; wait for it"
-
-
 def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:
     """Replaces ``dataset.json`` by one rename."""
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _refusal(key: str, folder: Path) -> str:
+    return f"{key}: another process is changing {folder}; wait for it"
 
 
 def _remove_leftovers(folder: Path) -> None:

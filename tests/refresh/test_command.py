@@ -10,25 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
 from dist_imsr.config import to_yaml
 from dist_imsr.files import locked
 from dist_imsr.refresh.refresh import LOG, refresh
-from tests.refresh.daily import TRAIN, config_in, prepare_days, published, write_days
+from tests.refresh.daily import TRAIN, config_in, published
 
 ROOT = Path(__file__).parents[2]
 LONG = [*TRAIN, "--training.epochs=30", "--training.patience=0"]
-
-
-@pytest.fixture(scope="module")
-def days(tmp_path_factory):
-    return write_days(tmp_path_factory.mktemp("log"))
-
-
-@pytest.fixture(scope="module")
-def three_days(days, tmp_path_factory):
-    return prepare_days(days[:3], tmp_path_factory.mktemp("prepared") / "data")
 
 
 def _config(three_days, place, **changes):

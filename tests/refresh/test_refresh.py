@@ -22,7 +22,7 @@ from dist_imsr.refresh.config import PublishConfig, QualityConfig
 from dist_imsr.refresh.refresh import LOCK, refresh
 from dist_imsr.refresh.steps import Steps
 from dist_imsr.training.forget import forgetting_in_runs
-from tests.refresh.daily import config_in, prepare_days, published, write_days
+from tests.refresh.daily import config_in, prepare_days, published
 from tests.runs import run
 
 PLACES = ("data", "run")
@@ -64,17 +64,6 @@ def taken(worlds, monkeypatch):
 
     monkeypatch.setattr(Steps, "run", take)
     return names
-
-
-@pytest.fixture(scope="module")
-def days(tmp_path_factory):
-    return write_days(tmp_path_factory.mktemp("log"))
-
-
-@pytest.fixture(scope="module")
-def three_days(days, tmp_path_factory):
-    """Prepared data of the first three days."""
-    return prepare_days(days[:3], tmp_path_factory.mktemp("prepared") / "data")
 
 
 @pytest.fixture
