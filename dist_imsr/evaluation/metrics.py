@@ -1,11 +1,25 @@
 """Hit ratio, NDCG, recall and MRR from exact ranks, under both target protocols (erratum E9)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from dist_imsr.data.batch import TestBatch
 from dist_imsr.data.jagged import owners_of
+
+
+class Ranks(NamedTuple):
+    """The ranks of targets, 1 for the best.
+
+    Args:
+        all_items: ``[A]`` float64, among all known items.
+        unseen: ``[A]`` float64, among the items that the user has not met, infinite for a target that the user has met;
+            None if it is not known what users have met.
+    """
+
+    all_items: torch.Tensor
+    unseen: torch.Tensor | None = None
 
 
 def discount(ranks: torch.Tensor, top: int) -> torch.Tensor:
@@ -20,7 +34,8 @@ class Metrics:
     ``last``: a user's latest interaction is the only target. ``any``: a hit is any of the user's interactions, and the
     ideal DCG has min(N, number of targets) hits. ``new`` and ``existing`` split the ``last`` targets by whether the
     user met the item in an earlier span. ``recall`` is the share of all of the user's targets in the top N, ``mrr`` the
-    reciprocal rank of the ``last`` target if it is in the top N, else 0.
+    reciprocal rank of the ``last`` target if it is in the top N, else 0. ``unseen`` is what a retrieval stage for
+    discoveries is judged by: the ``last`` targets that are new to the user, ranked among items that are new to the user.
 
     Args:
         tops: every N.
@@ -29,16 +44,19 @@ class Metrics:
     def __init__(self, tops: Sequence[int]) -> None:
         self.tops = tops
         self.names = [f"{name}@{top}{protocol}" for top in tops for name, protocol in _NAMES]
-        # users, users with a new target; the sum of each name; the hits of new targets for each N
-        self.sums = torch.zeros(2 + len(self.names) + len(tops), dtype=torch.float64)
+        self.unseen_names = [f"{name}@{top}_unseen" for top in tops for name in ("hr", "ndcg")]
+        # users, users with a new target, those whose unseen ranks are known; the sum of each name; for each N the hits
+        # of new targets; the sum of each unseen name
+        self.sums = torch.zeros(3 + len(self.names) + len(tops) + len(self.unseen_names), dtype=torch.float64)
 
-    def add(self, batch: TestBatch, ranks: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Adds a block of users with the ranks of all of their targets, ``[A]``.
+    def add(self, batch: TestBatch, found: Ranks) -> dict[str, torch.Tensor]:
+        """Adds a block of users with the ranks of all of their targets.
 
         Returns:
-            The metrics of each user by name, ``[B]`` float64.
+            The metrics of each user by name, ``[B]`` float64; those of unseen items, if their ranks are known, are NaN
+            for a user whose ``last`` target is not new.
         """
-        ranks, lengths = ranks.double(), batch.targets.lengths()
+        ranks, lengths = found.all_items.double(), batch.targets.lengths()
         owners = owners_of(batch.targets)
         zeros = torch.zeros(len(lengths), dtype=torch.float64, device=ranks.device)
         best = torch.full_like(zeros, torch.inf).scatter_reduce(0, owners, ranks, "amin")
@@ -50,15 +68,24 @@ class Metrics:
             hits = zeros.index_add(0, owners, (ranks <= top).double())
             hit = last <= top
             values += [hit, discount(last, top), best <= top, gain, hits / lengths.clamp(min=1), hit / last]
-        found = dict(zip(self.names, (value.double() for value in values), strict=True))
-        new_hits = [found[f"hr@{top}"] * new for top in self.tops]
-        rows = [torch.ones_like(zeros), new, *found.values(), *new_hits]
+        each = dict(zip(self.names, (value.double() for value in values), strict=True))
+        new_hits = [each[f"hr@{top}"] * new for top in self.tops]
+        unseen = zeros.new_full(zeros.shape, torch.inf) if found.unseen is None else found.unseen.double()[batch.last]
+        unseen_values = [value for top in self.tops for value in ((unseen <= top).double(), discount(unseen, top))]
+        known = new * (found.unseen is not None)
+        rows = [torch.ones_like(zeros), new, known, *each.values(), *new_hits, *(value * new for value in unseen_values)]
         self.sums += torch.stack([row.sum() for row in rows]).to(self.sums.device)
-        return found
+        if found.unseen is not None:
+            none = ~batch.last_is_new
+            each |= {
+                name: value.masked_fill(none, torch.nan)
+                for name, value in zip(self.unseen_names, unseen_values, strict=True)
+            }
+        return each
 
     def result(self) -> dict[str, float | None]:
         """Means over all users by the names of metrics.jsonl, and ``users``; a mean over no users is None."""
-        users, new, *sums = self.sums.tolist()
+        users, new, known, *sums = self.sums.tolist()
 
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
@@ -68,6 +95,8 @@ class Metrics:
             hits = sums[self.names.index(f"hr@{top}")]
             metrics[f"hr@{top}_new"] = mean(new_hits, new)
             metrics[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
+        for name, total in zip(self.unseen_names, sums[len(self.names) + len(self.tops) :], strict=True):
+            metrics[name] = mean(total, known)
         return {"users": int(users)} | metrics
 
 
