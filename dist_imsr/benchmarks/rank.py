@@ -192,7 +192,7 @@ class RankWorker:
             return ranker.best(self.interests, options.items, options.top)[0]
         targets = JaggedTensor(self.targets, lengths=torch.ones_like(self.targets))
         most = None if query == "ranks" else options.top
-        return ranker.ranks(self.interests, targets, self.table[self.targets], options.items, most)
+        return ranker.ranks(self.interests, targets, self.table[self.targets], options.items, most).all_items
 
     def _product(self) -> None:
         """The shard's dot products alone, in tiles of as many items as the ranker's."""

@@ -73,7 +73,14 @@ class Metrics:
         unseen = zeros.new_full(zeros.shape, torch.inf) if found.unseen is None else found.unseen.double()[batch.last]
         unseen_values = [value for top in self.tops for value in ((unseen <= top).double(), discount(unseen, top))]
         known = new * (found.unseen is not None)
-        rows = [torch.ones_like(zeros), new, known, *each.values(), *new_hits, *(value * new for value in unseen_values)]
+        rows = [
+            torch.ones_like(zeros),
+            new,
+            known,
+            *each.values(),
+            *new_hits,
+            *(value * new for value in unseen_values),
+        ]
         self.sums += torch.stack([row.sum() for row in rows]).to(self.sums.device)
         if found.unseen is not None:
             none = ~batch.last_is_new

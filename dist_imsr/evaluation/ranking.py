@@ -17,6 +17,8 @@ from dist_imsr.data.jagged import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.counting import count_better
+from dist_imsr.evaluation.metrics import Ranks
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.evaluation.selection import best_items
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard
 from dist_imsr.model.interests import Interests
@@ -84,13 +86,14 @@ class Ranker:
         embeddings: torch.Tensor,
         items: int,
         exact_top: int | None = None,
-        seen: JaggedTensor | None = None,
-    ) -> torch.Tensor:
-        """The rank of each target among all known items.
+        seen: SeenItems | None = None,
+    ) -> Ranks:
+        """The rank of each target among all known items, and among those that the user has not met.
 
         Each rank counts the items of its own shard that are better than each target of any rank, and the counts are
         summed. ``exact_top`` saves most of the work: the shards are processed in chunks, each about three times as long
-        as all before it, and a target with ``exact_top`` better items is not compared with the next chunk.
+        as all before it, and a target with ``exact_top`` better items is not compared with the next chunk. Items that a
+        user has met are left out of these counts; the user's own rank compares them.
 
         Args:
             interests: this rank's B users, ``[B, K, d]``.
@@ -98,17 +101,17 @@ class Ranker:
             embeddings: ``[A, d]``, of the values of ``targets``.
             items: the number of known items; smaller ids are ranked.
             exact_top: ranks up to this one are exact, larger ones are some number above it; None for all exact.
-            seen: B sequences of item ids that are not ranked for a user; a target among them has an infinite rank.
+            seen: the items that each user has met; None if they are not known.
 
         Returns:
-            ``[A]`` float64, the rank of each value of ``targets``; 1 is the best.
+            The rank of each value of ``targets``.
         """
         owners = owners_of(targets)
         own = Interests(interests.vectors[owners], interests.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
         longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
-        mine = _block(interests, seen)._replace(targets=_pairs(targets), levels=levels)
+        mine = _block(interests, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
         world, _, first = _share(self.topology, mine)
         user_of_target, item_of_target = world.targets.T
         better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
@@ -123,11 +126,12 @@ class Ranker:
                     chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, tie, excluded
                 )
             better += self.topology.sum(count)
-        ranks = 1 + better[first : first + len(owners)]
-        if seen is not None:
-            target_keys, seen_keys = (pairs[:, 0] * items + pairs[:, 1] for pairs in (mine.targets, mine.seen))
-            ranks[torch.isin(target_keys, seen_keys)] = torch.inf
-        return ranks
+        unseen = 1 + better[first : first + len(owners)]
+        if seen is None:
+            return Ranks(unseen)
+        level, tie = levels.T
+        better_seen, met = seen.count_better(seen.scores(interests, self.how), targets, level - tie, level + tie)
+        return Ranks(unseen + better_seen, unseen.masked_fill(met, torch.inf))
 
     @Phase("ranking")
     def best(

@@ -216,7 +216,11 @@ def _rank(topology, config):
     ids = JaggedTensor(targets, lengths=torch.ones(24, dtype=torch.int64, device=device))
     with torch.no_grad():
         [embeddings] = table.catalogue.lookup(ids)
-    found = Ranker(table.catalogue, topology, "attentive", RankingConfig()).ranks(interests, ids, embeddings, ITEMS)
+    found = (
+        Ranker(table.catalogue, topology, "attentive", RankingConfig())
+        .ranks(interests, ids, embeddings, ITEMS)
+        .all_items
+    )
     exact = Interests(interests.vectors.double(), interests.mask)
     scores = score(exact, table.catalogue.flushed_weight().double(), "attentive")
     own = scores.gather(1, targets.unsqueeze(1))
