@@ -22,7 +22,7 @@ from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.evaluation.selection import best_items
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import Score, score
+from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.phases import Phase
 
 _FIRST_CHUNK = 128  # items per rank in the first chunk, approximately
@@ -66,12 +66,13 @@ class Ranker:
     Args:
         catalogue: the sharded table.
         topology: this rank's place.
-        how: f_score of Eq. 2.
+        scoring: f_score of Eq. 2.
         config: precision and memory.
     """
 
-    def __init__(self, catalogue: Catalogue, topology: Topology, how: Score, config: RankingConfig) -> None:
-        self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
+    def __init__(self, catalogue: Catalogue, topology: Topology, scoring: Scoring, config: RankingConfig) -> None:
+        self.catalogue, self.topology, self.scoring, self.config = catalogue, topology, scoring, config
+        self.how = scoring.how
         self._count_better = count_better
         if devices.is_cuda(topology.device):
             from dist_imsr.evaluation import fused  # needs Triton, which machines without CUDA may not have
@@ -98,7 +99,7 @@ class Ranker:
         Args:
             interests: this rank's B users, ``[B, K, d]``.
             targets: B sequences of item ids.
-            embeddings: ``[A, d]``, of the values of ``targets``.
+            embeddings: ``[A, row width]``, of the values of ``targets``.
             items: the number of known items; smaller ids are ranked.
             exact_top: ranks up to this one are exact, larger ones are some number above it; None for all exact.
             seen: the items that each user has met; None if they are not known.
@@ -106,12 +107,12 @@ class Ranker:
         Returns:
             The rank of each value of ``targets``.
         """
-        owners = owners_of(targets)
-        own = Interests(interests.vectors[owners], interests.mask[owners])
+        owners, queries = owners_of(targets), self.scoring.queries(interests)
+        own = Interests(queries.vectors[owners], queries.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
-        longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
+        longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
-        mine = _block(interests, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
+        mine = _block(queries, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
         world, _, first = _share(self.topology, mine)
         user_of_target, item_of_target = world.targets.T
         better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
@@ -130,7 +131,7 @@ class Ranker:
         if seen is None:
             return Ranks(unseen)
         level, tie = levels.T
-        better_seen, met = seen.count_better(seen.scores(interests, self.how), targets, level - tie, level + tie)
+        better_seen, met = seen.count_better(seen.scores(queries, self.how), targets, level - tie, level + tie)
         return Ranks(unseen + better_seen, unseen.masked_fill(met, torch.inf))
 
     @Phase("ranking")
@@ -149,7 +150,7 @@ class Ranker:
             Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
             Filled up with -inf and -1.
         """
-        mine = _block(interests, seen)
+        mine = _block(self.scoring.queries(interests), seen)
         world, sizes, _ = _share(self.topology, mine)
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
