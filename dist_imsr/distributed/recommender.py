@@ -193,10 +193,10 @@ class Recommender:
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; for the users' queries this is done below.
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
-        queries = extraction.start.queries
-        if queries is not None and queries.grad is not None:
+        own = extraction.start.queries
+        if own is not None and own.grad is not None:
             rows = self.store.owned.rows(batch.users)
-            self.store.update_queries(rows, queries.grad / self.topology.world_size)
+            self.store.update_queries(rows, own.grad / self.topology.world_size)
         with Phase("losses"):
             reported = losses.detach().double()
             return self.topology.gather(torch.cat([reported, reported.new_tensor([stop_signal])]))

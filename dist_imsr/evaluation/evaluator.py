@@ -127,7 +127,7 @@ class Evaluator:
                 interests = self.store.gather(self.store.owned.rows(batch.users), self.topology.device)
                 seen, embeddings = self._lookup(batch, history)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
-                if self.config.exclude_seen:
+                if self.config.exclude_seen and ranks.unseen is not None:
                     ranks = Ranks(ranks.unseen, ranks.unseen)
                 values = metrics.add(batch, ranks)
                 if beyond:

@@ -13,7 +13,7 @@ from torchrec import JaggedTensor
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import score
+from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.placement import fused, place
 from tests.ranks import on_devices, run_ranks
@@ -217,9 +217,7 @@ def _rank(topology, config):
     with torch.no_grad():
         [embeddings] = table.catalogue.lookup(ids)
     found = (
-        Ranker(table.catalogue, topology, "attentive", RankingConfig())
-        .ranks(interests, ids, embeddings, ITEMS)
-        .all_items
+        Ranker(table.catalogue, topology, Scoring(), RankingConfig()).ranks(interests, ids, embeddings, ITEMS).all_items
     )
     exact = Interests(interests.vectors.double(), interests.mask)
     scores = score(exact, table.catalogue.flushed_weight().double(), "attentive")

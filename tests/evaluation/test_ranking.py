@@ -8,6 +8,7 @@ from dist_imsr.evaluation import counting, ranking, tiles
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.model.interests import Interests
+from dist_imsr.model.scoring import Scoring
 from tests import reference
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
@@ -38,7 +39,7 @@ def _ranker(topology, how, tile, precision):
     tiles._CACHED, tiles._COLUMNS, ranking._FIRST_CHUNK = tile, 7, 2
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), [CAPACITY], DIM, 0, topology)
     catalogue.flushed_weight().copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
-    return Ranker(catalogue, topology, how, RankingConfig(precision))
+    return Ranker(catalogue, topology, Scoring(how), RankingConfig(precision))
 
 
 def _jagged(lists, device):
