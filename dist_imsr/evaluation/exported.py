@@ -1,12 +1,14 @@
 """Reads the Arrow files that a run exports after a span, one from each rank."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.evaluation.repeats import Repeats
 
 _FORMAT = "2"  # 1 had user ids that later users moved, and no format in its metadata
 
@@ -20,12 +22,14 @@ class Origin:
         data: the digest of the data up to it.
         strategy: by name.
         retrains: whether the span trained a new model, and thus wrote the interests of all users.
+        repeats: what scores add for repeats.
     """
 
     span: int
     data: str
     strategy: str
     retrains: bool
+    repeats: Repeats = field(default_factory=Repeats)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -36,6 +40,7 @@ class Origin:
             "data": self.data,
             "strategy": self.strategy,
             "retrains": str(self.retrains),
+            "repeats": json.dumps(self.repeats),
         }
 
     @classmethod
@@ -51,7 +56,13 @@ class Origin:
                 f"{path} is of another version of dist_imsr, whose data have other user ids: prepare the data again, "
                 "and train again"
             )
-        return cls(int(found["span"]), found["data"], found["strategy"], found["retrains"] == str(True))
+        return cls(
+            span=int(found["span"]),
+            data=found["data"],
+            strategy=found["strategy"],
+            retrains=found["retrains"] == str(True),
+            repeats=Repeats(*json.loads(found.get("repeats", "[]"))),
+        )
 
 
 def read_parts(run_dir: Path, span: int, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:

@@ -175,6 +175,7 @@ class Trainer:
             batch=self.config.batch,
             config=self.config.eval,
             seed=self.config.seed,
+            repeats=self.progress.repeats,
         )
         return evaluator.test(span, self.spans.track, per_user)
 
@@ -204,6 +205,7 @@ class Trainer:
                 data=self.dataset.digest_until(span),
                 strategy=self.config.strategy.name,
                 retrains=self.strategy.resources().retrains,
+                repeats=self.progress.repeats,
             ),
             keep_earlier=self.config.training.export == "every",
         )
