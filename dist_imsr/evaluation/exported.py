@@ -10,7 +10,7 @@ import pyarrow as pa
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.evaluation.repeats import Repeats
 
-_FORMAT = "2"  # 1 had user ids that later users moved, and no format in its metadata
+_FORMAT = "3"  # 1 had user ids that later users moved, and no format in its metadata; 2 had no scale of scores
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Origin:
         span: the last trained span.
         data: the digest of the data up to it.
         strategy: by name.
-        retrains: whether the span trained a new model, and thus wrote the interests of all users.
+        writes_all_users: whether the span wrote the interests of all users, and not only of its own.
         repeats: what scores add for repeats.
     """
 
     span: int
     data: str
     strategy: str
-    retrains: bool
+    writes_all_users: bool
     repeats: Repeats = field(default_factory=Repeats)
 
     @property
@@ -39,7 +39,7 @@ class Origin:
             "span": str(self.span),
             "data": self.data,
             "strategy": self.strategy,
-            "retrains": str(self.retrains),
+            "writes_all_users": str(self.writes_all_users),
             "repeats": json.dumps(self.repeats),
         }
 
@@ -60,7 +60,7 @@ class Origin:
             span=int(found["span"]),
             data=found["data"],
             strategy=found["strategy"],
-            retrains=found["retrains"] == str(True),
+            writes_all_users=found["writes_all_users"] == str(True),
             repeats=Repeats(*json.loads(found.get("repeats", "[]"))),
         )
 

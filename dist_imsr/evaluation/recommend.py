@@ -248,7 +248,7 @@ def _rows(
         elif len(unknown) and topology.rank == 0:
             logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
         rows = rows[has_interests[rows]]
-    if config.since is not None and not state.origin.retrains:
+    if config.since is not None and not state.origin.writes_all_users:
         changed = active_users(dataset, store.owned.buckets, range(config.since + 1, state.span + 1))
         rows = rows[torch.from_numpy(np.isin(store.owned.users(rows).numpy(), changed))]
     return rows[sort_keys(store.owned.users(rows), dataset.buckets).argsort()]

@@ -29,8 +29,8 @@ class RepeatsConfig:
     """
 
     enabled: bool = False
-    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
-    decays: list[float] = field(default_factory=lambda: [0.97, 0.99, 1.0])
+    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    decays: list[float] = field(default_factory=lambda: [0.9, 0.95, 0.98, 0.99, 1.0])
 
     def __post_init__(self) -> None:
         require(bool(self.weights) and min(self.weights) >= 0, "repeats.weights", self.weights, "numbers of at least 0")

@@ -204,7 +204,7 @@ class Trainer:
                 span=span,
                 data=self.dataset.digest_until(span),
                 strategy=self.config.strategy.name,
-                retrains=self.strategy.resources().retrains,
+                writes_all_users=self.strategy.resources().writes_all_users,
                 repeats=self.progress.repeats,
             ),
             keep_earlier=self.config.training.export == "every",
