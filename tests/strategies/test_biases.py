@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def _biases(topology, config):
-    """This rank's biases before each span's first epoch and when it starts, and the largest number beyond the biases."""
+    """This rank's biases before each span and when its epochs start, and the largest number beyond the biases."""
     config.run_dir.mkdir(exist_ok=True)
     trainer, found, dim = Trainer(config, Dataset(config.data), topology), [], config.model.dim
     start = trainer.spans._start_biases
