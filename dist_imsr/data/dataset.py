@@ -304,14 +304,18 @@ class Dataset:
     def _sorted_users(self) -> np.ndarray:
         return self._table("users", "user").to_numpy()[self._order]
 
+    def item_counts(self, span: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items with interactions in a span, ascending, and their numbers ``[n]``; retired rows count."""
+        batch = _open(self.path / self.entries[span].item_counts_file)
+        return batch.column("item").to_numpy(), batch.column("interactions").to_numpy()
+
     def popularity(self, items: range, span: int) -> np.ndarray:
         """The number of interactions of items in the spans up to one, ``[len(items)]`` int64; retired rows count."""
         counts = np.zeros(len(items), np.int64)
-        for entry in self.entries[: span + 1]:
-            batch = _open(self.path / entry.item_counts_file)
-            ids = batch.column("item").to_numpy()
+        for earlier in range(span + 1):
+            ids, interactions = self.item_counts(earlier)
             place = slice(*np.searchsorted(ids, [items.start, items.stop]))
-            counts[ids[place] - items.start] += batch.column("interactions").to_numpy()[place]
+            counts[ids[place] - items.start] += interactions[place]
         return counts
 
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
