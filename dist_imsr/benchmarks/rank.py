@@ -24,6 +24,7 @@ from dist_imsr.evaluation.launches import launch_on
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.evaluation.tiles import Precision, Shard
 from dist_imsr.model.interests import Interests
+from dist_imsr.model.scoring import Scoring
 
 _SCORE_BYTES = 1 << 30  # of the straightforward way's [users x interests x items]
 _CALL_SECONDS = 3600.0  # limit of one call
@@ -187,12 +188,12 @@ class RankWorker:
 
     def _ranker(self, precision: Precision, query: Query) -> torch.Tensor:
         options = self.options
-        ranker = Ranker(self.catalogue, self.topology, "attentive", RankingConfig(precision, options.memory))
+        ranker = Ranker(self.catalogue, self.topology, Scoring(), RankingConfig(precision, options.memory))
         if query == "best":
             return ranker.best(self.interests, options.items, options.top)[0]
         targets = JaggedTensor(self.targets, lengths=torch.ones_like(self.targets))
         most = None if query == "ranks" else options.top
-        return ranker.ranks(self.interests, targets, self.table[self.targets], options.items, most)
+        return ranker.ranks(self.interests, targets, self.table[self.targets], options.items, most).all_items
 
     def _product(self) -> None:
         """The shard's dot products alone, in tiles of as many items as the ranker's."""

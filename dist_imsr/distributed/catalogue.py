@@ -104,6 +104,7 @@ class Catalogue:
         topology: this rank's place.
         capacity: rows over all ranks, in the place of what ``items`` and the headroom give; more only if the items or
             the ranks need more.
+        extra: number of further columns of a row, which are zero at first.
 
     Raises:
         ValueError: for fused Adam on CPU.
@@ -117,8 +118,10 @@ class Catalogue:
         seed: int,
         topology: Topology,
         capacity: int | None = None,
+        extra: int = 0,
     ) -> None:
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
+        self.width = dim + extra
         self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
         self.items = items[-1]
         self.steps = 0
@@ -180,7 +183,7 @@ class Catalogue:
             sequences: of item ids, int64 values.
 
         Returns:
-            For each argument ``[sum of its lengths, d]`` float32. Backward updates the rows, once.
+            For each argument ``[sum of its lengths, width]`` float32. Backward updates the rows, once.
         """
         if torch.is_grad_enabled():
             request = self._take_prefetched(sequences) or self._table.start_lookup(_concatenated(sequences))
@@ -200,6 +203,23 @@ class Catalogue:
         """
         self.learning_rate = learning_rate
         self._table.set_learning_rate(learning_rate)
+
+    def own(self, items: range) -> range:
+        """The part of a range of items whose rows this rank holds."""
+        return range(
+            max(items.start, self.rows.start), max(items.start, self.rows.start, min(items.stop, self.rows.stop))
+        )
+
+    def set_column(self, column: int, items: range, values: torch.Tensor) -> None:
+        """Sets a number of consecutive rows of this rank; not collective.
+
+        Args:
+            column: d for the first of the extra columns.
+            items: as `own` returns them.
+            values: ``[len(items)]``.
+        """
+        place = slice(items.start - self.rows.start, items.stop - self.rows.start)
+        self.flushed_weight()[place, column] = values.to(self.flushed_weight())
 
     def grow(self, items: int) -> bool:
         """Makes room for more items, between spans; old rows and their optimizer state stay bit-identical.
@@ -281,7 +301,7 @@ class Catalogue:
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             capacity=capacity,
-            dim=self.dim,
+            dim=self.width,
             topology=planner_topology,
         )
         return ShardedTable(unsharded, topology)
@@ -292,7 +312,9 @@ class Catalogue:
         for start in range(max(first, rows.start), rows.stop, _INIT_ROWS):
             items = torch.arange(start, min(start + _INIT_ROWS, rows.stop), device=self.topology.device)
             drawn = keyed_random.uniform(self.dim, _STREAM, self.seed, items)
-            weight[items - rows.start] = ((2 * drawn - 1) * scale).float()
+            place = items - rows.start
+            weight[place] = 0  # TorchRec draws values of its own
+            weight[place, : self.dim] = ((2 * drawn - 1) * scale).float()
 
 
 def _concatenated(sequences: tuple[JaggedTensor, ...]) -> torch.Tensor:

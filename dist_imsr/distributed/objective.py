@@ -22,8 +22,8 @@ class Extraction(NamedTuple):
         interests: H_u^t, ``[B, K, d]``.
         start: the extractor's inputs besides the items: stored interests, queries, states.
         existing: ``[B, K]`` bool, the interests that are older than the span.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
+        targets: ``[A, row width]``, the targets' rows of the item table.
+        negatives: ``[N, row width]``, the negatives' rows.
     """
 
     interests: Interests
@@ -38,9 +38,9 @@ class Scores(NamedTuple):
 
     Args:
         candidates: the scores of each target and of its negatives.
-        targets: ``[B, T, d]``, the targets' embeddings, padded.
+        targets: ``[B, T, row width]``, the targets' rows, padded.
         target_mask: ``[B, T]`` bool, false for padding.
-        agreement: ``[B, K, T]``, dot products of interests and targets.
+        agreement: ``[B, K, T]``, dot products of queries and targets' rows.
     """
 
     candidates: Candidates
@@ -77,18 +77,18 @@ class NextItem:
         return None
 
 
-def score_batch(batch: Batch, interests: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Scores:
+def score_batch(batch: Batch, queries: Interests, targets: torch.Tensor, negatives: torch.Tensor) -> Scores:
     """Scores a batch's targets and negatives with the targets' v_u (Eq. 5).
 
     Args:
         batch: B users.
-        interests: of the users, ``[B, K, d]``.
-        targets: ``[A, d]``, the targets' embeddings.
-        negatives: ``[N, d]``, the negatives' embeddings.
+        queries: of the users' interests, as in `Scoring.queries`.
+        targets: ``[A, row width]``, the targets' rows.
+        negatives: ``[N, row width]``, the negatives' rows.
     """
     padded, mask = pad(targets, batch.targets.lengths())
-    agreement = interests.vectors @ padded.mT
+    agreement = queries.vectors @ padded.mT
     place = mask.flatten().nonzero().squeeze(1)
-    users, targets = (block.flatten(0, 1)[place] for block in (attend(interests, agreement), padded))
+    users, targets = (block.flatten(0, 1)[place] for block in (attend(queries, agreement), padded))
     scored = candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values())
     return Scores(scored, padded, mask, agreement)

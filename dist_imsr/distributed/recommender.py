@@ -70,8 +70,9 @@ class Recommender:
         capacity: int | None = None,
     ) -> None:
         self.config, self.seed, self.topology = model, seed, topology
+        self.scoring = model.scoring
         self.extractor = build_extractor(model)
-        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity)
+        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity, model.row_width - model.dim)
         self.store = InterestStore.build(
             store,
             n_buckets,
@@ -141,7 +142,7 @@ class Recommender:
         """
         history, targets, negatives = (embed or self.catalogue.lookup)(batch.history, batch.targets, batch.negatives)
         rows = self.store.owned.rows(batch.users)
-        padded, mask = pad(history, batch.history.lengths())
+        padded, mask = pad(history[:, : self.config.dim], batch.history.lengths())
         interests, existing, states = self._view(batch)
         start = Start(
             interests,
@@ -181,8 +182,8 @@ class Recommender:
         objective = objective or NextItem()
         extraction = objective.extract(self, batch, training=True)
         with Phase("loss"), self.engine.matmul_precision():
-            interests, targets, negatives = extraction.interests, extraction.targets, extraction.negatives
-            scores = score_batch(batch, interests, targets, negatives)
+            queries = self.scoring.queries(extraction.interests)
+            scores = score_batch(batch, queries, extraction.targets, extraction.negatives)
             extra = objective.extra_loss(self, batch, extraction, scores)
             next_item = sampled_softmax(scores.candidates)
             losses = torch.stack((next_item, next_item.new_zeros(()) if extra is None else extra))
@@ -192,10 +193,10 @@ class Recommender:
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; for the users' queries this is done below.
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
-        queries = extraction.start.queries
-        if queries is not None and queries.grad is not None:
+        own = extraction.start.queries
+        if own is not None and own.grad is not None:
             rows = self.store.owned.rows(batch.users)
-            self.store.update_queries(rows, queries.grad / self.topology.world_size)
+            self.store.update_queries(rows, own.grad / self.topology.world_size)
         with Phase("losses"):
             reported = losses.detach().double()
             return self.topology.gather(torch.cat([reported, reported.new_tensor([stop_signal])]))

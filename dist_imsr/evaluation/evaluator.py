@@ -18,9 +18,10 @@ from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.metrics import Metrics
+from dist_imsr.evaluation.metrics import Metrics, Ranks
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.keys import free
 from dist_imsr.phases import Phase
 
@@ -116,24 +117,36 @@ class Evaluator:
         """
         begin, items, most = time.perf_counter(), self.dataset.items_by_span[span], max(self.config.top)
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
-        history = History(self.dataset, self.buckets, span - 1) if self.config.exclude_seen else None
+        # Who met what before is not known once spans are retired: then metrics of unseen items are null.
+        history = History(self.dataset, self.buckets, span - 1) if not self.dataset.first_kept else None
         metrics = Metrics(self.config.top)
         beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, span) if self.config.beyond else None
         batches: Any = data.testing(lambda users: self.dataset.known(users, span - 1), self.config.max_users)
         with torch.no_grad(), JointFile(per_user, self.topology) if per_user else nullcontext() as file:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
                 interests = self.store.gather(self.store.owned.rows(batch.users), self.topology.device)
-                seen = history(batch.users) if history else None
-                [embeddings] = self.catalogue.lookup(batch.targets)
+                seen, embeddings = self._lookup(batch, history)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
+                if self.config.exclude_seen and ranks.unseen is not None:
+                    ranks = Ranks(ranks.unseen, ranks.unseen)
                 values = metrics.add(batch, ranks)
                 if beyond:
-                    beyond.add(self.ranker.best(interests, items, most, seen)[1])
+                    excluded = seen.items if seen and self.config.exclude_seen else None
+                    beyond.add(self.ranker.best(interests, items, most, excluded)[1])
                 if file:
-                    file.write(self._table(batch, ranks, values))
+                    file.write(self._table(batch, ranks.all_items, values))
         self.topology.sum(metrics.sums)
         results = metrics.result() | (beyond.result() if beyond else {})
         return results | {"eval_seconds": time.perf_counter() - begin}
+
+    def _lookup(self, batch: TestBatch, history: History | None) -> tuple[SeenItems | None, torch.Tensor]:
+        """What the users met before, if that is known, and the targets' embeddings; collective."""
+        if history is None:
+            [embeddings] = self.catalogue.lookup(batch.targets)
+            return None, embeddings
+        seen = history(batch.users)
+        embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, seen)
+        return SeenItems(seen, seen_embeddings), embeddings
 
     def _table(self, batch: TestBatch, ranks: torch.Tensor, values: dict[str, torch.Tensor]) -> pa.Table:
         """One row per user; ranks beyond the largest N are not exact and therefore null."""

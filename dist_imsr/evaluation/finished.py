@@ -93,12 +93,12 @@ class SpanState:
         self.run, self.span, dim = run, span, run.model.dim
         self.origin = Origin.of(run.folder, next(self._tables("items")).schema)
         scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
-        self.catalogue = Catalogue(scale, [items], dim, run.seed, topology)
+        self.catalogue = Catalogue(scale, [items], dim, run.seed, topology, extra=run.model.row_width - dim)
         users_per_bucket = run.dataset.locals_by_span[span]
         self.store = InterestStore.build(
             InterestStoreConfig(), run.dataset.buckets, users_per_bucket, dim, 0, run.seed, topology
         )
-        self.ranker = Ranker(self.catalogue, topology, run.model.score, ranking)
+        self.ranker = Ranker(self.catalogue, topology, run.model.scoring, ranking)
         rows = self.catalogue.rows
         found, vectors = self._part(
             "items", "item", lambda items: slice(*np.searchsorted(items, (rows.start, rows.stop)))

@@ -180,12 +180,18 @@ def _write_interests(path: Path, dataset: Dataset, state: SpanState) -> None:
                     "user": dataset.raw_ids("users", store.owned.users(owners[part]).numpy()).combine_chunks(),
                     "interest": slots[part].int().numpy(),
                     "born": store.birth_span[part].numpy(force=True),
-                    "vector": _lists(store.values[part].numpy(force=True)),
+                    "vector": _lists(_queries(state, store.values[part]).numpy(force=True)),
                 },
                 metadata=state.origin.metadata,
             )
 
     write_table(path, batches())
+
+
+def _queries(state: SpanState, vectors: torch.Tensor) -> torch.Tensor:
+    """The queries ``[n, row width]`` of interests ``[n, d]``."""
+    one_each = Interests(vectors.unsqueeze(1), torch.ones(len(vectors), 1, dtype=torch.bool, device=vectors.device))
+    return state.ranker.scoring.queries(one_each).vectors.squeeze(1)
 
 
 def _build(config: IndexConfig, weight: np.ndarray) -> Any:
@@ -216,8 +222,9 @@ def _recall(config: ExportConfig, state: SpanState, index: Any, items: int) -> d
     for block in users.split(256):
         interests = state.store.gather(block)
         _, exact = state.ranker.best(interests, items, config.top)
+        queries = state.ranker.scoring.queries(interests)
         for row, best in enumerate(exact):
-            mine = Interests(interests.vectors[row : row + 1], interests.mask[row : row + 1])
+            mine = Interests(queries.vectors[row : row + 1], queries.mask[row : row + 1])
             _, found = index.search(
                 mine.vectors[mine.mask].numpy(force=True), min(max(config.index.candidates, config.top), items)
             )

@@ -34,8 +34,8 @@ class Metrics:
     ``last``: a user's latest interaction is the only target. ``any``: a hit is any of the user's interactions, and the
     ideal DCG has min(N, number of targets) hits. ``new`` and ``existing`` split the ``last`` targets by whether the
     user met the item in an earlier span. ``recall`` is the share of all of the user's targets in the top N, ``mrr`` the
-    reciprocal rank of the ``last`` target if it is in the top N, else 0. ``unseen`` is what a retrieval stage for
-    discoveries is judged by: the ``last`` targets that are new to the user, ranked among items that are new to the user.
+    reciprocal rank of the ``last`` target if it is in the top N, else 0. ``unseen`` judges a stage that retrieves
+    discoveries: the ``last`` targets that are new to the user, ranked among the items that are new to the user.
 
     Args:
         tops: every N.
@@ -73,7 +73,14 @@ class Metrics:
         unseen = zeros.new_full(zeros.shape, torch.inf) if found.unseen is None else found.unseen.double()[batch.last]
         unseen_values = [value for top in self.tops for value in ((unseen <= top).double(), discount(unseen, top))]
         known = new * (found.unseen is not None)
-        rows = [torch.ones_like(zeros), new, known, *each.values(), *new_hits, *(value * new for value in unseen_values)]
+        rows = [
+            torch.ones_like(zeros),
+            new,
+            known,
+            *each.values(),
+            *new_hits,
+            *(value * new for value in unseen_values),
+        ]
         self.sums += torch.stack([row.sum() for row in rows]).to(self.sums.device)
         if found.unseen is not None:
             none = ~batch.last_is_new
@@ -90,12 +97,13 @@ class Metrics:
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
 
-        metrics = {name: mean(total, users) for name, total in zip(self.names, sums, strict=False)}
-        for top, new_hits in zip(self.tops, sums[len(self.names) :], strict=True):
+        names, tops = len(self.names), len(self.tops)
+        metrics = {name: mean(total, users) for name, total in zip(self.names, sums[:names], strict=True)}
+        for top, new_hits in zip(self.tops, sums[names : names + tops], strict=True):
             hits = sums[self.names.index(f"hr@{top}")]
             metrics[f"hr@{top}_new"] = mean(new_hits, new)
             metrics[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
-        for name, total in zip(self.unseen_names, sums[len(self.names) + len(self.tops) :], strict=True):
+        for name, total in zip(self.unseen_names, sums[names + tops :], strict=True):
             metrics[name] = mean(total, known)
         return {"users": int(users)} | metrics
 

@@ -218,7 +218,7 @@ def _centroids(run: FinishedRun, span: int, truth: Truth) -> np.ndarray:
     total = np.zeros((len(count), run.model.dim))
     for table in _tables(run, span, "items"):
         clusters = truth.of_item[table["item"].to_numpy()]
-        np.add.at(total, clusters, vectors_of(table))
+        np.add.at(total, clusters, vectors_of(table)[:, : run.model.dim])
         count += np.bincount(clusters, minlength=len(count))
     return total / np.maximum(count, 1)[:, None]
 

@@ -17,10 +17,12 @@ from dist_imsr.data.jagged import owners_of
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.counting import count_better
+from dist_imsr.evaluation.metrics import Ranks
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.evaluation.selection import best_items
 from dist_imsr.evaluation.tiles import TIE, Pairs, Shard
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import Score, score
+from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.phases import Phase
 
 _FIRST_CHUNK = 128  # items per rank in the first chunk, approximately
@@ -64,12 +66,13 @@ class Ranker:
     Args:
         catalogue: the sharded table.
         topology: this rank's place.
-        how: f_score of Eq. 2.
+        scoring: f_score of Eq. 2.
         config: precision and memory.
     """
 
-    def __init__(self, catalogue: Catalogue, topology: Topology, how: Score, config: RankingConfig) -> None:
-        self.catalogue, self.topology, self.how, self.config = catalogue, topology, how, config
+    def __init__(self, catalogue: Catalogue, topology: Topology, scoring: Scoring, config: RankingConfig) -> None:
+        self.catalogue, self.topology, self.scoring, self.config = catalogue, topology, scoring, config
+        self.how = scoring.how
         self._count_better = count_better
         if devices.is_cuda(topology.device):
             from dist_imsr.evaluation import fused  # needs Triton, which machines without CUDA may not have
@@ -84,31 +87,32 @@ class Ranker:
         embeddings: torch.Tensor,
         items: int,
         exact_top: int | None = None,
-        seen: JaggedTensor | None = None,
-    ) -> torch.Tensor:
-        """The rank of each target among all known items.
+        seen: SeenItems | None = None,
+    ) -> Ranks:
+        """The rank of each target among all known items, and among those that the user has not met.
 
         Each rank counts the items of its own shard that are better than each target of any rank, and the counts are
         summed. ``exact_top`` saves most of the work: the shards are processed in chunks, each about three times as long
-        as all before it, and a target with ``exact_top`` better items is not compared with the next chunk.
+        as all before it, and a target with ``exact_top`` better items is not compared with the next chunk. Items that a
+        user has met are left out of these counts; the user's own rank compares them.
 
         Args:
             interests: this rank's B users, ``[B, K, d]``.
             targets: B sequences of item ids.
-            embeddings: ``[A, d]``, of the values of ``targets``.
+            embeddings: ``[A, row width]``, of the values of ``targets``.
             items: the number of known items; smaller ids are ranked.
             exact_top: ranks up to this one are exact, larger ones are some number above it; None for all exact.
-            seen: B sequences of item ids that are not ranked for a user; a target among them has an infinite rank.
+            seen: the items that each user has met; None if they are not known.
 
         Returns:
-            ``[A]`` float64, the rank of each value of ``targets``; 1 is the best.
+            The rank of each value of ``targets``.
         """
-        owners = owners_of(targets)
-        own = Interests(interests.vectors[owners], interests.mask[owners])
+        owners, queries = owners_of(targets), self.scoring.queries(interests)
+        own = Interests(queries.vectors[owners], queries.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
-        longest = pad(interests.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
+        longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
-        mine = _block(interests, seen)._replace(targets=_pairs(targets), levels=levels)
+        mine = _block(queries, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
         world, _, first = _share(self.topology, mine)
         user_of_target, item_of_target = world.targets.T
         better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
@@ -123,11 +127,12 @@ class Ranker:
                     chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, tie, excluded
                 )
             better += self.topology.sum(count)
-        ranks = 1 + better[first : first + len(owners)]
-        if seen is not None:
-            target_keys, seen_keys = (pairs[:, 0] * items + pairs[:, 1] for pairs in (mine.targets, mine.seen))
-            ranks[torch.isin(target_keys, seen_keys)] = torch.inf
-        return ranks
+        unseen = 1 + better[first : first + len(owners)]
+        if seen is None:
+            return Ranks(unseen)
+        level, tie = levels.T
+        better_seen, met = seen.count_better(seen.scores(queries, self.how), targets, level - tie, level + tie)
+        return Ranks(unseen + better_seen, unseen.masked_fill(met, torch.inf))
 
     @Phase("ranking")
     def best(
@@ -145,7 +150,7 @@ class Ranker:
             Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
             Filled up with -inf and -1.
         """
-        mine = _block(interests, seen)
+        mine = _block(self.scoring.queries(interests), seen)
         world, sizes, _ = _share(self.topology, mine)
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)

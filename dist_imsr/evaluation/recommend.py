@@ -195,7 +195,7 @@ def recommend(
         logger.warning("exclude_seen: items that users met before span %d are not left out: these are retired", first)
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
     # Per place of a list: the item's embedding twice, and a score and an id from every rank.
-    bytes_per_place = 2 * 4 * run.model.dim + 12 * (topology.world_size + 1)
+    bytes_per_place = 2 * 4 * run.model.row_width + 12 * (topology.world_size + 1)
     max_users = max(1, (config.ranking.memory << 20) // (bytes_per_place * top))
     size = min(-(-config.block // topology.world_size), max_users)
     counts = torch.zeros(3, dtype=torch.int64)  # users with rows, those with fewer than top, users without any
@@ -261,8 +261,9 @@ def _named(requested: UserList, places: np.ndarray) -> str:
 def best_matching_interest(state: SpanState, interests: Interests, ids: torch.Tensor) -> torch.Tensor:
     """The slot of the interest with the largest dot product for each item, ``[B, N]``; collective."""
     wanted = JaggedTensor(ids.clamp(min=0).flatten(), lengths=torch.full((len(ids),), ids.shape[1], device=ids.device))
-    embeddings = state.catalogue.lookup(wanted)[0].view(*ids.shape, state.catalogue.dim)
-    agreement = (interests.vectors @ embeddings.mT).masked_fill_(~interests.mask.unsqueeze(-1), -torch.inf)
+    embeddings = state.catalogue.lookup(wanted)[0].view(*ids.shape, state.catalogue.width)
+    queries = state.ranker.scoring.queries(interests)
+    agreement = (queries.vectors @ embeddings.mT).masked_fill_(~interests.mask.unsqueeze(-1), -torch.inf)
     return agreement.argmax(1) if agreement.shape[1] else torch.zeros_like(ids)
 
 

@@ -12,6 +12,7 @@ from dist_imsr.model.base import Extractor
 from dist_imsr.model.linear_attention import LimaRecConfig, LinearAttention
 from dist_imsr.model.mimn import MemoryNetwork, MIMNConfig
 from dist_imsr.model.routing import DynamicRouting
+from dist_imsr.model.scoring import Scoring
 from dist_imsr.model.self_attention import SelfAttention
 from dist_imsr.registry import Registry
 
@@ -35,6 +36,10 @@ class ModelConfig:
         query_dim: d_a of Eq. 7, the width of ComiRec-SA's queries.
         positions: ComiRec-SA's trainable position embeddings, for histories up to this length; 0 for none.
         score: f_score of Eq. 2, attentive over interests (Eq. 5) or the largest dot product.
+        score_scale: s of erratum E8b, by which dot products of interests and items are multiplied, in training and in
+            ranking; 1 is the paper.
+        item_bias: a trained number for each item that is added to its scores. It starts at the logarithm of the item's
+            share of the interactions of the span in which it is first trained.
         mimn: the memory of mimn.
         limarec: the linear attention of limarec.
     """
@@ -49,6 +54,8 @@ class ModelConfig:
     query_dim: int = 64
     positions: int = 0
     score: Literal["attentive", "max"] = field(default="attentive", metadata=never(compare="shared"))
+    score_scale: float = 4.0
+    item_bias: bool = False
     mimn: MIMNConfig = field(default_factory=MIMNConfig)
     limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 
@@ -60,8 +67,19 @@ class ModelConfig:
         require(self.logit_scale >= 0, "model.logit_scale", self.logit_scale, "at least 0")
         require(self.query_dim >= 1, "model.query_dim", self.query_dim, "at least 1")
         require(self.positions >= 0, "model.positions", self.positions, "at least 0")
+        require(self.score_scale > 0, "model.score_scale", self.score_scale, "above 0")
         if self.base == "mimn":
             self.mimn.check(self.interests)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How interests and items are scored."""
+        return Scoring(self.score, self.score_scale, self.item_bias)
+
+    @property
+    def row_width(self) -> int:
+        """The width of a row of the item table."""
+        return self.scoring.row_width(self.dim)
 
 
 def register_base_model(name: str, config: type | None = None) -> Callable[[Build], Build]:

@@ -3,10 +3,49 @@
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from dist_imsr.model.interests import Interests
 
 Score = Literal["attentive", "max"]
+BIAS_WIDTH = 4
+"""Columns that an item's bias adds to its row: the bias, and zeros, since the table kernels want a multiple of 4."""
+
+
+class Scoring(NamedTuple):
+    """f_score of Eq. 2, with the scale of erratum E8b and a bias for each item.
+
+    Dot products and their softmax are those of `queries` and whole rows of the item table. A constant that is added to
+    all of a user's dot products with an item passes through the softmax of Eq. 5 and through a maximum alike, so that
+    the bias is added to the score.
+
+    Args:
+        how: as in `score`.
+        scale: s, by which dot products of interests and embeddings are multiplied.
+        bias: whether rows have `BIAS_WIDTH` more numbers than interests, of which the first is the item's bias.
+    """
+
+    how: Score = "attentive"
+    scale: float = 1.0
+    bias: bool = False
+
+    def row_width(self, dim: int) -> int:
+        """The width of a row of the item table, for interests of width d."""
+        return dim + BIAS_WIDTH * self.bias
+
+    def queries(self, interests: Interests) -> Interests:
+        """The vectors whose dot products with rows are the agreements of Eq. 5.
+
+        Args:
+            interests: ``[B, K, d]``.
+
+        Returns:
+            ``[B, K, row width]``, differentiable.
+        """
+        vectors = interests.vectors * self.scale
+        if self.bias:
+            vectors = torch.cat([vectors, pad(interests.mask.unsqueeze(-1).to(vectors.dtype), (0, BIAS_WIDTH - 1))], -1)
+        return Interests(vectors, interests.mask)
 
 
 def attend(interests: Interests, agreement: torch.Tensor) -> torch.Tensor:

@@ -120,11 +120,11 @@ class ADER(Strategy):
         replay = batch.replay()
         with torch.no_grad(), model.engine.precision():
             history, targets, negatives = self.teacher.table.lookup(replay.history, replay.targets, replay.negatives)
-            items, mask = pad(history, replay.history.lengths())
+            items, mask = pad(history[:, : model.config.dim], replay.history.lengths())
             inputs = items, mask, extraction.start.last(batch.replayed, items.shape[1])
             interests: Interests = functional_call(model.extractor, self.teacher.weights, inputs)
         with torch.no_grad():
-            teacher = score_batch(replay, interests, targets, negatives).candidates
+            teacher = score_batch(replay, model.scoring.queries(interests), targets, negatives).candidates
         known = batch.negatives.values() < self._teacher_items
         student = scores.candidates.last(len(targets))
         student, teacher = (Candidates(one.positive, one.others[:, known]) for one in (student, teacher))

@@ -70,7 +70,7 @@ def detect(
     for batch in batches:  # line 1
         rows = store.owned.rows(batch.users)
         items, *_ = catalogue.lookup(batch.history, batch.targets, batch.negatives)
-        items, mask = pad(items, batch.history.lengths())
+        items, mask = pad(items[:, : catalogue.dim], batch.history.lengths())
         if not detector.untrained:
             trained = (batch.history.values() < trained_items).float().unsqueeze(1)
             mask &= pad(trained, batch.history.lengths())[0].squeeze(-1) > 0

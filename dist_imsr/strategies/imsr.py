@@ -117,9 +117,10 @@ class IMSR(Strategy):
         retainer = self.config.retainer
         if retainer.name == "none" or not extraction.existing.any():
             return None
+        scoring = model.scoring
         drift = Drift(
-            before=extraction.start.interests.vectors,
-            now=extraction.interests.vectors,
+            before=scoring.queries(extraction.start.interests).vectors,
+            now=scoring.queries(extraction.interests).vectors,
             existing=extraction.existing,
             mask=extraction.interests.mask,
             targets=scores.targets,

@@ -26,7 +26,6 @@ from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
-_KINDS = ("item", "dense", "interest")
 _EPOCHS = 1 << 20  # keys the random numbers of the transfer's epochs, apart from those of the parameters' epochs
 _SEED = 0x5317
 
@@ -148,14 +147,14 @@ class SML(Strategy):
 
     def initialize_state(self, model: Recommender) -> None:
         """Copies the model, and builds transfers for rows of its scale."""
-        catalogue, store, topology = model.catalogue, model.store, model.topology
+        catalogue, store, topology, dim = model.catalogue, model.store, model.topology, model.config.dim
         self._first = topology.rank == 0
         self.previous, self.tuned = (FrozenModel(catalogue, model.extractor, self._first) for _ in range(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             transfers = {
-                kind: Transfer(catalogue.dim, self.config.filters, self.config.kernel, self.config.hidden)
-                for kind in _KINDS
+                kind: Transfer(width, self.config.filters, self.config.kernel, self.config.hidden)
+                for kind, width in {"item": catalogue.width, "dense": dim, "interest": dim}.items()
             }
             self.transfers = nn.ModuleDict(transfers).to(topology.device)
         self.transfers.requires_grad_(False)
@@ -213,7 +212,8 @@ class SML(Strategy):
             steps = data.training(_EPOCHS + epoch)
             for batch in trainer.track(steps, f"transfer of span {data.span}, epoch {epoch}", data.config.size):
                 extraction = self.extract(trainer.model, batch)
-                scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+                queries = trainer.model.scoring.queries(extraction.interests)
+                scores = score_batch(batch, queries, extraction.targets, extraction.negatives)
                 loss = sampled_softmax(scores.candidates) / max(batch.world_targets, 1)
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
                 summed = trainer.topology.sum(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -246,7 +246,7 @@ class SML(Strategy):
 
     def _transferred_weights(self, model: Recommender, tuned: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Transferred dense weights, row by row; weights with rows of another width than d stay as tuned."""
-        dim, weights = model.catalogue.dim, dict(tuned)
+        dim, weights = model.config.dim, dict(tuned)
         # Weights keep their precision, also inside a forward pass in bf16.
         with torch.autocast(model.topology.device.type, enabled=False):
             for name, weight in tuned.items():

@@ -79,7 +79,7 @@ class SpanTrainer:
     def build_model(self, items: Sequence[int], users_per_bucket: int, capacity: int | None = None) -> None:
         """Makes a model with new parameters; arguments as in `Recommender`, collective."""
         self.model = build_recommender(self.config, self.dataset, self.topology, items, users_per_bucket, capacity)
-        self.ranker = Ranker(self.model.catalogue, self.topology, self.config.model.score, self.config.ranking)
+        self.ranker = Ranker(self.model.catalogue, self.topology, self.config.model.scoring, self.config.ranking)
 
     def rebuild_model(self, span: int) -> None:
         """Frees the model, and makes a new one for what is known by the end of a span; collective."""
@@ -105,8 +105,22 @@ class SpanTrainer:
             data = kind(
                 self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum, **options
             )
+            if self.config.model.item_bias and not self.progress.begun:
+                self._start_biases(span)
         self.resume_clock()
         return data
+
+    def _start_biases(self, span: int) -> None:
+        """Sets the biases of items that no step has trained: log(1 + the interactions that the span's rate adds up to).
+
+        An item that first appears in this span counts as if it had been there from the beginning.
+        """
+        catalogue, entries = self.model.catalogue, self.dataset.entries[: span + 1]
+        untrained = 0 if catalogue.steps == 0 else self.dataset.items_by_span[span - 1]
+        items = catalogue.own(range(untrained, self.dataset.items_by_span[span]))
+        share = 1.0 if not untrained else entries[-1].interactions / sum(entry.interactions for entry in entries)
+        counts = torch.from_numpy(self.dataset.popularity(items, span)).double()
+        catalogue.set_column(self.config.model.dim, items, (1 + counts / share).log())
 
     def admit_users(self, data: Span, counts: np.ndarray | None = None) -> None:
         """Creates the first interests of the span's new users.

@@ -32,7 +32,7 @@ def mean_gain(
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         extraction = objective.extract(model, batch)
-        ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top)
+        ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top).all_items
         gain = 1 / ranks if top is None else discount(ranks, top)
         sums += torch.tensor([gain.sum().item(), len(ranks)], dtype=torch.float64)
     total, users = model.topology.sum(sums).tolist()

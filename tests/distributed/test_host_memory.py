@@ -13,7 +13,7 @@ from torchrec import JaggedTensor
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import score
+from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.placement import fused, place
 from tests.ranks import on_devices, run_ranks
@@ -216,7 +216,9 @@ def _rank(topology, config):
     ids = JaggedTensor(targets, lengths=torch.ones(24, dtype=torch.int64, device=device))
     with torch.no_grad():
         [embeddings] = table.catalogue.lookup(ids)
-    found = Ranker(table.catalogue, topology, "attentive", RankingConfig()).ranks(interests, ids, embeddings, ITEMS)
+    found = (
+        Ranker(table.catalogue, topology, Scoring(), RankingConfig()).ranks(interests, ids, embeddings, ITEMS).all_items
+    )
     exact = Interests(interests.vectors.double(), interests.mask)
     scores = score(exact, table.catalogue.flushed_weight().double(), "attentive")
     own = scores.gather(1, targets.unsqueeze(1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import TestBatch as Targets
-from dist_imsr.evaluation.metrics import Metrics
+from dist_imsr.evaluation.metrics import Metrics, Ranks
 from tests import reference
 
 users = st.lists(
@@ -19,8 +19,8 @@ users = st.lists(
 
 
 @settings(deadline=None)
-@given(users, st.lists(st.integers(1, 25), min_size=1, max_size=3, unique=True))
-def test_metrics_equal_the_definitions(users, tops):
+@given(users, st.lists(st.integers(1, 25), min_size=1, max_size=3, unique=True), st.booleans())
+def test_metrics_equal_the_definitions(users, tops, unseen_known):
     ranks = [[rank / 2 for rank in ranks] for ranks, *_ in users]  # ties give halves
     last = [place % len(own) for own, (_, place, _) in zip(ranks, users, strict=True)]
     new = [flag for *_, flag in users]
@@ -33,7 +33,9 @@ def test_metrics_equal_the_definitions(users, tops):
         last_is_new=torch.tensor(new),
     )
     metrics = Metrics(tops)
-    each = metrics.add(batch, torch.tensor([rank for own in ranks for rank in own]))
+    among_all = torch.tensor([rank for own in ranks for rank in own])
+    unseen = (among_all / 2).floor()
+    each = metrics.add(batch, Ranks(among_all, unseen if unseen_known else None))
     found = metrics.result()
 
     latest = [own[place] for own, place in zip(ranks, last, strict=True)]
@@ -53,6 +55,15 @@ def test_metrics_equal_the_definitions(users, tops):
             wanted[name] = np.mean(values)
         wanted[f"hr@{top}_new"] = hits[np.array(new)].mean() if any(new) else None
         wanted[f"hr@{top}_existing"] = hits[~np.array(new)].mean() if not all(new) else None
+        for name, gain in (
+            ("hr", lambda rank, top: rank <= top),
+            ("ndcg", lambda rank, top: reference.ndcg([rank], top)),
+        ):
+            values = [gain(float(unseen[int(place)]), top) for place in batch.last] if unseen_known else []
+            values = [value if flag else math.nan for value, flag in zip(values, new, strict=False)]
+            if unseen_known:
+                np.testing.assert_allclose(each[f"{name}@{top}_unseen"], values)
+            wanted[f"{name}@{top}_unseen"] = np.nanmean(values) if unseen_known and any(new) else None
     assert found == pytest.approx(wanted)
 
 
@@ -68,6 +79,6 @@ def test_perfect_ranking_has_ndcg_one():
         last_is_new=torch.tensor([False]),
     )
     metrics = Metrics([20])
-    metrics.add(batch, torch.tensor([1.0, 2.0, 3.0]))
+    metrics.add(batch, Ranks(torch.tensor([1.0, 2.0, 3.0])))
     assert metrics.result()["ndcg@20_any"] == pytest.approx(1)
     assert metrics.result()["ndcg@20"] == pytest.approx(1 / math.log2(4))

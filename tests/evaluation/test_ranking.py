@@ -6,7 +6,9 @@ from torchrec import JaggedTensor
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.evaluation import counting, ranking, tiles
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.model.interests import Interests
+from dist_imsr.model.scoring import Scoring
 from tests import reference
 from tests.devices import on
 from tests.ranks import on_devices, run_ranks
@@ -27,6 +29,9 @@ def _world(seed=0):
     users[1] = (users[1][0], [7])
     seen = [draw.choice(KNOWN, size=draw.integers(9), replace=False).tolist() for _ in users]
     seen[5] = [*seen[5], users[5][1][0]]
+    seen[1] = [7, 11]  # a met target, and another met item that ties with it
+    seen[6] = [item for item in seen[6] if item not in users[6][1]] + users[6][1][:3]
+    seen = [sorted(set(own)) for own in seen]
     return catalogue, users, seen
 
 
@@ -34,7 +39,7 @@ def _ranker(topology, how, tile, precision):
     tiles._CACHED, tiles._COLUMNS, ranking._FIRST_CHUNK = tile, 7, 2
     catalogue = Catalogue(CatalogueConfig(headroom=0.0), [CAPACITY], DIM, 0, topology)
     catalogue.flushed_weight().copy_(torch.from_numpy(_world()[0][catalogue.rows.start : catalogue.rows.stop]))
-    return Ranker(catalogue, topology, how, RankingConfig(precision))
+    return Ranker(catalogue, topology, Scoring(how), RankingConfig(precision))
 
 
 def _jagged(lists, device):
@@ -54,14 +59,20 @@ def _mine(topology):
 
 
 def _rank(topology, how, tile, precision, exact_top, mask):
+    """The ranks among all items and, with ``mask``, among unseen ones, of the targets of each user."""
     interests, targets, seen = _mine(topology)
-    sequences = _jagged(targets, topology.device)
-    embeddings = torch.from_numpy(_world()[0]).to(topology.device)[sequences.values()]
-    ranks = _ranker(topology, how, tile, precision).ranks(
-        interests, sequences, embeddings, KNOWN, exact_top, _jagged(seen, topology.device) if mask else None
+    sequences, seen = _jagged(targets, topology.device), _jagged(seen, topology.device)
+    table = torch.from_numpy(_world()[0]).to(topology.device)
+    met = SeenItems(seen, table[seen.values()]) if mask else None
+    found = _ranker(topology, how, tile, precision).ranks(
+        interests, sequences, table[sequences.values()], KNOWN, exact_top, met
     )
-    own = ranks.cpu().split([len(own) for own in targets])
-    return {row * topology.world_size + topology.rank: ranks.tolist() for row, ranks in enumerate(own)}
+    assert mask == (found.unseen is not None)
+    each = [ranks.cpu().split([len(own) for own in targets]) for ranks in found if ranks is not None]
+    return {
+        row * topology.world_size + topology.rank: [ranks[row].tolist() for ranks in each]
+        for row in range(len(targets))
+    }
 
 
 def _best(topology, how, tile, precision, top, mask):
@@ -112,10 +123,10 @@ def test_ranks_equal_brute_force(device, world_size, tile, how, precision, mask,
     found = _gathered(world_size, _with_dense, dense, _rank, how, tile, precision, None, mask, device=device)
     for user, (interests, targets) in enumerate(users):
         known = catalogue[:KNOWN].astype(np.float64)
-        excluded = seen[user] if mask else []
-        assert found[user] == [
-            reference.rank(interests.astype(np.float64), known, item, how, excluded) for item in targets
-        ]
+        for ranks, excluded in zip(found[user], ([], seen[user]), strict=False):
+            assert ranks == [
+                reference.rank(interests.astype(np.float64), known, item, how, excluded) for item in targets
+            ]
 
 
 def _with_dense(topology, dense, function, *args):
@@ -147,14 +158,14 @@ def test_top_n_with_fewer_items():
 @pytest.mark.parametrize(("world_size", "tile"), [(1, 30), (2, 12), (3, 1 << 23)])
 def test_ranks_up_to_exact_top_are_exact(world_size, tile, exact_top):
     exact, found = (_gathered(world_size, _rank, "attentive", tile, "fp32", top, False) for top in (None, exact_top))
-    assert sum(rank <= exact_top for ranks in exact.values() for rank in ranks) > 0
-    for user, ranks in exact.items():
-        for rank, one in zip(ranks, found[user], strict=True):
+    assert sum(rank <= exact_top for (ranks,) in exact.values() for rank in ranks) > 0
+    for user, (ranks,) in exact.items():
+        for rank, one in zip(ranks, found[user][0], strict=True):
             assert one == rank if rank <= exact_top else exact_top < one <= rank
 
 
 def test_all_items_tie_for_users_without_interests():
-    assert run_ranks(1, _rank, "attentive", 1 << 23, "fp32", None, False)[0][2] == [(KNOWN + 1) / 2] * 2
+    assert run_ranks(1, _rank, "attentive", 1 << 23, "fp32", None, False)[0][2][0] == [(KNOWN + 1) / 2] * 2
 
 
 def test_a_recommended_item_is_a_hit():
@@ -162,7 +173,7 @@ def test_a_recommended_item_is_a_hit():
     ranks = _gathered(2, _rank, "attentive", 100, "fp32", TOP, True)
     for user, (interests, targets) in enumerate(_world()[1]):
         if len(interests):
-            for rank, target in zip(ranks[user], targets, strict=True):
+            for rank, target in zip(ranks[user][1], targets, strict=True):
                 assert (rank <= TOP) == (target in best[user][1].tolist())
 
 
