@@ -61,15 +61,15 @@ class IALS:
 
         self._known = known
         counts = user_items(known)
-        model = AlternatingLeastSquares(
-            factors=config.factors,
-            regularization=config.regularization,
-            alpha=config.alpha,
-            iterations=config.iterations,
-            num_threads=torch.get_num_threads(),
-            random_state=config.seed,
-        )
         with threadpool_limits(1, "blas"):  # its own threads call BLAS
+            model = AlternatingLeastSquares(
+                factors=config.factors,
+                regularization=config.regularization,
+                alpha=config.alpha,
+                iterations=config.iterations,
+                num_threads=torch.get_num_threads(),
+                random_state=config.seed,
+            )
             model.fit(sp.csr_matrix(counts), show_progress=False)
         self._users, self._items = model.user_factors, model.item_factors
         self._unmet = np.flatnonzero(counts.sum(axis=0) == 0)

@@ -48,9 +48,7 @@ def count_own(
     return np.searchsorted(own, after) - end, end - first
 
 
-def ranks_of(
-    counts: tuple[np.ndarray, np.ndarray], own: tuple[np.ndarray, np.ndarray], met: np.ndarray
-) -> Ranks:
+def ranks_of(counts: tuple[np.ndarray, np.ndarray], own: tuple[np.ndarray, np.ndarray], met: np.ndarray) -> Ranks:
     """Ranks among all items and among those that the user has not met.
 
     Args:

@@ -5,15 +5,16 @@ import os
 from dataclasses import replace
 
 from dist_imsr import devices
+from dist_imsr.baselines.config import BaselinesConfig
 from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
-from dist_imsr.comparison.grid import Grid
-from dist_imsr.comparison.jobs import Jobs
+from dist_imsr.comparison.grid import NO_BASE, Experiment, Grid
+from dist_imsr.comparison.jobs import Job, Jobs
 from dist_imsr.comparison.report import publish, quality_tables, time_tables, trial_records, tuning_tables
 from dist_imsr.comparison.results import Cells, cell_records, summary_records, write_table
 from dist_imsr.comparison.runner import Runner
 from dist_imsr.comparison.tuning import best_trial, trials_of
-from dist_imsr.config import to_yaml
+from dist_imsr.config import resolve, to_yaml
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
@@ -110,6 +111,11 @@ class _Comparison:
         """The cells with the best values of the trials that have finished so far."""
         cells = []
         for experiment, trials in zip(self.grid.experiments, self.trials, strict=True):
+            if experiment.base == NO_BASE:
+                cells.append(
+                    Cells(experiment, dict.fromkeys(self.config.seeds, self._baseline(experiment)), self.config.top)
+                )
+                continue
             values = best.values if (best := best_trial(trials)) else {}
             arguments, config = self.grid.arguments(experiment, values), self.grid.resolved(experiment, values)
             config = replace(config, eval=replace(config.eval, per_user=True))
@@ -125,3 +131,9 @@ class _Comparison:
                 )
             cells.append(Cells(experiment, jobs, self.config.top))
         return cells
+
+    def _baseline(self, experiment: Experiment) -> Job:
+        """The run of a baseline, which stands for all seeds."""
+        arguments = self.grid.baseline_arguments(experiment)
+        config, dataset = resolve(BaselinesConfig, arguments), self.grid.datasets[experiment.data]
+        return self.jobs.baseline("cells" / experiment.path, config, arguments, dataset)

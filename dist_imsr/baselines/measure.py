@@ -1,7 +1,8 @@
 """Tests baselines on each span, with the users and the metrics of a run's tests."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.metrics import Metrics, Ranks
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.user_table import user_table
+
+logger = logging.getLogger(__name__)
 
 BASELINES: dict[str, tuple[Callable[[Known, Any], Baseline], type]] = {
     "popular": (Popular, PopularConfig),
@@ -36,12 +39,12 @@ def check_kept(dataset: Dataset) -> None:
     """
     if dataset.first_kept:
         raise ValueError(
-            f"baselines: counting needs the items of all earlier spans, but {dataset.retired_rows}: prepare the whole "
-            "log again, into another folder"
+            f"baselines: counting needs what users met in all earlier spans, but {dataset.retired_rows}: prepare the "
+            "whole log again, into another folder"
         )
 
 
-def test_baselines(
+def measure_baselines(
     sections: Mapping[str, Any],
     *,
     dataset: Dataset,
@@ -49,7 +52,7 @@ def test_baselines(
     topology: Topology,
     config: EvalConfig,
     users: Path | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """Tests each baseline on the span after each of some spans; collective.
 
     Args:
@@ -61,13 +64,14 @@ def test_baselines(
         users: a folder for the metrics of each tested user, ``span=T.parquet`` for the test on span T; for a single
             baseline.
 
-    Yields:
+    Returns:
         The keys of metrics.jsonl of each span and baseline.
 
     Raises:
         ValueError: for retired rows.
     """
     check_kept(dataset)
+    lines = list[dict[str, Any]]()
     for span in spans:
         known = Known(dataset, span, topology, max(config.top))
         for name, section in sections.items():
@@ -76,7 +80,9 @@ def test_baselines(
             seconds = time.perf_counter() - begin
             metrics = _test(baseline, known, config, users and users / f"span={span + 1}.parquet")
             line = {"strategy": name, "span": span, "test_span": span + 1, **metrics, **baseline.facts}
-            yield line | {"train_seconds": seconds, "eval_seconds": time.perf_counter() - begin - seconds}
+            lines.append(line | {"train_seconds": seconds, "eval_seconds": time.perf_counter() - begin - seconds})
+            logger.info("%s: tested on span %d in %.1f s", name, span + 1, time.perf_counter() - begin)
+    return lines
 
 
 def _test(baseline: Baseline, known: Known, config: EvalConfig, per_user: Path | None) -> dict[str, Any]:
