@@ -7,9 +7,9 @@ from typing import Any
 
 from dist_imsr.baselines.ials import IALSConfig
 from dist_imsr.baselines.item_knn import ItemKNNConfig
+from dist_imsr.baselines.measure import BASELINES, check_kept, measure_baselines
 from dist_imsr.baselines.own_history import OwnHistoryConfig
 from dist_imsr.baselines.popular import PopularConfig
-from dist_imsr.baselines.measure import BASELINES, check_kept, measure_baselines
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import connect, read_topology

@@ -78,7 +78,7 @@ class Grid:
             if base in self._bases(row)
         ]
         for name, row in config.strategies.items():
-            tree = TrainConfig if row.baseline is None else BaselinesConfig
+            tree: type = TrainConfig if row.baseline is None else BaselinesConfig
             _check_keys(f"strategies.{name}.set", row.set, ("grid", "shared"), tree)
             keys = [f"--{key}=" for key in config.tuning.keys.get(name, {})]
             _check_keys(f"tuning.keys.{name}", keys, ("grid", "shared"))
@@ -185,7 +185,7 @@ class Grid:
 
 def _check_keys(where: str, arguments: Sequence[str], refused: Sequence[Compare], kind: type = TrainConfig) -> None:
     """Refuses arguments that would make a comparison unfair, as the metadata of their keys say."""
-    tree = extended(kind)
+    tree: type = extended(kind)
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--").partition("=")
         require(argument.startswith("--") and bool(equals), where, argument, "--key=value")

@@ -32,7 +32,7 @@ class Cells:
     @property
     def runs(self) -> dict[int | None, Job]:
         """Its different runs: one for each seed; that of a baseline has none."""
-        return {None: job for job in self.jobs.values()} if self.experiment.base == NO_BASE else {**self.jobs}
+        return {None: next(iter(self.jobs.values()))} if self.experiment.base == NO_BASE else dict(self.jobs.items())
 
     @property
     def missing(self) -> list[str]:

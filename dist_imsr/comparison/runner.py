@@ -74,12 +74,8 @@ class Runner:
                 if not group.failure:
                     self._end(job, State("done", seconds=group.seconds))
                 elif not stopping:  # else it resumes from its checkpoint another time
-                    self._end(
-                        job,
-                        State(
-                            "failed", group.failure_reason("baselines" if job.is_baseline else "train"), group.seconds
-                        ),
-                    )
+                    reason = group.failure_reason("baselines" if job.is_baseline else "train")
+                    self._end(job, State("failed", reason, group.seconds))
         return not stopping
 
     def _next(self, waiting: list[Job]) -> Job | None:
@@ -117,7 +113,11 @@ def _train(config: TrainConfig) -> int:
 
 def _measure(config: BaselinesConfig) -> int:
     """The command of the rank that tests a baseline."""
-    return run("baselines", lambda: run_baselines(config), "interrupted")
+
+    def work() -> None:
+        run_baselines(config)
+
+    return run("baselines", work, "interrupted")
 
 
 def _duration(seconds: float) -> str:
