@@ -318,6 +318,11 @@ class Dataset:
             counts[ids[place] - items.start] += interactions[place]
         return counts
 
+    def item_counts(self, span: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items of a span ``[n]``, ascending, and the number of interactions of each ``[n]``; mapped, not read."""
+        batch = _open(self.path / self.entries[span].item_counts_file)
+        return batch.column("item").to_numpy(), batch.column("interactions").to_numpy()
+
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
         if (name, column) not in self._columns:
             self._columns[name, column] = pa.chunked_array(

@@ -97,3 +97,14 @@ class JoinedSpans:
             each.append(part.everything(exclude=later))
             later = np.concatenate([later, part.users])
         return chain_steps([(steps, step) for steps in each for step in range(len(steps))], self.config.prefetch)
+
+
+class SpanWithHistory(JoinedSpans):
+    """One span to train on, with histories that continue into the spans before; arguments and the rest as above.
+
+    Its users, and those of `everything`, are those of all these spans.
+    """
+
+    def training(self, epoch: int) -> Steps[Batch]:
+        """The steps of one epoch over the last span, as in `SpanData.training`."""
+        return self._parts[-1].training(epoch)

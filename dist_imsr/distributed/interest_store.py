@@ -209,7 +209,9 @@ class InterestStore:
         self.slots = self.slots.replaced(len(rows), columns)
 
     @Phase("interests")
-    def expand(self, rows: torch.Tensor, count: int | torch.Tensor, span: int) -> None:
+    def expand(
+        self, rows: torch.Tensor, count: int | torch.Tensor, span: int, starts: torch.Tensor | None = None
+    ) -> None:
         """Creates interests, drawn from N(0, I) by (seed, user, span, slot) (erratum E2).
 
         Their queries are drawn by (seed, span, slot), the same for all users, as in ComiRec, where users share them.
@@ -219,6 +221,7 @@ class InterestStore:
             rows: ``[B]`` int64, distinct.
             count: new interests of each user; one number, or ``[B]`` int64.
             span: of creation.
+            starts: ``[B, most, d]``, the vectors of each user's new interests in the place of those that are drawn.
         """
         created = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
         self._move_to_host_unless_fits(len(self.values) + int(created))
@@ -242,6 +245,10 @@ class InterestStore:
                 column.index_fill_(0, places, initial[name])
             self.slots = self.slots._replace(**{name: column})
         self.slots.draw(places, self.owned.users(owners), span, slot, self.seed)
+        if starts is not None:
+            index = torch.zeros_like(counts)
+            index[rows.to(device)] = torch.arange(len(rows), device=device)
+            self.values[places] = starts.to(self.values)[index[owners], slot - counts[owners]]
 
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; the others keep their order and their bytes.

@@ -21,6 +21,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics, Ranks
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.evaluation.repeats import Repeats
 from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.keys import free
 from dist_imsr.phases import Phase
@@ -81,6 +82,7 @@ class Evaluator:
         batch: batch sizes.
         config: the metrics.
         seed: seed of the run.
+        repeats: what scores add for repeats.
     """
 
     def __init__(
@@ -94,10 +96,11 @@ class Evaluator:
         batch: BatchConfig,
         config: EvalConfig,
         seed: int,
+        repeats: Repeats,
     ) -> None:
         self.dataset, self.store, self.catalogue, self.ranker = dataset, store, catalogue, ranker
         self.topology = topology
-        self.batch, self.config, self.seed = batch, config, seed
+        self.batch, self.config, self.seed, self.repeats = batch, config, seed, repeats
         self.buckets = topology.buckets(dataset.buckets)
 
     @Phase("test", shown=True)
@@ -131,8 +134,7 @@ class Evaluator:
                     ranks = Ranks(ranks.unseen, ranks.unseen)
                 values = metrics.add(batch, ranks)
                 if beyond:
-                    excluded = seen.items if seen and self.config.exclude_seen else None
-                    beyond.add(self.ranker.best(interests, items, most, excluded)[1])
+                    beyond.add(self.ranker.best(interests, items, most, seen, self.config.exclude_seen)[1])
                 if file:
                     file.write(self._table(batch, ranks.all_items, values))
         self.topology.sum(metrics.sums)
@@ -144,9 +146,9 @@ class Evaluator:
         if history is None:
             [embeddings] = self.catalogue.lookup(batch.targets)
             return None, embeddings
-        seen = history(batch.users)
-        embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, seen)
-        return SeenItems(seen, seen_embeddings), embeddings
+        met = history.met(batch.users)
+        embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, met.items)
+        return SeenItems(met.items, seen_embeddings, self.repeats.bonus(met)), embeddings
 
     def _table(self, batch: TestBatch, ranks: torch.Tensor, values: dict[str, torch.Tensor]) -> pa.Table:
         """One row per user; ranks beyond the largest N are not exact and therefore null."""

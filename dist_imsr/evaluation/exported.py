@@ -1,14 +1,16 @@
 """Reads the Arrow files that a run exports after a span, one from each rank."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.evaluation.repeats import Repeats
 
-_FORMAT = "2"  # 1 had user ids that later users moved, and no format in its metadata
+_FORMAT = "3"  # 1 had user ids that later users moved, and no format in its metadata; 2 had no scale of scores
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,15 @@ class Origin:
         span: the last trained span.
         data: the digest of the data up to it.
         strategy: by name.
-        retrains: whether the span trained a new model, and thus wrote the interests of all users.
+        writes_all_users: whether the span wrote the interests of all users, and not only of its own.
+        repeats: what scores add for repeats.
     """
 
     span: int
     data: str
     strategy: str
-    retrains: bool
+    writes_all_users: bool
+    repeats: Repeats = field(default_factory=Repeats)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -35,7 +39,8 @@ class Origin:
             "span": str(self.span),
             "data": self.data,
             "strategy": self.strategy,
-            "retrains": str(self.retrains),
+            "writes_all_users": str(self.writes_all_users),
+            "repeats": json.dumps(self.repeats),
         }
 
     @classmethod
@@ -51,7 +56,13 @@ class Origin:
                 f"{path} is of another version of dist_imsr, whose data have other user ids: prepare the data again, "
                 "and train again"
             )
-        return cls(int(found["span"]), found["data"], found["strategy"], found["retrains"] == str(True))
+        return cls(
+            span=int(found["span"]),
+            data=found["data"],
+            strategy=found["strategy"],
+            writes_all_users=found["writes_all_users"] == str(True),
+            repeats=Repeats(*json.loads(found.get("repeats", "[]"))),
+        )
 
 
 def read_parts(run_dir: Path, span: int, name: str, dataset: Dataset, remedy: str) -> Iterator[pa.RecordBatch]:

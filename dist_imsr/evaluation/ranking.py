@@ -14,6 +14,7 @@ from torchrec import JaggedTensor
 from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.data.jagged import owners_of
+from dist_imsr.data.jagged import pad as padded
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.counting import count_better
@@ -110,6 +111,8 @@ class Ranker:
         owners, queries = owners_of(targets), self.scoring.queries(interests)
         own = Interests(queries.vectors[owners], queries.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
+        if seen is not None:
+            scores = scores + seen.bonus_of(targets).to(scores.dtype)
         longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
         mine = _block(queries, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
@@ -136,7 +139,7 @@ class Ranker:
 
     @Phase("ranking")
     def best(
-        self, interests: Interests, items: int, top: int, seen: JaggedTensor | None = None
+        self, interests: Interests, items: int, top: int, seen: SeenItems | None = None, exclude_seen: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best N of all known items for each user.
 
@@ -144,13 +147,15 @@ class Ranker:
             interests: this rank's B users, ``[B, K, d]``.
             items: the number of known items; smaller ids are ranked.
             top: N.
-            seen: B sequences of item ids that are left out for a user.
+            seen: the items that each user has met; None if they are not known.
+            exclude_seen: whether to leave them out; else their scores have their bonus.
 
         Returns:
             Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
             Filled up with -inf and -1.
         """
-        mine = _block(self.scoring.queries(interests), seen)
+        queries = self.scoring.queries(interests)
+        mine = _block(queries, seen and seen.items)
         world, sizes, _ = _share(self.topology, mine)
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
@@ -164,6 +169,11 @@ class Ranker:
         for column, output in zip((scores, ids), received, strict=True):
             dist.all_to_all_single(output, column, [len(mine.counts)] * lists, sizes)
         scores, ids = (output.view(lists, -1, top).transpose(0, 1).flatten(1) for output in received)
+        if seen is not None and not exclude_seen:
+            of_seen, mask = padded(seen.scores(queries, self.how).to(scores.dtype).unsqueeze(1), seen.items.lengths())
+            seen_ids, _ = padded(seen.items.values().unsqueeze(1), seen.items.lengths())
+            scores = torch.cat([scores, of_seen.squeeze(-1).masked_fill(~mask, -torch.inf)], 1)
+            ids = torch.cat([ids, seen_ids.squeeze(-1).masked_fill(~mask, -1)], 1)
         ids, by_id = ids.sort(1)
         scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
         return scores[:, :top], ids.gather(1, by_score[:, :top])

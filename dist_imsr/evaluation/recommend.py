@@ -13,13 +13,14 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, active_users
+from dist_imsr.data.history import History, Met, active_users
 from dist_imsr.data.user_ids import sort_keys
 from dist_imsr.data.user_list import UserList, read_user_list
 from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.model.interests import Interests
 
 logger = logging.getLogger(__name__)
@@ -190,9 +191,11 @@ def recommend(
     rows = _rows(config, dataset, state, requested, topology)
     buckets = topology.buckets(dataset.buckets)
     first = dataset.first_kept
-    history = History(dataset, buckets, span, first) if config.exclude_seen else None
+    needed = config.exclude_seen or state.origin.repeats.weight > 0
+    history = History(dataset, buckets, span, first) if needed else None
     if history is not None and first and topology.rank == 0:
-        logger.warning("exclude_seen: items that users met before span %d are not left out: these are retired", first)
+        kind = "left out" if config.exclude_seen else "counted as repeats"
+        logger.warning("items that users met before span %d are not %s: these spans are retired", first, kind)
     most = int(topology.gather(torch.tensor([len(rows)], device=topology.device)).max())
     # Per place of a list: the item's embedding twice, and a score and an id from every rank.
     bytes_per_place = 2 * 4 * run.model.row_width + 12 * (topology.world_size + 1)
@@ -204,8 +207,8 @@ def recommend(
             block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
             users = state.store.owned.users(block)
-            seen = history(users) if history else None
-            scores, ids = state.ranker.best(interests, items, top, seen)
+            seen = _seen(state, history.met(users)) if history else None
+            scores, ids = state.ranker.best(interests, items, top, seen, config.exclude_seen)
             matching = best_matching_interest(state, interests, ids)
             table = _table(dataset, users, scores, ids, matching)
             file.write(table.replace_schema_metadata(state.origin.metadata))
@@ -216,6 +219,12 @@ def recommend(
                 logger.info("%d of %d users of this rank", min(first + size, len(rows)), len(rows))
     with_rows, fewer, none = topology.sum(counts).tolist()
     return Recommended(users=with_rows, fewer=fewer, none=none, span=span, items=items)
+
+
+def _seen(state: SpanState, met: Met) -> SeenItems:
+    """The items that users have met; collective."""
+    [embeddings] = state.catalogue.lookup(met.items)
+    return SeenItems(met.items, embeddings, state.origin.repeats.bonus(met))
 
 
 def _rows(
@@ -239,7 +248,7 @@ def _rows(
         elif len(unknown) and topology.rank == 0:
             logger.warning("skipped %d unknown users: %s", len(unknown), _named(requested, unknown))
         rows = rows[has_interests[rows]]
-    if config.since is not None and not state.origin.retrains:
+    if config.since is not None and not state.origin.writes_all_users:
         changed = active_users(dataset, store.owned.buckets, range(config.since + 1, state.span + 1))
         rows = rows[torch.from_numpy(np.isin(store.owned.users(rows).numpy(), changed))]
     return rows[sort_keys(store.owned.users(rows), dataset.buckets).argsort()]

@@ -130,6 +130,7 @@ def retest(
             batch=run.batch,
             config=config.eval,
             seed=run.seed,
+            repeats=state.origin.repeats,
         )
         rows.append({"span": span, "test_span": span + 1} | evaluator.test(span + 1, follow, config.per_user))
     return rows

@@ -17,21 +17,35 @@ class SeenItems(NamedTuple):
 
     Args:
         items: B sequences of distinct item ids, ascending.
-        embeddings: ``[n, d]``, of the values of ``items``.
+        embeddings: ``[n, row width]``, of the values of ``items``.
+        bonus: ``[n]`` float64, what is added to the score of each item (erratum E11); None for nothing.
     """
 
     items: JaggedTensor
     embeddings: torch.Tensor
+    bonus: torch.Tensor | None = None
 
     def scores(self, interests: Interests, how: Score) -> torch.Tensor:
-        """The score of each item for its user, ``[n]`` float64."""
+        """The score of each item for its user, with its bonus, ``[n]`` float64."""
         owners = owners_of(self.items)
         scores = torch.empty(len(owners), dtype=torch.float64, device=owners.device)
         size = max(1, _NUMBERS // max(1, interests.vectors.shape[1] * interests.vectors.shape[2]))
         for part in torch.arange(len(owners), device=owners.device).split(size):
             own = Interests(interests.vectors[owners[part]].double(), interests.mask[owners[part]])
             scores[part] = score(own, self.embeddings[part].double().unsqueeze(1), how).squeeze(1)
-        return scores
+        return scores if self.bonus is None else scores + self.bonus
+
+    def bonus_of(self, targets: JaggedTensor) -> torch.Tensor:
+        """What is added to the score of each target, ``[A]`` float64.
+
+        Args:
+            targets: B sequences of item ids.
+        """
+        place = self.place_of(targets)
+        bonus = torch.zeros(len(place), dtype=torch.float64, device=place.device)
+        if self.bonus is not None:
+            bonus[place >= 0] = self.bonus[place[place >= 0]]
+        return bonus
 
     def place_of(self, targets: JaggedTensor) -> torch.Tensor:
         """The index of each target among the values of ``items``, ``[A]`` int64; -1 for one that its user has not met.

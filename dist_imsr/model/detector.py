@@ -20,7 +20,8 @@ class DetectorConfig:
         enabled: whether to detect at all.
         measure: how well an item fits a user's interests. ``divergence`` is the paper's (Eq. 11-12); it is also small
             when interests are similar or embeddings are short. ``cosine`` is the largest cosine between the item and
-            an interest, and depends on neither.
+            an interest, and depends on neither. ``percentile`` compares that cosine with those of other users' items:
+            it is the share of them that fit the user less, and means the same on any data.
         rule: when a user is puzzled. ``mean``: the mean fit over the user's items is below c1 (Eq. 14 as read by
             erratum E3). ``count``: more than ``items`` items are below c1, as in the authors' code. ``share``: more
             than this share of the items are below c1.
@@ -29,6 +30,9 @@ class DetectorConfig:
         share: the share of items of the rule ``share``.
         untrained: also count items that first appear in this span, before they are trained. Their embeddings are
             random and fit no interest: if most of a span's items are new, every user is puzzled.
+        null_items: the number of other users' interactions, drawn at random, that ``percentile`` compares with.
+        start: where routing starts from for a new interest: ``noise``, N(0, I) as in Algorithm 2; or ``items``, the
+            puzzling item with the most similar ones around it (erratum E3b).
         delta_k: new interests per puzzled user.
         k_max: the most interests per user.
         each_epoch: detect before every epoch, as in Algorithm 2, instead of once at the beginning of a span. Items are
@@ -36,12 +40,14 @@ class DetectorConfig:
     """
 
     enabled: bool = True
-    measure: Literal["divergence", "cosine"] = "cosine"
+    measure: Literal["divergence", "cosine", "percentile"] = "percentile"
     rule: Literal["mean", "count", "share"] = "share"
-    c1: float = 0.3
+    c1: float = 0.9
     items: int = 3
     share: float = 0.2
     untrained: bool = False
+    null_items: int = 500
+    start: Literal["noise", "items"] = "items"
     delta_k: int = 1
     k_max: int = 20
     each_epoch: bool = False
@@ -51,6 +57,7 @@ class DetectorConfig:
         require(self.c1 >= 0, f"{at}.c1", self.c1, "at least 0")
         require(self.items >= 0, f"{at}.items", self.items, "at least 0")
         require(0 <= self.share < 1, f"{at}.share", self.share, "0 or more, less than 1")
+        require(self.null_items >= 1, f"{at}.null_items", self.null_items, "at least 1")
         require(self.delta_k >= 1, f"{at}.delta_k", self.delta_k, "at least 1")
         require(self.k_max >= 1, f"{at}.k_max", self.k_max, "at least 1")
 
@@ -90,18 +97,63 @@ def largest_cosine(interests: Interests, items: torch.Tensor) -> torch.Tensor:
     return pad(cosines.masked_fill(~interests.mask.unsqueeze(1), -1), (0, 1), value=-1).amax(-1)
 
 
-def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig) -> torch.Tensor:
+def percentile(interests: Interests, items: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
+    """The share of other items whose largest cosine with the user's interests is smaller than the item's own.
+
+    Args:
+        interests: B users with at least one interest, ``[B, K, d]``.
+        items: ``[B, L, d]``, embeddings e_i.
+        null: ``[N, d]``, the embeddings of the other items.
+
+    Returns:
+        ``[B, L]``, 0 to 1.
+    """
+    own = largest_cosine(interests, items)
+    others = largest_cosine(interests, null.expand(len(items), *null.shape)).sort(1).values
+    return torch.searchsorted(others.contiguous(), own.contiguous()).to(own.dtype) / len(null)
+
+
+def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig, null: torch.Tensor) -> torch.Tensor:
     """How well items fit users' interests, by ``config.measure``; the smaller, the more puzzling.
 
     Args:
         interests: B users with at least one interest, ``[B, K, d]``.
         items: ``[B, L, d]``, embeddings e_i.
         config: selects the measure.
+        null: ``[N, d]``, the embeddings that ``percentile`` compares with.
 
     Returns:
         ``[B, L]``.
     """
+    if config.measure == "percentile":
+        return percentile(interests, items, null)
     return (divergence if config.measure == "divergence" else largest_cosine)(interests, items)
+
+
+def densest_items(items: torch.Tensor, puzzling: torch.Tensor, count: int) -> torch.Tensor:
+    """Where new interests start (erratum E3b): the puzzling items that most others are close to.
+
+    The first is the item with the largest sum of positive cosines to the puzzling ones; those count less for the next
+    one, the closer they are to the first, and so on.
+
+    Args:
+        items: ``[B, L, d]``, embeddings e_i.
+        puzzling: ``[B, L]`` bool.
+        count: the number of items for each user.
+
+    Returns:
+        ``[B, count, d]``, of length 1; zero for a user without puzzling items.
+    """
+    directions = torch.nn.functional.normalize(items, dim=-1)
+    similar = (directions @ directions.mT).clamp(min=0)  # [B, L, L]
+    left, found = puzzling.to(items.dtype), []
+    for _ in range(count):
+        density = (similar @ left.unsqueeze(-1)).squeeze(-1) * left
+        best = pad(density, (0, 1)).argmax(1).clamp(max=max(items.shape[1] - 1, 0))
+        index = best.view(-1, 1, 1).expand(-1, 1, items.shape[2])
+        found.append(directions.gather(1, index) * puzzling.any(1).view(-1, 1, 1))
+        left = left * (1 - similar.gather(1, best.view(-1, 1, 1).expand(-1, 1, similar.shape[2])).squeeze(1))
+    return torch.cat(found, 1)
 
 
 def user_fit(fit: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> torch.Tensor:

@@ -71,7 +71,7 @@ def spans_of(config: PlanConfig) -> list[Span]:
         capacity = grown_capacity(config.catalogue.headroom, capacity, items, config.ranks)
         expansions = min(number, config.spans - 1) if detector.enabled else 0
         mean = min(first + load.new_interests * load.active * expansions, most)
-        joined = resources.retrains and number > 0
+        joined = resources.writes_all_users and number > 0
         spans.append(
             Span(
                 number=number,

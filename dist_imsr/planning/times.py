@@ -145,7 +145,7 @@ class TimeModel:
             "training": epochs * steps,
             "validation": epochs * (self._ranking_seconds(span, validated) + self._forward_seconds(span, validated)),
             "detecting and writing back": passes
-            * self._forward_seconds(span, config.users if resources.retrains else span.users),
+            * self._forward_seconds(span, config.users if resources.writes_all_users else span.users),
             "testing": self._ranking_seconds(following, tested) if following else 0.0,
         }
 

@@ -3,15 +3,21 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
-from dist_imsr.data.jagged import pad
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.jagged import jagged, pad
+from dist_imsr.data.schedule import generator
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
-from dist_imsr.model.detector import DetectorConfig, item_fit, user_fit
+from dist_imsr.model.detector import DetectorConfig, densest_items, item_fit, user_fit
 from dist_imsr.model.interests import Interests
 from dist_imsr.strategies.growth import Growth
+
+_NULL = 14  # a stream of random numbers
 
 
 class Detection(NamedTuple):
@@ -45,6 +51,27 @@ def concatenate(detections: Sequence[Detection]) -> Detection:
     )
 
 
+def draw_null_items(dataset: Dataset, span: int, trained_items: int, count: int, seed: int) -> JaggedTensor:
+    """Draws interactions of a span, whose items are those of other users to nearly every user.
+
+    Args:
+        dataset: the prepared data.
+        span: the span.
+        trained_items: only smaller ids are drawn.
+        count: the number of draws, with repetition; none if no item of the span is trained.
+        seed: of the run; with the span, the key of the draws.
+
+    Returns:
+        One sequence of ids on the host, the same on every rank.
+    """
+    items, interactions = dataset.item_counts(span)
+    known = items < trained_items
+    total = interactions[known].cumsum()
+    drawn = generator(_NULL, seed, span).integers(total[-1], size=count) if len(total) else np.empty(0, np.int64)
+    chosen = items[known][np.searchsorted(total, drawn, "right")]
+    return jagged(chosen, [len(chosen)])
+
+
 def detect(
     batches: Iterable[Batch],
     span: int,
@@ -52,6 +79,7 @@ def detect(
     catalogue: Catalogue,
     store: InterestStore,
     detector: DetectorConfig,
+    null: JaggedTensor,
 ) -> tuple[Detection, Growth]:
     """NID: expands the interests of users whose items fit none of them (Eq. 13-14); collective.
 
@@ -62,11 +90,14 @@ def detect(
         catalogue: the item table.
         store: the interests; it is expanded.
         detector: the section.
+        null: one sequence of other users' items, as `draw_null_items` draws them.
 
     Returns:
         The results in the order of users, and the statistics of created interests and of those that K_max refused.
     """
-    detections, created, growth = list[Detection](), list[torch.Tensor](), Growth()
+    detections, created, starts, growth = list[Detection](), list[torch.Tensor](), list[torch.Tensor](), Growth()
+    [null_items] = catalogue.lookup(null)
+    null_items = null_items[:, : catalogue.dim]
     for batch in batches:  # line 1
         rows = store.owned.rows(batch.users)
         items, *_ = catalogue.lookup(batch.history, batch.targets, batch.negatives)
@@ -77,7 +108,7 @@ def detect(
         interests, existing, _ = store.view(rows, span, items.device)
         # Users whose interests were expanded in this span already are left out.
         candidates = existing.any(1) & (existing == interests.mask).all(1)
-        item_fits = item_fit(Interests(interests.vectors, existing), items, detector)  # lines 2-4
+        item_fits = item_fit(Interests(interests.vectors, existing), items, detector, null_items)  # lines 2-4
         fit = user_fit(item_fits, mask, detector)[candidates]
         detection = Detection(users=batch.users[candidates], fit=fit, puzzled=fit < detector.c1)  # line 6
         existing_counts = existing.sum(1)[candidates][detection.puzzled]
@@ -91,9 +122,12 @@ def detect(
         growth.refused += (detector.delta_k - new_counts).sum().item()
         detections.append(detection)
         created.append(new_counts)
+        if detector.start == "items":
+            puzzling = ((item_fits < detector.c1) & mask)[candidates][detection.puzzled]
+            starts.append(densest_items(items[candidates][detection.puzzled], puzzling, detector.delta_k))
     result = concatenate(detections)
     if created:
         puzzled_rows = store.owned.rows(result.users[result.puzzled])
-        store.expand(puzzled_rows, torch.cat(created), span)  # lines 8-11
+        store.expand(puzzled_rows, torch.cat(created), span, torch.cat(starts) if starts else None)  # lines 8-11
     order = result.users.argsort()
     return Detection(users=result.users[order], fit=result.fit[order], puzzled=result.puzzled[order]), growth

@@ -65,4 +65,4 @@ class FullRetraining(Strategy):
 
     def resources(self) -> Resources:
         """Each span retrains on all spans up to it."""
-        return Resources(retrains=True, reads_history=True)
+        return Resources(retrains=True, writes_all_users=True, reads_history=True)

@@ -14,7 +14,7 @@ from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from dist_imsr.model.trimmer import TrimmerConfig, project
 from dist_imsr.phases import Phase
 from dist_imsr.strategies.base import Strategy, register_strategy
-from dist_imsr.strategies.detection import detect
+from dist_imsr.strategies.detection import detect, draw_null_items
 from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 from dist_imsr.strategies.trimming import trim
@@ -95,8 +95,16 @@ class IMSR(Strategy):
         with torch.no_grad():
             batches = trainer.track(data.trainable(), f"detector in span {data.span}", trainer.config.batch.eval_size)
             trained_items = trainer.dataset.items_by_span[data.span - (epoch == 0)]
+            detector = self.config.detector
+            null = draw_null_items(trainer.dataset, data.span, trained_items, detector.null_items, trainer.config.seed)
             detection, growth = detect(
-                batches, data.span, trained_items, model.catalogue, model.store, self.config.detector
+                batches=batches,
+                span=data.span,
+                trained_items=trained_items,
+                catalogue=model.catalogue,
+                store=model.store,
+                detector=detector,
+                null=null.to(model.topology.device),
             )
         trainer.add_growth(growth)
         trainer.progress.detections = [*trainer.progress.detections, detection]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_imsr.distributed.recommender import Snapshot
+from dist_imsr.evaluation.repeats import Repeats
 from dist_imsr.strategies.detection import Detection
 from dist_imsr.strategies.growth import Growth
 
@@ -55,6 +56,7 @@ class Progress:
         growth: the span's statistics of interests.
         detections: results of the detector in the span, one for each run of it.
         best: the best epoch so far.
+        repeats: what scores add for repeats.
         untested: the report of the last trained span, until that is tested on the current one.
         lines: of metrics.jsonl.
     """
@@ -69,6 +71,7 @@ class Progress:
     growth: Growth = field(default_factory=Growth)
     detections: list[Detection] = field(default_factory=list)
     best: Best = field(default_factory=Best)
+    repeats: Repeats = field(default_factory=Repeats)
     untested: dict[str, Any] | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -104,4 +107,4 @@ class Progress:
 
     def at(self, span: int, untested: dict[str, Any] | None = None) -> "Progress":
         """The progress at the beginning of a span."""
-        return Progress(span, steps=self.steps, untested=untested, lines=self.lines)
+        return Progress(span, steps=self.steps, repeats=self.repeats, untested=untested, lines=self.lines)

@@ -14,6 +14,7 @@ class Resources:
         trains: whether it trains parameters.
         writes_interests: whether it writes users' interests.
         retrains: whether each span trains a new model on all spans up to it, with the epochs of pre-training.
+        writes_all_users: whether each span writes the interests of all users so far, and not only of its own.
         reads_history: whether ranks keep an index of earlier spans in memory.
         replayed: maximum number of replayed sequences of earlier spans for each new sequence.
         pool: number of sequences that each span adds to a user's replay pool.
@@ -25,6 +26,7 @@ class Resources:
     trains: bool = True
     writes_interests: bool = True
     retrains: bool = False
+    writes_all_users: bool = False
     reads_history: bool = False
     replayed: int = 0
     pool: int = 0

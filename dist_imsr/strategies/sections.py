@@ -13,6 +13,7 @@ from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.repeats import RepeatsConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.strategies.training_config import TrainingConfig
 
@@ -31,6 +32,7 @@ class Sections(Protocol):
     engine: EngineConfig
     ranking: RankingConfig
     eval: EvalConfig
+    repeats: RepeatsConfig
 
 
 def build_recommender(

@@ -12,6 +12,7 @@ import torch
 
 from dist_imsr import logs
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.history import History
 from dist_imsr.data.joined import JoinedSpans
 from dist_imsr.data.span import SpanData
 from dist_imsr.distributed.objective import Objective
@@ -19,6 +20,7 @@ from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.signals import StopRequested
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.evaluation.repeats import choose_repeats
 from dist_imsr.phases import Phase
 from dist_imsr.reporter import Reporter
 from dist_imsr.strategies.early_stopping import EarlyStopping, describe_epoch, describe_lack
@@ -240,11 +242,30 @@ class SpanTrainer:
         """Stores H_u^t of the span's users, extracted from all their interactions in it; collective.
 
         A base model that keeps a state reads each of them once, in consecutive pieces; the others read a user's latest.
+        Before, validation chooses what scores add for repeats, if they add anything.
         """
+        self._choose_repeats(data, objective)
         steps = data.pieces() if self.model.extractor.state_dim else data.everything()  # type: ignore[union-attr]
         self.model.engine.train(False)
         batches = self.track(steps, f"write-back of span {data.span}", self.config.batch.eval_size)
         self.add_growth(write_back(self.model, batches, objective))
+
+    def _choose_repeats(self, data: Span, objective: Objective) -> None:
+        if not self.config.repeats.enabled:
+            return
+        self.model.engine.train(False)
+        steps = data.validation(self.config.training.validation_users)
+        self.progress.repeats = choose_repeats(
+            config=self.config.repeats,
+            model=self.model,
+            ranker=self.ranker,
+            batches=self.track(steps, f"repeats of span {data.span}", self.config.batch.eval_size),
+            objective=objective,
+            history=History(self.dataset, self.buckets, data.span, training=True),
+            items=self.dataset.items_by_span[data.span],
+            top=max(self.config.eval.top),
+        )
+        logger.info("span %d: repeats weigh %g, decay %g", data.span, *self.progress.repeats)
 
     def add_growth(self, growth: Growth) -> None:
         """Adds this rank's numbers to the span's statistics of interests."""
@@ -259,7 +280,8 @@ class SpanTrainer:
         """
         growth = self.progress.growth.summed(self.topology)
         self.last_good_state = f"span {self.progress.span}, trained"
-        return self.progress.best.record() | {"train_seconds": self.seconds()} | growth.record()
+        repeats = {f"repeat_{name}": value for name, value in self.progress.repeats._asdict().items()}
+        return self.progress.best.record() | {"train_seconds": self.seconds()} | growth.record() | repeats
 
     def untrained_report(self) -> SpanReport:
         """The report of a span in which nothing is trained or written."""

@@ -11,6 +11,7 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.repeats import RepeatsConfig
 from dist_imsr.keys import free, later_spans, never
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.strategies import STRATEGIES, StrategyConfig, TrainingConfig
@@ -40,6 +41,7 @@ class TrainConfig:
         engine: the dense weights.
         ranking: how the catalogue is ranked.
         eval: the metrics of a test.
+        repeats: what scores add for items that a user has met.
         checkpoint: when checkpoints are written.
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
@@ -64,6 +66,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     ranking: RankingConfig = field(default_factory=RankingConfig, metadata=free(compare="shared"))
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=never(compare="shared"))
+    repeats: RepeatsConfig = field(default_factory=RepeatsConfig, metadata=later_spans())
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=free(compare="shared"))
     profile: bool = field(default=False, metadata=free())
     counting: bool = field(default=True, metadata=free(compare="grid"))

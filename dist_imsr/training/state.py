@@ -17,6 +17,7 @@ from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.interest_store import InterestStore, StoreSnapshot
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.evaluation.repeats import Repeats
 from dist_imsr.strategies import Strategy
 from dist_imsr.strategies.detection import Detection, concatenate
 from dist_imsr.strategies.growth import Growth
@@ -26,7 +27,7 @@ from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")
 _STRATEGY = "companion"  # the name of the strategy's state in checkpoints
-_NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "untested", "lines")
+_NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "repeats", "untested", "lines")
 
 
 def pack(
@@ -113,6 +114,7 @@ def unpack(stored: Stored, model: Recommender, strategy: Strategy, group: dist.P
     growth, best_growth = (Growth.from_flat(rows.values[mine].sum(0)) for rows in growths.values())
     best = Best(**(facts["best"] | {"losses": tuple(facts["best"]["losses"])}), growth=best_growth, snapshot=snapshot)
     numbers = facts["progress"] | {"losses": tuple(facts["progress"]["losses"])}
+    numbers["repeats"] = Repeats(*numbers.get("repeats", ()))
     detections = users.read_detections(stored, "detections", facts["detections"])
     return Progress(**numbers, growth=growth, detections=detections, best=best)
 

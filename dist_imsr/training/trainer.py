@@ -175,6 +175,7 @@ class Trainer:
             batch=self.config.batch,
             config=self.config.eval,
             seed=self.config.seed,
+            repeats=self.progress.repeats,
         )
         return evaluator.test(span, self.spans.track, per_user)
 
@@ -203,7 +204,8 @@ class Trainer:
                 span=span,
                 data=self.dataset.digest_until(span),
                 strategy=self.config.strategy.name,
-                retrains=self.strategy.resources().retrains,
+                writes_all_users=self.strategy.resources().writes_all_users,
+                repeats=self.progress.repeats,
             ),
             keep_earlier=self.config.training.export == "every",
         )

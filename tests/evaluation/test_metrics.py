@@ -34,7 +34,7 @@ def test_metrics_equal_the_definitions(users, tops, unseen_known):
     )
     metrics = Metrics(tops)
     among_all = torch.tensor([rank for own in ranks for rank in own])
-    unseen = (among_all / 2).floor()
+    unseen = (among_all / 2).clamp(min=1)
     each = metrics.add(batch, Ranks(among_all, unseen if unseen_known else None))
     found = metrics.result()
 

@@ -1,0 +1,97 @@
+"""The repeat-aware score of erratum E11: what a user has met often and lately scores higher."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from dist_imsr.checks import require
+from dist_imsr.data.batch import Batch
+from dist_imsr.data.history import History, Met
+from dist_imsr.distributed.objective import Objective
+from dist_imsr.distributed.recommender import Recommender
+from dist_imsr.evaluation.metrics import discount
+from dist_imsr.evaluation.ranking import Ranker
+from dist_imsr.evaluation.seen import SeenItems
+
+
+@dataclass
+class RepeatsConfig:
+    """The repeat-aware score s(u, i) + a log(1 + decayed count of i in u's past), which is not part of the paper.
+
+    Args:
+        enabled: whether scores count repeats, in tests and in recommendations; training does not.
+        weights: candidates of a. After each span, validation chooses one of them, and a decay.
+        decays: candidates of the decay: an interaction counts decay^n, n interactions of its user later.
+    """
+
+    enabled: bool = False
+    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    decays: list[float] = field(default_factory=lambda: [0.9, 0.95, 0.98, 0.99, 1.0])
+
+    def __post_init__(self) -> None:
+        require(bool(self.weights) and min(self.weights) >= 0, "repeats.weights", self.weights, "numbers of at least 0")
+        decays = self.decays
+        require(bool(decays) and 0 < min(decays) <= max(decays) <= 1, "repeats.decays", decays, "above 0, at most 1")
+
+
+class Repeats(NamedTuple):
+    """What a repeat adds to a score.
+
+    Args:
+        weight: a of erratum E11; 0 for nothing.
+        decay: of a count with each later interaction of the user.
+    """
+
+    weight: float = 0.0
+    decay: float = 1.0
+
+    def bonus(self, met: Met) -> torch.Tensor:
+        """What is added to the score of each item for its user, ``[n]`` float64."""
+        return self.weight * met.counts(self.decay).log1p()
+
+
+@torch.no_grad()
+def choose_repeats(
+    config: RepeatsConfig,
+    model: Recommender,
+    ranker: Ranker,
+    batches: Iterable[Batch],
+    objective: Objective,
+    history: History,
+    items: int,
+    top: int,
+) -> Repeats:
+    """Chooses weight and decay by the mean NDCG of validation targets; collective.
+
+    Args:
+        config: the candidates.
+        model: in evaluation mode.
+        ranker: ranks the targets among all items.
+        batches: with one target for each user.
+        objective: extracts the interests.
+        history: of the users before their targets.
+        items: the number of known items.
+        top: N of NDCG@N.
+
+    Returns:
+        The best candidate, the one with the smaller weight of equally good ones; a weight of 0 without targets.
+    """
+    pairs = sorted(set(itertools.product(config.weights, config.decays)))
+    candidates = [Repeats(weight, decay) for weight, decay in pairs if weight or decay == max(config.decays)]
+    gains = torch.zeros(len(candidates), dtype=torch.float64)
+    for batch in batches:
+        extraction, met = objective.extract(model, batch), history.met(batch.users)
+        [embeddings] = model.catalogue.lookup(met.items)
+        for place, candidate in enumerate(candidates):
+            seen = SeenItems(met.items, embeddings, candidate.bonus(met))
+            ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top, seen)
+            gains[place] += discount(ranks.all_items, top).sum().item()
+    total = model.topology.sum(gains).tolist()
+    best = max(total, default=0.0)
+    return next(
+        (one for one, gain in zip(candidates, total, strict=True) if best and math.isclose(gain, best)), Repeats()
+    )
