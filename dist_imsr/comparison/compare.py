@@ -5,7 +5,6 @@ import os
 from dataclasses import replace
 
 from dist_imsr import devices
-from dist_imsr.baselines.config import BaselinesConfig
 from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.comparison.grid import NO_BASE, Experiment, Grid
@@ -14,7 +13,7 @@ from dist_imsr.comparison.report import publish, quality_tables, time_tables, tr
 from dist_imsr.comparison.results import Cells, cell_records, summary_records, write_table
 from dist_imsr.comparison.runner import Runner
 from dist_imsr.comparison.tuning import best_trial, trials_of
-from dist_imsr.config import resolve, to_yaml
+from dist_imsr.config import to_yaml
 from dist_imsr.console import output_console
 from dist_imsr.distributed.command import FAILED, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
@@ -134,6 +133,9 @@ class _Comparison:
 
     def _baseline(self, experiment: Experiment) -> Job:
         """The run of a baseline, which stands for all seeds."""
-        arguments = self.grid.baseline_arguments(experiment)
-        config, dataset = resolve(BaselinesConfig, arguments), self.grid.datasets[experiment.data]
-        return self.jobs.baseline("cells" / experiment.path, config, arguments, dataset)
+        return self.jobs.baseline(
+            "cells" / experiment.path,
+            config=self.grid.baseline(experiment),
+            arguments=self.grid.baseline_arguments(experiment),
+            dataset=self.grid.datasets[experiment.data],
+        )

@@ -86,8 +86,7 @@ class Grid:
         for experiment in self.experiments:
             where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"
             if experiment.base == NO_BASE:
-                dataset = self.datasets[experiment.data]
-                _within(where, resolve(BaselinesConfig, self.baseline_arguments(experiment)).check, dataset, 1)
+                _within(where, self.baseline(experiment).check, self.datasets[experiment.data], 1)
             else:
                 _within(where, self._check, self.resolved(experiment))
         anchored = [name for name in {config.reference, *config.tests} if config.strategies[name].bases is not None]
@@ -135,6 +134,18 @@ class Grid:
             f"--spans={min(source.training.last(dataset.spans), dataset.spans - 2)}",
             f"--eval={json.dumps(tests)}",
         ]
+
+    def baseline(self, experiment: Experiment) -> BaselinesConfig:
+        """The configuration of a baseline but for output and users.
+
+        Args:
+            experiment: of a baseline.
+
+        Raises:
+            ValueError: naming row and key.
+        """
+        where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"
+        return _within(where, resolve, BaselinesConfig, self.baseline_arguments(experiment))
 
     def resolved(self, experiment: Experiment, values: dict[str, Value] | None = None) -> TrainConfig:
         """The configuration of an experiment's runs but for seed and folder.

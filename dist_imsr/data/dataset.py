@@ -304,11 +304,6 @@ class Dataset:
     def _sorted_users(self) -> np.ndarray:
         return self._table("users", "user").to_numpy()[self._order]
 
-    def item_counts(self, span: int) -> tuple[np.ndarray, np.ndarray]:
-        """The items with interactions in a span, ascending, and their numbers ``[n]``; retired rows count."""
-        batch = _open(self.path / self.entries[span].item_counts_file)
-        return batch.column("item").to_numpy(), batch.column("interactions").to_numpy()
-
     def popularity(self, items: range, span: int) -> np.ndarray:
         """The number of interactions of items in the spans up to one, ``[len(items)]`` int64; retired rows count."""
         counts = np.zeros(len(items), np.int64)
