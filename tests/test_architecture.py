@@ -144,7 +144,9 @@ def test_the_paper_is_on_the_page(head: str, expected: range) -> None:
 
 def test_errata_are_on_the_page() -> None:
     rows = rows_of("erratum")
-    assert [name for name, *_ in rows] == [f"E{number}" for number in range(1, 11)]
+    numbers = [name.removeprefix("E") for name, *_ in rows]
+    assert numbers == sorted(numbers, key=lambda name: (int(name.rstrip("b")), name))
+    assert numbers == [*"123", "3b", *"45678", "8b", "9", "10", "11"]
     assert [name for name, *_, code in rows if not REFERENCE.search(code)] == []
 
 

@@ -55,7 +55,7 @@ class ModelConfig:
     positions: int = 0
     score: Literal["attentive", "max"] = field(default="attentive", metadata=never(compare="shared"))
     score_scale: float = 4.0
-    item_bias: bool = False
+    item_bias: bool = True
     mimn: MIMNConfig = field(default_factory=MIMNConfig)
     limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 

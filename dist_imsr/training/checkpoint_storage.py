@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from dist_imsr.files import HashedFile, sync_folder
 
-FORMAT_VERSION = 2  # 1 had user ids that later users moved
+FORMAT_VERSION = 3  # 1 had user ids that later users moved; 2 had scores without a scale
 MANIFEST, CHECKSUM = "manifest.json", "manifest.json.sha256"  # as sha256sum writes and reads it
 PARTIAL, DISCARDED = ".partial-", ".discarded-"  # prefixes of folders that are not complete, or not needed any more
 _SPARE = 64 << 20  # bytes of the disk that a save leaves free

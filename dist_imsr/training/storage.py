@@ -55,9 +55,10 @@ class Stored:
             version = self.manifest["format_version"]
             check_version(path, version, FORMAT_VERSION)
             if version < FORMAT_VERSION:
+                first = "prepare the data again, and " if version < 2 else ""
                 raise OtherFormat(
-                    f"{path} has format {version}, from before user ids changed: prepare the data again, and train "
-                    "from the beginning, in another run_dir or with --overwrite true"
+                    f"{path} has format {version}, of a version that computed other scores: {first}train from the "
+                    "beginning, in another run_dir or with --overwrite true"
                 )
             for name, entry in self.manifest["files"].items():
                 check_file(path, name, entry, checksum=False)

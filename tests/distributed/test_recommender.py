@@ -142,6 +142,7 @@ def _queries(topology):
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
     interests = model.extractor(padded, mask, start._replace(queries=queries))
+    interests = model.scoring.queries(interests)
     scores = score_batch(batch, interests, table[batch.targets.values()], table[batch.negatives.values()])
     loss = sampled_softmax(scores.candidates)
     (gradient,) = torch.autograd.grad(loss / batch.world_targets, queries)
@@ -178,12 +179,12 @@ def _unsharded(topology):
     interests = model.extractor(padded, mask, Start(start))
     owners = torch.tensor([0, 1, 1, 2], device=topology.device)
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
-    own = Interests(interests.vectors[owners], interests.mask[owners])
+    own = model.scoring.queries(Interests(interests.vectors[owners], interests.mask[owners]))
     users = attend(own, own.vectors @ targets.unsqueeze(-1)).squeeze(1)
     wanted = sampled_softmax(candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values()))
     (gradient,) = torch.autograd.grad(wanted, table)
     extraction = model.extract(batch)
-    scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+    scores = score_batch(batch, model.scoring.queries(extraction.interests), extraction.targets, extraction.negatives)
     assert NextItem().extra_loss(model, batch, extraction, scores) is None
     loss = sampled_softmax(scores.candidates)
     model.engine.update(loss)

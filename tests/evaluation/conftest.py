@@ -16,6 +16,7 @@ from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.model.interests import Interests
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from tests.ranks import run_ranks
@@ -68,7 +69,7 @@ def finished(tmp_path_factory):
 
 
 def state_of(topology, folder, span):
-    """A span's interests by raw user id, and its rows of the table by raw item id, in the order of ids."""
+    """A span's queries by raw user id, and its rows of the table by raw item id, in the order of ids."""
     run = FinishedRun(folder)
     state = SpanState(run, span, run.dataset.items_by_span[span], topology, RankingConfig())
     store = state.store
@@ -76,7 +77,9 @@ def state_of(topology, folder, span):
     known = run.dataset.known(users, span)
     users = run.dataset.raw_ids("users", users[known]).to_pylist()
     items = run.dataset.raw_ids("items", np.arange(run.dataset.items_by_span[span])).to_pylist()
-    stored = [part.double().numpy() for part in store.values.split(store.counts[known].tolist())]
+    alone = Interests(store.values.unsqueeze(1), torch.ones(len(store.values), 1, dtype=torch.bool))
+    queries = state.ranker.scoring.queries(alone).vectors.squeeze(1)
+    stored = [part.double().numpy() for part in queries.split(store.counts[known].tolist())]
     rows = state.catalogue.flushed_weight().double().numpy()
     return dict(zip(users, stored, strict=True)), dict(zip(items, rows, strict=False))
 

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_imsr.model.detector import DetectorConfig, divergence, item_fit, largest_cosine, user_fit
+from dist_imsr.model.detector import (
+    DetectorConfig,
+    densest_items,
+    divergence,
+    item_fit,
+    largest_cosine,
+    percentile,
+    user_fit,
+)
 from dist_imsr.model.interests import Interests
 from tests import reference
 from tests.devices import call_on
@@ -56,11 +64,50 @@ def test_largest_cosine_equals_the_definition(device, counts, items, seed):
 
 def test_item_fit_uses_the_configured_measure():
     interests = Interests(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
-    items = torch.randn(2, 5, 4)
-    assert torch.equal(item_fit(interests, items, DetectorConfig()), largest_cosine(interests, items))
-    config = DetectorConfig(measure="divergence")
-    assert torch.equal(item_fit(interests, items, config), divergence(interests, items))
+    items, null = torch.randn(2, 5, 4), torch.randn(9, 4)
+    for name, wanted in {
+        "cosine": largest_cosine(interests, items),
+        "divergence": divergence(interests, items),
+        "percentile": percentile(interests, items, null),
+    }.items():
+        assert torch.equal(item_fit(interests, items, DetectorConfig(measure=name), null), wanted)
     assert torch.isfinite(largest_cosine(interests.replace(torch.zeros(2, 3, 4)), torch.zeros(2, 5, 4))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    items=st.integers(1, 6),
+    others=st.integers(1, 9),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_percentile_counts_the_items_that_fit_less(device, counts, items, others, scale, seed):
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    vectors = torch.randn(*mask.shape, 4, generator=draw) * mask.unsqueeze(-1)
+    embeddings, null = (torch.randn(*shape, 4, generator=draw) for shape in [(len(counts), items), (others,)])
+    found = call_on(device, percentile, Interests(scale * vectors, mask), scale * embeddings, null)
+    for user, count in enumerate(counts):
+        directions = torch.nn.functional.normalize(vectors[user, :count].double(), dim=-1)
+        best = [
+            [float((directions @ (one / one.norm())).max()) for one in each.double()]
+            for each in (embeddings[user], null)
+        ]
+        for item, own in enumerate(best[0]):
+            assert found[user, item] == pytest.approx(sum(other < own for other in best[1]) / others)
+
+
+def test_new_interests_start_where_most_puzzling_items_are():
+    directions = torch.eye(4)
+    near = [directions[0], directions[0] + 0.1 * directions[3], directions[0] - 0.1 * directions[3]]
+    items = torch.stack([5 * directions[2], *near, directions[1], 2 * directions[1]]).unsqueeze(0).repeat(3, 1, 1)
+    puzzling = torch.tensor([[0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    found = densest_items(items, puzzling, 2)
+    torch.testing.assert_close(found[0], directions[:2])
+    torch.testing.assert_close(found[1, 0], directions[1])
+    assert not found[2].any()
+    assert densest_items(torch.empty(0, 0, 4), torch.empty(0, 0, dtype=torch.bool), 2).shape == (0, 2, 4)
 
 
 @pytest.mark.parametrize("length", [1e-15, 1e-22, 1e-30])
@@ -95,10 +142,10 @@ def test_impossible_values_are_refused(key, value):
         DetectorConfig(**{key: value})
 
 
-@pytest.mark.parametrize("measure", ["divergence", "cosine"])
+@pytest.mark.parametrize("measure", ["divergence", "cosine", "percentile"])
 @pytest.mark.parametrize("rule", ["mean", "count", "share"])
 def test_a_rank_without_users_in_a_step(measure, rule):
     config = DetectorConfig(measure=measure, rule=rule)
     no_users = Interests(torch.empty(0, 0, 4), torch.empty(0, 0, dtype=torch.bool))
-    found = item_fit(no_users, torch.empty(0, 0, 4), config)
+    found = item_fit(no_users, torch.empty(0, 0, 4), config, torch.randn(3, 4))
     assert user_fit(found, torch.empty(0, 0, dtype=torch.bool), config).shape == (0,)

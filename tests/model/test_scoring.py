@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import attend, candidates, distillation, sampled_softmax, score
+from dist_imsr.model.scoring import Scoring, attend, candidates, distillation, sampled_softmax, score
 from tests import reference
 from tests.devices import call_on
 
@@ -103,3 +104,20 @@ def test_negatives_equal_to_the_target_give_no_loss():
     loss = sampled_softmax(candidates(user, target, target, torch.tensor([3]), torch.tensor([3])))
     assert loss == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (user, target)))
+
+
+@pytest.mark.parametrize("how", ["attentive", "max"])
+@pytest.mark.parametrize(("scale", "bias"), [(1.0, False), (4.0, False), (4.0, True), (0.5, True)])
+def test_queries_and_rows_give_scaled_scores_with_biases(how, scale, bias):
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.arange(3) < torch.tensor([[3], [1], [0]])
+    vectors = torch.randn(3, 3, 8, generator=draw, dtype=torch.float64) * mask.unsqueeze(-1)
+    scoring = Scoring(how, scale, bias)
+    rows = torch.randn(5, scoring.row_width(8), generator=draw, dtype=torch.float64)
+    rows[:, 9:] = 0  # columns that only fill up the row
+    found = score(scoring.queries(Interests(vectors, mask)), rows, how)
+    for user, count in enumerate(mask.sum(1).tolist()):
+        for item, row in enumerate(rows.numpy()):
+            scaled = scale * vectors[user, :count].numpy()
+            wanted = reference.score(scaled, row[:8], how) + (row[8] if bias else 0) if count else 0
+            assert found[user, item] == pytest.approx(wanted)

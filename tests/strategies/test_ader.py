@@ -119,7 +119,9 @@ def _first_step(topology, config):
     losses = []
     for _ in range(2):
         extraction = model.extract(batch)
-        scores = score_batch(batch, extraction.interests, extraction.targets, extraction.negatives)
+        scores = score_batch(
+            batch, model.scoring.queries(extraction.interests), extraction.targets, extraction.negatives
+        )
         losses.append(strategy.extra_loss(model, batch, extraction, scores).item())
         model.train_step(batch)
     return losses, torch.equal(strategy.teacher.table.flushed_weight(), model.catalogue.flushed_weight())

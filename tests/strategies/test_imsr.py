@@ -6,7 +6,7 @@ import torch
 from dist_imsr.distributed.objective import Extraction, Scores
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
-from dist_imsr.model.scoring import Candidates
+from dist_imsr.model.scoring import Candidates, Scoring
 from dist_imsr.model.trimmer import TrimmerConfig, project
 from dist_imsr.strategies.imsr import IMSR, IMSRConfig
 
@@ -49,11 +49,11 @@ def test_the_carried_evidence_is_the_key_rho():
 @pytest.mark.parametrize("name", RETAINERS)
 def test_the_extra_loss_is_the_weighted_retention_loss(name):
     extraction = _extraction(torch.tensor([[True, True, False]] * 2))
-    scores = _scores(extraction)
-    imsr = IMSR(IMSRConfig(retainer=RetainerConfig(name, weight=3.0, tau=2.0)))
+    scores, scoring = _scores(extraction), Scoring(scale=3.0)
+    imsr, model = IMSR(IMSRConfig(retainer=RetainerConfig(name, weight=3.0, tau=2.0))), SimpleNamespace(scoring=scoring)
     drift = Drift(
-        before=extraction.start.interests.vectors,
-        now=extraction.interests.vectors,
+        before=3 * extraction.start.interests.vectors,
+        now=3 * extraction.interests.vectors,
         existing=extraction.existing,
         mask=extraction.interests.mask,
         targets=scores.targets,
@@ -61,10 +61,10 @@ def test_the_extra_loss_is_the_weighted_retention_loss(name):
         target_mask=scores.target_mask,
         negatives=extraction.negatives,
     )
-    loss = imsr.extra_loss(None, None, extraction, scores)
+    loss = imsr.extra_loss(model, None, extraction, scores)
     assert loss == pytest.approx(3 * RETAINERS[name](drift, 2.0).item())
     no_existing = _extraction(torch.zeros(2, 3, dtype=torch.bool))
-    assert imsr.extra_loss(None, None, no_existing, _scores(no_existing)) is None
+    assert imsr.extra_loss(model, None, no_existing, _scores(no_existing)) is None
 
 
 def test_without_a_retainer_nothing_is_added():

@@ -133,13 +133,16 @@ def test_other_formats_and_folders_are_refused(folder):
     _rewrite(folder, files={"../secret": {"bytes": 1}})
     with pytest.raises(ValueError, match="outside its folder"):
         Stored(folder)
-    _rewrite(folder, format_version=3)
+    _rewrite(folder, format_version=4)
     with pytest.raises(OtherFormat, match="upgrade"):
         Stored(folder)
     _rewrite(folder, format_version=1)
-    with pytest.raises(OtherFormat, match="from before user ids changed: prepare the data again, and train"):
+    with pytest.raises(OtherFormat, match="computed other scores: prepare the data again, and train from"):
         Stored(folder)
-    _rewrite(folder, format_version=2, files=3)
+    _rewrite(folder, format_version=2)
+    with pytest.raises(OtherFormat, match="computed other scores: train from the beginning, in another run_dir"):
+        Stored(folder)
+    _rewrite(folder, format_version=3, files=3)
     with pytest.raises(ValueError, match=r"manifest\.json"):
         Stored(folder)
 
