@@ -7,8 +7,8 @@ from dataclasses import replace
 from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
-from dist_imsr.comparison.grid import Grid
-from dist_imsr.comparison.jobs import Jobs
+from dist_imsr.comparison.grid import NO_BASE, Experiment, Grid
+from dist_imsr.comparison.jobs import Job, Jobs
 from dist_imsr.comparison.report import publish, quality_tables, time_tables, trial_records, tuning_tables
 from dist_imsr.comparison.results import Cells, cell_records, summary_records, write_table
 from dist_imsr.comparison.runner import Runner
@@ -110,6 +110,11 @@ class _Comparison:
         """The cells with the best values of the trials that have finished so far."""
         cells = []
         for experiment, trials in zip(self.grid.experiments, self.trials, strict=True):
+            if experiment.base == NO_BASE:
+                cells.append(
+                    Cells(experiment, dict.fromkeys(self.config.seeds, self._baseline(experiment)), self.config.top)
+                )
+                continue
             values = best.values if (best := best_trial(trials)) else {}
             arguments, config = self.grid.arguments(experiment, values), self.grid.resolved(experiment, values)
             config = replace(config, eval=replace(config.eval, per_user=True))
@@ -125,3 +130,12 @@ class _Comparison:
                 )
             cells.append(Cells(experiment, jobs, self.config.top))
         return cells
+
+    def _baseline(self, experiment: Experiment) -> Job:
+        """The run of a baseline, which stands for all seeds."""
+        return self.jobs.baseline(
+            "cells" / experiment.path,
+            config=self.grid.baseline(experiment),
+            arguments=self.grid.baseline_arguments(experiment),
+            dataset=self.grid.datasets[experiment.data],
+        )

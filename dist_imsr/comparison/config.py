@@ -32,11 +32,19 @@ class Row:
         bases: the base models that it is trained with; those of all rows by default.
         set: the row's own arguments of launch/train.py, as ``--key=value``. Keys that all rows share (data, batches,
             loss, early stopping, scores, ranking and tests) cannot be set here.
+        baseline: instead of a strategy, a baseline of launch/baselines.py, of which ``set`` has arguments: one run for
+            each data set, shown with the base ``-``, that stands for all seeds.
     """
 
     strategy: str | None = None
     bases: list[str] | None = None
     set: list[str] = field(default_factory=list)
+    baseline: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("strategy", "bases"):
+            value = getattr(self, key)
+            require(self.baseline is None or value is None, f"strategies: {key}", value, "none in a row of a baseline")
 
 
 @dataclass
@@ -113,6 +121,8 @@ class CompareConfig:
         for key, names in (("reference", [self.reference]), ("tests", self.tests), ("tuning.keys", self.tuning.keys)):
             for name in names:
                 require(name in self.strategies, key, name, known)
+        for name in self.tuning.keys:
+            require(self.strategies[name].baseline is None, "tuning.keys", name, "no baseline: it chooses by itself")
         for key in ("data", "strategies"):
             for name in getattr(self, key):  # they become folders
                 plain = name not in ("", ".", "..") and not set(name) & set("/\\=")

@@ -1,15 +1,17 @@
 """The cells of a comparison; impossible ones are refused before the first is trained."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from dist_imsr.baselines.config import BaselinesConfig
 from dist_imsr.checks import require
-from dist_imsr.comparison.config import CompareConfig, Value
-from dist_imsr.config import resolve
+from dist_imsr.comparison.config import CompareConfig, Row, Value
+from dist_imsr.config import plain, resolve
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.keys import Compare, keys_of, rules_of
@@ -18,6 +20,8 @@ from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.learnable import check_rows
 
 Result = TypeVar("Result")
+NO_BASE = "-"
+"""Stands for the base model of a baseline."""
 
 _REASONS: dict[Compare, str] = {
     "grid": "the comparison sets it itself",
@@ -31,7 +35,7 @@ class Experiment:
 
     Args:
         data: the data set's name.
-        base: the base model.
+        base: the base model; `NO_BASE` for a baseline.
         row: the row's name.
     """
 
@@ -62,24 +66,29 @@ class Grid:
 
     def __init__(self, config: CompareConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        self._sources = dict[str, TrainConfig]()
         self.datasets = {name: _within(f"data.{name}", self._open, name) for name in config.data}
         own = [base for row in config.strategies.values() for base in row.bases or []]
         bases = list(dict.fromkeys([*config.bases, *own]))  # bases of single rows come last
         self.experiments = [
             Experiment(data, base, name)
             for data in config.data
-            for base in bases
+            for base in [*bases, NO_BASE]
             for name, row in config.strategies.items()
-            if base in (config.bases if row.bases is None else row.bases)
+            if base in self._bases(row)
         ]
         for name, row in config.strategies.items():
-            _check_keys(f"strategies.{name}.set", row.set, ("grid", "shared"))
+            tree: type = TrainConfig if row.baseline is None else BaselinesConfig
+            _check_keys(f"strategies.{name}.set", row.set, ("grid", "shared"), tree)
             keys = [f"--{key}=" for key in config.tuning.keys.get(name, {})]
             _check_keys(f"tuning.keys.{name}", keys, ("grid", "shared"))
             require(row.bases is None or bool(row.bases), f"strategies.{name}.bases", row.bases, "at least one")
         for experiment in self.experiments:
             where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"
-            _within(where, self._check, self.resolved(experiment))
+            if experiment.base == NO_BASE:
+                _within(where, self.baseline(experiment).check, self.datasets[experiment.data], 1)
+            else:
+                _within(where, self._check, self.resolved(experiment))
         anchored = [name for name in {config.reference, *config.tests} if config.strategies[name].bases is not None]
         require(not anchored, "reference and tests", anchored, "rows with the base models of all")
 
@@ -106,6 +115,38 @@ class Grid:
             f"--strategy.name={row.strategy or experiment.row}",
         ]
 
+    def baseline_arguments(self, experiment: Experiment) -> list[str]:
+        """The arguments of launch/baselines.py for a baseline, but for output and users.
+
+        Args:
+            experiment: of a baseline.
+
+        Returns:
+            ``--key=value`` each.
+        """
+        row, dataset = self.config.strategies[experiment.row], self.datasets[experiment.data]
+        source = self._sources[experiment.data]
+        tests = plain(asdict(replace(source.eval, beyond=False)))  # a baseline makes no lists
+        return [
+            *row.set,
+            f"--data.path={source.data.path}",
+            f"--baselines={row.baseline}",
+            f"--spans={min(source.training.last(dataset.spans), dataset.spans - 2)}",
+            f"--eval={json.dumps(tests)}",
+        ]
+
+    def baseline(self, experiment: Experiment) -> BaselinesConfig:
+        """The configuration of a baseline but for output and users.
+
+        Args:
+            experiment: of a baseline.
+
+        Raises:
+            ValueError: naming row and key.
+        """
+        where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"
+        return _within(where, resolve, BaselinesConfig, self.baseline_arguments(experiment))
+
     def resolved(self, experiment: Experiment, values: dict[str, Value] | None = None) -> TrainConfig:
         """The configuration of an experiment's runs but for seed and folder.
 
@@ -124,14 +165,14 @@ class Grid:
         where = f"{where} with {experiment.base} on {experiment.data}"
         config = _within(where, resolve, TrainConfig, arguments)
         export = config.training.export if self.config.keep else "none"
-        return replace(config, overwrite=False, training=replace(config.training, export=export))
+        return replace(config, overwrite=False, counting=False, training=replace(config.training, export=export))
 
     def _open(self, name: str) -> Dataset:
         source, top = self.config.data[name], self.config.top
         require(source.config.is_file(), "config", str(source.config), "a YAML file for launch/train.py")
         _check_keys("set", source.set, ("grid",))
         arguments = [f"--config={source.config}", *source.set, f"--data.path={source.path}", "--run_dir=."]
-        config = _within(str(source.config), resolve, TrainConfig, arguments)
+        self._sources[name] = config = _within(str(source.config), resolve, TrainConfig, arguments)
         require(top in config.eval.top, "eval.top", config.eval.top, f"numbers with top ({top})")
         require(config.training.spans != 0, "training.spans", 0, "at least 1")
         dataset, tuning = Dataset(DataConfig(source.path, config.data.verify)), self.config.tuning
@@ -142,15 +183,20 @@ class Grid:
         Topology(0, ranks, ranks, self.device).buckets(dataset.buckets)
         return dataset
 
+    def _bases(self, row: Row) -> list[str]:
+        if row.baseline is not None:
+            return [NO_BASE]
+        return self.config.bases if row.bases is None else row.bases
+
     def _check(self, config: TrainConfig) -> None:
         config.catalogue.optimizer_on(self.device)
         dataset = Dataset(config.data)
         check_rows(dataset, config, range(config.training.last(dataset.spans) + 1))
 
 
-def _check_keys(where: str, arguments: Sequence[str], refused: Sequence[Compare]) -> None:
+def _check_keys(where: str, arguments: Sequence[str], refused: Sequence[Compare], kind: type = TrainConfig) -> None:
     """Refuses arguments that would make a comparison unfair, as the metadata of their keys say."""
-    tree = extended(TrainConfig)
+    tree: type = extended(kind)
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--").partition("=")
         require(argument.startswith("--") and bool(equals), where, argument, "--key=value")

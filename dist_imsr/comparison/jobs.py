@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import xxhash
 
+from dist_imsr.baselines.config import BaselinesConfig
+from dist_imsr.config import plain
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.files import write_whole
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of
@@ -43,15 +45,17 @@ class Job:
 
     Args:
         name: for log lines.
-        config: the whole tree; its run_dir is the folder.
-        arguments: of launch/train.py, that make the same run alone.
+        folder: its own.
+        config: the whole tree.
+        arguments: of launch/train.py or launch/baselines.py, that make the same run alone.
         identity: the keys that another run would differ in.
         needs: the pre-training that it continues; None for a pre-training.
         keep: whether its checkpoints stay when it has finished.
     """
 
     name: str
-    config: TrainConfig
+    folder: Path
+    config: TrainConfig | BaselinesConfig
     arguments: list[str]
     identity: dict[str, Any]
     needs: "Job | None" = None
@@ -68,9 +72,9 @@ class Job:
         self.state = self._read()
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.config.run_dir
+    def is_baseline(self) -> bool:
+        """Whether it is the run of a baseline."""
+        return isinstance(self.config, BaselinesConfig)
 
     @property
     def done(self) -> bool:
@@ -120,9 +124,12 @@ class Job:
         return state
 
     def _complete(self) -> bool:
-        if self.config.training.spans == 0:
-            return self.pretrained.is_dir()
-        return bool(self.lines()) and (not self.config.eval.per_user or all(path.is_file() for path in self.users()))
+        if not isinstance(self.config, BaselinesConfig):
+            if self.config.training.spans == 0:
+                return self.pretrained.is_dir()
+            if not self.config.eval.per_user:
+                return bool(self.lines())
+        return bool(self.lines()) and all(path.is_file() for path in self.users())
 
     @property
     def pretrained(self) -> Path:
@@ -181,6 +188,24 @@ class Jobs:
         config = replace(config, run_dir=self.output / path, resume=str(needs.pretrained))
         return self._made(name, config, arguments, self._identity(config, dataset), needs)
 
+    def baseline(self, path: Path, config: BaselinesConfig, arguments: list[str], dataset: Dataset) -> Job:
+        """The run of a baseline.
+
+        Args:
+            path: of its folder in the output.
+            config: the keys but for the files.
+            arguments: of launch/baselines.py but for the files.
+            dataset: the prepared data.
+        """
+        folder = self.output / path
+        config = replace(config, output=folder / "metrics.jsonl", users=folder / "users")
+        keys = ("baselines", "spans", "eval", *config.baselines)
+        identity = {key: plain(asdict(config))[key] for key in keys} | _data(dataset)
+        arguments = [*arguments, f"--output={config.output}", f"--users={config.users}"]
+        job = Job("/".join(path.parts[1:]), folder, config, arguments, identity)
+        self._all.append(job)
+        return job
+
     def _pretraining(self, config: TrainConfig, arguments: list[str], dataset: Dataset, name: str) -> Job:
         parts = pretraining(self._identity(config, dataset))
         digest = xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
@@ -204,13 +229,14 @@ class Jobs:
         return self._pretrainings[folder]
 
     def _identity(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-        return identity(config, self.device) | {"data": dataset.digest_until(dataset.spans - 1)}
+        return identity(config, self.device) | _data(dataset)
 
     def _made(
         self, name: str, config: TrainConfig, arguments: list[str], identity: dict[str, Any], needs: Job | None
     ) -> Job:
         job = Job(
             name,
+            config.run_dir,
             config,
             [*arguments, f"--seed={config.seed}", f"--run_dir={config.run_dir}"],
             identity | {"training.spans": config.training.spans},
@@ -219,3 +245,7 @@ class Jobs:
         )
         self._all.append(job)
         return job
+
+
+def _data(dataset: Dataset) -> dict[str, str]:
+    return {"data": dataset.digest_until(dataset.spans - 1)}

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_imsr.comparison.config import CompareConfig
+from dist_imsr.comparison.grid import NO_BASE
 from dist_imsr.comparison.results import Cells
 from dist_imsr.comparison.tuning import Trial, best_trial
 from dist_imsr.files import write_whole
@@ -24,22 +25,26 @@ def quality_tables(config: CompareConfig, records: Sequence[dict[str, Any]]) -> 
     """
     pairs = [f"p {over} vs {other}" for other in config.tests for over in ("users", "seeds")]
     rates = [f"{name}@{config.top}" for name in ("HR", "NDCG")]
-    columns = ["base", "strategy", *rates, "RI", *pairs, "seeds"]
+    columns = ["base", "strategy", *rates, f"{rates[0]} unseen", "RI", *pairs, "seeds"]
     caption = (
         f"{' and '.join(rates)} (target: the latest interaction) in per cent: means over spans, then mean ± standard "
-        f"deviation over seeds. RI: relative improvement of the average of both over {config.reference}, in per cent. "
+        "deviation over seeds. unseen: targets that are new to the user, ranked among items that are new to the user. "
+        f"RI: relative improvement of the average of both over {config.reference}, in per cent. "
         "p: two-sided paired t-tests of HR / NDCG over n users (each user's mean over spans and seeds) and over n "
-        "seeds, not corrected for the number of tests; - where there is nothing to test."
+        "seeds, corrected by Holm's method within the tests of a base model against one row, both metrics together; - "
+        "where there is nothing to test. Baselines have no base model and no seeds."
     )
     anchors = {config.reference, *config.tests}
     sheets = []
     for data in config.data:
         here = [record for record in records if record["data"] == data]
-        shared = [record for record in here if record["base"] in config.bases]
-        apart = [record for record in here if record["base"] not in config.bases]
-        apart += [record for record in here if record["base"] == config.bases[0] and record["strategy"] in anchors]
+        shared = [record for record in here if record["base"] in (*config.bases, NO_BASE)]
+        own = [record for record in here if record["base"] not in (*config.bases, NO_BASE)]
+        apart = own + [
+            record for record in here if record["base"] in (config.bases[0], NO_BASE) and record["strategy"] in anchors
+        ]
         parts = [(f"{data}: strategies (Table III)", shared, "")]
-        if any(record["base"] not in config.bases for record in here):
+        if own:
             against = f" Models with a base of their own are compared with rows of {config.bases[0]}."
             parts.append((f"{data}: life-long models (Table IV)", apart, against))
         for title, rows, more in parts:
@@ -126,17 +131,17 @@ def _quality_row(config: CompareConfig, record: dict[str, Any]) -> list[str]:
     remarks = [record["missing"], "own pre-training" if record["pretrained_apart"] else ""]
     seeds = "; ".join([f"{record['seeds']}", *filter(None, remarks)])
     if not record["seeds"]:
-        return [*head, *[_NOTHING] * (3 + 2 * len(config.tests)), record["missing"]]
+        return [*head, *[_NOTHING] * (4 + 2 * len(config.tests)), record["missing"]]
     rates = [
         _number(record[name], 2) + ("" if record[f"{name}_std"] is None else f" ± {record[f'{name}_std']:.2f}")
-        for name in ("hr", "ndcg")
+        for name in ("hr", "ndcg", "unseen")
     ]
-    own = record["strategy"] == config.reference and record["base"] in config.bases
+    own = record["strategy"] == config.reference and record["base"] in (*config.bases, NO_BASE)
     tests = []
     for other in config.tests:
         for over in ("users", "seeds"):
             n = record.get(f"n_{over}_vs_{other}")
-            both = (_p(record.get(f"p_{over}_{name}_vs_{other}")) for name in ("hr", "ndcg"))
+            both = (_p(record.get(f"holm_{over}_{name}_vs_{other}")) for name in ("hr", "ndcg"))
             tests.append(_NOTHING if not n else f"{' / '.join(both)} (n={n})")
     return [*head, *rates, _NOTHING if own else _number(record["ri"], 2), *tests, seeds]
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_imsr.comparison.config import CompareConfig
-from dist_imsr.comparison.grid import Experiment
+from dist_imsr.comparison.grid import NO_BASE, Experiment
 from dist_imsr.comparison.jobs import Job
-from dist_imsr.comparison.statistics import METRICS, deviation, improvement, mean, over_seeds, over_users
+from dist_imsr.comparison.statistics import METRICS, deviation, holm, improvement, mean, over_seeds, over_users
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,32 @@ class Cells:
     top: int
 
     @property
+    def runs(self) -> dict[int | None, Job]:
+        """Its different runs: one for each seed; that of a baseline has none."""
+        return {None: next(iter(self.jobs.values()))} if self.experiment.base == NO_BASE else dict(self.jobs.items())
+
+    @property
     def missing(self) -> list[str]:
-        """A reason for each seed without numbers."""
-        states = {seed: job.state for seed, job in self.jobs.items() if not job.done}
+        """A reason for each run without numbers."""
+        states = {seed: job.state for seed, job in self.runs.items() if not job.done}
         return [
-            f"seed {seed} {f'failed: {state.reason}' if state.status == 'failed' else 'has not been run'}"
+            f"{'' if seed is None else f'seed {seed} '}"
+            f"{f'failed: {state.reason}' if state.status == 'failed' else 'has not been run'}"
             for seed, state in states.items()
         ]
 
     @cached_property
     def means(self) -> dict[str, dict[int, float]]:
-        """The mean over tested spans by metric and seed, in per cent."""
+        """The mean over tested spans by metric and seed, in per cent; ``unseen`` is HR among unseen items."""
         lines = {seed: job.lines() for seed, job in self.jobs.items() if job.done}
+        keys = {name: f"{name}@{self.top}" for name in METRICS} | {"unseen": f"hr@{self.top}_unseen"}
         return {
             name: {
                 seed: 100 * found
                 for seed, each in lines.items()
-                if (found := mean([line[f"{name}@{self.top}"] for line in each if line["users"]])) is not None
+                if (found := mean([line[key] for line in each if line.get(key) is not None])) is not None
             }
-            for name in METRICS
+            for name, key in keys.items()
         }
 
     def users(self, seeds: Sequence[int]) -> list[Path]:
@@ -64,7 +71,7 @@ class Cells:
     def seconds(self) -> dict[int, float]:
         """Seconds of training by span, means over seeds."""
         spans: dict[int, list[float]] = {}
-        for job in self.jobs.values():
+        for job in self.runs.values():
             for line in job.lines() if job.done else []:
                 spans.setdefault(line["span"], []).append(line["train_seconds"])
         return {span: sum(values) / len(values) for span, values in spans.items()}
@@ -73,8 +80,8 @@ class Cells:
 def summary_records(config: CompareConfig, all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
     """A record of each row of the tables.
 
-    A row of a base model that the reference does not have is compared with the reference with the first of ``bases``.
-    A comparison of two rows takes the seeds that both have.
+    A row of a base model that the other one does not have, or of a baseline, is compared with that one with the first
+    of ``bases``. A comparison of two rows takes the seeds that both have.
 
     Args:
         config: the comparison's keys.
@@ -86,8 +93,9 @@ def summary_records(config: CompareConfig, all_cells: Sequence[Cells]) -> list[d
     by_experiment = {cells.experiment: cells for cells in all_cells}
 
     def counterpart(experiment: Experiment, row: str) -> Cells:
-        same_base = by_experiment.get(Experiment(experiment.data, experiment.base, row))
-        return same_base or by_experiment[Experiment(experiment.data, config.bases[0], row)]
+        bases = (experiment.base, NO_BASE, config.bases[0])
+        found = (by_experiment.get(Experiment(experiment.data, base, row)) for base in bases)
+        return next(cells for cells in found if cells is not None)
 
     records = []
     for cells in all_cells:
@@ -96,12 +104,12 @@ def summary_records(config: CompareConfig, all_cells: Sequence[Cells]) -> list[d
             "data": experiment.data,
             "base": experiment.base,
             "strategy": experiment.row,
-            "seeds": len(cells.means["hr"]),
+            "seeds": min(len(cells.means["hr"]), len(cells.runs)),
             "missing": "; ".join(cells.missing),
             "pretrained_apart": not cells.shares_pretraining(counterpart(experiment, config.reference)),
         }
-        for name in METRICS:
-            values = list(cells.means[name].values())
+        for name, means in cells.means.items():
+            values = list(means.values())[: len(cells.runs)]
             record |= {name: mean(values), f"{name}_std": deviation(values)}
         record["ri"] = None
         for row in dict.fromkeys([config.reference, *config.tests]):
@@ -109,7 +117,18 @@ def summary_records(config: CompareConfig, all_cells: Sequence[Cells]) -> list[d
             if other is not cells:
                 _compare(record, cells, other, config)
         records.append(record)
+    for row in config.tests:
+        for family in dict.fromkeys((record["data"], record["base"]) for record in records):
+            _correct([record for record in records if (record["data"], record["base"]) == family], row)
     return records
+
+
+def _correct(records: Sequence[dict[str, Any]], row: str) -> None:
+    """Adds Holm's corrections of the tests of one data set and base model against one row: of both metrics together."""
+    for over in ("users", "seeds"):
+        cells = [(record, f"{over}_{name}_vs_{row}") for record in records for name in METRICS]
+        for (record, name), p in zip(cells, holm([record.get(f"p_{name}") for record, name in cells]), strict=True):
+            record[f"holm_{name}"] = p
 
 
 def _compare(record: dict[str, Any], cells: Cells, other: Cells, config: CompareConfig) -> None:
@@ -143,7 +162,7 @@ def cell_records(all_cells: Sequence[Cells]) -> list[dict[str, Any]]:
     """
     records = []
     for cells in all_cells:
-        for seed, job in cells.jobs.items():
+        for seed, job in cells.runs.items():
             experiment = cells.experiment
             cell = {"data": experiment.data, "row": experiment.row, "base": experiment.base, "seed": seed}
             state = {"status": job.state.status, "reason": job.state.reason, "run_seconds": job.state.seconds}

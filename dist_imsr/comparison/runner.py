@@ -5,8 +5,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from dist_imsr.baselines.config import BaselinesConfig, run_baselines
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.config import import_modules
+from dist_imsr.distributed.command import run
 from dist_imsr.distributed.signals import StopSignals
 from dist_imsr.processes import RankGroup, wait_for_any
 from dist_imsr.training.config import TrainConfig
@@ -41,6 +43,7 @@ class Runner:
         Returns:
             Whether all have ended, done or failed; False after a signal.
         """
+        jobs = list(dict.fromkeys(jobs))
         pending = [job for job in jobs if not job.done]
         needed = dict.fromkeys(job.needs for job in pending if job.needs is not None and not job.needs.done)
         waiting: list[Job] = [*(job for job in needed if job is not None), *pending]
@@ -62,7 +65,8 @@ class Runner:
                     busy = Counter(group.device for group in running)
                     job.begin()
                     device, log = next(iter(Counter(self._devices) - busy)), job.folder / _LOG
-                    group = RankGroup(_train, (job.config,), self.ranks, log, device=device, threads=1)
+                    command, ranks = (_measure, 1) if job.is_baseline else (_train, self.ranks)
+                    group = RankGroup(command, (job.config,), ranks, log, device=device, threads=1)
                     running[group] = job
             wait_for_any(running, 0.5)
             for group in [group for group in running if group.ended()]:
@@ -70,7 +74,8 @@ class Runner:
                 if not group.failure:
                     self._end(job, State("done", seconds=group.seconds))
                 elif not stopping:  # else it resumes from its checkpoint another time
-                    self._end(job, State("failed", group.failure_reason("train"), group.seconds))
+                    reason = group.failure_reason("baselines" if job.is_baseline else "train")
+                    self._end(job, State("failed", reason, group.seconds))
         return not stopping
 
     def _next(self, waiting: list[Job]) -> Job | None:
@@ -99,11 +104,20 @@ class Runner:
 
 
 def _train(config: TrainConfig) -> int:
-    """The command of a rank."""
+    """The command of a rank that trains."""
     from dist_imsr.training.run import train  # loads the libraries, which this process does without
 
     import_modules(config.imports)
     return train(config)
+
+
+def _measure(config: BaselinesConfig) -> int:
+    """The command of the rank that tests a baseline."""
+
+    def work() -> None:
+        run_baselines(config)
+
+    return run("baselines", work, "interrupted")
 
 
 def _duration(seconds: float) -> str:

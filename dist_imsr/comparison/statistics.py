@@ -57,6 +57,22 @@ def paired(differences: Sequence[float] | np.ndarray) -> Paired:
     return Paired(len(values), float(stats.ttest_1samp(values, 0.0).pvalue))
 
 
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Corrects the p-values of a family of tests by Holm's method, which bounds the chance of any wrong finding.
+
+    Args:
+        values: of the tests; those that are None do not count.
+
+    Returns:
+        The corrected values in the same order.
+    """
+    order = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    corrected, largest = list[float | None]([None] * len(values)), 0.0
+    for done, (value, place) in enumerate(order):
+        corrected[place] = largest = max(largest, min(1.0, value * (len(order) - done)))
+    return corrected
+
+
 def over_seeds(own: Mapping[int, float], other: Mapping[int, float]) -> Paired:
     """Tests two rows, each with a mean over spans by seed, over the seeds that both have."""
     return paired([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])

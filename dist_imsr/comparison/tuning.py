@@ -67,9 +67,10 @@ def trials_of(grid: Grid, jobs: Jobs, experiment: Experiment) -> list[Trial]:
         ValueError: naming row and key, for an impossible value.
     """
     tuning: TuningConfig = grid.config.tuning
-    keys, configured = tuning.keys.get(experiment.row, {}), grid.resolved(experiment)
+    keys = tuning.keys.get(experiment.row, {})
     if tuning.budget == 1 or not keys:
         return []
+    configured = grid.resolved(experiment)
     candidates: list[tuple[dict[str, Value], TrainConfig]] = [({}, configured)]
     for values in combinations(keys, tuning.seed):
         config = grid.resolved(experiment, values)  # checks the whole list, whatever the budget

@@ -37,7 +37,9 @@ class Commands:
             stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
             self.append = replace(self._of_data(*stated), input=config.input)
         places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
-        self.train = _resolved("train", TrainConfig, [*config.train, *places, "--training.until=newest"])
+        self.train = _resolved(
+            "train", TrainConfig, [*config.train, *places, "--training.until=newest", "--counting=false"]
+        )
         """For train.py."""
         self._refuse_other_runs()
         recommend, export = config.publish.recommend, config.publish.export

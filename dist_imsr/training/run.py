@@ -21,6 +21,7 @@ from dist_imsr.launcher import rank_info
 from dist_imsr.reporter import Reporter
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.counting import count_baselines, describe_counting
 from dist_imsr.training.folder import check_folder, claim_folder, refuse_locked
 from dist_imsr.training.identity import identity
 from dist_imsr.training.learnable import check_learnable, check_rows
@@ -44,10 +45,14 @@ class Outcome(NamedTuple):
     Args:
         lines: those of metrics.jsonl.
         saved: whether the last checkpoint is on the disk, or checkpoints are off.
+        dataset: the prepared data.
+        topology: this rank's place among the connected ones; None if there was nothing left to do.
     """
 
     lines: list[dict[str, Any]]
     saved: bool
+    dataset: Dataset
+    topology: Topology | None
 
     def check(self) -> None:
         """Reports a run whose last checkpoint the disk refused.
@@ -74,9 +79,13 @@ def train(config: TrainConfig) -> int:
     def work() -> None:
         with StopSignals() as signals:
             outcome = run_training(config, signals)
+        spans = [line["span"] for line in outcome.lines]
+        if outcome.topology is not None:
+            count_baselines(config, outcome.dataset, spans, outcome.topology)
         if rank_info().rank == 0:
             title = f"{config.run_dir}: {config.strategy.name}"
-            Reporter(shown=True).table(outcome.lines, _columns(config.eval.top), title, _CAPTION)
+            caption = "\n".join(filter(None, (_CAPTION, describe_counting(config, outcome.dataset, spans))))
+            Reporter(shown=True).table(outcome.lines, _columns(config.eval.top), title, caption)
             if config.profile:
                 show(config.run_dir)
         outcome.check()
@@ -112,7 +121,7 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Out
                 config.training.until,
                 config.training.spans,
             )
-        return Outcome(newest.manifest["progress"]["lines"], saved=True)
+        return Outcome(newest.manifest["progress"]["lines"], saved=True, dataset=dataset, topology=None)
     topology = connect(config.timeout_seconds)
     claim = _on_rank_0(topology, lambda: claim_folder(effective, candidates.own))
     try:
@@ -121,7 +130,8 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Out
         with signals.deferred() if signals is not None else nullcontext():
             lines = trainer.run()
         trainer.model.engine.close()
-        return Outcome(lines, saved=not (trainer.checkpoints and trainer.checkpoints.refusal))
+        saved = not (trainer.checkpoints and trainer.checkpoints.refusal)
+        return Outcome(lines, saved, dataset, topology)
     finally:
         if claim is not None:
             os.close(claim)
@@ -235,6 +245,6 @@ def _on_rank_0(topology: Topology, act: Callable[[], int]) -> int | None:
 
 
 def _columns(tops: list[int]) -> list[str]:
-    names = ("hr{}", "ndcg{}", "hr{}_any", "ndcg{}_any", "hr{}_new", "hr{}_existing")
+    names = ("hr{}", "ndcg{}", "hr{}_any", "ndcg{}_any", "hr{}_new", "hr{}_existing", "hr{}_unseen")
     rates = [name.format(f"@{top}") for top in tops for name in names]
     return ["span", "test_span", "users", *rates, "interests_mean", "loss", "train_seconds", "eval_seconds"]

@@ -24,6 +24,7 @@ ROWS = {
     "fine_tuning": Row(),
     "imsr": Row(set=["--strategy.imsr.rho=1"]),
     "diverging": Row("fine_tuning", set=["--catalogue.incremental_learning_rate=1e38"]),
+    "own_history": Row(baseline="own_history"),
 }
 KEYS = {"fine_tuning": {"engine.incremental_learning_rate": [0.0001, 0.001]}}
 
@@ -38,7 +39,7 @@ def _stamps(output):
 
 def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     config = place.compare(
-        strategies=ROWS, tests=["fine_tuning", "imsr"], seeds=[0, 1], tuning=TuningConfig(2, 1, keys=KEYS)
+        strategies=ROWS, tests=["fine_tuning", "own_history"], seeds=[0, 1], tuning=TuningConfig(2, 1, keys=KEYS)
     )
     assert compare(config) == 1  # one row fails, the others do not
     printed = capfd.readouterr()
@@ -67,18 +68,22 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     assert "--strategy.imsr.rho=1" in record["arguments"]
 
     results = pq.read_table(place.output / "results.parquet").to_pylist()
-    assert len(results) == 2 * 2 * 2 + 2  # two spans a cell; those that diverge have none
+    assert len(results) == 2 * 2 * 2 + 2 + 2  # two spans a cell; those that diverge have none
     assert {(row["row"], row["status"]) for row in results} == {
-        *(("fine_tuning", "done"), ("imsr", "done"), ("diverging", "failed"))
+        *(("fine_tuning", "done"), ("imsr", "done"), ("diverging", "failed"), ("own_history", "done"))
     }
     summary = {row["strategy"]: row for row in pq.read_table(place.output / "summary.parquet").to_pylist()}
     assert summary["imsr"]["hr"] == pytest.approx(25 * sum(row["hr@5"] for row in results if row["row"] == "imsr"))
     assert summary["imsr"]["n_seeds_vs_fine_tuning"] == 2
     assert summary["imsr"]["n_users_vs_fine_tuning"] > 30
     assert summary["diverging"]["hr"] is None
+    assert (summary["imsr"]["n_seeds_vs_own_history"], summary["own_history"]["seeds"]) == (2, 1)
+    assert summary["imsr"]["n_users_vs_own_history"] == summary["imsr"]["n_users_vs_fine_tuning"]
+    counted = [row["hr@5"] for row in results if row["row"] == "own_history"]
+    assert summary["own_history"]["hr"] == pytest.approx(50 * sum(counted))
 
     tables = (place.output / "tables.md").read_text()
-    assert "| comirec_dr | diverging | - | - | - | - | - | - | - | seed 0 failed: the loss of rank(s)" in tables
+    assert "| comirec_dr | diverging | - | - | - | - | - | - | - | - | seed 0 failed: the loss of rank(s)" in tables
     for title in ("Tuning", "drawn: strategies (Table III)", "drawn: training time (Table V)"):
         assert f"## {title}\n" in tables
     assert "nan" not in tables

@@ -43,6 +43,7 @@ def test_all_cells_in_order_with_their_configurations(place):
     arguments = [
         *grid.arguments(grid.experiments[1], {"strategy.imsr.trimmer.project": False}),
         "--training.export=none",
+        "--counting=false",
     ]
     assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
 
@@ -84,6 +85,14 @@ def test_the_ablation_has_one_row_per_part(place, monkeypatch):
         (_with(set=["--config=other.yaml"]), "config cannot .*sets it itself"),
         (_with(set=["--import=a_module"]), "import cannot .*sets it itself"),
         (_with(bases=[]), r"strategies\.imsr\.bases"),
+        (_with(baseline="none"), r"strategies\.imsr with - on drawn: baselines: "),
+        (
+            _with(baseline="popular", set=["--popular.spans=some"]),
+            r"strategies\.imsr with - on drawn: .*popular\.spans",
+        ),
+        (_with(baseline="popular", set=["--eval.top=[9]"]), "eval.top cannot .*sets it itself"),
+        (_with(baseline="popular", set=["--strategy.imsr.rho=0"]), r"strategies\.imsr with - .*strategy\.imsr"),
+        (_with(baseline="item_knn", set=["--item_knn.max_items=9"]), r"strategies\.imsr with - .*max_items is 9"),
         ({"strategies": {"fine_tuning": Row(bases=["mind"])}}, "reference and tests"),
         ({"strategies": PLAIN, "top": 20}, r"data\.drawn: eval\.top"),
         ({"strategies": PLAIN, "cores": 9, "ranks": 9}, r"data\.drawn: 8 buckets"),
@@ -147,6 +156,8 @@ def test_every_run_imports_what_the_comparison_imports(place, monkeypatch):
         ("--seeds=[1,1]", "seeds: [1, 1]"),
         ("--cores=1", "cores: 1 is impossible here; expected at least ranks (2)"),
         ("--tuning.budget=0", "tuning.budget"),
+        ('--strategies={"fine_tuning":{"baseline":"popular","strategy":"imsr"}}', "strategies: strategy: 'imsr'"),
+        ('--strategies={"fine_tuning":{"baseline":"popular","bases":["mind"]}}', "strategies: bases: ['mind']"),
         ('--tuning.keys={"imsr":{"a":[1]}}', "tuning.keys: 'imsr'"),
         ('--tuning.keys={"fine_tuning":{"a":[]}}', "tuning.keys.fine_tuning.a"),
         ("--strategies={}", "strategies"),
@@ -161,6 +172,26 @@ def test_wrong_keys_are_refused_by_name(tmp_path, capsys, argument, message):
     with pytest.raises(SystemExit, match="2"):
         parse(CompareConfig, [f"--config={file}", argument])
     assert message in capsys.readouterr().err
+
+
+def test_baselines_choose_by_themselves(place):
+    with pytest.raises(ValueError, match=r"tuning\.keys: 'count' .* no baseline"):
+        place.compare(
+            strategies=PLAIN | {"count": Row(baseline="own_history")},
+            tuning=TuningConfig(2, 1, keys={"count": {"own_history.decays": [[0.9]]}}),
+        )
+
+
+def test_a_baseline_has_one_run_with_the_tests_of_its_data(place):
+    rows = {"counts": Row(baseline="popular", set=["--popular.spans=all"]), **PLAIN}
+    source = Source(place.settings, place.data, ["--eval.top=[5,7]", "--eval.max_users=9", "--training.spans=1"])
+    grid = _grid(place.compare(strategies=rows, bases=["comirec_dr", "mind"], data={"drawn": source}))
+    assert [(one.base, one.row) for one in grid.experiments] == [
+        *(("comirec_dr", "fine_tuning"), ("mind", "fine_tuning"), ("-", "counts"))
+    ]
+    config = grid.baseline(grid.experiments[-1])
+    assert (config.data.path, config.baselines, config.spans) == (place.data, ["popular"], 1)
+    assert (config.eval.top, config.eval.max_users, config.popular.spans) == ([5, 7], 9, "all")
 
 
 def test_rows_with_the_same_keys_for_pretraining_share_it(place):

@@ -1,6 +1,7 @@
 """Summaries and tables of cells whose numbers are made up."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from dist_imsr.comparison.grid import Experiment
 from dist_imsr.comparison.jobs import Job, State
 from dist_imsr.comparison.report import quality_tables, time_tables
 from dist_imsr.comparison.results import Cells, cell_records, summary_records
+from dist_imsr.comparison.statistics import holm
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.training.config import TrainConfig
@@ -28,7 +30,7 @@ def _cells(place, base, row, hits, needs=None):
         config = TrainConfig(
             data=DataConfig(place.data), run_dir=folder, seed=seed, eval=EvalConfig([5], per_user=True)
         )
-        job = jobs[seed] = Job(f"{row} {seed}", config, [], {}, (needs or {}).get(seed))
+        job = jobs[seed] = Job(f"{row} {seed}", folder, config, [], {}, (needs or {}).get(seed))
         job.begin()
         (folder / "users").mkdir()
         lines = []
@@ -36,7 +38,7 @@ def _cells(place, base, row, hits, needs=None):
             hr = [float(user in hit) for user in USERS]
             values = {"user": USERS, "hr@5": hr, "ndcg@5": [0.5 * value for value in hr]}
             pq.write_table(pa.table(values), folder / "users" / f"span={span + 1}.parquet")
-            means = {"hr@5": sum(hr) / 4, "ndcg@5": sum(hr) / 8}
+            means = {"hr@5": sum(hr) / 4, "ndcg@5": sum(hr) / 8, "hr@5_unseen": [None, 0.25][span - 1]}
             lines.append({"span": span, "test_span": span + 1, "users": 4, "train_seconds": span + seed, **means})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         job.end(State("failed", "the disk | is full") if spans is None else State("done"))
@@ -60,6 +62,7 @@ def test_a_summary_by_hand(made):
     assert tuned["hr"] == pytest.approx((25 + 12.5 + 25) / 3)
     assert tuned["hr_std"] == pytest.approx(7.2169, abs=1e-4)
     assert (tuned["ri"], tuned["missing"], tuned["seeds"]) == (None, "", 3)
+    assert (tuned["unseen"], tuned["unseen_std"]) == (25.0, 0.0)  # a span without new targets has no value
     assert (imsr["hr"], imsr["ndcg"], imsr["seeds"]) == (50.0, 25.0, 2)
     assert imsr["missing"] == "seed 2 failed: the disk | is full"
     assert imsr["ri"] == pytest.approx(100 * (50 / 18.75 - 1))  # over the seeds that both have
@@ -78,10 +81,11 @@ def test_tables_show_what_there_is(made):
     third, fourth = quality_tables(config, summary_records(config, cells))
     assert [row[:2] for row in third.rows] == [["comirec_dr", "fine_tuning"], ["comirec_dr", "imsr"]]
     assert [row[1] for row in fourth.rows] == ["mimn", "fine_tuning", "imsr"]
-    assert third.rows[0][2:7] == ["20.83 ± 7.22", "10.42 ± 3.61", "-", "-", "-"]
-    assert third.rows[1][2:5] == ["50.00 ± 0.00", "25.00 ± 0.00", "166.67"]
-    assert third.rows[1][7:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
-    assert fourth.rows[0][4:7] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
+    assert third.columns[:6] == ["base", "strategy", "HR@5", "NDCG@5", "HR@5 unseen", "RI"]
+    assert third.rows[0][2:8] == ["20.83 ± 7.22", "10.42 ± 3.61", "25.00 ± 0.00", "-", "-", "-"]
+    assert third.rows[1][2:6] == ["50.00 ± 0.00", "25.00 ± 0.00", "25.00 ± 0.00", "166.67"]
+    assert third.rows[1][8:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
+    assert fourth.rows[0][5:8] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
     assert r"the disk \| is full" in third.markdown()
     (times,) = time_tables(config, cells)
     assert times.columns == ["base", "strategy", "t=1", "t=2"]
@@ -99,4 +103,47 @@ def test_a_row_without_numbers_says_why(place):
     config = place.compare(strategies={"fine_tuning": Row()}, bases=["comirec_dr"], seeds=[0])
     cells = [_cells(place, "comirec_dr", "fine_tuning", {0: None})]
     (sheet,) = quality_tables(config, summary_records(config, cells))
-    assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 5, "seed 0 failed: the disk | is full"]]
+    assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 6, "seed 0 failed: the disk | is full"]]
+
+
+def _baseline(place, hits):
+    """The row of a baseline: one run for all seeds."""
+    return replace(cells := _cells(place, "-", "counts", {0: hits}), jobs=dict.fromkeys(range(3), cells.jobs[0]))
+
+
+def test_a_baseline_stands_for_all_seeds(made, place):
+    config, cells = made
+    config = replace(config, strategies=ROWS | {"counts": Row(baseline="popular")}, tests=["fine_tuning", "counts"])
+    baseline = _baseline(place, ["abc", "cd"])
+    records = summary_records(config, [*cells, baseline])
+    tuned, imsr, mimn, counts = records
+    assert (counts["hr"], counts["hr_std"], counts["seeds"], counts["pretrained_apart"]) == (62.5, None, 1, False)
+    assert (tuned["n_seeds_vs_counts"], imsr["n_seeds_vs_counts"], mimn["n_seeds_vs_counts"]) == (3, 2, 3)
+    assert counts["p_users_hr_vs_fine_tuning"] == pytest.approx(tuned["p_users_hr_vs_counts"])
+    expected = stats.ttest_1samp([0.25 - 0.625, 0.125 - 0.625, 0.25 - 0.625], 0).pvalue
+    assert tuned["p_seeds_hr_vs_counts"] == pytest.approx(expected)
+    assert "p_users_hr_vs_counts" not in counts
+    third, fourth = quality_tables(config, records)
+    assert [row[:2] for row in third.rows][-1] == ["-", "counts"]
+    assert third.rows[-1][2:4] == ["62.50", "31.25"]
+    assert [row[1] for row in fourth.rows] == ["mimn", "fine_tuning", "counts"]
+    assert [record["seed"] for record in cell_records([baseline])] == [None, None]
+
+
+def test_a_baseline_that_failed_says_why(place):
+    config = place.compare(strategies={"counts": Row(baseline="popular")}, reference="counts", tests=["counts"])
+    (sheet,) = quality_tables(config, summary_records(config, [_baseline(place, None)]))
+    assert sheet.rows == [["-", "counts", *["-"] * 6, "failed: the disk | is full"]]
+
+
+def test_tests_of_a_base_model_against_one_row_are_corrected_together(place):
+    needs = {seed: object() for seed in range(3)}
+    rows = {"fine_tuning": Row(), "imsr": Row(), "frozen": Row()}
+    config = place.compare(strategies=rows, bases=["comirec_dr"], seeds=[0, 1, 2])
+    hits = {"fine_tuning": ["a", "b"], "imsr": ["ab", "bc"], "frozen": ["", "d"]}
+    cells = [_cells(place, "comirec_dr", row, dict.fromkeys(range(3), spans), needs) for row, spans in hits.items()]
+    _, imsr, frozen = summary_records(config, cells)
+    names = [f"users_{name}_vs_fine_tuning" for name in ("hr", "ndcg")]
+    family = [record[f"p_{name}"] for record in (imsr, frozen) for name in names]
+    assert [record[f"holm_{name}"] for record in (imsr, frozen) for name in names] == pytest.approx(holm(family))
+    assert imsr[f"holm_{names[0]}"] > imsr[f"p_{names[0]}"]

@@ -4,9 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from dist_imsr.comparison.statistics import Paired, deviation, improvement, mean, over_seeds, over_users, paired
+from dist_imsr.comparison.statistics import Paired, deviation, holm, improvement, mean, over_seeds, over_users, paired
 
 
 def test_means_and_deviations_by_hand():
@@ -38,6 +40,29 @@ def test_too_few_differences_give_no_warning():
         assert paired([0.1 + 0.2, 0.3]) == Paired(2, None)
 
 
+def _slow_holm(values):
+    """From the definition: the step-down thresholds, inverted by the largest of what came before."""
+    tests = [value for value in values if value is not None]
+    return [
+        None
+        if own is None
+        else max(min(1.0, other * sum(third >= other for third in tests)) for other in tests if other <= own)
+        for own in values
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.floats(0, 1), max_size=9, unique=True))
+def test_holm_against_a_slow_loop(values):
+    assert holm(values) == pytest.approx(_slow_holm(values))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, None, 0.04, 0.03, 0.005]) == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
 def test_seeds_that_one_side_lacks_are_left_out():
     own, other = {0: 3.0, 1: 5.0, 2: 4.0}, {3: 9.0, 2: 1.0, 1: 1.0}
     assert over_seeds(own, other) == Paired(2, pytest.approx(stats.ttest_rel([5.0, 4.0], [1.0, 1.0]).pvalue))
@@ -63,6 +88,7 @@ def test_each_users_mean_over_its_own_tests_is_one_value(tmp_path):
     assert found["hr"] == Paired(3, pytest.approx(stats.ttest_1samp([0.5, -1.0, 1.0], 0).pvalue))
     assert found["ndcg"] == Paired(3, pytest.approx(stats.ttest_1samp([0.25, -0.2, 1.0], 0).pvalue))
     assert over_users(own, own, 5)["hr"] == Paired(3, 1.0)
+    assert over_users(own * 2, other * 2, 5) == found  # the one run of a baseline stands for two seeds
 
 
 @pytest.mark.parametrize("users", [["a", "b"], ["a", "b", "c", "a"], ["a", "b", "d"]])

@@ -57,6 +57,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert set(lines[0]) == {
         *("strategy", "base", "seed", "span", "test_span", "users", "train_seconds", "eval_seconds", "loss"),
         *("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any", "hr@5_new", "hr@5_existing", "recall@5", "mrr@5"),
+        *("hr@5_unseen", "ndcg@5_unseen", "repeat_weight", "repeat_decay"),
         *("interests_mean", "interests_p50", "interests_p95", "interests_max", "store_bytes"),
         *("interests_created", "interests_kept", "interests_trimmed", "interests_refused", "puzzled_users"),
         *("fit_mean", "fit_p10", "fit_p50", "fit_p90"),
@@ -65,6 +66,8 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert all(0 <= lines[0][name] <= 1 for name in ("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any"))
     assert any(path.name.startswith("events") for path in (run / "events").iterdir())
     assert "hr@5_any" in out  # the table of the spans
+    assert "Counting, the popular items" in out
+    assert len((run / "counting.jsonl").read_text().splitlines()) == 4
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
     for fact in (
         "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",
