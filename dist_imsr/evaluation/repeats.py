@@ -10,6 +10,7 @@ import torch
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, Met
 from dist_imsr.distributed.objective import Objective
 from dist_imsr.distributed.recommender import Recommender
@@ -36,6 +37,18 @@ class RepeatsConfig:
         require(bool(self.weights) and min(self.weights) >= 0, "repeats.weights", self.weights, "numbers of at least 0")
         decays = self.decays
         require(bool(decays) and 0 < min(decays) <= max(decays) <= 1, "repeats.decays", decays, "above 0, at most 1")
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses to count interactions of retired spans.
+
+        Raises:
+            ValueError: with the reason and what to do.
+        """
+        if self.enabled and dataset.first_kept:
+            raise ValueError(
+                f"repeats.enabled: all that users have met counts, but {dataset.retired_rows}: prepare the whole log "
+                "again, into another folder, or train a run without this key"
+            )
 
 
 class Repeats(NamedTuple):

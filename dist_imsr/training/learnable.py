@@ -63,6 +63,7 @@ def check_rows(dataset: Dataset, config: TrainConfig, spans: range) -> None:
             "again, into another folder, or resume a run that has trained these spans"
         )
     config.eval.check(dataset)
+    config.repeats.check(dataset)
     build_strategy(config.strategy).check(dataset, spans)
 
 
