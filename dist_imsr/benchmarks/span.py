@@ -58,7 +58,7 @@ class SpanBench(WorldOptions, FolderOptions):
         train: YAML files of launch/train.py's keys, later ones winning; by default configs/scale_training.yaml,
             followed on CUDA by configs/cuda_taobao.yaml.
         set: further arguments of launch/train.py, as in ["--batch.size=4096"].
-        set_base: the same for one base model; the threshold is that of docs/scale.md.
+        set_base: the same for one base model.
         spans: number of trained spans, from the first one after pre-training.
         bases: base models, each of which is pre-trained once.
         strategies: that continue from it, one after the other.
@@ -70,7 +70,7 @@ class SpanBench(WorldOptions, FolderOptions):
     data: Path
     train: list[Path] = field(default_factory=list)
     set: list[str] = field(default_factory=list)
-    set_base: dict[str, list[str]] = field(default_factory=lambda: {"comirec_sa": ["--strategy.imsr.detector.c1=0.15"]})
+    set_base: dict[str, list[str]] = field(default_factory=dict)
     spans: int = 1
     bases: list[str] = field(default_factory=lambda: list(PAPER))
     strategies: list[str] = field(default_factory=lambda: list(_PAIR))

@@ -304,12 +304,19 @@ class Dataset:
     def _sorted_users(self) -> np.ndarray:
         return self._table("users", "user").to_numpy()[self._order]
 
-    def popularity(self, items: range, span: int) -> np.ndarray:
-        """The number of interactions of items in the spans up to one, ``[len(items)]`` int64; retired rows count."""
-        counts = np.zeros(len(items), np.int64)
+    def popularity(self, items: range, span: int, decay: float = 1.0) -> np.ndarray:
+        """The number of interactions of items in the spans up to one, ``[len(items)]`` float64; retired rows count.
+
+        Args:
+            items: consecutive ids.
+            span: the last span that counts.
+            decay: by which a count is multiplied with each later span.
+        """
+        counts = np.zeros(len(items))
         for earlier in range(span + 1):
             ids, interactions = self.item_counts(earlier)
             place = slice(*np.searchsorted(ids, [items.start, items.stop]))
+            counts *= decay
             counts[ids[place] - items.start] += interactions[place]
         return counts
 

@@ -168,7 +168,7 @@ class _BeyondAccuracy:
     def __init__(self, dataset: Dataset, catalogue: Catalogue, topology: Topology, span: int) -> None:
         self.topology, self.items, self.rows = topology, dataset.items_by_span[span], catalogue.rows
         known = range(self.rows.start, max(self.rows.start, min(self.rows.stop, self.items)))
-        popularity = torch.from_numpy(dataset.popularity(known, span - 1))
+        popularity = torch.from_numpy(dataset.popularity(known, span - 1)).long()
         counts = torch.bincount(popularity.clamp(max=_POPULAR), minlength=_POPULAR + 1).double()
         interactions = topology.sum(counts * torch.arange(_POPULAR + 1)).cumsum(0)
         self.tail = popularity <= int(torch.searchsorted(interactions, _TAIL * interactions[-1]))

@@ -60,8 +60,9 @@ class ExportConfig:
         run_dir: the folder of a run that exported spans (--training.export last or every).
         output: a new folder with items.parquet (item, vector), interests.parquet (user, interest, born, vector),
             items.faiss, whose ids are row numbers of items.parquet, and export.json. ``born`` is the span in which an
-            interest was created. The metadata of the schemas name the span that the files stand behind, the digest of
-            the data up to it, and the strategy.
+            interest was created. The dot product of an interest's and an item's vector has the scale and the bias of
+            scores, but not what repeats add. The metadata of the schemas name the span that the files stand behind, the
+            digest of the data up to it, and the strategy.
         data: folder of the run's prepared data, if it was moved after training.
         span: the trained span; the last exported one by default.
         top: N of recall@N.

@@ -38,8 +38,9 @@ class ModelConfig:
         score: f_score of Eq. 2, attentive over interests (Eq. 5) or the largest dot product.
         score_scale: s of erratum E8b, by which dot products of interests and items are multiplied, in training and in
             ranking; 1 is the paper.
-        item_bias: a trained number for each item that is added to its scores. It starts at the logarithm of the item's
-            share of the interactions of the span in which it is first trained.
+        item_bias: a trained number for each item that is added to its scores. In each span it starts at log(1 + the
+            item's interactions so far), since popularity changes faster than a span's training follows.
+        popularity_decay: by which the interactions before a span count less for the biases that it starts with.
         mimn: the memory of mimn.
         limarec: the linear attention of limarec.
     """
@@ -56,6 +57,7 @@ class ModelConfig:
     score: Literal["attentive", "max"] = field(default="attentive", metadata=never(compare="shared"))
     score_scale: float = 4.0
     item_bias: bool = True
+    popularity_decay: float = 0.3
     mimn: MIMNConfig = field(default_factory=MIMNConfig)
     limarec: LimaRecConfig = field(default_factory=LimaRecConfig)
 
@@ -68,6 +70,8 @@ class ModelConfig:
         require(self.query_dim >= 1, "model.query_dim", self.query_dim, "at least 1")
         require(self.positions >= 0, "model.positions", self.positions, "at least 0")
         require(self.score_scale > 0, "model.score_scale", self.score_scale, "above 0")
+        decay = self.popularity_decay
+        require(0 <= decay <= 1, "model.popularity_decay", decay, "0 to 1")
         if self.base == "mimn":
             self.mimn.check(self.interests)
 

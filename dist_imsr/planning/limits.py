@@ -70,7 +70,7 @@ def shortfalls(config: PlanConfig) -> list[Shortfall]:
         found.append(Shortfall("TorchRec's planner", weights, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)
     users = max(step.users, widest_block(config, step).users)
-    padded = users * max(step.longest_history, step.longest_targets) * config.model.dim
+    padded = users * max(step.longest_history, step.longest_targets) * config.model.row_width
     if padded >= _INDEXED:
         found.append(Shortfall("numbers of a padded batch", padded, _INDEXED))
     return found

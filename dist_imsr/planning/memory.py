@@ -86,14 +86,15 @@ class MemoryModel:
     """
 
     def __init__(self, config: PlanConfig, spans: list[Span], shard: Shard) -> None:
-        self.config, self.spans, self.shard, self.dim = config, spans, shard, config.model.dim
+        self.config, self.spans, self.shard = config, spans, shard
+        self.dim, self.width = config.model.dim, config.model.row_width
         self.extractor, self.resources = build_extractor(config.model), resources_of(config.strategy)
         self.weights = sum(weight.numel() for weight in self.extractor.parameters())
         step = widest_step(config, spans)
         steps = step, widest_block(config, step)
-        self.activations = max(activation_bytes(self.dim, self.extractor, one) for one in steps)
+        self.activations = max(activation_bytes(self.width, self.extractor, one) for one in steps)
         self._users = math.ceil(config.users / config.ranks)
-        self._row = self.dim + optimizer_width(config.optimizer, self.dim)  # numbers per item, with optimizer state
+        self._row = self.width + optimizer_width(config.optimizer, self.width)  # numbers per item, with optimizer state
         queries = self.extractor.query_dim
         self._queries = queries + min(queries, 1)  # with the moment of its optimizer
 
@@ -113,7 +114,7 @@ class MemoryModel:
     def table_bytes(self, span: Span) -> tuple[int, int]:
         """Bytes of the item table's weights and of their optimizer state."""
         rows = self.shard(span.capacity)
-        return rows * self.dim * _FLOAT, rows * (self._row - self.dim) * _FLOAT
+        return rows * self.width * _FLOAT, rows * (self._row - self.width) * _FLOAT
 
     def store_bytes(self, span: Span) -> int:
         """Bytes of the interests of a rank's users when a span ends, and of each user's offset."""

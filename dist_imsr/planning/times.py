@@ -53,7 +53,7 @@ def links_of(config: PlanConfig, step: Step, weights: int, tables: int = 1) -> d
         Traffic by the collective's name.
     """
     ranks = config.ranks
-    rows, lengths = step.fetched * config.model.dim * _FLOAT, -(-step.fetched // BAG)
+    rows, lengths = step.fetched * config.model.row_width * _FLOAT, -(-step.fetched // BAG)
     return {
         "sizes and lengths": _all_to_all(config, tables * ranks * (_SIZES + lengths) * _LONG, 2 * tables),
         "item ids": _all_to_all(config, tables * step.fetched * _LONG, tables),
@@ -161,9 +161,9 @@ class TimeModel:
         """
         config = self.config
         interests = span.interests / config.users
-        products = users * span.items * interests * config.model.dim * 2 * self._imbalance(span)
+        products = users * span.items * interests * config.model.row_width * 2 * self._imbalance(span)
         blocks = math.ceil(users / config.batch.eval_size)
-        shared = users * interests * config.model.dim * _FLOAT  # every rank receives the interests of all
+        shared = users * interests * config.model.row_width * _FLOAT  # every rank receives the interests of all
         links = shared / (self._inter if config.nodes > 1 else self._intra) if config.ranks > 1 else 0.0
         return products / (config.ranks * self._fp32) + links + blocks * self.device.overhead
 
@@ -178,13 +178,13 @@ class TimeModel:
 
     def _bytes_touched(self, step: Step, imbalance: float) -> float:
         """Device memory traffic: rows that are read and updated with their state, and activations."""
-        dim = self.config.model.dim
+        dim = self.config.model.row_width
         row = 2 * dim + 2 * (dim + optimizer_width(self.config.optimizer, dim)) + dim
         activations = activation_bytes(dim, self.memory.extractor, step)
         return step.fetched * imbalance * row * _FLOAT + _TOUCHED * activations
 
     def _multiplication_seconds(self, step: Step) -> float:
-        dim, slots = self.config.model.dim, step.interests
+        dim, slots = self.config.model.row_width, step.interests
         extracted = self.memory.extractor.forward_flops(step.users, step.longest_history, slots)
         scored = step.users * step.longest_targets * slots * dim * 4 + step.targets * step.negatives * dim * 2
         return _BACKWARD * (extracted / self._extractor + scored / self._fp32)

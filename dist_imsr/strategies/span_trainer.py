@@ -107,22 +107,8 @@ class SpanTrainer:
             data = kind(
                 self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum, **options
             )
-            if self.config.model.item_bias and not self.progress.begun:
-                self._start_biases(span)
         self.resume_clock()
         return data
-
-    def _start_biases(self, span: int) -> None:
-        """Sets the biases of items that no step has trained: log(1 + the interactions that the span's rate adds up to).
-
-        An item that first appears in this span counts as if it had been there from the beginning.
-        """
-        catalogue, entries = self.model.catalogue, self.dataset.entries[: span + 1]
-        untrained = 0 if catalogue.steps == 0 else self.dataset.items_by_span[span - 1]
-        items = catalogue.own(range(untrained, self.dataset.items_by_span[span]))
-        share = 1.0 if not untrained else entries[-1].interactions / sum(entry.interactions for entry in entries)
-        counts = torch.from_numpy(self.dataset.popularity(items, span)).double()
-        catalogue.set_column(self.config.model.dim, items, (1 + counts / share).log())
 
     def admit_users(self, data: Span, counts: np.ndarray | None = None) -> None:
         """Creates the first interests of the span's new users.
@@ -160,11 +146,20 @@ class SpanTrainer:
         Yields:
             The number of the epoch; `end_epoch` must be called before the next one.
         """
+        if self.config.model.item_bias and not self.progress.begun:
+            self._start_biases(self.progress.span)
         while not self.early_stopping.stops(self.progress, pretraining):
             yield self.progress.epoch
         lack = describe_lack(self.progress)
         if lack is not None:
             logger.warning(lack)
+
+    def _start_biases(self, span: int) -> None:
+        """Sets the biases of this rank's known items: log(1 + interactions so far, those of earlier spans less)."""
+        catalogue, model = self.model.catalogue, self.config.model
+        items = catalogue.own(range(self.dataset.items_by_span[span]))
+        counts = self.dataset.popularity(items, span, model.popularity_decay)
+        catalogue.set_column(model.dim, items, torch.from_numpy(counts).log1p())
 
     @Phase("training", shown=True)
     def train_epoch(self, data: Span, objective: Objective, prefetch_lookup: bool = True) -> tuple[float, float]:

@@ -66,7 +66,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     ranking: RankingConfig = field(default_factory=RankingConfig, metadata=free(compare="shared"))
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=never(compare="shared"))
-    repeats: RepeatsConfig = field(default_factory=RepeatsConfig, metadata=later_spans())
+    repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=free(compare="shared"))
     profile: bool = field(default=False, metadata=free())
     counting: bool = field(default=True, metadata=free(compare="grid"))

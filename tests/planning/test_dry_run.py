@@ -26,7 +26,7 @@ for line in sys.argv[1:]:
         with record_function(MEASURED):
             sent = take_step()
     assert (sum(sent), len(sent)) == (dry.sent, dry.exchanges)
-    estimated = activation_bytes(config.model.dim, build_extractor(config.model), dry.step)
+    estimated = activation_bytes(config.model.row_width, build_extractor(config.model), dry.step)
     print(json.dumps([dry.ranks, dry.step.users, dry.exchanges, peak_bytes(gradient_bucket(config)), estimated]))
 """
 
