@@ -28,8 +28,8 @@ class IALSConfig(SizeLimits):
     """
 
     factors: int = 64
-    regularization: float = 0.01
-    alpha: float = 1.0
+    regularization: float = 0.1
+    alpha: float = 10.0
     iterations: int = 15
     seed: int = 0
 

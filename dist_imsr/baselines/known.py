@@ -41,6 +41,13 @@ class PastItems(NamedTuple):
         """The decayed counts, ``[m]`` float64: each interaction counts ``decay`` to the power of its age."""
         return np.bincount(self.place, decay**self.age, minlength=len(self.item))
 
+    def recency(self, decay: float) -> np.ndarray:
+        """``decay`` to the power of the age of each item's latest interaction, ``[m]`` float64."""
+        latest = np.full(len(self.item), _ALL)
+        np.minimum.at(latest, self.place, self.age)
+        recency: np.ndarray = decay**latest
+        return recency
+
     def find(self, targets: "TargetItems") -> np.ndarray:
         """The index of each target among the m, ``[A]``; -1 for one that its user has not met."""
         own, keys = self.owner * self.items + self.item, targets.owner * self.items + targets.item

@@ -29,12 +29,8 @@ class OwnHistoryConfig:
     decays: list[float] = field(default_factory=lambda: list(DECAYS))
 
     def __post_init__(self) -> None:
-        check_decays("own_history.decays", self.decays)
-
-
-def check_decays(key: str, decays: Sequence[float]) -> None:
-    """Refuses numbers that are no decays, naming the key."""
-    require(bool(decays) and all(0 < decay <= 1 for decay in decays), key, decays, "numbers above 0, 1 at most")
+        possible = bool(self.decays) and all(0 < decay <= 1 for decay in self.decays)
+        require(possible, "own_history.decays", self.decays, "numbers above 0, 1 at most")
 
 
 class OwnHistory:

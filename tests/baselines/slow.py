@@ -54,10 +54,12 @@ def best_decay(history, span, items, top):
 
 
 def item_knn(history, user, span, decay, items):
-    """The sum, over the user's items, of the decayed count times the cosine of the two items' users."""
+    """The sum, over the user's items, of the cosine of the two items' users, weighted by the latest interaction."""
     met = {other: set(past_of(history, other, span)) for other in history}
     users = [{other for other in met if item in met[other]} for item in range(items)]
-    weights = decayed(past_of(history, user, span), decay)
+    weights = {}
+    for age, item in enumerate(reversed(past_of(history, user, span))):
+        weights.setdefault(item, decay**age)
 
     def cosine(one, two):
         both = len(users[one] & users[two])

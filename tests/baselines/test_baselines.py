@@ -84,7 +84,7 @@ def test_a_count_without_decay_has_ties(dataset, history):
 
 
 def test_item_knn(dataset, history):
-    [(facts, found)] = run_ranks(1, _ranks, dataset, 2, ItemKNN, ItemKNNConfig(decays=[0.9]))
+    [(facts, found)] = run_ranks(1, _ranks, dataset, 2, ItemKNN, ItemKNNConfig(decay=0.9))
     expected = _expected(history, dataset, 2, lambda user, items: slow.item_knn(history, user, 2, 0.9, items))
     assert facts == {"decay": 0.9}
     assert found == expected
@@ -122,6 +122,7 @@ def test_one_item_of_a_user_by_hand():
     assert past.owner.tolist() == [0, 0, 1]
     assert past.item.tolist() == [3, 7, 3]
     np.testing.assert_allclose(past.weights(0.5), [0.5, 1.25, 1.5])
+    np.testing.assert_allclose(past.recency(0.5), [0.5, 1, 1])
     targets = target_items(jagged([7, 8, 3], [2, 1]))
     assert past.find(targets).tolist() == [1, -1, 2]
 
