@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from dist_imsr.checks import require
@@ -23,6 +22,7 @@ from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.evaluation.repeats import Repeats
 from dist_imsr.evaluation.seen import SeenItems
+from dist_imsr.evaluation.user_table import user_table
 from dist_imsr.keys import free
 from dist_imsr.phases import Phase
 
@@ -136,7 +136,7 @@ class Evaluator:
                 if beyond:
                     beyond.add(self.ranker.best(interests, items, most, seen, self.config.exclude_seen)[1])
                 if file:
-                    file.write(self._table(batch, ranks.all_items, values))
+                    file.write(user_table(self.dataset, batch, ranks.all_items, values, self.config.top))
         self.topology.sum(metrics.sums)
         results = metrics.result() | (beyond.result() if beyond else {})
         return results | {"eval_seconds": time.perf_counter() - begin}
@@ -149,17 +149,6 @@ class Evaluator:
         met = history.met(batch.users)
         embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, met.items)
         return SeenItems(met.items, seen_embeddings, self.repeats.bonus(met)), embeddings
-
-    def _table(self, batch: TestBatch, ranks: torch.Tensor, values: dict[str, torch.Tensor]) -> pa.Table:
-        """One row per user; ranks beyond the largest N are not exact and therefore null."""
-        items, last = batch.targets.values()[batch.last], ranks[batch.last].numpy(force=True)
-        columns = {
-            "user": self.dataset.raw_ids("users", batch.users.numpy(force=True)),
-            "item": self.dataset.raw_ids("items", items.numpy(force=True)),
-            "rank": pa.array(last, mask=last > max(self.config.top)),
-            "new": batch.last_is_new.numpy(force=True),
-        }
-        return pa.table(columns | {name: column.numpy(force=True) for name, column in values.items()})
 
 
 class _BeyondAccuracy:
