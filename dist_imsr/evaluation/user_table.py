@@ -18,7 +18,7 @@ def user_table(
         dataset: has the raw ids.
         batch: the users and their targets.
         ranks: ``[A]``, of all targets; those beyond the largest N are null.
-        values: the users' metrics by name, ``[B]`` each.
+        values: the users' metrics by name, ``[B]`` each; NaN becomes null.
         tops: every N.
     """
     items, last = batch.targets.values()[batch.last], ranks[batch.last].numpy(force=True)
@@ -28,4 +28,5 @@ def user_table(
         "rank": pa.array(last, mask=last > max(tops)),
         "new": batch.last_is_new.numpy(force=True),
     }
-    return pa.table(columns | {name: column.numpy(force=True) for name, column in values.items()})
+    found = {name: pa.array(column.numpy(force=True), from_pandas=True) for name, column in values.items()}
+    return pa.table(columns | found)

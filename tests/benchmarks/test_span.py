@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_device_has_settings_of_its_own(arguments, monkeypatch):
     host, cuda = (SpanBench(data=Path(arguments[1]), device=device, ranks=1) for device in ("cpu", "cuda"))
     assert [path.name for path in host.train] == ["scale_training.yaml"]
     assert [path.name for path in cuda.train] == ["scale_training.yaml", "cuda_taobao.yaml"]
-    cuda.set_base = {"comirec_sa": ["--strategy.imsr.detector.c1=0.15"]}
+    cuda = replace(cuda, set_base={"comirec_sa": ["--strategy.imsr.detector.c1=0.15"]})
     there, here = (options.config("comirec_sa", "imsr", Path("run")) for options in (cuda, host))
     assert there.batch.size > here.batch.size
     assert there.catalogue.optimizer_on(torch.device("cuda")) == here.catalogue.optimizer_on(torch.device("cpu"))

@@ -12,6 +12,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
+from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.interests import Interests
 from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.planning.config import PlanConfig
@@ -19,6 +20,7 @@ from dist_imsr.planning.placement import fused, place
 from tests.ranks import on_devices, run_ranks
 
 ITEMS, LATER, DIM, DRAWN = 12_000, 15_000, 32, 3000
+MODEL = ModelConfig(dim=DIM, item_bias=False)
 ON_DEVICE = CatalogueConfig(optimizer="rowwise_adagrad", headroom=0.0, learning_rate=0.1)
 CACHED = replace(ON_DEVICE, device_memory=1)  # 1.5 MB of rows do not fit; the cache is smaller than a batch
 CACHING, UNCACHED = "fused_uvm_caching", "fused_uvm"
@@ -42,7 +44,7 @@ def test_device_memory_decides_where_rows_and_their_state_live(sharding, ranks, 
     kernels = {}
     for budget in (least // 2, least, 100, None):
         catalogue = CatalogueConfig(optimizer, sharding=sharding, device_memory=budget)
-        config = PlanConfig(items=items, dim=DIM, gpus_per_node=ranks, gpu="h200", catalogue=catalogue)
+        config = PlanConfig(items=items, model=MODEL, gpus_per_node=ranks, gpu="h200", catalogue=catalogue)
         placed = place(config, items)
         kernels[budget] = placed.kernel
         assert fused(placed) == (placed.kernel == "fused")
@@ -55,7 +57,7 @@ def test_device_memory_decides_where_rows_and_their_state_live(sharding, ranks, 
 @pytest.mark.parametrize(("ranks", "optimizer", "budget", "kernels"), KERNELS)
 def test_a_fifth_of_rows_and_state_is_cached_where_it_fits(ranks, optimizer, budget, kernels):
     catalogue = replace(CACHED, optimizer=optimizer, device_memory=budget)
-    config = PlanConfig(items=ranks * ITEMS, dim=DIM, gpus_per_node=ranks, gpu="h200", catalogue=catalogue)
+    config = PlanConfig(items=ranks * ITEMS, model=MODEL, gpus_per_node=ranks, gpu="h200", catalogue=catalogue)
     assert [place(config, ranks * items).kernel for items in (ITEMS, LATER)] == kernels
 
 

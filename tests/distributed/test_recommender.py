@@ -141,7 +141,7 @@ def _queries(topology):
     start = model.extract(batch).start
     padded, mask = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in _histories(table, batch))
     queries = start.queries.clone().requires_grad_()
-    interests = model.extractor(padded, mask, start._replace(queries=queries))
+    interests = model.extractor(padded[..., : model.config.dim], mask, start._replace(queries=queries))
     interests = model.scoring.queries(interests)
     scores = score_batch(batch, interests, table[batch.targets.values()], table[batch.negatives.values()])
     loss = sampled_softmax(scores.candidates)
@@ -176,7 +176,7 @@ def _unsharded(topology):
     history = table[batch.history.values()].split(batch.history.lengths().tolist())
     padded = torch.nn.utils.rnn.pad_sequence(history, batch_first=True)
     mask = torch.arange(padded.shape[1], device=topology.device) < batch.history.lengths().unsqueeze(1)
-    interests = model.extractor(padded, mask, Start(start))
+    interests = model.extractor(padded[..., : model.config.dim], mask, Start(start))
     owners = torch.tensor([0, 1, 1, 2], device=topology.device)
     targets, negatives = table[batch.targets.values()], table[batch.negatives.values()]
     own = model.scoring.queries(Interests(interests.vectors[owners], interests.mask[owners]))

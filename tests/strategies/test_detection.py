@@ -38,7 +38,8 @@ def _started(topology, start):
     model, batch = _recommender(topology, 50, 20), _batch(20, 50)
     detector = DetectorConfig(c1=2.0, share=0.0, delta_k=2, start=start)
     detect([batch], 1, 50, model.catalogue, model.store, detector, one_sequence(torch.arange(50)))
-    items = model.catalogue.flushed_weight()[batch.history.values()].split(batch.history.lengths().tolist())
+    rows = model.catalogue.flushed_weight()[:, : model.config.dim]
+    items = rows[batch.history.values()].split(batch.history.lengths().tolist())
     vectors = model.store.gather(batch.users).vectors[:, 4:]
     return vectors, [torch.nn.functional.normalize(own, dim=-1) for own in items]
 

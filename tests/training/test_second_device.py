@@ -48,9 +48,9 @@ def rank():
 class _Table:
     """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, config, items, dim, seed, topology, capacity=None):
+    def __init__(self, config, items, dim, seed, topology, capacity=None, extra=0):
         self.topology = topology
-        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), capacity)
+        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), capacity, extra)
 
     def __getattr__(self, name):
         return getattr(self._table, name)

@@ -94,7 +94,8 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
         owners, order = owners.sort(stable=True)
         assert torch.equal(owners, alone[2])
         # Adagrad divides a query's first gradients by their own size, be they mere rounding.
-        atol = 1e-3 if base == "comirec_sa" else 1e-4
+        # So does a row's bias, whose gradients nearly cancel for an item that is target and negative alike.
+        atol = {"comirec_sa": 1e-3, "mind": 3e-3}.get(base, 1e-4)
         torch.testing.assert_close(interests[order], alone[3], rtol=1e-3, atol=atol)
         for losses, lines, *_ in ranks:
             assert losses == pytest.approx(alone[0], rel=1e-4)
@@ -108,6 +109,8 @@ def _compare(lines, expected, rel, atol, hits=0.0):
         for name, value in wanted.items():
             # A projection leaves small differences of interests, which are compared as these are.
             near = {"rel": 10 * rel, "abs": atol} if name.startswith("norm_") else {"rel": rel, "abs": 1e-6}
+            if name.startswith("fit_p"):
+                near["abs"] = 2e-4  # a bin of the histogram
             if name.startswith(("hr@", "ndcg@")):
                 few = 5 if name.endswith(("_new", "_existing")) else 1  # of a part of the users
                 near["abs"] = max(1e-6, few * hits / max(wanted["users"], 1))
@@ -342,8 +345,10 @@ def _train_nothing(topology, config):
     before = {name: rows.values.clone() for name, rows in trainer.model.tensors().items()}
     warnings.clear()
     report = trainer.train_span(2)
-    after = trainer.model.tensors()
-    equal = {name: torch.equal(before[name], after[name].values) for name in before if "interest" not in name}
+    after = {name: rows.values for name, rows in trainer.model.tensors().items()}
+    for tensors in (before, after):  # biases start from popularity in each span, whether it is trained or not
+        tensors["catalogue.weight"] = tensors["catalogue.weight"][:, : config.model.dim]
+    equal = {name: torch.equal(before[name], after[name]) for name in before if "interest" not in name}
     return equal, report, warnings
 
 
