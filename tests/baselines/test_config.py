@@ -47,9 +47,7 @@ def test_the_command(folder, history, tmp_path, capsys):
         table = pq.read_table(users / f"span={span}.parquet").to_pydict()
         assert sorted(table["user"]) == sorted(ranks)
         assert table["hr@5"] == [float(ranks[user][0] <= 5) for user in table["user"]]
-        assert [np.isnan(value) for value in table["hr@5_unseen"]] == [
-            np.isinf(ranks[user][1]) for user in table["user"]
-        ]
+        assert [value is None for value in table["hr@5_unseen"]] == [np.isinf(ranks[user][1]) for user in table["user"]]
     assert "mean" in capsys.readouterr().out
 
 
