@@ -70,7 +70,7 @@ def step_bound(options: Any) -> Bound:
             dry_run=False,
             load=LoadConfig(new_items=0.0),
             hardware=measured(rates, options.ranks, options.engine),
-            model=ModelConfig(dim=options.dim, interests=options.interests),
+            model=ModelConfig(dim=options.dim, interests=options.interests, item_bias=False),
             batch=BatchConfig(options.batch, options.history, options.targets, options.negatives),
             catalogue=CatalogueConfig(headroom=0.0),
             engine=options.engine,

@@ -142,7 +142,7 @@ def build_recommender(
     """This rank's part of a model in training, whose users all have K interests, the options' number by default."""
     interests = interests or options.interests
     model = Recommender(
-        model=ModelConfig(base, dim=options.dim, interests=interests),
+        model=ModelConfig(base, dim=options.dim, interests=interests, score_scale=1.0, item_bias=False),
         catalogue=CatalogueConfig(headroom=0.0),
         store=InterestStoreConfig(),
         engine=options.engine,

@@ -126,7 +126,7 @@ class Grid:
         """
         row, dataset = self.config.strategies[experiment.row], self.datasets[experiment.data]
         source = self._sources[experiment.data]
-        tests = plain(asdict(replace(source.eval, beyond=False)))  # a baseline makes no lists
+        tests = plain(asdict(replace(source.eval, beyond=False, per_user=False)))  # it makes no lists, and has a key
         return [
             *row.set,
             f"--data.path={source.data.path}",

@@ -82,6 +82,10 @@ class JoinedSpans:
         """
         return self._parts[-1].validation(max_users)
 
+    def held_out_items(self) -> np.ndarray:
+        """The last span's items that are held out, as in `SpanData.held_out_items`."""
+        return self._parts[-1].held_out_items()
+
     def trainable(self) -> Steps[Batch]:
         """The last span's users with their training interactions, as in `SpanData.trainable`."""
         return self._parts[-1].trainable()

@@ -136,6 +136,11 @@ class SpanData:
         chosen = self._sample(self._trained < self._lengths, max_users, _VALIDATION, self.seed)
         return self._sweep(chosen, self._trained, targets=1)
 
+    def held_out_items(self) -> np.ndarray:
+        """The items of all interactions that are held out of training, ``[n]`` int64."""
+        at = np.arange(len(self.users))
+        return self.reader.read("items", at, self._trained, self._lengths - self._trained).astype(np.int64)
+
     def training_history(self, at: np.ndarray) -> JaggedTensor:
         """The latest training interactions of users."""
         return self._history(at, self._trained[at])

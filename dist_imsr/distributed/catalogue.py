@@ -204,7 +204,7 @@ class Catalogue:
         self.learning_rate = learning_rate
         self._table.set_learning_rate(learning_rate)
 
-    def own(self, items: range) -> range:
+    def own_items(self, items: range) -> range:
         """The part of a range of items whose rows this rank holds."""
         return range(
             max(items.start, self.rows.start), max(items.start, self.rows.start, min(items.stop, self.rows.stop))
@@ -215,11 +215,12 @@ class Catalogue:
 
         Args:
             column: d for the first of the extra columns.
-            items: as `own` returns them.
+            items: as `own_items` returns them.
             values: ``[len(items)]``.
         """
         place = slice(items.start - self.rows.start, items.stop - self.rows.start)
-        self.flushed_weight()[place, column] = values.to(self.flushed_weight())
+        weight = self.flushed_weight()
+        weight[place, column] = values.to(weight)
 
     def grow(self, items: int) -> bool:
         """Makes room for more items, between spans; old rows and their optimizer state stay bit-identical.

@@ -221,7 +221,7 @@ class InterestStore:
             rows: ``[B]`` int64, distinct.
             count: new interests of each user; one number, or ``[B]`` int64.
             span: of creation.
-            starts: ``[B, most, d]``, the vectors of each user's new interests in the place of those that are drawn.
+            starts: ``[B, most, d]``, the vectors of each user's new interests; a drawn one stays where it is zero.
         """
         created = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
         self._move_to_host_unless_fits(len(self.values) + int(created))
@@ -248,7 +248,9 @@ class InterestStore:
         if starts is not None:
             index = torch.zeros_like(counts)
             index[rows.to(device)] = torch.arange(len(rows), device=device)
-            self.values[places] = starts.to(self.values)[index[owners], slot - counts[owners]]
+            given = starts.to(self.values)[index[owners], slot - counts[owners]]
+            some = given.any(-1)
+            self.values[places[some]] = given[some]
 
     def trim(self, keep: torch.Tensor) -> None:
         """Removes interests; the others keep their order and their bytes.

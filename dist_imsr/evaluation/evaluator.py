@@ -117,7 +117,12 @@ class Evaluator:
 
         Returns:
             The metrics, and ``eval_seconds``.
+
+        Raises:
+            ValueError: if scores count repeats of retired spans.
         """
+        if self.repeats.weight and self.dataset.first_kept:
+            raise ValueError(f"repeats: scores count all that users have met, but {self.dataset.retired_rows}")
         begin, items, most = time.perf_counter(), self.dataset.items_by_span[span], max(self.config.top)
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
         # Who met what before is not known once spans are retired: then metrics of unseen items are null.
@@ -134,7 +139,9 @@ class Evaluator:
                     ranks = Ranks(ranks.unseen, ranks.unseen)
                 values = metrics.add(batch, ranks)
                 if beyond:
-                    beyond.add(self.ranker.best(interests, items, most, seen, self.config.exclude_seen)[1])
+                    left_out = seen.items if seen and self.config.exclude_seen else None
+                    repeats = seen if self.repeats.weight and not self.config.exclude_seen else None
+                    beyond.add(self.ranker.best(interests, items, most, left_out, repeats)[1])
                 if file:
                     file.write(user_table(self.dataset, batch, ranks.all_items, values, self.config.top))
         self.topology.sum(metrics.sums)

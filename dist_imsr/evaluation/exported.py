@@ -53,15 +53,15 @@ class Origin:
         found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         if found.get("format") != _FORMAT:
             raise ValueError(
-                f"{path} is of another version of dist_imsr, whose data have other user ids: prepare the data again, "
-                "and train again"
+                f"{path} is of another version of dist_imsr, which computed other scores: train again, on data that "
+                "this version reads"
             )
         return cls(
             span=int(found["span"]),
             data=found["data"],
             strategy=found["strategy"],
             writes_all_users=found["writes_all_users"] == str(True),
-            repeats=Repeats(*json.loads(found.get("repeats", "[]"))),
+            repeats=Repeats(*json.loads(found["repeats"])),
         )
 
 

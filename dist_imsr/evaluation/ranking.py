@@ -60,8 +60,8 @@ class _Block(NamedTuple):
 class Ranker:
     """Ranks the sharded catalogue; every method is collective.
 
-    A rank is 1 + (items that score higher) + (other items that tie) / 2. Scores tie if they differ by at most 2^-20 |h|
-    |e|, with the user's longest interest h and the target e: float sums in another order, as in another tile or with
+    A rank is 1 + (items that score higher) + (other items that tie) / 2. Scores tie if they differ by at most 2^-20 |q|
+    |e|, with the user's longest query q and the target's row e: float sums in another order, as in another tile or with
     another number of ranks, differ by as much.
 
     Args:
@@ -139,7 +139,12 @@ class Ranker:
 
     @Phase("ranking")
     def best(
-        self, interests: Interests, items: int, top: int, seen: SeenItems | None = None, exclude_seen: bool = True
+        self,
+        interests: Interests,
+        items: int,
+        top: int,
+        excluded: JaggedTensor | None = None,
+        repeats: SeenItems | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best N of all known items for each user.
 
@@ -147,15 +152,15 @@ class Ranker:
             interests: this rank's B users, ``[B, K, d]``.
             items: the number of known items; smaller ids are ranked.
             top: N.
-            seen: the items that each user has met; None if they are not known.
-            exclude_seen: whether to leave them out; else their scores have their bonus.
+            excluded: B sequences of item ids that are left out for a user.
+            repeats: in the place of ``excluded``, the items that each user has met, whose scores have a bonus.
 
         Returns:
             Scores ``[B, N]`` in descending order, and ids ``[B, N]`` int64; of equal scores the smaller id comes first.
             Filled up with -inf and -1.
         """
         queries = self.scoring.queries(interests)
-        mine = _block(queries, seen and seen.items)
+        mine = _block(queries, excluded if repeats is None else repeats.items)
         world, sizes, _ = _share(self.topology, mine)
         scores = interests.vectors.new_empty(len(world.counts), top)
         ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
@@ -169,11 +174,12 @@ class Ranker:
         for column, output in zip((scores, ids), received, strict=True):
             dist.all_to_all_single(output, column, [len(mine.counts)] * lists, sizes)
         scores, ids = (output.view(lists, -1, top).transpose(0, 1).flatten(1) for output in received)
-        if seen is not None and not exclude_seen:
-            of_seen, mask = padded(seen.scores(queries, self.how).to(scores.dtype).unsqueeze(1), seen.items.lengths())
-            seen_ids, _ = padded(seen.items.values().unsqueeze(1), seen.items.lengths())
-            scores = torch.cat([scores, of_seen.squeeze(-1).masked_fill(~mask, -torch.inf)], 1)
-            ids = torch.cat([ids, seen_ids.squeeze(-1).masked_fill(~mask, -1)], 1)
+        if repeats is not None:
+            lengths, of_repeats = repeats.items.lengths(), repeats.scores(queries, self.how).to(scores.dtype)
+            of_repeats, mask = padded(of_repeats.unsqueeze(1), lengths)
+            repeat_ids, _ = padded(repeats.items.values().unsqueeze(1), lengths)
+            scores = torch.cat([scores, of_repeats.squeeze(-1).masked_fill(~mask, -torch.inf)], 1)
+            ids = torch.cat([ids, repeat_ids.squeeze(-1).masked_fill(~mask, -1)], 1)
         ids, by_id = ids.sort(1)
         scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
         return scores[:, :top], ids.gather(1, by_score[:, :top])

@@ -13,13 +13,14 @@ from torchrec import JaggedTensor
 
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, Met, active_users
+from dist_imsr.data.history import History, active_users
 from dist_imsr.data.user_ids import sort_keys
 from dist_imsr.data.user_list import UserList, read_user_list
 from dist_imsr.distributed.topology import Topology, connect
 from dist_imsr.evaluation.finished import FinishedRun, SpanState
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import RankingConfig
+from dist_imsr.evaluation.repeats import Repeats
 from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.model.interests import Interests
 
@@ -191,7 +192,8 @@ def recommend(
     rows = _rows(config, dataset, state, requested, topology)
     buckets = topology.buckets(dataset.buckets)
     first = dataset.first_kept
-    needed = config.exclude_seen or state.origin.repeats.weight > 0
+    repeats = state.origin.repeats if not config.exclude_seen else Repeats()
+    needed = config.exclude_seen or repeats.weight > 0
     history = History(dataset, buckets, span, first) if needed else None
     if history is not None and first and topology.rank == 0:
         kind = "left out" if config.exclude_seen else "counted as repeats"
@@ -207,8 +209,13 @@ def recommend(
             block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
             users = state.store.owned.users(block)
-            seen = _seen(state, history.met(users)) if history else None
-            scores, ids = state.ranker.best(interests, items, top, seen, config.exclude_seen)
+            met = history.met(users.to(topology.device)) if history else None
+            if met is not None and repeats.weight:
+                [embeddings] = state.catalogue.lookup(met.items)
+                seen = SeenItems(met.items, embeddings, repeats.bonus(met))
+                scores, ids = state.ranker.best(interests, items, top, repeats=seen)
+            else:
+                scores, ids = state.ranker.best(interests, items, top, met and met.items)
             matching = best_matching_interest(state, interests, ids)
             table = _table(dataset, users, scores, ids, matching)
             file.write(table.replace_schema_metadata(state.origin.metadata))
@@ -219,12 +226,6 @@ def recommend(
                 logger.info("%d of %d users of this rank", min(first + size, len(rows)), len(rows))
     with_rows, fewer, none = topology.sum(counts).tolist()
     return Recommended(users=with_rows, fewer=fewer, none=none, span=span, items=items)
-
-
-def _seen(state: SpanState, met: Met) -> SeenItems:
-    """The items that users have met; collective."""
-    [embeddings] = state.catalogue.lookup(met.items)
-    return SeenItems(met.items, embeddings, state.origin.repeats.bonus(met))
 
 
 def _rows(

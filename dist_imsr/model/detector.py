@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
 from dist_imsr.checks import require
 from dist_imsr.model.interests import Interests
@@ -25,7 +25,7 @@ class DetectorConfig:
         rule: when a user is puzzled. ``mean``: the mean fit over the user's items is below c1 (Eq. 14 as read by
             erratum E3). ``count``: more than ``items`` items are below c1, as in the authors' code. ``share``: more
             than this share of the items are below c1.
-        c1: the threshold of the rule.
+        c1: the threshold of the rule, in the measure's unit: the default is for ``percentile``.
         items: the number of items of the rule ``count``.
         share: the share of items of the rule ``share``.
         untrained: also count items that first appear in this span, before they are trained. Their embeddings are
@@ -106,11 +106,14 @@ def percentile(interests: Interests, items: torch.Tensor, null: torch.Tensor) ->
         null: ``[N, d]``, the embeddings of the other items.
 
     Returns:
-        ``[B, L]``, 0 to 1.
+        ``[B, L]``, 0 to 1; 1 without other items.
     """
     own = largest_cosine(interests, items)
-    others = largest_cosine(interests, null.expand(len(items), *null.shape)).sort(1).values
-    return torch.searchsorted(others.contiguous(), own.contiguous()).to(own.dtype) / len(null)
+    if not len(null):
+        return torch.ones_like(own)
+    cosines = normalize(interests.vectors, dim=-1) @ normalize(null, dim=-1).T  # [B, K, N]
+    others = pad(cosines.masked_fill(~interests.mask.unsqueeze(-1), -1), (0, 0, 0, 1), value=-1).amax(1).sort(1).values
+    return torch.searchsorted(others, own.contiguous()).to(own.dtype) / len(null)
 
 
 def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig, null: torch.Tensor) -> torch.Tensor:
@@ -142,17 +145,19 @@ def densest_items(items: torch.Tensor, puzzling: torch.Tensor, count: int) -> to
         count: the number of items for each user.
 
     Returns:
-        ``[B, count, d]``, of length 1; zero for a user without puzzling items.
+        ``[B, count, d]``, of length 1; zero for a user without further puzzling items.
     """
-    directions = torch.nn.functional.normalize(items, dim=-1)
+    directions = normalize(items, dim=-1)
     similar = (directions @ directions.mT).clamp(min=0)  # [B, L, L]
     left, found = puzzling.to(items.dtype), []
     for _ in range(count):
         density = (similar @ left.unsqueeze(-1)).squeeze(-1) * left
         best = pad(density, (0, 1)).argmax(1).clamp(max=max(items.shape[1] - 1, 0))
         index = best.view(-1, 1, 1).expand(-1, 1, items.shape[2])
-        found.append(directions.gather(1, index) * puzzling.any(1).view(-1, 1, 1))
-        left = left * (1 - similar.gather(1, best.view(-1, 1, 1).expand(-1, 1, similar.shape[2])).squeeze(1))
+        some = pad(density, (0, 1)).amax(1) > _SHORTEST
+        found.append(directions.gather(1, index) * some.view(-1, 1, 1))
+        near = similar.gather(1, best.view(-1, 1, 1).expand(-1, 1, similar.shape[2])).squeeze(1)
+        left = (left * (1 - near)).clamp(min=0)
     return torch.cat(found, 1)
 
 

@@ -38,8 +38,9 @@ class ModelConfig:
         score: f_score of Eq. 2, attentive over interests (Eq. 5) or the largest dot product.
         score_scale: s of erratum E8b, by which dot products of interests and items are multiplied, in training and in
             ranking; 1 is the paper.
-        item_bias: a trained number for each item that is added to its scores. In each span it starts at log(1 + the
-            item's interactions so far), since popularity changes faster than a span's training follows.
+        item_bias: a trained number for each item that is added to its scores. In each span that is trained it starts at
+            log(1 + the item's interactions so far, without those held out), since popularity changes faster than a
+            span's training follows.
         popularity_decay: by which the interactions before a span count less for the biases that it starts with.
         mimn: the memory of mimn.
         limarec: the linear attention of limarec.

@@ -33,6 +33,20 @@ class Scoring(NamedTuple):
         """The width of a row of the item table, for interests of width d."""
         return dim + BIAS_WIDTH * self.bias
 
+    def plain_agreement(self, agreement: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The dot products of interests and embeddings, without scale and bias.
+
+        Args:
+            agreement: ``[B, K, T]``, dot products of queries and rows.
+            rows: ``[B, T, row width]``.
+
+        Returns:
+            ``[B, K, T]``.
+        """
+        if self.bias:
+            agreement = agreement - rows[..., -BIAS_WIDTH].unsqueeze(1)
+        return agreement / self.scale
+
     def queries(self, interests: Interests) -> Interests:
         """The vectors whose dot products with rows are the agreements of Eq. 5.
 

@@ -125,16 +125,16 @@ class IMSR(Strategy):
         retainer = self.config.retainer
         if retainer.name == "none" or not extraction.existing.any():
             return None
-        scoring = model.scoring
-        drift = Drift(
-            before=scoring.queries(extraction.start.interests).vectors,
-            now=scoring.queries(extraction.interests).vectors,
+        dim = extraction.interests.vectors.shape[-1]
+        drift = Drift(  # in units that scale and bias of the scores do not move
+            before=extraction.start.interests.vectors,
+            now=extraction.interests.vectors,
             existing=extraction.existing,
             mask=extraction.interests.mask,
-            targets=scores.targets,
-            agreement=scores.agreement,
+            targets=scores.targets[..., :dim],
+            agreement=model.scoring.plain_agreement(scores.agreement, scores.targets),
             target_mask=scores.target_mask,
-            negatives=extraction.negatives,
+            negatives=extraction.negatives[:, :dim],
         )
         return retainer.weight * RETAINERS[retainer.name](drift, retainer.tau)
 

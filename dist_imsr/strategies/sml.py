@@ -26,6 +26,7 @@ from dist_imsr.strategies.base import Strategy, register_strategy
 from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
+_KINDS = ("item", "dense", "interest")
 _EPOCHS = 1 << 20  # keys the random numbers of the transfer's epochs, apart from those of the parameters' epochs
 _SEED = 0x5317
 
@@ -65,7 +66,7 @@ class SML(Strategy):
     "How to Retrain Recommender System? A Sequential Meta-Learning Method" (SIGIR 2020). When span t arrives, the
     transfer is first trained on it, with w^_{t-1} and w_{t-2} fixed, and w_{t-1} is computed again; M^{t-1} was tested
     on the span before that. Then w^_t is tuned, starting from w_{t-1}, with the transfer fixed. Three transfers of one
-    shape serve item rows, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are
+    shape serve embeddings, rows of dense weights, and existing interests; new interests and ComiRec-SA's queries are
     fine-tuned.
 
     Between spans the live model is w_t, and a copy of w^_t is kept. During training the live model is w^_t, and the
@@ -153,14 +154,13 @@ class SML(Strategy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             transfers = {
-                kind: Transfer(width, self.config.filters, self.config.kernel, self.config.hidden)
-                for kind, width in {"item": catalogue.width, "dense": dim, "interest": dim}.items()
+                kind: Transfer(dim, self.config.filters, self.config.kernel, self.config.hidden) for kind in _KINDS
             }
             self.transfers = nn.ModuleDict(transfers).to(topology.device)
         self.transfers.requires_grad_(False)
         dense = torch.cat([weight.detach().flatten() for weight in model.extractor.parameters()])
         squares = {
-            "item": topology.sum(_sum_of_squares(catalogue.flushed_state()["weight"].values)),
+            "item": topology.sum(_sum_of_squares(catalogue.flushed_state()["weight"].values[:, :dim])),
             "dense": _sum_of_squares(dense),
             "interest": topology.sum(_sum_of_squares(store.values[store.birth_span == 0])),  # trained ones
         }
@@ -191,7 +191,7 @@ class SML(Strategy):
         with torch.no_grad():
             live, before = (table.flushed_state()["weight"].values for table in (model.catalogue, self.previous.table))
             for rows, previous in zip(live.split(self.config.chunk), before.split(self.config.chunk), strict=True):
-                rows.copy_(self._transfer("item")(previous, rows))
+                rows.copy_(self._transferred_rows(previous, rows))
             weights = dict(model.extractor.named_parameters())
             model.engine.assign(self._transferred_weights(model, weights))
 
@@ -231,7 +231,7 @@ class SML(Strategy):
             [tuned] = model.catalogue.lookup(one_sequence(items))
         with torch.no_grad():
             [previous] = self.previous.table.lookup(one_sequence(items))
-        rows = self._transfer("item")(previous, tuned)[place]
+        rows = self._transferred_rows(previous, tuned)[place]
         return list(rows.split([len(one.values()) for one in sequences]))
 
     def _forward(self, model: Recommender, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
@@ -255,6 +255,13 @@ class SML(Strategy):
                     previous = self.previous.weights[name].reshape(-1, dim)
                     weights[name] = self._transfer("dense")(previous, rows).view_as(weight)
         return weights
+
+    def _transferred_rows(self, previous: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
+        """Transferred rows of the item table ``[n, row width]``; biases stay as tuned."""
+        assert self.transfers is not None
+        dim = self.previous.table.dim
+        embeddings = self._transfer("item")(previous[:, :dim], tuned[:, :dim])
+        return torch.cat([embeddings, tuned[:, dim:]], 1)
 
     def _transfer(self, kind: str) -> Transfer:
         assert self.transfers is not None

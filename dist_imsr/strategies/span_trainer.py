@@ -36,6 +36,8 @@ Span = SpanData | JoinedSpans
 SpanReport = dict[str, Any]
 """The keys of metrics.jsonl that describe a span's training."""
 
+_IDS = 1 << 20  # ids that each rank sends at a time
+
 
 class SpanTrainer:
     """One rank's model, and the steps of training it on a span.
@@ -96,19 +98,35 @@ class SpanTrainer:
         """Extends the item table and the store to all items and users known by the end of a span; collective."""
         self.model.grow(self.dataset.items_by_span[span], self.dataset.locals_by_span[span])
 
-    def open_span(self, span: int, kind: Callable[..., Any] = SpanData, **options: Any) -> Any:
+    def open_span(self, span: int, kind: Callable[..., Any] = SpanData, trains: bool = True, **options: Any) -> Any:
         """Opens a span's interactions of this rank's users, and starts to count ``train_seconds``; collective.
 
         Args:
             kind: `SpanData`, or another class with the same arguments.
+            trains: whether parameters will be trained, so that biases start from the popularity of items.
             options: its further arguments.
         """
         with Phase("opening"):
             data = kind(
                 self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum, **options
             )
+            if trains and self.config.model.item_bias and not self.progress.begun:
+                self._start_biases(data)
         self.resume_clock()
         return data
+
+    def _start_biases(self, data: Span) -> None:
+        """Sets biases to log(1 + interactions to train on so far), those of earlier spans less; collective."""
+        catalogue, model = self.model.catalogue, self.config.model
+        items = catalogue.own_items(range(self.dataset.items_by_span[data.span]))
+        counts = torch.from_numpy(self.dataset.popularity(items, data.span, model.popularity_decay))
+        held_out = torch.from_numpy(data.held_out_items()).to(self.topology.device)
+        most = int(self.topology.gather(torch.tensor([len(held_out)], device=self.topology.device)).max())
+        for first in range(0, most, _IDS):
+            for (ids,) in self.topology.gather_jagged([held_out[first : first + _IDS]]):
+                place = ids.cpu() - items.start
+                counts -= torch.bincount(place[(place >= 0) & (place < len(items))], minlength=len(items))
+        catalogue.set_column(model.dim, items, counts.log1p())
 
     def admit_users(self, data: Span, counts: np.ndarray | None = None) -> None:
         """Creates the first interests of the span's new users.
@@ -146,20 +164,11 @@ class SpanTrainer:
         Yields:
             The number of the epoch; `end_epoch` must be called before the next one.
         """
-        if self.config.model.item_bias and not self.progress.begun:
-            self._start_biases(self.progress.span)
         while not self.early_stopping.stops(self.progress, pretraining):
             yield self.progress.epoch
         lack = describe_lack(self.progress)
         if lack is not None:
             logger.warning(lack)
-
-    def _start_biases(self, span: int) -> None:
-        """Sets the biases of this rank's known items: log(1 + interactions so far, those of earlier spans less)."""
-        catalogue, model = self.model.catalogue, self.config.model
-        items = catalogue.own(range(self.dataset.items_by_span[span]))
-        counts = self.dataset.popularity(items, span, model.popularity_decay)
-        catalogue.set_column(model.dim, items, torch.from_numpy(counts).log1p())
 
     @Phase("training", shown=True)
     def train_epoch(self, data: Span, objective: Objective, prefetch_lookup: bool = True) -> tuple[float, float]:

@@ -31,11 +31,12 @@ def count_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int],
     """
     if not config.counting or dataset.first_kept:
         return
-    kept = [[line for line in _kept(config) if line["span"] in spans]]
+    kept = [_kept(config, dataset, spans)]
     dist.broadcast_object_list(kept)  # rank 0 reads what it writes
     left = [span for span in spans if span not in {line["span"] for line in kept[0]}]
     sections = {"popular": PopularConfig(), "own_history": OwnHistoryConfig()}
-    lines = measure_baselines(sections, dataset=dataset, spans=left, topology=topology, config=config.eval)
+    found = measure_baselines(sections, dataset=dataset, spans=left, topology=topology, config=config.eval)
+    lines = [line | {"data": _digest(dataset, line)} for line in found]
     if left and topology.rank == 0:
         text = "".join(json.dumps(line) + "\n" for line in [*kept[0], *lines])
         write_whole(config.run_dir / _FILE, text)
@@ -51,7 +52,7 @@ def describe_counting(config: TrainConfig, dataset: Dataset, spans: Sequence[int
     """
     if not config.counting or not spans:
         return ""
-    lines, names = [line for line in _kept(config) if line["span"] in spans], rates(config.eval.top)
+    lines, names = _kept(config, dataset, spans), rates(config.eval.top)
     if {line["span"] for line in lines} != set(spans):
         reason = dataset.retired_rows if dataset.first_kept else f"{config.run_dir} lacks some lines of {_FILE}"
         return f"What counting gets in these tests is not shown: {reason}."
@@ -63,6 +64,13 @@ def describe_counting(config: TrainConfig, dataset: Dataset, spans: Sequence[int
     return "\n".join(texts)
 
 
-def _kept(config: TrainConfig) -> list[dict[str, Any]]:
+def _digest(dataset: Dataset, line: dict[str, Any]) -> str:
+    """The digest of the data that a line depends on."""
+    return dataset.digest_until(line["test_span"])
+
+
+def _kept(config: TrainConfig, dataset: Dataset, spans: Sequence[int]) -> list[dict[str, Any]]:
+    """The lines of some spans that were counted over these data."""
     path = config.run_dir / _FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if line["span"] in spans and line["data"] == _digest(dataset, line)]

@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> int:
         with StopSignals() as signals:
             outcome = run_training(config, signals)
         spans = [line["span"] for line in outcome.lines]
-        if outcome.topology is not None:
+        if outcome.topology is not None and outcome.saved:
             count_baselines(config, outcome.dataset, spans, outcome.topology)
         if rank_info().rank == 0:
             title = f"{config.run_dir}: {config.strategy.name}"
@@ -208,7 +208,7 @@ def _log_start(trainer: Trainer, dataset: Dataset, stored: Stored | None) -> Non
     facts = (
         f"{topology.world_size} rank(s), {topology.local_world_size} a machine, "
         f"{torch.get_num_threads()} thread(s) each, on {topology.device.type}",
-        f"{model.catalogue.capacity:,} item rows of {config.model.dim} in {model.catalogue.shards} shards, "
+        f"{model.catalogue.capacity:,} item rows of {model.catalogue.width} in {model.catalogue.shards} shards, "
         f"kernel {model.catalogue.kernel}",
         f"{dataset.buckets} buckets of users",
         f"{config.batch.size:,} users a step",

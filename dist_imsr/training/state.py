@@ -114,7 +114,7 @@ def unpack(stored: Stored, model: Recommender, strategy: Strategy, group: dist.P
     growth, best_growth = (Growth.from_flat(rows.values[mine].sum(0)) for rows in growths.values())
     best = Best(**(facts["best"] | {"losses": tuple(facts["best"]["losses"])}), growth=best_growth, snapshot=snapshot)
     numbers = facts["progress"] | {"losses": tuple(facts["progress"]["losses"])}
-    numbers["repeats"] = Repeats(*numbers.get("repeats", ()))
+    numbers["repeats"] = Repeats(*numbers["repeats"])
     detections = users.read_detections(stored, "detections", facts["detections"])
     return Progress(**numbers, growth=growth, detections=detections, best=best)
 

@@ -12,8 +12,8 @@ def test_the_longer_of_both_binds():
     copying = step_bound(OPTIONS)(FAST | {COPY: 1e9})
     assert copying.figure == COPY
     # 10 users of 3 items and 2 targets, and the negatives: their rows, read, read and written with row-wise Adagrad's
-    # one number of state, and their gradients; a row has d numbers and the four columns of its bias.
-    rows = (30 + 20 + 20) * (2 * 12 + 2 * (12 + 1) + 12) * 4
+    # one number of state, and their gradients.
+    rows = (30 + 20 + 20) * (2 * 8 + 2 * (8 + 1) + 8) * 4
     assert rows / 1e9 < copying.seconds < 10 * rows / 1e9
     multiplying = step_bound(OPTIONS)(FAST | {PRODUCT.format("fp32"): 1e9})
     assert multiplying.figure == PRODUCT.format("fp32")

@@ -77,8 +77,7 @@ def _rank(topology, how, tile, precision, exact_top, mask):
 
 def _best(topology, how, tile, precision, top, mask):
     interests, _, seen = _mine(topology)
-    items = _jagged(seen, topology.device)
-    excluded = SeenItems(items, torch.from_numpy(_world()[0]).to(topology.device)[items.values()]) if mask else None
+    excluded = _jagged(seen, topology.device) if mask else None
     scores, ids = (one.cpu() for one in _ranker(topology, how, tile, precision).best(interests, KNOWN, top, excluded))
     return {row * topology.world_size + topology.rank: each for row, each in enumerate(zip(scores, ids, strict=True))}
 

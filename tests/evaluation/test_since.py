@@ -196,5 +196,5 @@ def test_exports_of_older_versions_are_refused(trained, tmp_path, capsys):
             file.write_batch(batch)
     assert main(["--run_dir", str(folder), "--output", str(tmp_path / "recs.parquet")]) == 2
     errors = capsys.readouterr().err
-    assert "of another version of dist_imsr, whose data have other user ids: prepare the data again" in errors
+    assert "of another version of dist_imsr, which computed other scores: train again" in errors
     assert errors.count("\n") == 1

@@ -52,12 +52,12 @@ def test_the_extra_loss_is_the_weighted_retention_loss(name):
     scores, scoring = _scores(extraction), Scoring(scale=3.0)
     imsr, model = IMSR(IMSRConfig(retainer=RetainerConfig(name, weight=3.0, tau=2.0))), SimpleNamespace(scoring=scoring)
     drift = Drift(
-        before=3 * extraction.start.interests.vectors,
-        now=3 * extraction.interests.vectors,
+        before=extraction.start.interests.vectors,
+        now=extraction.interests.vectors,
         existing=extraction.existing,
         mask=extraction.interests.mask,
         targets=scores.targets,
-        agreement=scores.agreement,
+        agreement=scores.agreement / 3,
         target_mask=scores.target_mask,
         negatives=extraction.negatives,
     )
