@@ -86,6 +86,7 @@ class ADER(Strategy):
             if self.teacher is None:
                 self.initialize_state(trainer.model)
             assert self.teacher is not None
+            trainer.start_biases()  # the teacher's popularity would be that of the span before
             if not trainer.progress.begun:
                 self.teacher.copy_from_live()
             self.choose_exemplars(trainer, data)

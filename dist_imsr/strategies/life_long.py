@@ -20,7 +20,7 @@ class LifeLong(Strategy):
         if span == 0:
             return trainer.pretrain(self)
         trainer.add_items(span)
-        data = trainer.open_span(span, trains=False)
+        data = trainer.open_span(span)
         trainer.admit_users(data)
         trainer.write_back(data, self)
         return trainer.report()

@@ -56,6 +56,7 @@ class SpanTrainer:
 
     model: Recommender
     ranker: Ranker
+    _data: Span
 
     def __init__(
         self,
@@ -98,33 +99,37 @@ class SpanTrainer:
         """Extends the item table and the store to all items and users known by the end of a span; collective."""
         self.model.grow(self.dataset.items_by_span[span], self.dataset.locals_by_span[span])
 
-    def open_span(self, span: int, kind: Callable[..., Any] = SpanData, trains: bool = True, **options: Any) -> Any:
+    def open_span(self, span: int, kind: Callable[..., Any] = SpanData, **options: Any) -> Any:
         """Opens a span's interactions of this rank's users, and starts to count ``train_seconds``; collective.
 
         Args:
             kind: `SpanData`, or another class with the same arguments.
-            trains: whether parameters will be trained, so that biases start from the popularity of items.
             options: its further arguments.
         """
         with Phase("opening"):
             data = kind(
                 self.dataset, span, self.buckets, self.config.batch, self.config.seed, self.topology.sum, **options
             )
-            if trains and self.config.model.item_bias and not self.progress.begun:
-                self._start_biases(data)
+            self._data = data
         self.resume_clock()
         return data
 
-    def _start_biases(self, data: Span) -> None:
-        """Sets biases to log(1 + interactions to train on so far), those of earlier spans less; collective."""
-        catalogue, model = self.model.catalogue, self.config.model
+    def start_biases(self) -> None:
+        """Sets biases to log(1 + interactions to train on so far), those of earlier spans less; collective.
+
+        `epochs` does so before the first one; a span that has begun keeps its own.
+        """
+        catalogue, model, data = self.model.catalogue, self.config.model, self._data
+        if not model.item_bias or self.progress.begun:
+            return
         items = catalogue.own_items(range(self.dataset.items_by_span[data.span]))
         counts = torch.from_numpy(self.dataset.popularity(items, data.span, model.popularity_decay))
-        held_out = torch.from_numpy(data.held_out_items()).to(self.topology.device)
+        ids = torch.from_numpy(data.held_out_items())
+        held_out = torch.empty(len(ids), dtype=torch.int64, device=self.topology.device).copy_(ids)
         most = int(self.topology.gather(torch.tensor([len(held_out)], device=self.topology.device)).max())
         for first in range(0, most, _IDS):
-            for (ids,) in self.topology.gather_jagged([held_out[first : first + _IDS]]):
-                place = ids.cpu() - items.start
+            for (part,) in self.topology.gather_jagged([held_out[first : first + _IDS]]):
+                place = part.cpu() - items.start
                 counts -= torch.bincount(place[(place >= 0) & (place < len(items))], minlength=len(items))
         catalogue.set_column(model.dim, items, counts.log1p())
 
@@ -164,6 +169,7 @@ class SpanTrainer:
         Yields:
             The number of the epoch; `end_epoch` must be called before the next one.
         """
+        self.start_biases()
         while not self.early_stopping.stops(self.progress, pretraining):
             yield self.progress.epoch
         lack = describe_lack(self.progress)

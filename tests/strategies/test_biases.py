@@ -24,18 +24,18 @@ def _biases(topology, config):
     """This rank's biases before each span and when its epochs start, and the largest number beyond the biases."""
     config.run_dir.mkdir(exist_ok=True)
     trainer, found, dim = Trainer(config, Dataset(config.data), topology), [], config.model.dim
-    start = trainer.spans._start_biases
+    start = trainer.spans.start_biases
 
     def biases():
         catalogue = trainer.model.catalogue
         return catalogue.flushed_weight()[: len(catalogue.own_items(range(catalogue.items))), dim].clone()
 
-    def started(data):
+    def started():
         before = biases()
-        start(data)
+        start()
         found.append((before, biases()))
 
-    trainer.spans._start_biases = started
+    trainer.spans.start_biases = started
     for span in range(SPANS - 1):
         trainer.train_span(span)
     return found, trainer.model.catalogue.flushed_weight()[:, dim + 1 :].abs().max()

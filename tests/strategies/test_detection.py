@@ -36,7 +36,7 @@ def test_untrained_items_puzzle_no_user(untrained, trained, created, detected):
 def _started(topology, start):
     """The vectors of three users' new interests, and their items' directions."""
     model, batch = _recommender(topology, 50, 20), _batch(20, 50)
-    detector = DetectorConfig(c1=2.0, share=0.0, delta_k=2, start=start)
+    detector = DetectorConfig(c1=2.0, share=0.0, delta_k=1, start=start)
     detect([batch], 1, 50, model.catalogue, model.store, detector, one_sequence(torch.arange(50)))
     rows = model.catalogue.flushed_weight()[:, : model.config.dim]
     items = rows[batch.history.values()].split(batch.history.lengths().tolist())

@@ -95,7 +95,7 @@ def test_world_size_changes_nothing(folder, tmp_path, base, strategy, world_size
         assert torch.equal(owners, alone[2])
         # Adagrad divides a query's first gradients by their own size, be they mere rounding.
         # So does a row's bias, whose gradients nearly cancel for an item that is target and negative alike.
-        atol = {"comirec_sa": 1e-3, "mind": 3e-3}.get(base, 1e-4)
+        atol = {"comirec_sa": 1e-3, "mind": 3e-3}.get(base, 3e-4)
         torch.testing.assert_close(interests[order], alone[3], rtol=1e-3, atol=atol)
         for losses, lines, *_ in ranks:
             assert losses == pytest.approx(alone[0], rel=1e-4)
