@@ -71,7 +71,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
     for fact in (
         "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",
-        "item rows of 8 in 2 shards",
+        "item rows of 12 in 2 shards",
         "8 buckets of users",
         "16 users a step",
         f"{folder}: 4 spans, 59 users",
