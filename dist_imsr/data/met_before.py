@@ -78,11 +78,7 @@ def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) 
         row, theirs = row[passed].astype(np.int64), theirs[passed].astype(np.int64)
         met.append((row * n_items + theirs)[(row != stranger) & (theirs < n_items)])
     found = np.sort(np.concatenate(met))
-    place = np.searchsorted(found, pairs)
-    met_again = np.zeros(len(pairs), bool)
-    inside = place < len(found)
-    met_again[inside] = found[place[inside]] == pairs[inside]
-    return met_again
+    return np.append(found, -1)[np.searchsorted(found, pairs)] == pairs  # pairs are no less than 0
 
 
 def _hashed(rows: np.ndarray, items: np.ndarray, bits: int) -> np.ndarray:
