@@ -8,9 +8,10 @@ import scipy.sparse as sp
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.baselines.known import Known, PastItems, TargetItems, target_items
+from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.ranks import count_own, count_sorted, ranks_of
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
 _BLOCK = 1 << 24  # scores at once
@@ -44,8 +45,9 @@ class SizeLimits:
 def user_items(known: Known) -> sp.csr_array:
     """The number of interactions of each user with each item, ``[users, items]`` float32; a row is a user's id."""
     rows, items = list[np.ndarray](), list[np.ndarray]()
-    for data in known.spans:
-        for sequences in data.reader.sequences:
+    for span in range(known.span + 1):
+        for bucket in known.buckets:
+            sequences = known.dataset.sequences(span, bucket)
             rows.append(sequences.users.repeat(np.diff(sequences.offsets)))
             items.append(sequences.items)
     pairs = np.concatenate(rows).astype(np.int64), np.concatenate(items).astype(np.int64)
@@ -60,7 +62,7 @@ def dense_ranks(
 
     Args:
         known: what a baseline may look at.
-        users: ``[B]`` int64, ids, sorted by bucket.
+        users: ``[B]`` int64, ids.
         targets: B sequences of item ids.
         score: takes ids ``[b]`` and the users' items, and returns scores ``[b, items]``.
     """
@@ -85,4 +87,4 @@ def _ranks(scores: np.ndarray, targets: TargetItems, past: PastItems) -> Ranks:
         here = slice(ends[row], ends[row + 1])
         counts[:, here] = count_sorted(np.sort(scores[row]), values[here])
     own = count_own(past, scores[past.owner, past.item], targets, values)
-    return ranks_of((counts[0], counts[1]), own, past.find(targets) >= 0)
+    return ranks_of((counts[0], counts[1]), own, targets.places(past) >= 0)

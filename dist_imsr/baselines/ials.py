@@ -9,9 +9,10 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.baselines.dense import SizeLimits, dense_ranks, user_items
-from dist_imsr.baselines.known import Known, PastItems
+from dist_imsr.baselines.known import Known
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
 

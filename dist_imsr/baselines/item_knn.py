@@ -8,8 +8,9 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.baselines.dense import SizeLimits, dense_ranks, user_items
-from dist_imsr.baselines.known import Known, PastItems
+from dist_imsr.baselines.known import Known
 from dist_imsr.checks import require
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
 
@@ -49,6 +50,6 @@ class ItemKNN:
         return dense_ranks(self._known, users, targets, self._scores)
 
     def _scores(self, users: np.ndarray, past: PastItems) -> np.ndarray:
-        weights = np.zeros((past.items, len(users)))
+        weights = np.zeros((self._known.items, len(users)))
         weights[past.item, past.owner] = past.recency(self._decay)
         return np.ascontiguousarray((self._columns.T @ (self._columns @ weights)).T)

@@ -9,10 +9,9 @@ from typing import Any
 
 from dist_imsr.baselines.ials import IALS, IALSConfig
 from dist_imsr.baselines.item_knn import ItemKNN, ItemKNNConfig
-from dist_imsr.baselines.known import USERS_AT_ONCE, Baseline, Known
+from dist_imsr.baselines.known import Baseline, Known
 from dist_imsr.baselines.own_history import OwnHistory, OwnHistoryConfig
 from dist_imsr.baselines.popular import Popular, PopularConfig
-from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig
@@ -88,7 +87,7 @@ def measure_baselines(
 def _test(baseline: Baseline, known: Known, config: EvalConfig, per_user: Path | None) -> dict[str, Any]:
     """The metrics of a baseline on the span after the known ones."""
     dataset, topology, metrics = known.dataset, known.topology, Metrics(config.top)
-    data = known.open(known.span + 1, BatchConfig(eval_size=USERS_AT_ONCE))
+    data = known.open(known.span + 1)
     batches = data.testing(lambda users: dataset.known(users, known.span), config.max_users)
     with JointFile(per_user, topology) if per_user else nullcontext() as file:
         for batch in batches:

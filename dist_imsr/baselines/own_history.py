@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.baselines.known import Known, PastItems, TargetItems, past_items, target_items
+from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.popular import Popularity
 from dist_imsr.baselines.ranks import count_own, place
 from dist_imsr.checks import require
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks, discount
 
 DECAYS = (0.98, 0.99, 0.995, 0.999, 1.0)
@@ -66,14 +67,14 @@ def choose_decay(known: Known, decays: Sequence[float]) -> float:
     popularity = Popularity(known.dataset, range(before, before + 1), items)
     gains = torch.zeros(len(decays), dtype=torch.float64)
     for batch in known.validation():
-        found = _ranks(past_items(batch.history, items), target_items(batch.targets), popularity, decays)
+        found = _ranks(known.training_past(batch.users), target_items(batch.targets), popularity, decays)
         gains += torch.stack([discount(ranks.all_items, known.top).sum() for ranks in found])
     return decays[int(known.topology.sum(gains).argmax())]
 
 
 def _ranks(past: PastItems, targets: TargetItems, popularity: Popularity, decays: Sequence[float]) -> list[Ranks]:
     """The ranks with each decay."""
-    at = past.find(targets)
+    at = targets.places(past)
     met = at >= 0
     others = popularity.ranks(past, targets, met).unseen
     assert others is not None

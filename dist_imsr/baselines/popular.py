@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.baselines.known import Known, PastItems, TargetItems, target_items
+from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.ranks import count_own, count_sorted, ranks_of
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
 
@@ -77,4 +78,4 @@ class Popular:
     def ranks(self, users: torch.Tensor, targets: JaggedTensor) -> Ranks:
         """As of `dist_imsr.baselines.known.Baseline`."""
         past, items = self._known.past(users), target_items(targets)
-        return self._popularity.ranks(past, items, past.find(items) >= 0)
+        return self._popularity.ranks(past, items, items.places(past) >= 0)

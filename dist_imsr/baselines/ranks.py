@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from dist_imsr.baselines.known import PastItems, TargetItems
+from dist_imsr.baselines.known import TargetItems
+from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
 

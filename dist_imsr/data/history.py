@@ -15,27 +15,38 @@ def active_users(dataset: Dataset, buckets: range, spans: range) -> np.ndarray:
     return np.unique(np.concatenate([np.empty(0, np.int64), *users]))
 
 
-class Met(NamedTuple):
-    """What users have met, and how long ago.
+class PastItems(NamedTuple):
+    """The distinct items that each of B users has met, user after user, ascending.
 
     Args:
-        items: B sequences of distinct item ids, ascending, on the device of the users' ids.
-        place: ``[m]``, the index of each interaction among the values of ``items``.
-        age: ``[m]``, the number of the user's interactions after it.
+        users: B.
+        owner: ``[m]``, the index of an item's user.
+        item: ``[m]``, ids.
+        place: ``[n]``, the index of each interaction's user and item among the m.
+        age: ``[n]``, the number of the user's later interactions.
     """
 
-    items: JaggedTensor
+    users: int
+    owner: np.ndarray
+    item: np.ndarray
     place: np.ndarray
     age: np.ndarray
 
-    def counts(self, decay: float) -> torch.Tensor:
-        """How often its user has met each item; an interaction counts ``decay`` to the power of its age.
+    def jagged(self, device: torch.device | str) -> JaggedTensor:
+        """B sequences of the items' ids, on a device."""
+        lengths = torch.from_numpy(np.bincount(self.owner, minlength=self.users))
+        return JaggedTensor(torch.from_numpy(self.item).to(device), lengths=lengths.to(device))
 
-        Returns:
-            ``[n]`` float64, for the values of ``items``, on their device.
-        """
-        values = self.items.values()
-        return torch.from_numpy(np.bincount(self.place, decay**self.age, len(values))).to(values.device)
+    def weights(self, decay: float) -> np.ndarray:
+        """The decayed counts, ``[m]`` float64: each interaction counts ``decay`` to the power of its age."""
+        return np.bincount(self.place, decay**self.age, minlength=len(self.item))
+
+    def recency(self, decay: float) -> np.ndarray:
+        """``decay`` to the power of the age of each item's latest interaction, ``[m]`` float64."""
+        latest = np.full(len(self.item), self.age.max(initial=0))
+        np.minimum.at(latest, self.place, self.age)
+        recency: np.ndarray = decay**latest
+        return recency
 
 
 class History:
@@ -54,19 +65,12 @@ class History:
         self._items = dataset.items_by_span[span]
         self._files = [[dataset.sequences(earlier, bucket) for earlier in range(first, span + 1)] for bucket in buckets]
 
-    def __call__(self, users: torch.Tensor) -> JaggedTensor:
-        """Looks up the items of users.
+    def __call__(self, users: torch.Tensor) -> PastItems:
+        """Looks up the items of users, and when they met them.
 
         Args:
             users: ``[B]`` int64, ids of users of the buckets.
-
-        Returns:
-            B sequences of distinct item ids, ascending, on the device of ``users``.
         """
-        return self.met(users).items
-
-    def met(self, users: torch.Tensor) -> Met:
-        """Looks up the items of users, and when they met them; as in `__call__`."""
         ids = users.numpy(force=True)
         bucket = ids % self._n_buckets - self._first
         found, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -87,6 +91,4 @@ class History:
         total = np.bincount(row, minlength=len(ids))
         age = total.cumsum()[row] - np.arange(len(row)) - 1
         distinct, place = np.unique(row * self._items + item, return_inverse=True)
-        owner, item = np.divmod(distinct, self._items)
-        sizes = torch.from_numpy(np.bincount(owner, minlength=len(ids))).to(users.device)
-        return Met(JaggedTensor(torch.from_numpy(item).to(users.device), lengths=sizes), place, age)
+        return PastItems(len(ids), distinct // self._items, distinct % self._items, place, age)

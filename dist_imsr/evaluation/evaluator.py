@@ -153,9 +153,10 @@ class Evaluator:
         if history is None:
             [embeddings] = self.catalogue.lookup(batch.targets)
             return None, embeddings
-        met = history.met(batch.users)
-        embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, met.items)
-        return SeenItems(met.items, seen_embeddings, self.repeats.bonus(met)), embeddings
+        past, device = history(batch.users), self.topology.device
+        items = past.jagged(device)
+        embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, items)
+        return SeenItems(items, seen_embeddings, self.repeats.bonus(past, device)), embeddings
 
 
 class _BeyondAccuracy:

@@ -209,13 +209,14 @@ def recommend(
             block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
             users = state.store.owned.users(block)
-            met = history.met(users.to(topology.device)) if history else None
-            if met is not None and repeats.weight:
-                [embeddings] = state.catalogue.lookup(met.items)
-                seen = SeenItems(met.items, embeddings, repeats.bonus(met))
+            past = history(users) if history else None
+            met = past and past.jagged(topology.device)
+            if past is not None and met is not None and repeats.weight:
+                [embeddings] = state.catalogue.lookup(met)
+                seen = SeenItems(met, embeddings, repeats.bonus(past, topology.device))
                 scores, ids = state.ranker.best(interests, items, top, repeats=seen)
             else:
-                scores, ids = state.ranker.best(interests, items, top, met and met.items)
+                scores, ids = state.ranker.best(interests, items, top, met)
             matching = best_matching_interest(state, interests, ids)
             table = _table(dataset, users, scores, ids, matching)
             file.write(table.replace_schema_metadata(state.origin.metadata))

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History, Met
+from dist_imsr.data.history import History, PastItems
 from dist_imsr.distributed.objective import Objective
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.metrics import discount
@@ -62,9 +63,9 @@ class Repeats(NamedTuple):
     weight: float = 0.0
     decay: float = 1.0
 
-    def bonus(self, met: Met) -> torch.Tensor:
-        """What is added to the score of each item for its user, ``[n]`` float64."""
-        return self.weight * met.counts(self.decay).log1p()
+    def bonus(self, past: PastItems, device: torch.device) -> torch.Tensor:
+        """What is added to the score of each item for its user, ``[m]`` float64 on a device."""
+        return torch.from_numpy(self.weight * np.log1p(past.weights(self.decay))).to(device)
 
 
 @torch.no_grad()
@@ -95,12 +96,13 @@ def choose_repeats(
     """
     pairs = sorted(set(itertools.product(config.weights, config.decays)))
     candidates = [Repeats(weight, decay) for weight, decay in pairs if weight or decay == max(config.decays)]
-    gains = torch.zeros(len(candidates), dtype=torch.float64)
+    gains, device = torch.zeros(len(candidates), dtype=torch.float64), model.topology.device
     for batch in batches:
-        extraction, met = objective.extract(model, batch), history.met(batch.users)
-        [embeddings] = model.catalogue.lookup(met.items)
+        extraction, past = objective.extract(model, batch), history(batch.users)
+        met = past.jagged(device)
+        [embeddings] = model.catalogue.lookup(met)
         for place, candidate in enumerate(candidates):
-            seen = SeenItems(met.items, embeddings, candidate.bonus(met))
+            seen = SeenItems(met, embeddings, candidate.bonus(past, device))
             ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top, seen)
             gains[place] += discount(ranks.all_items, top).sum().item()
     total = model.topology.sum(gains).tolist()

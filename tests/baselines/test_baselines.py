@@ -7,10 +7,10 @@ import pytest
 
 from dist_imsr.baselines.ials import IALS, IALSConfig
 from dist_imsr.baselines.item_knn import ItemKNN, ItemKNNConfig
-from dist_imsr.baselines.known import Known, past_items, target_items
+from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.own_history import OwnHistory, OwnHistoryConfig
 from dist_imsr.baselines.popular import Popular, PopularConfig, Popularity
-from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.history import PastItems
 from dist_imsr.data.jagged import jagged
 from tests.baselines import slow
 from tests.ranks import run_ranks
@@ -22,7 +22,7 @@ def _ranks(topology, dataset, span, build, config):
     """The facts of a baseline, and ranks by user and target."""
     known = Known(dataset, span, topology, TOP)
     baseline, found = build(known, config), {}
-    for batch in known.open(span + 1, BatchConfig(eval_size=7)).testing(lambda users: dataset.known(users, span)):
+    for batch in known.open(span + 1).testing(lambda users: dataset.known(users, span)):
         ranks = baseline.ranks(batch.users, batch.targets)
         targets = target_items(batch.targets)
         users = batch.users.numpy()[targets.owner].tolist()
@@ -118,18 +118,23 @@ def test_ials(dataset, history):
 
 
 def test_one_item_of_a_user_by_hand():
-    past = past_items(jagged([7, 3, 7, 3, 3], [3, 2]), items=10)
-    assert past.owner.tolist() == [0, 0, 1]
-    assert past.item.tolist() == [3, 7, 3]
+    past = PastItems(
+        2,
+        owner=np.array([0, 0, 1]),
+        item=np.array([3, 7, 3]),
+        place=np.array([1, 0, 1, 2, 2]),
+        age=np.array([2, 1, 0, 1, 0]),
+    )
     np.testing.assert_allclose(past.weights(0.5), [0.5, 1.25, 1.5])
     np.testing.assert_allclose(past.recency(0.5), [0.5, 1, 1])
     targets = target_items(jagged([7, 8, 3], [2, 1]))
-    assert past.find(targets).tolist() == [1, -1, 2]
+    assert targets.places(past).tolist() == [1, -1, 2]
 
 
 def test_users_without_history_get_what_is_popular(dataset, history):
-    past, targets = past_items(jagged([], [0, 0]), items=40), target_items(jagged([0, 5], [1, 1]))
-    ranks = Popularity(dataset, range(2, 3), 40).ranks(past, targets, past.find(targets) >= 0)
+    none = np.empty(0, np.int64)
+    past, targets = PastItems(2, none, none, none, none), TargetItems(np.array([0, 1]), np.array([0, 5]))
+    ranks = Popularity(dataset, range(2, 3), 40).ranks(past, targets, targets.places(past) >= 0)
     counts = slow.popular(history, [2])
     scores = [counts[item] for item in range(40)]
     assert ranks.unseen.tolist() == ranks.all_items.tolist() == [slow.rank(scores, item, range(40)) for item in (0, 5)]
