@@ -31,7 +31,7 @@ class Row:
         strategy: strategy.name; the row's own name by default.
         bases: the base models that it is trained with; those of all rows by default.
         set: the row's own arguments of launch/train.py, as ``--key=value``. Keys that all rows share (data, batches,
-            loss, early stopping, scores, ranking and tests) cannot be set here.
+            loss, early stopping, scores, ranking and tests) cannot be set here, unless settings are compared.
         baseline: instead of a strategy, a baseline of launch/baselines.py, of which ``set`` has arguments: one run for
             each data set, shown with the base ``-``, that stands for all seeds.
     """
@@ -84,6 +84,8 @@ class CompareConfig:
         seeds: every row, base and data set has one run for each seed.
         reference: the row that RI, the relative improvement, is relative to.
         tests: the rows that every other one is tested against for significance.
+        settings: whether it is settings that are compared: rows may have their own values of keys that all share
+            otherwise.
         top: N of the tables' HR@N and NDCG@N; eval.top must hold it.
         tuning: how hyper-parameters are chosen.
         cores: processes at once, of one thread each.
@@ -101,6 +103,7 @@ class CompareConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     reference: str = "fine_tuning"
     tests: list[str] = field(default_factory=lambda: ["fine_tuning"])
+    settings: bool = False
     top: int = 20
     tuning: TuningConfig = field(default_factory=TuningConfig)
     cores: int = 1

@@ -77,11 +77,12 @@ class Grid:
             for name, row in config.strategies.items()
             if base in self._bases(row)
         ]
+        refused: list[Compare] = ["grid"] if config.settings else ["grid", "shared"]
         for name, row in config.strategies.items():
             tree: type = TrainConfig if row.baseline is None else BaselinesConfig
-            _check_keys(f"strategies.{name}.set", row.set, ("grid", "shared"), tree)
+            _check_keys(f"strategies.{name}.set", row.set, refused, tree)
             keys = [f"--{key}=" for key in config.tuning.keys.get(name, {})]
-            _check_keys(f"tuning.keys.{name}", keys, ("grid", "shared"))
+            _check_keys(f"tuning.keys.{name}", keys, refused)
             require(row.bases is None or bool(row.bases), f"strategies.{name}.bases", row.bases, "at least one")
         for experiment in self.experiments:
             where = f"strategies.{experiment.row} with {experiment.base} on {experiment.data}"

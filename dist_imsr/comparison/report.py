@@ -25,11 +25,12 @@ def quality_tables(config: CompareConfig, records: Sequence[dict[str, Any]]) -> 
     """
     pairs = [f"p {over} vs {other}" for other in config.tests for over in ("users", "seeds")]
     rates = [f"{name}@{config.top}" for name in ("HR", "NDCG")]
-    columns = ["base", "strategy", *rates, f"{rates[0]} unseen", "RI", *pairs, "seeds"]
+    columns = ["base", "strategy", *rates, f"{rates[0]} unseen", "validation", "K", "RI", *pairs, "seeds"]
     caption = (
         f"{' and '.join(rates)} (target: the latest interaction) in per cent: means over spans, then mean ± standard "
         "deviation over seeds. unseen: targets that are new to the user, ranked among items that are new to the user. "
-        f"RI: relative improvement of the average of both over {config.reference}, in per cent. "
+        "validation: what early stopping reads, on targets of the trained span. K: a user's interests after the last "
+        f"span. RI: relative improvement of the average of both over {config.reference}, in per cent. "
         "p: two-sided paired t-tests of HR / NDCG over n users (each user's mean over spans and seeds) and over n "
         "seeds, corrected by Holm's method within the tests of a base model against one row, both metrics together; - "
         "where there is nothing to test. Baselines have no base model and no seeds."
@@ -131,10 +132,10 @@ def _quality_row(config: CompareConfig, record: dict[str, Any]) -> list[str]:
     remarks = [record["missing"], "own pre-training" if record["pretrained_apart"] else ""]
     seeds = "; ".join([f"{record['seeds']}", *filter(None, remarks)])
     if not record["seeds"]:
-        return [*head, *[_NOTHING] * (4 + 2 * len(config.tests)), record["missing"]]
+        return [*head, *[_NOTHING] * (6 + 2 * len(config.tests)), record["missing"]]
     rates = [
         _number(record[name], 2) + ("" if record[f"{name}_std"] is None else f" ± {record[f'{name}_std']:.2f}")
-        for name in ("hr", "ndcg", "unseen")
+        for name in ("hr", "ndcg", "unseen", "validation", "interests")
     ]
     own = record["strategy"] == config.reference and record["base"] in (*config.bases, NO_BASE)
     tests = []

@@ -46,10 +46,17 @@ class Cells:
 
     @cached_property
     def means(self) -> dict[str, dict[int, float]]:
-        """The mean over tested spans by metric and seed, in per cent; ``unseen`` is HR among unseen items."""
+        """The mean over tested spans by metric and seed.
+
+        ``unseen`` is HR among unseen items and ``validation`` what early stopping reads, both in per cent as HR and
+        NDCG are; ``interests`` is the number of a user's interests after the last span.
+        """
         lines = {seed: job.lines() for seed, job in self.jobs.items() if job.done}
-        keys = {name: f"{name}@{self.top}" for name in METRICS} | {"unseen": f"hr@{self.top}_unseen"}
-        return {
+        keys = {name: f"{name}@{self.top}" for name in METRICS}
+        keys |= {"unseen": f"hr@{self.top}_unseen", "validation": "validation"}
+        interests = {seed: each[-1].get("interests_mean") for seed, each in lines.items() if each}
+        grown = {"interests": {seed: found for seed, found in interests.items() if found is not None}}
+        return grown | {
             name: {
                 seed: 100 * found
                 for seed, each in lines.items()

@@ -111,6 +111,16 @@ def test_impossible_cells_are_refused(place, keys, message):
         _grid(place.compare(**keys))
 
 
+def test_settings_may_be_compared(place):
+    rows = PLAIN | {"patient": Row("imsr", set=["--training.patience=9", "--batch.negatives=7"])}
+    grid = _grid(place.compare(strategies=rows, settings=True))
+    [config] = [grid.resolved(one) for one in grid.experiments if one.row == "patient"]
+    assert (config.training.patience, config.batch.negatives) == (9, 7)
+    rows["imsr"] = Row(set=["--seed=1"])
+    with pytest.raises(ValueError, match="seed .*sets it itself"):
+        _grid(place.compare(strategies=rows, settings=True))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -39,6 +39,7 @@ def _cells(place, base, row, hits, needs=None):
             values = {"user": USERS, "hr@5": hr, "ndcg@5": [0.5 * value for value in hr]}
             pq.write_table(pa.table(values), folder / "users" / f"span={span + 1}.parquet")
             means = {"hr@5": sum(hr) / 4, "ndcg@5": sum(hr) / 8, "hr@5_unseen": [None, 0.25][span - 1]}
+            means |= {"validation": 0.01 * span, "interests_mean": 4.0 + span}
             lines.append({"span": span, "test_span": span + 1, "users": 4, "train_seconds": span + seed, **means})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         job.end(State("failed", "the disk | is full") if spans is None else State("done"))
@@ -81,11 +82,27 @@ def test_tables_show_what_there_is(made):
     third, fourth = quality_tables(config, summary_records(config, cells))
     assert [row[:2] for row in third.rows] == [["comirec_dr", "fine_tuning"], ["comirec_dr", "imsr"]]
     assert [row[1] for row in fourth.rows] == ["mimn", "fine_tuning", "imsr"]
-    assert third.columns[:6] == ["base", "strategy", "HR@5", "NDCG@5", "HR@5 unseen", "RI"]
-    assert third.rows[0][2:8] == ["20.83 ± 7.22", "10.42 ± 3.61", "25.00 ± 0.00", "-", "-", "-"]
-    assert third.rows[1][2:6] == ["50.00 ± 0.00", "25.00 ± 0.00", "25.00 ± 0.00", "166.67"]
-    assert third.rows[1][8:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
-    assert fourth.rows[0][5:8] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
+    assert third.columns[:8] == ["base", "strategy", "HR@5", "NDCG@5", "HR@5 unseen", "validation", "K", "RI"]
+    assert third.rows[0][2:10] == [
+        "20.83 ± 7.22",
+        "10.42 ± 3.61",
+        "25.00 ± 0.00",
+        "1.50 ± 0.00",
+        "6.00 ± 0.00",
+        "-",
+        "-",
+        "-",
+    ]
+    assert third.rows[1][2:8] == [
+        "50.00 ± 0.00",
+        "25.00 ± 0.00",
+        "25.00 ± 0.00",
+        "1.50 ± 0.00",
+        "6.00 ± 0.00",
+        "166.67",
+    ]
+    assert third.rows[1][10:] == ["-", "-", "2; seed 2 failed: the disk | is full; own pre-training"]
+    assert fourth.rows[0][7:10] == ["0.00", "1.000 / 1.000 (n=4)", "1.000 / 1.000 (n=3)"]
     assert r"the disk \| is full" in third.markdown()
     (times,) = time_tables(config, cells)
     assert times.columns == ["base", "strategy", "t=1", "t=2"]
@@ -103,7 +120,7 @@ def test_a_row_without_numbers_says_why(place):
     config = place.compare(strategies={"fine_tuning": Row()}, bases=["comirec_dr"], seeds=[0])
     cells = [_cells(place, "comirec_dr", "fine_tuning", {0: None})]
     (sheet,) = quality_tables(config, summary_records(config, cells))
-    assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 6, "seed 0 failed: the disk | is full"]]
+    assert sheet.rows == [["comirec_dr", "fine_tuning", *["-"] * 8, "seed 0 failed: the disk | is full"]]
 
 
 def _baseline(place, hits):
@@ -133,7 +150,7 @@ def test_a_baseline_stands_for_all_seeds(made, place):
 def test_a_baseline_that_failed_says_why(place):
     config = place.compare(strategies={"counts": Row(baseline="popular")}, reference="counts", tests=["counts"])
     (sheet,) = quality_tables(config, summary_records(config, [_baseline(place, None)]))
-    assert sheet.rows == [["-", "counts", *["-"] * 6, "failed: the disk | is full"]]
+    assert sheet.rows == [["-", "counts", *["-"] * 8, "failed: the disk | is full"]]
 
 
 def test_tests_of_a_base_model_against_one_row_are_corrected_together(place):
