@@ -117,7 +117,7 @@ def test_settings_may_be_compared(place):
     [config] = [grid.resolved(one) for one in grid.experiments if one.row == "patient"]
     assert (config.training.patience, config.batch.negatives) == (9, 7)
     rows["imsr"] = Row(set=["--seed=1"])
-    with pytest.raises(ValueError, match="seed .*sets it itself"):
+    with pytest.raises(ValueError, match=r"seed .*sets it itself"):
         _grid(place.compare(strategies=rows, settings=True))
 
 
