@@ -13,8 +13,7 @@ from dist_imsr.baselines.ranks import count_own, place
 from dist_imsr.checks import require
 from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks, discount
-
-DECAYS = (0.98, 0.99, 0.995, 0.999, 1.0)
+from dist_imsr.evaluation.repeats import DECAYS
 
 
 @dataclass

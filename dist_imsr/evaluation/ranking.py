@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -108,14 +108,35 @@ class Ranker:
         Returns:
             The rank of each value of ``targets``.
         """
+        [ranks] = self.ranks_of_each(interests, targets, embeddings, items, exact_top, [seen])
+        return ranks
+
+    @Phase("ranking")
+    def ranks_of_each(
+        self,
+        interests: Interests,
+        targets: JaggedTensor,
+        embeddings: torch.Tensor,
+        items: int,
+        exact_top: int | None,
+        candidates: Sequence[SeenItems | None],
+    ) -> list[Ranks]:
+        """The ranks with each of several bonuses, from one pass over the catalogue.
+
+        Args:
+            interests: as in `ranks`, like ``targets``, ``embeddings``, ``items`` and ``exact_top``.
+            candidates: at least one; all have the same items.
+        """
+        seen = candidates[0]
         owners, queries = owners_of(targets), self.scoring.queries(interests)
         own = Interests(queries.vectors[owners], queries.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
-        if seen is not None:
-            scores = scores + seen.bonus_of(targets).to(scores.dtype)
+        each = [scores.double() if one is None else scores.double() + one.bonus_of(targets) for one in candidates]
         longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
-        levels = torch.stack([scores, TIE * longest[owners] * embeddings.norm(dim=1)], 1)
-        mine = _block(queries, seen and seen.items)._replace(targets=_pairs(targets), levels=levels)
+        tie = TIE * longest[owners] * embeddings.norm(dim=1)
+        levels = torch.cat([torch.stack([level.to(tie.dtype), tie], 1) for level in each])
+        pairs = _pairs(targets).repeat(len(candidates), 1)
+        mine = _block(queries, seen and seen.items)._replace(targets=pairs, levels=levels)
         world, _, first = _share(self.topology, mine)
         user_of_target, item_of_target = world.targets.T
         better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
@@ -125,17 +146,20 @@ class Ranker:
             for _, places, vectors, excluded in group_by_num_interests(world, active, chunk):
                 place = places[user_of_target]
                 selected = (undecided & (place >= 0)).nonzero().squeeze(1)
-                level, tie = world.levels[selected].T
+                level, within = world.levels[selected].T
                 count[selected] = self._count_better(
-                    chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, tie, excluded
+                    chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, within, excluded
                 )
             better += self.topology.sum(count)
-        unseen = 1 + better[first : first + len(owners)]
+        unseen = list((1 + better[first : first + len(levels)]).view(len(candidates), -1))
         if seen is None:
-            return Ranks(unseen)
-        level, tie = levels.T
-        better_seen, met = seen.count_better(seen.scores(queries, self.how), targets, level - tie, level + tie)
-        return Ranks(unseen + better_seen, unseen.masked_fill(met, torch.inf))
+            return [Ranks(ranks) for ranks in unseen]
+        found, of_seen = list[Ranks](), seen.plain_scores(queries, self.how)
+        for one, ranks, level in zip(candidates, unseen, each, strict=True):
+            assert one is not None
+            better_seen, met = seen.count_better(one.with_bonus(of_seen), targets, level - tie, level + tie)
+            found.append(Ranks(ranks + better_seen, ranks.masked_fill(met, torch.inf)))
+        return found
 
     @Phase("ranking")
     def best(

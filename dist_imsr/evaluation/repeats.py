@@ -19,6 +19,10 @@ from dist_imsr.evaluation.metrics import discount
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.evaluation.seen import SeenItems
 
+DECAYS = (0.98, 0.99, 0.995, 0.999, 1.0)
+"""Candidates of the decay. Validation targets follow the history at once and tests come a span later, so that shorter
+memories would win validation alone."""
+
 
 @dataclass
 class RepeatsConfig:
@@ -31,8 +35,8 @@ class RepeatsConfig:
     """
 
     enabled: bool = False
-    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
-    decays: list[float] = field(default_factory=lambda: [0.9, 0.95, 0.98, 0.99, 1.0])
+    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    decays: list[float] = field(default_factory=lambda: list(DECAYS))
 
     def __post_init__(self) -> None:
         require(bool(self.weights) and min(self.weights) >= 0, "repeats.weights", self.weights, "numbers of at least 0")
@@ -101,10 +105,9 @@ def choose_repeats(
         extraction, past = objective.extract(model, batch), history(batch.users)
         met = past.jagged(device)
         [embeddings] = model.catalogue.lookup(met)
-        for place, candidate in enumerate(candidates):
-            seen = SeenItems(met, embeddings, candidate.bonus(past, device))
-            ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top, seen)
-            gains[place] += discount(ranks.all_items, top).sum().item()
+        each = [SeenItems(met, embeddings, candidate.bonus(past, device)) for candidate in candidates]
+        ranks = ranker.ranks_of_each(extraction.interests, batch.targets, extraction.targets, items, top, each)
+        gains += torch.stack([discount(one.all_items, top).sum() for one in ranks]).cpu()
     total = model.topology.sum(gains).tolist()
     best = max(total, default=0.0)
     return next(

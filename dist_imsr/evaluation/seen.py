@@ -27,13 +27,21 @@ class SeenItems(NamedTuple):
 
     def scores(self, interests: Interests, how: Score) -> torch.Tensor:
         """The score of each item for its user, with its bonus, ``[n]`` float64."""
+        return self.with_bonus(self.plain_scores(interests, how))
+
+    def with_bonus(self, scores: torch.Tensor) -> torch.Tensor:
+        """Adds the bonus of each item to its score."""
+        return scores if self.bonus is None else scores + self.bonus
+
+    def plain_scores(self, interests: Interests, how: Score) -> torch.Tensor:
+        """The score of each item for its user, ``[n]`` float64."""
         owners = owners_of(self.items)
         scores = torch.empty(len(owners), dtype=torch.float64, device=owners.device)
         size = max(1, _NUMBERS // max(1, interests.vectors.shape[1] * interests.vectors.shape[2]))
         for part in torch.arange(len(owners), device=owners.device).split(size):
             own = Interests(interests.vectors[owners[part]].double(), interests.mask[owners[part]])
             scores[part] = score(own, self.embeddings[part].double().unsqueeze(1), how).squeeze(1)
-        return scores if self.bonus is None else scores + self.bonus
+        return scores
 
     def bonus_of(self, targets: JaggedTensor) -> torch.Tensor:
         """What is added to the score of each target, ``[A]`` float64.

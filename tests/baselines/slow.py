@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from dist_imsr.baselines.own_history import DECAYS
+from dist_imsr.evaluation.repeats import DECAYS
 
 HELD_OUT, SHORTEST = 2, 3
 

@@ -129,6 +129,26 @@ def test_ranks_equal_brute_force(device, world_size, tile, how, precision, mask,
             ]
 
 
+def _with_bonuses(topology, tile, exact_top):
+    """The ranks with each of three bonuses, from one pass and from one pass each."""
+    interests, targets, seen = _mine(topology)
+    sequences, seen = _jagged(targets, topology.device), _jagged(seen, topology.device)
+    table, count = torch.from_numpy(_world()[0]).to(topology.device), torch.arange(len(seen.values())) % 3
+    bonuses = (None, 0.3 * count.double(), 40.0 * count.double())
+    each = [SeenItems(seen, table[seen.values()], bonus) for bonus in bonuses]
+    ranker = _ranker(topology, "attentive", tile, "fp32")
+    users = interests, sequences, table[sequences.values()], KNOWN, exact_top
+    apart, together = [ranker.ranks(*users, one) for one in each], ranker.ranks_of_each(*users, each)
+    return [[ranks.tolist() for ranks in one] for one in apart], [[ranks.tolist() for ranks in one] for one in together]
+
+
+@pytest.mark.parametrize(("world_size", "tile", "exact_top"), [(1, 30, None), (2, 12, 3), (3, 1 << 23, 20)])
+def test_one_pass_serves_several_bonuses(world_size, tile, exact_top):
+    results = run_ranks(world_size, _with_bonuses, tile, exact_top)
+    assert all(apart == together for apart, together in results)
+    assert any(apart[0] != apart[2] for apart, _ in results)
+
+
 def _with_dense(topology, dense, function, *args):
     tiles._DENSE = dense
     return function(topology, *args)
