@@ -15,7 +15,7 @@ from dist_imsr.baselines.popular import Popular, PopularConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.evaluator import EvalConfig
-from dist_imsr.evaluation.metrics import Metrics, Ranks
+from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.user_table import user_table
 
@@ -92,8 +92,8 @@ def _test(baseline: Baseline, known: Known, config: EvalConfig, per_user: Path |
     with JointFile(per_user, topology) if per_user else nullcontext() as file:
         for batch in batches:
             ranks = baseline.ranks(batch.users, batch.targets)
-            if config.exclude_seen and ranks.unseen is not None:
-                ranks = Ranks(ranks.unseen, ranks.unseen)
+            if config.exclude_seen:
+                ranks = ranks.without_seen()
             values = metrics.add(batch, ranks)
             if file:
                 file.write(user_table(dataset, batch, ranks.all_items, values, config.top))

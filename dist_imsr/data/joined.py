@@ -104,9 +104,9 @@ class JoinedSpans:
 
 
 class SpanWithHistory(JoinedSpans):
-    """One span to train on, with histories that continue into the spans before; arguments and the rest as above.
+    """Trains on one span's targets alone, with histories that continue into the spans before.
 
-    Its users, and those of `everything`, are those of all these spans.
+    Arguments and all other methods are those of `JoinedSpans`: ``users`` and `everything` cover all spans.
     """
 
     def training(self, epoch: int) -> Steps[Batch]:

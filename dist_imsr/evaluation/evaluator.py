@@ -17,7 +17,7 @@ from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
 from dist_imsr.distributed.topology import Topology
-from dist_imsr.evaluation.metrics import Metrics, Ranks
+from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.evaluation.repeats import Repeats
@@ -135,8 +135,8 @@ class Evaluator:
                 interests = self.store.gather(self.store.owned.rows(batch.users), self.topology.device)
                 seen, embeddings = self._lookup(batch, history)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
-                if self.config.exclude_seen and ranks.unseen is not None:
-                    ranks = Ranks(ranks.unseen, ranks.unseen)
+                if self.config.exclude_seen:
+                    ranks = ranks.without_seen()
                 values = metrics.add(batch, ranks)
                 if beyond:
                     left_out = seen.items if seen and self.config.exclude_seen else None

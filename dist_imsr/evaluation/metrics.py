@@ -21,6 +21,11 @@ class Ranks(NamedTuple):
     all_items: torch.Tensor
     unseen: torch.Tensor | None = None
 
+    def without_seen(self) -> "Ranks":
+        """The ranks where items that a user has met are left out."""
+        assert self.unseen is not None
+        return Ranks(self.unseen, self.unseen)
+
 
 def discount(ranks: torch.Tensor, top: int) -> torch.Tensor:
     """The gain of a target in DCG@N: 1 / log2(rank + 1) for ranks up to ``top``, else 0; float64."""

@@ -19,6 +19,7 @@ Shard = Callable[[int], int]  # rows of a table -> rows of the fullest rank
 _FLOAT, _LONG, _SHORT = 4, 8, 2
 _DRAW = 30  # bytes per float32 of a new interest while it is drawn, in float64 and from 64 random bits
 _MOVED = 24  # bytes of int64 positions per interest while interests move inside the store
+_MET = 64  # bytes of positions, ages and scores per earlier interaction of tested users
 _INDEXED = 120  # bytes per user of a span for the positions of their interactions and the order of an epoch
 _BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size, in numbers
 
@@ -109,6 +110,8 @@ class MemoryModel:
                 phases += [self._adding_interests(before, span), self._training(span)]
                 if span.number and self.resources.trims:
                     phases.append(self._trimming(span))
+            if span.number > 1:
+                phases.append(self._testing(before, span))
         return phases
 
     def table_bytes(self, span: Span) -> tuple[int, int]:
@@ -216,3 +219,14 @@ class MemoryModel:
         if self.config.training.patience:
             device["copy for early stopping"] = self.snapshot_bytes(span)
         return MemoryPhase(span.number, "trimming", device, host)
+
+    def _testing(self, before: Span, span: Span) -> MemoryPhase:
+        """A block of users with all that they met in the spans before, as if each item was met once."""
+        device, host = self._resident(span, before)
+        load, users = self.config.load, min(self.config.batch.eval_size, self.config.users)
+        interactions = load.pretraining + before.number * load.active * load.interactions
+        met = math.ceil(math.ceil(users / self.config.ranks) * interactions)
+        device["items that users have met"] = 2 * met * self.width * _FLOAT  # sent and received
+        device["ranking's tiles"] = self.config.ranking.memory << 20
+        host["earlier interactions"] = met * _MET
+        return MemoryPhase(span.number, "testing", device, host)

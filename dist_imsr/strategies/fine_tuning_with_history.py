@@ -11,7 +11,7 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 class FineTuningWithHistory(Strategy):
     """Fine-tuning on each span's targets, with histories that continue into the spans before.
 
-    A yardstick for IMSR: what carried evidence brings without reading old interactions, this strategy reads. Each span
+    A reference for IMSR: this strategy reads the old interactions that IMSR carries evidence of. Each span
     ends with the interests of all users so far, extracted from their latest interactions with the new parameters.
 
     Cost per span: that of fine-tuning on longer histories, and one pass over all users, so it grows with the users.
