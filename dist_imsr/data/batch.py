@@ -20,7 +20,9 @@ class BatchConfig:
         max_history: the latest interactions before the cut that enter the extractor; mimn and limarec write a span back
             in pieces of so many.
         max_targets: interactions after the cut that are predicted.
-        negatives: uniformly sampled items that all targets of a step share.
+        negatives: sampled items that all targets of a step share.
+        popular_negatives: the share of the negatives that are drawn as often as the span's interactions have them, from
+            0, below 1; the others are uniform. The loss corrects for both (erratum E6).
         eval_size: users in a global batch of validation, testing and write-back.
         prefetch: batches prepared ahead in the background.
     """
@@ -29,13 +31,17 @@ class BatchConfig:
     max_history: int = 100
     max_targets: int = 50
     negatives: int = 1000
+    popular_negatives: float = 0.5
     eval_size: int = 1024
     prefetch: int = field(default=2, metadata=free())
 
     def __post_init__(self) -> None:
         for key in fields(self):
             value = getattr(self, key.name)
-            require(value >= 1, f"batch.{key.name}", value, "at least 1")
+            if key.name != "popular_negatives":
+                require(value >= 1, f"batch.{key.name}", value, "at least 1")
+        share = self.popular_negatives
+        require(0 <= share < 1, "batch.popular_negatives", share, "at least 0, below 1")
 
 
 @dataclass
@@ -51,6 +57,9 @@ class Batch(TensorBatch):
         world_targets: the number of targets in the global step.
         replayed: the number of replayed rows: the last rows, with earlier sequences of users of the other rows.
         world_replayed: the number of targets of replayed rows in the global step.
+        target_log_q: ``[A]`` float32, of the values of ``targets``: the logarithm of how likely a negative is to be
+            this item, over that of a uniform draw; None for uniform draws.
+        negative_log_q: ``[N]``, the same of the values of ``negatives``.
     """
 
     span: int
@@ -61,18 +70,24 @@ class Batch(TensorBatch):
     world_targets: int
     replayed: int = 0
     world_replayed: int = 0
+    target_log_q: torch.Tensor | None = None
+    negative_log_q: torch.Tensor | None = None
 
     def replay(self) -> "Batch":
         """The replayed rows alone, as views."""
+        targets = last_rows(self.targets, self.replayed)
+        log_q = self.target_log_q
         return Batch(
             span=self.span,
             users=self.users[len(self.users) - self.replayed :],
             history=last_rows(self.history, self.replayed),
-            targets=last_rows(self.targets, self.replayed),
+            targets=targets,
             negatives=self.negatives,
             world_targets=self.world_targets,
             replayed=self.replayed,
             world_replayed=self.world_replayed,
+            target_log_q=None if log_q is None else log_q[len(log_q) - len(targets.values()) :],
+            negative_log_q=self.negative_log_q,
         )
 
 

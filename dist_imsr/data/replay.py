@@ -150,15 +150,18 @@ class ReplayedSpan(SpanData):
             rows = self.reader.find(batch.users.numpy())
             places = chosen[ranges(first[rows], counts[rows])]
             history, targets = self._cut_pool(places)
+            targets = _append_rows(batch.targets, targets)
             return Batch(
                 span=batch.span,
                 users=torch.cat([batch.users, torch.from_numpy(self.users[self._owner[places]])]),
                 history=_append_rows(batch.history, history),
-                targets=_append_rows(batch.targets, targets),
+                targets=targets,
                 negatives=batch.negatives,
                 world_targets=batch.world_targets,
                 replayed=len(places),
                 world_replayed=batch.world_replayed,
+                target_log_q=self.negatives.log_q(targets),
+                negative_log_q=batch.negative_log_q,
             )
 
         return Steps(read, len(steps), self.config.prefetch)

@@ -1,6 +1,7 @@
 """The batches of one span, read straight from its Arrow files."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torchrec import JaggedTensor
 from dist_imsr.data.batch import Batch, BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset, held_out
 from dist_imsr.data.jagged import jagged
+from dist_imsr.data.negatives import NegativeSampler
 from dist_imsr.data.reader import SpanReader
 from dist_imsr.data.schedule import Schedule, generator
 from dist_imsr.data.steps import Steps, chain_steps
@@ -48,7 +50,7 @@ class SpanData:
     ) -> None:
         self.span, self.config, self.seed = span if until is None else until, config, seed
         self._own_span, self._buckets, self._world_sum = span, buckets, world_sum
-        self._known_items = dataset.items_by_span[self.span]
+        self._dataset, self._known_items = dataset, dataset.items_by_span[self.span]
         self.reader = SpanReader(dataset, span, buckets)
         self._earlier = [one.reader for one in earlier]
         self.users, self._lengths = self.reader.users, self.reader.lengths
@@ -58,6 +60,12 @@ class SpanData:
     def trainees(self) -> np.ndarray:
         """Which users have at least 2 interactions to train on, ``[n]`` bool."""
         return self._trained >= 2
+
+    @cached_property
+    def negatives(self) -> NegativeSampler:
+        """Draws the negatives of its steps."""
+        size, popular = self.config.negatives, self.config.popular_negatives
+        return NegativeSampler(self._dataset, self._own_span, self._known_items, size, popular)
 
     def draw(self, *keys: int) -> np.ndarray:
         """Draws a uniform number for each user.
@@ -113,16 +121,19 @@ class SpanData:
 
         def read(step: int) -> Batch:
             places = schedule.places(step)
-            negatives = generator(_NEGATIVES, *keys, step).integers(self._known_items, size=self.config.negatives)
             history, targets = self.cut(rows[places], drawn[places])
+            drawn_items = self.negatives.draw(generator(_NEGATIVES, *keys, step))
+            negatives = jagged(drawn_items, np.array([len(drawn_items)]))
             return Batch(
                 span=self.span,
                 users=torch.from_numpy(self.users[rows[places]]),
                 history=history,
                 targets=targets,
-                negatives=jagged(negatives, np.array([len(negatives)])),
+                negatives=negatives,
                 world_targets=own[step] + extra[step],
                 world_replayed=extra[step],
+                target_log_q=self.negatives.log_q(targets),
+                negative_log_q=self.negatives.log_q(negatives),
             )
 
         return Steps(read, schedule.steps, self.config.prefetch)

@@ -90,5 +90,13 @@ def score_batch(batch: Batch, queries: Interests, targets: torch.Tensor, negativ
     agreement = queries.vectors @ padded.mT
     place = mask.flatten().nonzero().squeeze(1)
     users, targets = (block.flatten(0, 1)[place] for block in (attend(queries, agreement), padded))
-    scored = candidates(users, targets, negatives, batch.targets.values(), batch.negatives.values())
+    scored = candidates(
+        users,
+        targets,
+        negatives,
+        batch.targets.values(),
+        batch.negatives.values(),
+        batch.target_log_q,
+        batch.negative_log_q,
+    )
     return Scores(scored, padded, mask, agreement)

@@ -128,8 +128,12 @@ def candidates(
     negatives: torch.Tensor,
     target_ids: torch.Tensor,
     negative_ids: torch.Tensor,
+    target_log_q: torch.Tensor | None = None,
+    negative_log_q: torch.Tensor | None = None,
 ) -> Candidates:
-    """Scores targets and negatives.
+    """Scores targets and negatives, less the logarithm of how likely each is to be drawn as a negative.
+
+    With this correction, their softmax estimates that over all items (Bengio and Senecal 2008).
 
     Args:
         users: ``[A, d]``, v_u of Eq. 5 for each target.
@@ -137,9 +141,13 @@ def candidates(
         negatives: ``[N, d]``, embeddings of the sampled items, shared by all targets.
         target_ids: ``[A]`` integers.
         negative_ids: ``[N]`` integers; a negative that is the target itself is masked out (erratum E6).
+        target_log_q: ``[A]``; None for uniform draws, as below.
+        negative_log_q: ``[N]``.
     """
     positive = (users * targets).sum(-1)
     others = users @ negatives.mT
+    if target_log_q is not None and negative_log_q is not None:
+        positive, others = positive - target_log_q, others.sub_(negative_log_q)
     others.masked_fill_(target_ids.unsqueeze(1) == negative_ids, torch.finfo(others.dtype).min)
     return Candidates(positive, others)
 

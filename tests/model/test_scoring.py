@@ -63,6 +63,20 @@ def test_loss_equals_the_equations(device, counts, each, negatives, seed):
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_likelier_negatives_count_less():
+    draw = torch.Generator().manual_seed(0)
+    users, catalogue = (torch.randn(n, 4, generator=draw, dtype=torch.float64) for n in (3, 7))
+    ids, negatives, log_q = torch.tensor([0, 3, 2]), torch.tensor([3, 1, 2, 1]), torch.randn(7, generator=draw).double()
+    found = sampled_softmax(
+        candidates(users, catalogue[ids], catalogue[negatives], ids, negatives, log_q[ids], log_q[negatives])
+    )
+    scores, wanted = (users @ catalogue.T - log_q).numpy(), 0.0
+    for own, target in zip(scores, ids.tolist(), strict=True):
+        others = [own[one] for one in negatives.tolist() if one != target]
+        wanted += np.log(np.exp([own[target], *others]).sum()) - own[target]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_distillation_equals_the_equations(device):
     draw = torch.Generator().manual_seed(0)
     ids, negatives = torch.tensor([0, 3, 2, 2, 5]), torch.tensor([3, 1, 2])
