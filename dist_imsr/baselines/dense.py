@@ -10,7 +10,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.ranks import count_own, count_sorted, ranks_of
-from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.dataset import Dataset, trained_places
 from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 
@@ -42,21 +42,34 @@ class SizeLimits:
                 )
 
 
-def user_items(known: Known) -> sp.csr_array:
-    """The number of interactions of each user with each item, ``[users, items]`` float32; a row is a user's id."""
+def user_items(known: Known, training: bool = False) -> sp.csr_array:
+    """The number of interactions of each user with each item, ``[users, items]`` float32; a row is a user's id.
+
+    Args:
+        known: what a baseline may look at.
+        training: whether to leave out the last span's interactions that are held out of training.
+    """
     rows, items = list[np.ndarray](), list[np.ndarray]()
     for span in range(known.span + 1):
         for bucket in known.buckets:
             sequences = known.dataset.sequences(span, bucket)
-            rows.append(sequences.users.repeat(np.diff(sequences.offsets)))
+            lengths = np.diff(sequences.offsets)
+            rows.append(sequences.users.repeat(lengths))
             items.append(sequences.items)
+            if training and span == known.span:
+                kept = trained_places(lengths)
+                rows[-1], items[-1] = rows[-1][kept], items[-1][kept]
     pairs = np.concatenate(rows).astype(np.int64), np.concatenate(items).astype(np.int64)
     shape = known.dataset.locals_by_span[known.span] * known.dataset.buckets, known.items
     return sp.coo_array((np.ones(len(pairs[0]), np.float32), pairs), shape).tocsr()  # adds up what is there repeatedly
 
 
 def dense_ranks(
-    known: Known, users: torch.Tensor, targets: JaggedTensor, score: Callable[[np.ndarray, PastItems], np.ndarray]
+    known: Known,
+    users: torch.Tensor,
+    targets: JaggedTensor,
+    score: Callable[[np.ndarray, PastItems], np.ndarray],
+    training: bool = False,
 ) -> Ranks:
     """Ranks targets by scores of all items.
 
@@ -65,13 +78,14 @@ def dense_ranks(
         users: ``[B]`` int64, ids.
         targets: B sequences of item ids.
         score: takes ids ``[b]`` and the users' items, and returns scores ``[b, items]``.
+        training: whether the users' items are those before validation targets.
     """
     all_targets, size, parts = target_items(targets), max(1, _BLOCK // known.items), list[Ranks]()
     for begin in range(0, len(users), size):
         block = users[begin : begin + size]
         here = slice(*np.searchsorted(all_targets.owner, [begin, begin + size]))
         own = TargetItems(all_targets.owner[here] - begin, all_targets.item[here])
-        past = known.past(block)
+        past = (known.training_past if training else known.past)(block)
         parts.append(_ranks(score(block.numpy(force=True), past), own, past))
     unseen = [part.unseen for part in parts if part.unseen is not None]
     empty = torch.empty(0, dtype=torch.float64)

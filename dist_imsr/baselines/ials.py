@@ -1,7 +1,7 @@
 """Matrix factorisation with implicit feedback (Hu, Koren, Volinsky 2008), by the package ``implicit``."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +13,7 @@ from dist_imsr.baselines.known import Known
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import PastItems
-from dist_imsr.evaluation.metrics import Ranks
+from dist_imsr.evaluation.metrics import Ranks, discount
 
 
 @dataclass
@@ -23,14 +23,15 @@ class IALSConfig(SizeLimits):
     Args:
         factors: length of a vector.
         regularization: weight of the squared norms.
-        alpha: the confidence that each interaction adds.
+        alphas: candidates of the confidence that each interaction adds. Before each test the best one is chosen by NDCG
+            on the users' second last interactions of the last span, from factors without these and the last ones.
         iterations: sweeps over users and items.
         seed: of the first vectors.
     """
 
     factors: int = 64
     regularization: float = 0.1
-    alpha: float = 10.0
+    alphas: list[float] = field(default_factory=lambda: [1.0, 3.0, 10.0, 30.0])
     iterations: int = 15
     seed: int = 0
 
@@ -38,7 +39,8 @@ class IALSConfig(SizeLimits):
         for key in ("factors", "iterations"):
             require(getattr(self, key) >= 1, f"ials.{key}", getattr(self, key), "at least 1")
         require(self.regularization >= 0, "ials.regularization", self.regularization, "at least 0")
-        require(self.alpha > 0, "ials.alpha", self.alpha, "above 0")
+        possible = bool(self.alphas) and min(self.alphas) > 0
+        require(possible, "ials.alphas", self.alphas, "numbers above 0")
         require(self.seed >= 0, "ials.seed", self.seed, "at least 0")
 
     def check_size(self, name: str, dataset: Dataset) -> None:
@@ -57,16 +59,36 @@ class IALS:
     """
 
     def __init__(self, known: Known, config: IALSConfig) -> None:
+        self._known, self._config = known, config
+        self._alpha = config.alphas[0] if len(config.alphas) == 1 else self._choose_alpha()
+        self._fit(user_items(known), self._alpha)
+        self.facts = {"alpha": self._alpha}
+
+    def ranks(self, users: torch.Tensor, targets: JaggedTensor) -> Ranks:
+        """As of `dist_imsr.baselines.known.Baseline`; items without interactions tie at the end."""
+        return dense_ranks(self._known, users, targets, self._scores)
+
+    def _choose_alpha(self) -> float:
+        counts, gains = user_items(self._known, training=True), list[float]()
+        for alpha in self._config.alphas:
+            self._fit(counts, alpha)
+            gain = 0.0
+            for batch in self._known.validation():
+                ranks = dense_ranks(self._known, batch.users, batch.targets, self._scores, training=True)
+                gain += discount(ranks.all_items, self._known.top).sum().item()
+            gains.append(gain)
+        return self._config.alphas[int(np.argmax(gains))]
+
+    def _fit(self, counts: sp.csr_array, alpha: float) -> None:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
 
-        self._known = known
-        counts = user_items(known)
+        config = self._config
         with threadpool_limits(1, "blas"):  # its own threads call BLAS
             model = AlternatingLeastSquares(
                 factors=config.factors,
                 regularization=config.regularization,
-                alpha=config.alpha,
+                alpha=alpha,
                 iterations=config.iterations,
                 num_threads=torch.get_num_threads(),
                 random_state=config.seed,
@@ -74,11 +96,6 @@ class IALS:
             model.fit(sp.csr_matrix(counts), show_progress=False)
         self._users, self._items = model.user_factors, model.item_factors
         self._unmet = np.flatnonzero(counts.sum(axis=0) == 0)
-        self.facts: dict[str, float] = {}
-
-    def ranks(self, users: torch.Tensor, targets: JaggedTensor) -> Ranks:
-        """As of `dist_imsr.baselines.known.Baseline`; items without interactions tie at the end."""
-        return dense_ranks(self._known, users, targets, self._scores)
 
     def _scores(self, users: np.ndarray, past: PastItems) -> np.ndarray:
         scores: np.ndarray = self._users[users] @ self._items.T

@@ -151,6 +151,12 @@ def held_out(lengths: np.ndarray) -> np.ndarray:
     return np.where(lengths >= SHORTEST_SPLIT, HELD_OUT, 0)
 
 
+def trained_places(lengths: np.ndarray) -> np.ndarray:
+    """Which interactions of a span training may see, user after user, ``[sum of lengths]`` bool; as in `held_out`."""
+    position = np.arange(lengths.sum()) - (lengths.cumsum() - lengths).repeat(lengths)
+    return position < (lengths - held_out(lengths)).repeat(lengths)
+
+
 class Dataset:
     """Interactions in spans and buckets of users, as written by launch/prepare.py.
 

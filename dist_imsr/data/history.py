@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.data.dataset import Dataset, held_out
+from dist_imsr.data.dataset import Dataset, trained_places
 
 
 def active_users(dataset: Dataset, buckets: range, spans: range) -> np.ndarray:
@@ -79,9 +79,7 @@ class History:
             for sequences in self._files[here]:
                 owner, places = sequences.of(ids[rows])
                 if self._training and sequences is self._files[here][-1]:
-                    lengths = np.bincount(owner, minlength=len(rows))
-                    position = np.arange(len(owner)) - (lengths.cumsum() - lengths)[owner]
-                    kept = position < (lengths - held_out(lengths))[owner]
+                    kept = trained_places(np.bincount(owner, minlength=len(rows)))
                     owner, places = owner[kept], places[kept]
                 found.append(rows[owner])
                 items.append(sequences.items[places])

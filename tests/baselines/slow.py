@@ -13,6 +13,17 @@ def past_of(history, user, span):
     return [item for items in history[user][: span + 1] for item in items]
 
 
+def trained_until(history, user, span):
+    """A user's items in the spans up to one, without those of the last span that are held out of training."""
+    last = history[user][span]
+    return past_of(history, user, span - 1) + (last[:-HELD_OUT] if len(last) >= SHORTEST else last)
+
+
+def validation_targets(history, span):
+    """The second last item of a span, of each user with enough of them."""
+    return {user: spans[span][-HELD_OUT] for user, spans in history.items() if len(spans[span]) >= SHORTEST}
+
+
 def tested_users(history, span):
     """Users with a held-out target in a span who were known before, with their items there."""
     return {user: spans[span] for user, spans in history.items() if len(spans[span]) >= SHORTEST and any(spans[:span])}
@@ -43,12 +54,9 @@ def best_decay(history, span, items, top):
     gains = []
     for decay in DECAYS:
         total = 0.0
-        for user, spans in history.items():
-            if len(spans[span]) >= SHORTEST:
-                before = past_of(history, user, span - 1) + spans[span][:-HELD_OUT]
-                scores = own_first(before, decay, counts, items)
-                found = rank(scores, spans[span][-HELD_OUT], range(items))
-                total += 1 / math.log2(found + 1) if found <= top else 0.0
+        for user, target in validation_targets(history, span).items():
+            found = rank(own_first(trained_until(history, user, span), decay, counts, items), target, range(items))
+            total += 1 / math.log2(found + 1) if found <= top else 0.0
         gains.append(total)
     return DECAYS[max(range(len(DECAYS)), key=lambda place: (round(gains[place], 9), -place))]
 

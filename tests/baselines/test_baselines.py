@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from dist_imsr.baselines.dense import user_items
 from dist_imsr.baselines.ials import IALS, IALSConfig
 from dist_imsr.baselines.item_knn import ItemKNN, ItemKNNConfig
 from dist_imsr.baselines.known import Known, TargetItems, target_items
@@ -91,13 +92,13 @@ def test_item_knn(dataset, history):
 
 
 def _factors(topology, dataset, span):
-    baseline = IALS(Known(dataset, span, topology, TOP), IALSConfig(factors=4, iterations=3, regularization=0.1))
+    baseline = IALS(Known(dataset, span, topology, TOP), IALSConfig(factors=4, iterations=3, alphas=[10.0]))
     return baseline._users, baseline._items
 
 
 @pytest.mark.skipif(importlib.util.find_spec("implicit") is None, reason="implicit is not installed")
 def test_ials(dataset, history):
-    config = IALSConfig(factors=4, iterations=3, regularization=0.1)
+    config = IALSConfig(factors=4, iterations=3, alphas=[10.0])
     [(_, found)] = run_ranks(1, _ranks, dataset, 2, IALS, config)
     [(users, factors)] = run_ranks(1, _factors, dataset, 2)  # the same seed, the same factors
     met = slow.popular(history, [0, 1, 2])
@@ -115,6 +116,49 @@ def test_ials(dataset, history):
     items = dataset.items_by_span[3]
     last = (len([item for item in range(items) if met[item]]) + 1 + items) / 2
     assert {found[key][0] for key in infinite} == {last}
+
+
+def _gains(topology, dataset, span, alphas):
+    """What is chosen of some alphas, and factors of each without what is held out of training."""
+    known, fitted = Known(dataset, span, topology, TOP), []
+    for alpha in alphas:
+        one = IALS(known, IALSConfig(factors=4, iterations=3, alphas=[alpha]))
+        one._fit(user_items(known, training=True), alpha)
+        fitted.append((one._users, one._items))
+    return IALS(known, IALSConfig(factors=4, iterations=3, alphas=alphas)).facts["alpha"], fitted
+
+
+@pytest.mark.skipif(importlib.util.find_spec("implicit") is None, reason="implicit is not installed")
+def test_validation_chooses_the_confidence(dataset, history):
+    alphas, span, gains = [0.001, 5.0, 100.0], 2, []
+    [(chosen, fitted)] = run_ranks(1, _gains, dataset, span, alphas)
+    trained = {user: slow.trained_until(history, user, span) for user in history}
+    met = {item for items in trained.values() for item in items}
+    for users, factors in fitted:
+        total = 0.0
+        for user, target in slow.validation_targets(history, span).items():
+            scores = [
+                float(users[user] @ row) if item in met else -np.inf
+                for item, row in enumerate(factors[: dataset.items_by_span[span + 1]])
+            ]
+            if target in met:
+                rank = slow.rank(scores, target, range(len(scores)))
+                total += 1 / np.log2(rank + 1) if rank <= TOP else 0.0
+        gains.append(total)
+    assert len({round(gain, 6) for gain in gains}) == len(gains)
+    assert chosen == alphas[int(np.argmax(gains))]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_numbers_of_interactions_equal_plain_loops(dataset, history, training):
+    [counts] = run_ranks(1, _user_items, dataset, 2, training)
+    for user in history:
+        sequence = slow.trained_until(history, user, 2) if training else slow.past_of(history, user, 2)
+        assert counts[user].tolist() == np.bincount(sequence, minlength=counts.shape[1]).tolist()
+
+
+def _user_items(topology, dataset, span, training):
+    return user_items(Known(dataset, span, topology, TOP), training).toarray()
 
 
 def test_one_item_of_a_user_by_hand():
