@@ -166,7 +166,7 @@ class Grid:
         where = f"{where} with {experiment.base} on {experiment.data}"
         config = _within(where, resolve, TrainConfig, arguments)
         export = config.training.export if self.config.keep else "none"
-        return replace(config, overwrite=False, counting=False, training=replace(config.training, export=export))
+        return replace(config, overwrite=False, baselines=False, training=replace(config.training, export=export))
 
     def _open(self, name: str) -> Dataset:
         source, top = self.config.data[name], self.config.top

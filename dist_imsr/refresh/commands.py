@@ -38,7 +38,7 @@ class Commands:
             self.append = replace(self._of_data(*stated), input=config.input)
         places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
         self.train = _resolved(
-            "train", TrainConfig, [*config.train, *places, "--training.until=newest", "--counting=false"]
+            "train", TrainConfig, [*config.train, *places, "--training.until=newest", "--baselines=false"]
         )
         """For train.py."""
         self._refuse_other_runs()

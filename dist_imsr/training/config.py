@@ -45,8 +45,8 @@ class TrainConfig:
         checkpoint: when checkpoints are written.
         profile: also write traces of a few steps of each span to run_dir/profile/, and a table of seconds by phase and
             span, which is printed as well. On CUDA devices each phase is then waited for, which takes time.
-        counting: at the end, also show what counting gets in the tests of this run: the popular items, and each user's
-            own items. Costs a pass over the data, once; the figures are kept in run_dir/counting.jsonl.
+        baselines: at the end, also show what two baselines get in the tests of this run: the popular items, and each
+            user's own items. Costs a pass over the data, once; the figures are kept in run_dir/baselines.jsonl.
         imports: modules that register strategies or base models, imported before anything else is read;
             ``--import NAME ...`` on the command line adds to them. The current directory is searched, too.
     """
@@ -69,7 +69,7 @@ class TrainConfig:
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=free(compare="shared"))
     profile: bool = field(default=False, metadata=free())
-    counting: bool = field(default=True, metadata=free(compare="grid"))
+    baselines: bool = field(default=True, metadata=free(compare="grid"))
     imports: list[str] = field(default_factory=list, metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from dist_imsr.training.config import TrainConfig
 logger = logging.getLogger(__name__)
 _LOCK = ".lock"
 _FOLDERS = ("events", "spans", "users", "profile", "checkpoints")
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", "counting.jsonl", *_FOLDERS)
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", "baselines.jsonl", *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
 
 
@@ -143,7 +143,7 @@ def _has_results(path: Path) -> bool:
     """Whether a file or folder contains more than what every run writes when it starts."""
     if path.name == "config.yaml":
         return not path.read_text().startswith(_HEADER)
-    if path.name in ("phases.jsonl", "counting.jsonl", "profile"):  # of no use without the other results
+    if path.name in ("phases.jsonl", "baselines.jsonl", "profile"):  # of no use without the other results
         return False
     if path.name == "metrics.jsonl":
         return path.stat().st_size > 0

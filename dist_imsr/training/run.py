@@ -19,9 +19,9 @@ from dist_imsr.distributed.topology import Topology, connect, read_topology
 from dist_imsr.files import write_whole
 from dist_imsr.launcher import rank_info
 from dist_imsr.reporter import Reporter
+from dist_imsr.training.baselines import add_baselines, describe_baselines
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.counting import count_baselines, describe_counting
 from dist_imsr.training.folder import check_folder, claim_folder, refuse_locked
 from dist_imsr.training.identity import identity
 from dist_imsr.training.learnable import check_learnable, check_rows
@@ -46,13 +46,16 @@ class Outcome(NamedTuple):
         lines: those of metrics.jsonl.
         saved: whether the last checkpoint is on the disk, or checkpoints are off.
         dataset: the prepared data.
-        topology: this rank's place among the connected ones; None if there was nothing left to do.
     """
 
     lines: list[dict[str, Any]]
     saved: bool
     dataset: Dataset
-    topology: Topology | None
+
+    @property
+    def spans(self) -> list[int]:
+        """The trained spans that were tested on the next one."""
+        return [line["span"] for line in self.lines]
 
     def check(self) -> None:
         """Reports a run whose last checkpoint the disk refused.
@@ -79,12 +82,9 @@ def train(config: TrainConfig) -> int:
     def work() -> None:
         with StopSignals() as signals:
             outcome = run_training(config, signals)
-        spans = [line["span"] for line in outcome.lines]
-        if outcome.topology is not None and outcome.saved:
-            count_baselines(config, outcome.dataset, spans, outcome.topology)
         if rank_info().rank == 0:
             title = f"{config.run_dir}: {config.strategy.name}"
-            caption = "\n".join(filter(None, (_CAPTION, describe_counting(config, outcome.dataset, spans))))
+            caption = "\n".join(filter(None, (_CAPTION, describe_baselines(config, outcome.dataset, outcome.spans))))
             Reporter(shown=True).table(outcome.lines, _columns(config.eval.top), title, caption)
             if config.profile:
                 show(config.run_dir)
@@ -121,7 +121,7 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Out
                 config.training.until,
                 config.training.spans,
             )
-        return Outcome(newest.manifest["progress"]["lines"], saved=True, dataset=dataset, topology=None)
+        return Outcome(newest.manifest["progress"]["lines"], saved=True, dataset=dataset)
     topology = connect(config.timeout_seconds)
     claim = _on_rank_0(topology, lambda: claim_folder(effective, candidates.own))
     try:
@@ -130,8 +130,10 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Out
         with signals.deferred() if signals is not None else nullcontext():
             lines = trainer.run()
         trainer.model.engine.close()
-        saved = not (trainer.checkpoints and trainer.checkpoints.refusal)
-        return Outcome(lines, saved, dataset, topology)
+        outcome = Outcome(lines, not (trainer.checkpoints and trainer.checkpoints.refusal), dataset)
+        if outcome.saved:
+            add_baselines(config, dataset, outcome.spans, topology)
+        return outcome
     finally:
         if claim is not None:
             os.close(claim)

@@ -43,7 +43,7 @@ def test_all_cells_in_order_with_their_configurations(place):
     arguments = [
         *grid.arguments(grid.experiments[1], {"strategy.imsr.trimmer.project": False}),
         "--training.export=none",
-        "--counting=false",
+        "--baselines=false",
     ]
     assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
 

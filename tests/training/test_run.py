@@ -66,8 +66,8 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert all(0 <= lines[0][name] <= 1 for name in ("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any"))
     assert any(path.name.startswith("events") for path in (run / "events").iterdir())
     assert "hr@5_any" in out  # the table of the spans
-    assert "Counting, the popular items" in out
-    assert len((run / "counting.jsonl").read_text().splitlines()) == 4
+    assert "Baseline popular (the popular items" in out
+    assert len((run / "baselines.jsonl").read_text().splitlines()) == 4
     (start,) = (line for line in errors.splitlines() if "rank(s)" in line)
     for fact in (
         "2 rank(s), 2 a machine, 1 thread(s) each, on cpu",

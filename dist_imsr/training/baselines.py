@@ -1,4 +1,4 @@
-"""What counting gets in the tests of a run, to be shown under its table."""
+"""Baselines in the tests of a run, to be shown under its table."""
 
 import json
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from dist_imsr.files import write_whole
 from dist_imsr.phases import Phase
 from dist_imsr.training.config import TrainConfig
 
-_FILE = "counting.jsonl"
+_FILE = "baselines.jsonl"
 
 
-@Phase("counting")
-def count_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int], topology: Topology) -> None:
-    """Tests the counting baselines on the spans that a run was tested on, and keeps their lines; collective.
+@Phase("baselines")
+def add_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int], topology: Topology) -> None:
+    """Tests popular items and own histories on the spans that a run was tested on, and keeps their lines; collective.
 
     Args:
         config: the whole tree.
@@ -29,7 +29,7 @@ def count_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int],
         spans: the trained spans that were tested on the next one; those whose lines are kept already cost nothing.
         topology: this rank's place.
     """
-    if not config.counting or dataset.first_kept:
+    if not config.baselines or dataset.first_kept:
         return
     kept = [_kept(config, dataset, spans)]
     dist.broadcast_object_list(kept)  # rank 0 reads what it writes
@@ -42,25 +42,25 @@ def count_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int],
         write_whole(config.run_dir / _FILE, text)
 
 
-def describe_counting(config: TrainConfig, dataset: Dataset, spans: Sequence[int]) -> str:
+def describe_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[int]) -> str:
     """Two lines with the means over the spans that a run was tested on, or why there are none; empty if not wanted.
 
     Args:
         config: the whole tree.
         dataset: the prepared data.
-        spans: as in `count_baselines`.
+        spans: as in `add_baselines`.
     """
-    if not config.counting or not spans:
+    if not config.baselines or not spans:
         return ""
     lines, names = _kept(config, dataset, spans), rates(config.eval.top)
     if {line["span"] for line in lines} != set(spans):
         reason = dataset.retired_rows if dataset.first_kept else f"{config.run_dir} lacks some lines of {_FILE}"
-        return f"What counting gets in these tests is not shown: {reason}."
+        return f"Baselines in these tests are not shown: {reason}."
     texts = []
     for name, what in (("popular", "the popular items of the span before"), ("own_history", "each user's own items")):
         means = mean_line([line for line in lines if line["strategy"] == name], names)
         values = ", ".join(f"{key} {'-' if value is None else f'{value:.4f}'}" for key, value in means.items())
-        texts.append(f"Counting, {what}, mean over these spans: {values}.")
+        texts.append(f"Baseline {name} ({what}), mean over these spans: {values}.")
     return "\n".join(texts)
 
 
@@ -70,7 +70,7 @@ def _digest(dataset: Dataset, line: dict[str, Any]) -> str:
 
 
 def _kept(config: TrainConfig, dataset: Dataset, spans: Sequence[int]) -> list[dict[str, Any]]:
-    """The lines of some spans that were counted over these data."""
+    """The lines of some spans that were measured on these data."""
     path = config.run_dir / _FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return [line for line in lines if line["span"] in spans and line["data"] == _digest(dataset, line)]

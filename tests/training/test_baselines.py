@@ -9,8 +9,8 @@ from dist_imsr.baselines.config import BaselinesConfig
 from dist_imsr.baselines.measure import measure_baselines
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.training.baselines import add_baselines, describe_baselines
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.counting import count_baselines, describe_counting
 from tests.prepared import drawn_history, retire_before, write_dataset
 from tests.ranks import ranks_on
 
@@ -24,8 +24,8 @@ def config(tmp_path):
 
 def _counted(topology, config, spans):
     dataset = Dataset(config.data)
-    count_baselines(config, dataset, spans, topology)
-    return describe_counting(config, dataset, spans)
+    add_baselines(config, dataset, spans, topology)
+    return describe_baselines(config, dataset, spans)
 
 
 def _measured(topology, config):
@@ -36,7 +36,7 @@ def _measured(topology, config):
 
 
 def test_each_tested_span_is_counted_once(config):
-    file = config.run_dir / "counting.jsonl"
+    file = config.run_dir / "baselines.jsonl"
     with ranks_on(2) as ranks:
         ranks.call(_counted, config, [1])
         (first,) = {line["span"] for line in map(json.loads, file.read_text().splitlines())}
@@ -54,11 +54,11 @@ def test_each_tested_span_is_counted_once(config):
 
 def test_why_there_are_none(config):
     dataset = Dataset(config.data)
-    assert "lacks some lines of counting.jsonl" in describe_counting(config, dataset, [1])
-    assert describe_counting(config, dataset, []) == ""
-    assert describe_counting(replace(config, counting=False), dataset, [1]) == ""
+    assert "lacks some lines of baselines.jsonl" in describe_baselines(config, dataset, [1])
+    assert describe_baselines(config, dataset, []) == ""
+    assert describe_baselines(replace(config, baselines=False), dataset, [1]) == ""
     retire_before(config.data.path, 1)
     with ranks_on(1) as ranks:
         (text,) = ranks.call(_counted, config, [2])
     assert "the rows before span 1 of" in text
-    assert not (config.run_dir / "counting.jsonl").exists()
+    assert not (config.run_dir / "baselines.jsonl").exists()
