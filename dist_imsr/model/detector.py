@@ -44,7 +44,7 @@ class DetectorConfig:
     rule: Literal["mean", "count", "share"] = "share"
     c1: float = 0.9
     items: int = 3
-    share: float = 0.2
+    share: float = 0.15
     untrained: bool = False
     null_items: int = 500
     start: Literal["noise", "items"] = "items"
