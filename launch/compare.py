@@ -1,6 +1,6 @@
 """Compares strategies over base models, seeds and data sets: tunes, trains missing runs, tests and writes tables.
 
-Example: ``python launch/compare.py --config configs/compare_samples.yaml``. The same command resumes after a stop.
+Example: ``python launch/compare.py --config configs/compare_full.yaml``. The same command resumes after a stop.
 """
 
 import sys

@@ -7,6 +7,7 @@ from dataclasses import replace
 from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig
+from dist_imsr.comparison.document import replace_part
 from dist_imsr.comparison.grid import NO_BASE, Experiment, Grid
 from dist_imsr.comparison.jobs import Job, Jobs
 from dist_imsr.comparison.report import publish, quality_tables, time_tables, trial_records, tuning_tables
@@ -94,7 +95,9 @@ class _Comparison:
         if any(self.trials):
             write_table(trial_records(self.trials), output / "trials.parquet")
         tables = tuning_tables(self.config, self.trials) + quality_tables(self.config, records)
-        publish(tables + time_tables(self.config, self.cells), output / "tables.md", output_console())
+        text = publish(tables + time_tables(self.config, self.cells), output / "tables.md", output_console())
+        if self.config.document is not None:
+            replace_part(self.config.document, output.name, text)
         missing = [
             f"{'/'.join(cells.experiment.path.parts)} {reason}" for cells in self.cells for reason in cells.missing
         ]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_imsr.checks import require
+from dist_imsr.comparison.document import replace_part
 
 Value = bool | int | float | str
 
@@ -91,6 +92,8 @@ class CompareConfig:
         cores: processes at once, of one thread each.
         ranks: processes of each run.
         keep: keep checkpoints/ of finished cells and trials, and export spans/ of cells as training.export says.
+        document: a Markdown file whose lines between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` are replaced by the
+            tables; NAME is that of the comparison's folder. None for no file.
         table_only: train nothing; write the tables again from the finished runs.
         imports: modules that register strategies or base models, imported here and in all runs; ``--import NAME ...``
             on the command line.
@@ -109,6 +112,7 @@ class CompareConfig:
     cores: int = 1
     ranks: int = 1
     keep: bool = False
+    document: Path | None = None
     table_only: bool = False
     imports: list[str] = field(default_factory=list)
 
@@ -119,6 +123,8 @@ class CompareConfig:
             require(len(set(value)) == len(value), key, value, "different ones")
         require(min(self.seeds) >= 0, "seeds", self.seeds, "at least 0")
         require(self.ranks >= 1, "ranks", self.ranks, "at least 1")
+        if self.document is not None:
+            replace_part(self.document, self.output.name, None)
         require(self.cores >= self.ranks, "cores", self.cores, f"at least ranks ({self.ranks})")
         known = f"one of strategies: {', '.join(self.strategies)}"
         for key, names in (("reference", [self.reference]), ("tests", self.tests), ("tuning.keys", self.tuning.keys)):

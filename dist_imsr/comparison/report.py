@@ -36,7 +36,7 @@ def quality_tables(config: CompareConfig, records: Sequence[dict[str, Any]]) -> 
         "where there is nothing to test. Baselines have no base model and no seeds."
     )
     anchors = {config.reference, *config.tests}
-    sheets = []
+    sheets = list[Sheet]()
     for data in config.data:
         here = [record for record in records if record["data"] == data]
         shared = [record for record in here if record["base"] in (*config.bases, NO_BASE)]
@@ -49,7 +49,8 @@ def quality_tables(config: CompareConfig, records: Sequence[dict[str, Any]]) -> 
             against = f" Models with a base of their own are compared with rows of {config.bases[0]}."
             parts.append((f"{data}: life-long models (Table IV)", apart, against))
         for title, rows, more in parts:
-            sheets.append(Sheet(title, caption + more, columns, [_quality_row(config, row) for row in rows]))
+            lines = [_quality_row(config, row) for row in rows]
+            sheets.append(Sheet(title, (caption if not sheets else "As above.") + more, columns, lines))
     return sheets
 
 
@@ -57,7 +58,7 @@ def time_tables(config: CompareConfig, all_cells: Sequence[Cells]) -> list[Sheet
     """Table V of the paper for each data set."""
     many = config.cores // config.ranks
     caption = f"Seconds of training in span t, means over seeds; up to {many} run(s) at once on this machine."
-    sheets = []
+    sheets = list[Sheet]()
     for data in config.data:
         here = [(cells.experiment, cells.seconds()) for cells in all_cells if cells.experiment.data == data]
         spans = sorted({span for _, each in here for span in each})
@@ -66,7 +67,14 @@ def time_tables(config: CompareConfig, all_cells: Sequence[Cells]) -> list[Sheet
             for experiment, seconds in here
         ]
         title = f"{data}: training time (Table V)"
-        sheets.append(Sheet(title, caption, ["base", "strategy", *(f"t={span}" for span in spans)], rows))
+        sheets.append(
+            Sheet(
+                title,
+                caption if not sheets else "As above.",
+                ["base", "strategy", *(f"t={span}" for span in spans)],
+                rows,
+            )
+        )
     return sheets
 
 
@@ -120,11 +128,13 @@ def trial_records(all_trials: Sequence[Sequence[Trial]]) -> list[dict[str, Any]]
     return records
 
 
-def publish(sheets: Sequence[Sheet], path: Path, console: Console) -> None:
-    """Prints tables, and writes them to a file as Markdown."""
+def publish(sheets: Sequence[Sheet], path: Path, console: Console) -> str:
+    """Prints tables, writes them to a file as Markdown, and returns this."""
     for sheet in sheets:
         sheet.show(console)
-    write_whole(path, "\n".join(sheet.markdown() for sheet in sheets))
+    text = "\n".join(sheet.markdown() for sheet in sheets)
+    write_whole(path, text)
+    return text
 
 
 def _quality_row(config: CompareConfig, record: dict[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ def _stamps(output):
     return {path: path.stat().st_mtime_ns for path in sorted(output.glob("**/metrics.jsonl"))}
 
 
-def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
+def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd, tmp_path):
     config = place.compare(
         strategies=ROWS, tests=["fine_tuning", "own_history"], seeds=[0, 1], tuning=TuningConfig(2, 1, keys=KEYS)
     )
@@ -83,7 +83,10 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     assert summary["own_history"]["hr"] == pytest.approx(50 * sum(counted))
 
     tables = (place.output / "tables.md").read_text()
-    assert "| comirec_dr | diverging | - | - | - | - | - | - | - | - | seed 0 failed: the loss of rank(s)" in tables
+    assert (
+        "| comirec_dr | diverging | - | - | - | - | - | - | - | - | - | - | seed 0 failed: the loss of rank(s)"
+        in tables
+    )
     for title in ("Tuning", "drawn: strategies (Table III)", "drawn: training time (Table V)"):
         assert f"## {title}\n" in tables
     assert "nan" not in tables
@@ -102,10 +105,14 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd):
     assert "its configuration or its files changed, so it is run again" in capfd.readouterr().err
 
     stamps, tables = _stamps(place.output), (place.output / "tables.md").read_text()
+    document = tmp_path / "results.md"
+    document.write_text(f"# Before\n<!-- {place.output.name} -->\nold\n<!-- end of {place.output.name} -->\nafter\n")
     for table_only in (False, True):
-        assert compare(replace(changed, table_only=table_only)) == 0
+        assert compare(replace(changed, table_only=table_only, document=document if table_only else None)) == 0
         assert _stamps(place.output) == stamps
         assert (place.output / "tables.md").read_text() == tables
+    head, _, rest = document.read_text().partition(f"<!-- {place.output.name} -->\n")
+    assert (head, rest) == ("# Before\n", f"\n{tables}\n<!-- end of {place.output.name} -->\nafter\n")
 
 
 def test_a_folder_that_another_comparison_writes_to_is_refused(place, capfd):

@@ -48,7 +48,7 @@ def test_all_cells_in_order_with_their_configurations(place):
     assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
 
 
-@pytest.mark.parametrize("name", ["ablation", "samples"])
+@pytest.mark.parametrize("name", ["ablation", "full", "training"])
 def test_shipped_comparisons_are_possible(place, name, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     shipped = parse(CompareConfig, [f"--config=configs/compare_{name}.yaml", f"--output={place.output}"])
@@ -61,10 +61,22 @@ def test_the_ablation_has_one_row_per_part(place, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     shipped = parse(CompareConfig, ["--config=configs/compare_ablation.yaml", f"--output={place.output}"])
     grid = _grid(replace(shipped, data={"drawn": replace(shipped.data["taobao"], path=place.data)}))
-    configs = {entry: grid.resolved(entry).strategy for entry in grid.experiments}
-    assert len(configs) == 12 + 2 * 2
-    variants = {entry.row: config.imsr for entry, config in configs.items() if config.name == "imsr"}
-    assert len({repr(one) for one in variants.values()}) == len(variants) == 10
+    configs = {entry.row: grid.resolved(entry) for entry in grid.experiments}
+    variants = {repr((config.model, config.strategy.imsr)) for config in configs.values()}
+    assert {config.strategy.name for config in configs.values()} == {"imsr"}
+    assert len(variants) == len(configs) == 18
+
+
+def test_the_letter_of_the_paper_is_one_row(place, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    shipped = parse(CompareConfig, ["--config=configs/compare_full.yaml", f"--output={place.output}"])
+    grid = _grid(replace(shipped, data={"drawn": replace(shipped.data["taobao"], path=place.data)}))
+    [row] = [grid.resolved(entry) for entry in grid.experiments if entry.row == "imsr_paper"]
+    files = ["--config=configs/samples.yaml", "--config=configs/imsr_paper.yaml", "--run_dir=run"]
+    letter = parse(TrainConfig, files)
+    for section in ("model", "strategy", "batch", "catalogue", "training", "repeats"):
+        own = replace(row.training, export="last") if section == "training" else getattr(row, section)
+        assert own == getattr(letter, section)
 
 
 @pytest.mark.parametrize(
