@@ -9,12 +9,13 @@ from functools import partial
 from typing import Literal
 
 import torch
+from torch.nn.functional import pad
 from torchrec import JaggedTensor
 
 from dist_imsr.benchmarks.ceilings import matmul_bound
 from dist_imsr.benchmarks.options import MAY_BE_ZERO, WorldOptions
 from dist_imsr.benchmarks.report import Figure, figures_of, ratios
-from dist_imsr.benchmarks.synthetic import draw_items, draw_users
+from dist_imsr.benchmarks.synthetic import draw_biases, draw_items, draw_users
 from dist_imsr.benchmarks.world import World, take_turns
 from dist_imsr.checks import require
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
@@ -22,10 +23,12 @@ from dist_imsr.distributed.host_memory import peak_bytes
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.launches import launch_on
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
+from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.evaluation.tiles import Precision, Shard
+from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.interests import Interests
-from dist_imsr.model.scoring import Scoring
 
+SCORING = ModelConfig().scoring
 _SCORE_BYTES = 1 << 30  # of the straightforward way's [users x interests x items]
 _CALL_SECONDS = 3600.0  # limit of one call
 
@@ -43,6 +46,7 @@ class RankBench(WorldOptions):
         dim: d.
         users: over all ranks, each with one target.
         interests: K of every user.
+        met: items that each user has met; ranks are among all items and among the others.
         top: N of the best items and of the first places.
         precision: bf16 measures fp32 too, and refuses ranks that differ between them.
         memory: MiB of scores that a rank may hold.
@@ -54,6 +58,7 @@ class RankBench(WorldOptions):
     dim: int = 64
     users: int = 512
     interests: int = 4
+    met: int = 100
     top: int = 20
     precision: Precision = "bf16"
     memory: int = 256
@@ -68,6 +73,8 @@ class RankBench(WorldOptions):
 
 def bench_rank(options: RankBench) -> list[Figure]:
     """Measures the ranker against the machine's limit and the straightforward way, and its memory.
+
+    Scores are those of the defaults of a run, with a scale and a bias of each item; products are those of whole rows.
 
     The ceiling of users/s is the time of the users' dot products with all items as one large square product in the
     ranker's precision; on CUDA, for ranks, in the precision of its kernel. It leaves out the softmax over interests,
@@ -93,7 +100,7 @@ def bench_rank(options: RankBench) -> list[Figure]:
         runs = take_turns(options.repeats, *(partial(workers.seconds, RankWorker.run, *side) for side in sides))
         workers.call(RankWorker.check)
     seconds = dict(zip(sides, runs, strict=True))
-    flops = 2 * options.users * options.interests * options.dim * options.items
+    flops = 2 * options.users * options.interests * SCORING.row_width(options.dim) * options.items
     product = [flops / s for s in seconds[_PRODUCT]]
     figures = [Figure("matmul_flops_per_second", "flops/s", product, options.settings, matmul_bound(1))]
     for precision in precisions:
@@ -137,16 +144,25 @@ class RankWorker:
 
     def __init__(self, topology: Topology, options: RankBench) -> None:
         self.options, self.topology = options, topology
-        self.table = draw_items(options.items, options.dim, options.seed).to(topology.device)
-        self.catalogue = Catalogue(CatalogueConfig(headroom=0.0), [options.items], options.dim, 0, topology)
+        dim, extra = options.dim, SCORING.row_width(options.dim) - options.dim
+        items = draw_items(options.items, dim, options.seed)
+        self.table = pad(items, (0, extra)).to(topology.device)
+        self.table[:, dim] = draw_biases(options.items, options.seed).to(topology.device)
+        section = CatalogueConfig(headroom=0.0)
+        self.catalogue = Catalogue(section, [options.items], dim, 0, topology, extra=extra)
         rows = self.catalogue.rows
         known = self.table[rows.start : rows.stop]
         self.catalogue.flushed_weight()[: len(known)] = known
-        vectors, ranks = draw_users(self.table, options.users, options.interests, options.seed)
-        self.all_interests = vectors.flatten(0, 1)
+        vectors, ranks = draw_users(self.table[:, :dim], options.users, options.interests, options.seed)
+        self.all_queries = _queries(vectors).vectors.flatten(0, 1)
         mine = slice(topology.rank, None, topology.world_size)
         self.interests = Interests(vectors[mine], torch.ones_like(vectors[mine, :, 0], dtype=torch.bool))
         self.targets = self._items_at(ranks[mine])
+        draw = torch.Generator().manual_seed(options.seed)
+        met = torch.randint(options.items, (len(self.targets), options.met), generator=draw).sort(1).values
+        first = pad(met[:, 1:] != met[:, :-1], (1, 0), value=True)  # of equal draws
+        met = JaggedTensor(met[first].to(topology.device), lengths=first.sum(1).to(topology.device))
+        self.seen = SeenItems(met, self.table[met.values()])
         self.results: dict[tuple[str, ...], torch.Tensor] = {}
 
     def run(self, side: str, query: Query = "best") -> None:
@@ -188,22 +204,24 @@ class RankWorker:
 
     def _ranker(self, precision: Precision, query: Query) -> torch.Tensor:
         options = self.options
-        ranker = Ranker(self.catalogue, self.topology, Scoring(), RankingConfig(precision, options.memory))
+        ranker = Ranker(self.catalogue, self.topology, SCORING, RankingConfig(precision, options.memory))
         if query == "best":
             return ranker.best(self.interests, options.items, options.top)[0]
         targets = JaggedTensor(self.targets, lengths=torch.ones_like(self.targets))
         most = None if query == "ranks" else options.top
-        return ranker.ranks(self.interests, targets, self.table[self.targets], options.items, most).all_items
+        embeddings = self.table[self.targets]
+        found = ranker.ranks(self.interests, targets, embeddings, options.items, most, self.seen)
+        return torch.cat([ranks for ranks in found if ranks is not None])
 
     def _product(self) -> None:
         """The shard's dot products alone, in tiles of as many items as the ranker's."""
         shard = Shard(self.catalogue.flushed_weight(), 0, memory=self.options.memory << 20)
         users = min(self.options.users, shard.max_users(self.options.interests))
         size = max(1, shard.tile_size // (users * self.options.interests))
-        room = self.all_interests.new_empty(len(self.all_interests) * size)
+        room = self.all_queries.new_empty(len(self.all_queries) * size)
         for items in shard.weight.split(size):
-            out = room[: len(self.all_interests) * len(items)].view(len(self.all_interests), len(items))
-            torch.mm(self.all_interests, items.T, out=out)
+            out = room[: len(self.all_queries) * len(items)].view(len(self.all_queries), len(items))
+            torch.mm(self.all_queries, items.T, out=out)
 
     def _straightforward(self, query: Query) -> torch.Tensor:
         """The usual implementation: every score, then topk or a comparison."""
@@ -220,9 +238,13 @@ class RankWorker:
 
     def _scores(self) -> Iterator[torch.Tensor]:
         """Scores ``[b, items]`` of this rank's users, a chunk at a time."""
-        for vectors in self.interests.vectors.split(self._chunk):
+        for vectors in _queries(self.interests.vectors).vectors.split(self._chunk):
             agreement = vectors @ self.table.T
             yield (agreement.softmax(1) * agreement).sum(1)
+
+
+def _queries(vectors: torch.Tensor) -> Interests:
+    return SCORING.queries(Interests(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool)))
 
 
 def _item_at(scores: torch.Tensor, place: int) -> torch.Tensor:

@@ -27,6 +27,12 @@ def draw_items(items: int, dim: int, seed: int) -> torch.Tensor:
     return table
 
 
+def draw_biases(items: int, seed: int) -> torch.Tensor:
+    """The logarithm of 1 + interactions of items with a power law of popularity, ``[items]`` float32."""
+    draw = torch.Generator().manual_seed(seed + 2)
+    return (1 / torch.rand(items, generator=draw).clamp(min=1 / items)).log1p()
+
+
 def draw_users(table: torch.Tensor, users: int, interests: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Users' interests and the ranks of their targets, the same on every rank.
 
