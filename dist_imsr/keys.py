@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 Resume = Literal["free", "later_spans", "never"]
-Compare = Literal["row", "shared", "grid"]
+Compare = Literal["row", "shared", "tests", "grid"]
 
 
 class Rules(NamedTuple):
@@ -19,8 +19,8 @@ class Rules(NamedTuple):
     Args:
         resume: ``free`` to change whenever a run resumes; only ``later_spans`` read it, so that it may change before
             span 1; ``never``.
-        compare: each ``row`` of a comparison may have its own value; ``shared`` by all rows on a data set; set by the
-            ``grid`` itself.
+        compare: each ``row`` of a comparison may have its own value; ``shared`` by all rows on a data set, but for rows
+            that compare settings; part of the ``tests``, which all rows have in common; set by the ``grid`` itself.
         only_if: a key and the value that it must have for this key to be read at all.
     """
 

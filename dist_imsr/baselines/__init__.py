@@ -1,1 +1,1 @@
-"""What counting gets: rankings without a model, which any run can be held against."""
+"""Rankings without a training run, which any run can be compared with."""

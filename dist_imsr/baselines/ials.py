@@ -1,6 +1,7 @@
 """Matrix factorisation with implicit feedback (Hu, Koren, Volinsky 2008), by the package ``implicit``."""
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,8 +40,9 @@ class IALSConfig(SizeLimits):
         for key in ("factors", "iterations"):
             require(getattr(self, key) >= 1, f"ials.{key}", getattr(self, key), "at least 1")
         require(self.regularization >= 0, "ials.regularization", self.regularization, "at least 0")
-        possible = bool(self.alphas) and min(self.alphas) > 0
-        require(possible, "ials.alphas", self.alphas, "numbers above 0")
+        possible = bool(self.alphas) and all(0 < alpha < math.inf for alpha in self.alphas)
+        require(possible, "ials.alphas", self.alphas, "finite numbers above 0")
+        require(len(set(self.alphas)) == len(self.alphas), "ials.alphas", self.alphas, "different numbers")
         require(self.seed >= 0, "ials.seed", self.seed, "at least 0")
 
     def check_size(self, name: str, dataset: Dataset) -> None:

@@ -38,7 +38,7 @@ def check_kept(dataset: Dataset) -> None:
     """
     if dataset.first_kept:
         raise ValueError(
-            f"baselines: counting needs what users met in all earlier spans, but {dataset.retired_rows}: prepare the "
+            f"baselines: they need what users met in all earlier spans, but {dataset.retired_rows}: prepare the "
             "whole log again, into another folder"
         )
 

@@ -78,7 +78,7 @@ def bench_rank(options: RankBench) -> list[Figure]:
 
     The ceiling of users/s is the time of the users' dot products with all items as one large square product in the
     ranker's precision; on CUDA, for ranks, in the precision of its kernel. It leaves out the softmax over interests,
-    comparisons, the order of the best, and that these products are of d columns only; ``..._flops_over_matmul``
+    comparisons, the order of the best, and that these products are of short rows only; ``..._flops_over_matmul``
     compares with the fp32 product of the same shapes instead.
 
     Returns:
@@ -158,7 +158,7 @@ class RankWorker:
         mine = slice(topology.rank, None, topology.world_size)
         self.interests = Interests(vectors[mine], torch.ones_like(vectors[mine, :, 0], dtype=torch.bool))
         self.targets = self._items_at(ranks[mine])
-        draw = torch.Generator().manual_seed(options.seed)
+        draw = torch.Generator().manual_seed(options.seed + 3 + topology.rank)
         met = torch.randint(options.items, (len(self.targets), options.met), generator=draw).sort(1).values
         first = pad(met[:, 1:] != met[:, :-1], (1, 0), value=True)  # of equal draws
         met = JaggedTensor(met[first].to(topology.device), lengths=first.sum(1).to(topology.device))

@@ -199,6 +199,8 @@ def synthetic_batch(options: StepsOptions, topology: Topology, number: int) -> B
         targets=_jagged(draw, options.items, targets[mine]),
         negatives=negatives,
         world_targets=int(targets.sum()),
+        target_log_q=torch.zeros(int(targets[mine].sum())),  # uniform; they cost as much as any
+        negative_log_q=torch.zeros(options.negatives),
     )
 
 

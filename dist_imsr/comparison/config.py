@@ -32,7 +32,9 @@ class Row:
         strategy: strategy.name; the row's own name by default.
         bases: the base models that it is trained with; those of all rows by default.
         set: the row's own arguments of launch/train.py, as ``--key=value``. Keys that all rows share (data, batches,
-            loss, early stopping, scores, ranking and tests) cannot be set here, unless settings are compared.
+            loss, early stopping, scores, ranking and tests) cannot be set here.
+        settings: whether the row is about settings: it may have its own values of keys that all rows share otherwise,
+            but for those of data and tests.
         baseline: instead of a strategy, a baseline of launch/baselines.py, of which ``set`` has arguments: one run for
             each data set, shown with the base ``-``, that stands for all seeds.
     """
@@ -40,6 +42,7 @@ class Row:
     strategy: str | None = None
     bases: list[str] | None = None
     set: list[str] = field(default_factory=list)
+    settings: bool = False
     baseline: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +88,6 @@ class CompareConfig:
         seeds: every row, base and data set has one run for each seed.
         reference: the row that RI, the relative improvement, is relative to.
         tests: the rows that every other one is tested against for significance.
-        settings: whether it is settings that are compared: rows may have their own values of keys that all share
-            otherwise.
         top: N of the tables' HR@N and NDCG@N; eval.top must hold it.
         tuning: how hyper-parameters are chosen.
         cores: processes at once, of one thread each.
@@ -106,7 +107,6 @@ class CompareConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     reference: str = "fine_tuning"
     tests: list[str] = field(default_factory=lambda: ["fine_tuning"])
-    settings: bool = False
     top: int = 20
     tuning: TuningConfig = field(default_factory=TuningConfig)
     cores: int = 1

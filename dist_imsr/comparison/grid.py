@@ -25,7 +25,9 @@ NO_BASE = "-"
 
 _REASONS: dict[Compare, str] = {
     "grid": "the comparison sets it itself",
-    "shared": "all rows share it; set it under data",  # with its own value, a row would be another experiment
+    "tests": "all rows have the same tests; set it under data",
+    # With its own value, a row would be another experiment.
+    "shared": "all rows share it; set it under data, or compare settings with settings: true in the row",
 }
 
 
@@ -77,8 +79,8 @@ class Grid:
             for name, row in config.strategies.items()
             if base in self._bases(row)
         ]
-        refused: list[Compare] = ["grid"] if config.settings else ["grid", "shared"]
         for name, row in config.strategies.items():
+            refused: list[Compare] = ["grid", "tests"] if row.settings else ["grid", "tests", "shared"]
             tree: type = TrainConfig if row.baseline is None else BaselinesConfig
             _check_keys(f"strategies.{name}.set", row.set, refused, tree)
             keys = [f"--{key}=" for key in config.tuning.keys.get(name, {})]

@@ -1,6 +1,6 @@
 """The input of a training or test step: users with their histories and targets, jagged."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torchrec import JaggedTensor
@@ -36,10 +36,8 @@ class BatchConfig:
     prefetch: int = field(default=2, metadata=free())
 
     def __post_init__(self) -> None:
-        for key in fields(self):
-            value = getattr(self, key.name)
-            if key.name != "popular_negatives":
-                require(value >= 1, f"batch.{key.name}", value, "at least 1")
+        for key in ("size", "max_history", "max_targets", "negatives", "eval_size", "prefetch"):
+            require(getattr(self, key) >= 1, f"batch.{key}", getattr(self, key), "at least 1")
         share = self.popular_negatives
         require(0 <= share < 1, "batch.popular_negatives", share, "at least 0, below 1")
 

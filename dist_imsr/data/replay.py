@@ -150,17 +150,17 @@ class ReplayedSpan(SpanData):
             rows = self.reader.find(batch.users.numpy())
             places = chosen[ranges(first[rows], counts[rows])]
             history, targets = self._cut_pool(places)
-            targets = _append_rows(batch.targets, targets)
+            own, replayed = batch.target_log_q, self.negatives.log_q(targets)
             return Batch(
                 span=batch.span,
                 users=torch.cat([batch.users, torch.from_numpy(self.users[self._owner[places]])]),
                 history=_append_rows(batch.history, history),
-                targets=targets,
+                targets=_append_rows(batch.targets, targets),
                 negatives=batch.negatives,
                 world_targets=batch.world_targets,
                 replayed=len(places),
                 world_replayed=batch.world_replayed,
-                target_log_q=self.negatives.log_q(targets),
+                target_log_q=None if own is None or replayed is None else torch.cat([own, replayed]),
                 negative_log_q=batch.negative_log_q,
             )
 

@@ -80,7 +80,6 @@ class Ranker:
 
             self._count_better = fused.count_better
 
-    @Phase("ranking")
     def ranks(
         self,
         interests: Interests,
@@ -108,7 +107,8 @@ class Ranker:
         Returns:
             The rank of each value of ``targets``.
         """
-        [ranks] = self.ranks_of_each(interests, targets, embeddings, items, exact_top, [seen])
+        bonuses = [None if seen is None else seen.bonus]
+        [ranks] = self.ranks_of_each(interests, targets, embeddings, items, exact_top, seen, bonuses)
         return ranks
 
     @Phase("ranking")
@@ -119,24 +119,26 @@ class Ranker:
         embeddings: torch.Tensor,
         items: int,
         exact_top: int | None,
-        candidates: Sequence[SeenItems | None],
+        seen: SeenItems | None,
+        bonuses: Sequence[torch.Tensor | None],
     ) -> list[Ranks]:
         """The ranks with each of several bonuses, from one pass over the catalogue.
 
         Args:
             interests: as in `ranks`, like ``targets``, ``embeddings``, ``items`` and ``exact_top``.
-            candidates: at least one; all have the same items.
+            seen: as in `ranks`; its own bonus is not read.
+            bonuses: at least one, of ``seen.items``; None for none.
         """
-        seen = candidates[0]
         owners, queries = owners_of(targets), self.scoring.queries(interests)
         own = Interests(queries.vectors[owners], queries.mask[owners])
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
-        each = [scores.double() if one is None else scores.double() + one.bonus_of(targets) for one in candidates]
+        among_seen = None if seen is None else seen.place_of(targets)
+        each = [scores.double() + _at(bonus, among_seen) for bonus in bonuses]
         longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
         tie = TIE * longest[owners] * embeddings.norm(dim=1)
         levels = torch.cat([torch.stack([level.to(tie.dtype), tie], 1) for level in each])
-        pairs = _pairs(targets).repeat(len(candidates), 1)
-        mine = _block(queries, seen and seen.items)._replace(targets=pairs, levels=levels)
+        pairs = _pairs(targets).repeat(len(bonuses), 1)
+        mine = _block(queries, None if seen is None else seen.items)._replace(targets=pairs, levels=levels)
         world, _, first = _share(self.topology, mine)
         user_of_target, item_of_target = world.targets.T
         better = torch.zeros(len(user_of_target), dtype=torch.float64, device=user_of_target.device)
@@ -151,14 +153,14 @@ class Ranker:
                     chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, within, excluded
                 )
             better += self.topology.sum(count)
-        unseen = list((1 + better[first : first + len(levels)]).view(len(candidates), -1))
-        if seen is None:
+        unseen = list((1 + better[first : first + len(levels)]).view(len(bonuses), -1))
+        if seen is None or among_seen is None:
             return [Ranks(ranks) for ranks in unseen]
         found, of_seen = list[Ranks](), seen.plain_scores(queries, self.how)
-        for one, ranks, level in zip(candidates, unseen, each, strict=True):
-            assert one is not None
-            better_seen, met = seen.count_better(one.with_bonus(of_seen), targets, level - tie, level + tie)
-            found.append(Ranks(ranks + better_seen, ranks.masked_fill(met, torch.inf)))
+        for bonus, ranks, level in zip(bonuses, unseen, each, strict=True):
+            own_scores = of_seen if bonus is None else of_seen + bonus
+            better_seen = seen.count_better(own_scores, targets, among_seen, level - tie, level + tie)
+            found.append(Ranks(ranks + better_seen, ranks.masked_fill(among_seen >= 0, torch.inf)))
         return found
 
     @Phase("ranking")
@@ -266,6 +268,13 @@ def _share(topology: Topology, mine: _Block) -> tuple[_Block, list[int], int]:
         part.seen[:, 0] += first
     first_target = sum(len(part.targets) for part in parts[: topology.rank])
     return _Block(*map(torch.cat, zip(*parts, strict=True))), users, first_target
+
+
+def _at(bonus: torch.Tensor | None, place: torch.Tensor | None) -> torch.Tensor | float:
+    """The bonus of each target, ``[A]``; 0 for one that its user has not met."""
+    if bonus is None or place is None:
+        return 0.0
+    return torch.cat([bonus, bonus.new_zeros(1)])[place]  # -1 is the last
 
 
 def _pairs(sequences: JaggedTensor) -> torch.Tensor:

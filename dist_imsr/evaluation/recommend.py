@@ -209,14 +209,14 @@ def recommend(
             block = rows[first : first + size]
             interests = state.store.gather(block, topology.device)
             users = state.store.owned.users(block)
-            past = history(users) if history else None
-            met = past and past.jagged(topology.device)
-            if past is not None and met is not None and repeats.weight:
-                [embeddings] = state.catalogue.lookup(met)
-                seen = SeenItems(met, embeddings, repeats.bonus(past, topology.device))
-                scores, ids = state.ranker.best(interests, items, top, repeats=seen)
-            else:
-                scores, ids = state.ranker.best(interests, items, top, met)
+            met, seen = None, None
+            if history is not None:
+                past = history(users)
+                met = past.jagged(topology.device)
+                if repeats.weight:
+                    [embeddings] = state.catalogue.lookup(met)
+                    seen = SeenItems(met, embeddings, repeats.bonus(past, topology.device))
+            scores, ids = state.ranker.best(interests, items, top, met, seen)
             matching = best_matching_interest(state, interests, ids)
             table = _table(dataset, users, scores, ids, matching)
             file.write(table.replace_schema_metadata(state.origin.metadata))

@@ -105,8 +105,9 @@ def choose_repeats(
         extraction, past = objective.extract(model, batch), history(batch.users)
         met = past.jagged(device)
         [embeddings] = model.catalogue.lookup(met)
-        each = [SeenItems(met, embeddings, candidate.bonus(past, device)) for candidate in candidates]
-        ranks = ranker.ranks_of_each(extraction.interests, batch.targets, extraction.targets, items, top, each)
+        bonuses = [candidate.bonus(past, device) for candidate in candidates]
+        seen, users = SeenItems(met, embeddings), (extraction.interests, batch.targets, extraction.targets)
+        ranks = ranker.ranks_of_each(*users, items, top, seen, bonuses)
         gains += torch.stack([discount(one.all_items, top).sum() for one in ranks]).cpu()
     total = model.topology.sum(gains).tolist()
     best = max(total, default=0.0)

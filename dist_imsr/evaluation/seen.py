@@ -27,10 +27,7 @@ class SeenItems(NamedTuple):
 
     def scores(self, interests: Interests, how: Score) -> torch.Tensor:
         """The score of each item for its user, with its bonus, ``[n]`` float64."""
-        return self.with_bonus(self.plain_scores(interests, how))
-
-    def with_bonus(self, scores: torch.Tensor) -> torch.Tensor:
-        """Adds the bonus of each item to its score."""
+        scores = self.plain_scores(interests, how)
         return scores if self.bonus is None else scores + self.bonus
 
     def plain_scores(self, interests: Interests, how: Score) -> torch.Tensor:
@@ -42,18 +39,6 @@ class SeenItems(NamedTuple):
             own = Interests(interests.vectors[owners[part]].double(), interests.mask[owners[part]])
             scores[part] = score(own, self.embeddings[part].double().unsqueeze(1), how).squeeze(1)
         return scores
-
-    def bonus_of(self, targets: JaggedTensor) -> torch.Tensor:
-        """What is added to the score of each target, ``[A]`` float64.
-
-        Args:
-            targets: B sequences of item ids.
-        """
-        place = self.place_of(targets)
-        bonus = torch.zeros(len(place), dtype=torch.float64, device=place.device)
-        if self.bonus is not None:
-            bonus[place >= 0] = self.bonus[place[place >= 0]]
-        return bonus
 
     def place_of(self, targets: JaggedTensor) -> torch.Tensor:
         """The index of each target among the values of ``items``, ``[A]`` int64; -1 for one that its user has not met.
@@ -68,18 +53,24 @@ class SeenItems(NamedTuple):
         return torch.where(keys[place] == wanted, place, -1) if len(keys) else torch.full_like(wanted, -1)
 
     def count_better(
-        self, scores: torch.Tensor, targets: JaggedTensor, low: torch.Tensor, high: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        scores: torch.Tensor,
+        targets: JaggedTensor,
+        place: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+    ) -> torch.Tensor:
         """How many other met items beat each target; a tie counts as half.
 
         Args:
             scores: ``[n]`` float64, the score of each met item.
             targets: B sequences of item ids.
+            place: ``[A]``, of `place_of`.
             low: ``[A]``, the lowest score that ties with each target.
             high: ``[A]``, the highest score that ties with it.
 
         Returns:
-            ``[A]`` float64; and which targets their user has met, ``[A]`` bool.
+            ``[A]`` float64.
         """
         owners, lengths = owners_of(targets), self.items.lengths()
         # Of equal numbers of one user, a lower limit comes first and an upper limit last.
@@ -93,8 +84,7 @@ class SeenItems(NamedTuple):
         below = before[: len(low)] - first[owners]
         not_above = before[len(low) + len(scores) :] - first[owners]
         better = (lengths[owners] - not_above).double() + 0.5 * (not_above - below)
-        place = self.place_of(targets)
         met = place >= 0
         itself = scores[place[met]]
         better[met] -= 0.5 * ((itself >= low[met]).double() + (itself > high[met]).double())
-        return better, met
+        return better

@@ -91,8 +91,9 @@ def kd1(drift: Drift, tau: float) -> torch.Tensor:
 def kd2(drift: Drift, tau: float) -> torch.Tensor:
     """KD2: cross-entropy between softmaxes over the target and the shared negatives, for each existing interest.
 
-    The loss of "Distilling the Knowledge in a Neural Network" (Hinton et al. 2015) with items as the classes. A
-    negative equal to the target counts in addition to the target, for teacher and student.
+    The loss of "Distilling the Knowledge in a Neural Network" (Hinton et al. 2015) with items as the classes, as likely
+    as negatives are drawn: with ``batch.popular_negatives``, popular ones count more. A negative equal to the target
+    counts in addition to the target, for teacher and student.
     """
     return _candidates(drift, tau).sum()
 

@@ -133,7 +133,7 @@ def candidates(
 ) -> Candidates:
     """Scores targets and negatives, less the logarithm of how likely each is to be drawn as a negative.
 
-    With this correction, their softmax estimates that over all items (Bengio and Senecal 2008).
+    With this correction, their softmax estimates that over all items (Jean et al. 2015, Section 3.1).
 
     Args:
         users: ``[A, d]``, v_u of Eq. 5 for each target.

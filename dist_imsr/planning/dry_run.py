@@ -129,6 +129,8 @@ def _batch(step: Step, ranks: int) -> Batch:
         targets=draw(_lengths(step.users, step.targets, step.longest_targets)),
         negatives=jagged(negatives, np.array([step.negatives])),
         world_targets=step.targets * ranks,
+        target_log_q=torch.zeros(step.targets),
+        negative_log_q=torch.zeros(step.negatives),
     )
 
 

@@ -168,6 +168,10 @@ class MemoryModel:
             device["strategy's tables"] = copies * weights
         indexed = tables.number + 1 if self.resources.reads_history else 1
         host = {"process": self.config.process, "spans' index": indexed * self._users * _INDEXED}
+        if self.config.batch.popular_negatives:
+            host["items to draw negatives from"] = (tables.number + 1 if self.resources.retrains else 1) * (
+                tables.items * _LONG
+            )
         (device if self.store_on_device(tables, interests) else host)["interest store"] = self.store_bytes(interests)
         if self.config.checkpoint.enabled:
             host["checkpoint's copy"] = self._checkpoint_bytes(tables, interests) + copies * weights
@@ -227,6 +231,9 @@ class MemoryModel:
         interactions = load.pretraining + before.number * load.active * load.interactions
         met = math.ceil(math.ceil(users / self.config.ranks) * interactions)
         device["items that users have met"] = 2 * met * self.width * _FLOAT  # sent and received
+        gathered = math.ceil(users * interactions) * 2 * _LONG  # pairs of a user and an item, on every rank
+        queries = math.ceil(users * span.interests / self.config.users) * self.width * _FLOAT
+        device["tested users of all ranks"] = 2 * (gathered + queries)  # padded, and joined
         device["ranking's tiles"] = self.config.ranking.memory << 20
         host["earlier interactions"] = met * _MET
         return MemoryPhase(span.number, "testing", device, host)

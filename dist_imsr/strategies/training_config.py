@@ -31,10 +31,10 @@ class TrainingConfig:
     epochs: int = 50
     incremental_epochs: int = field(default=15, metadata=later_spans(compare="shared"))
     patience: int = field(default=5, metadata=never(compare="shared"))
-    metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="shared"))
-    validation_users: int = field(default=2000, metadata=never(compare="shared"))
-    until: Literal["tested", "newest"] = field(default="tested", metadata=free(compare="shared"))
-    spans: int | None = field(default=None, metadata=free(compare="shared"))
+    metric: Literal["ndcg", "mrr"] = field(default="ndcg", metadata=never(compare="tests"))
+    validation_users: int = field(default=2000, metadata=never(compare="tests"))
+    until: Literal["tested", "newest"] = field(default="tested", metadata=free(compare="tests"))
+    spans: int | None = field(default=None, metadata=free(compare="tests"))
     export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
 
     def __post_init__(self) -> None:

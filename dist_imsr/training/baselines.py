@@ -54,7 +54,11 @@ def describe_baselines(config: TrainConfig, dataset: Dataset, spans: Sequence[in
         return ""
     lines, names = _kept(config, dataset, spans), rates(config.eval.top)
     if {line["span"] for line in lines} != set(spans):
-        reason = dataset.retired_rows if dataset.first_kept else f"{config.run_dir} lacks some lines of {_FILE}"
+        reason = (
+            dataset.retired_rows
+            if dataset.first_kept
+            else f"{config.run_dir} lacks some lines of {_FILE}; launch/baselines.py measures them"
+        )
         return f"Baselines in these tests are not shown: {reason}."
     texts = []
     for name, what in (("popular", "the popular items of the span before"), ("own_history", "each user's own items")):

@@ -51,7 +51,7 @@ class TrainConfig:
             ``--import NAME ...`` on the command line adds to them. The current directory is searched, too.
     """
 
-    data: DataConfig = field(metadata=never(compare="shared"))  # the digests of spans count
+    data: DataConfig = field(metadata=never(compare="tests"))  # the digests of spans count
     run_dir: Path = field(metadata=free(compare="grid"))
     seed: int = field(default=0, metadata=never(compare="grid"))
     resume: str = field(default="auto", metadata=free(compare="grid"))
@@ -65,7 +65,7 @@ class TrainConfig:
     store: InterestStoreConfig = field(default_factory=InterestStoreConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     ranking: RankingConfig = field(default_factory=RankingConfig, metadata=free(compare="shared"))
-    eval: EvalConfig = field(default_factory=EvalConfig, metadata=never(compare="shared"))
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=never(compare="tests"))
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=free(compare="shared"))
     profile: bool = field(default=False, metadata=free())

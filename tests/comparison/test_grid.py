@@ -91,7 +91,7 @@ def test_the_letter_of_the_paper_is_one_row(place, monkeypatch):
         (_with(set=["--batch.size=1"]), "batch.size cannot .*all rows share it"),
         (_with(set=["--batch={size: 1}"]), "batch cannot .*all rows share it"),
         (_with(set=["--batch.sizes=1"]), "batch.sizes cannot .*all rows share it"),
-        (_with(set=["--eval.top+=9"]), "eval.top cannot .*all rows share it"),
+        (_with(set=["--eval.top+=9"]), "eval.top cannot .*all rows have the same tests"),
         (_with(set=["--training.incremental_epochs=1"]), "incremental_epochs cannot .*all rows share it"),
         (_with(set=["--strategy={name: ader}"]), "strategy cannot .*sets it itself"),
         (_with(set=["--config=other.yaml"]), "config cannot .*sets it itself"),
@@ -124,13 +124,14 @@ def test_impossible_cells_are_refused(place, keys, message):
 
 
 def test_settings_may_be_compared(place):
-    rows = PLAIN | {"patient": Row("imsr", set=["--training.patience=9", "--batch.negatives=7"])}
-    grid = _grid(place.compare(strategies=rows, settings=True))
+    rows = PLAIN | {"patient": Row("imsr", set=["--training.patience=9", "--batch.negatives=7"], settings=True)}
+    grid = _grid(place.compare(strategies=rows))
     [config] = [grid.resolved(one) for one in grid.experiments if one.row == "patient"]
     assert (config.training.patience, config.batch.negatives) == (9, 7)
-    rows["imsr"] = Row(set=["--seed=1"])
-    with pytest.raises(ValueError, match=r"seed .*sets it itself"):
-        _grid(place.compare(strategies=rows, settings=True))
+    for key in ("seed=1", "eval.top=[5]", "eval.exclude_seen=true", "training.spans=1", "training.validation_users=9"):
+        rows["imsr"] = Row(set=[f"--{key}"], settings=True)
+        with pytest.raises(ValueError, match=r"cannot be set here: (all rows have the same tests|the comparison sets)"):
+            _grid(place.compare(strategies=rows))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,24 @@ def test_uniform_draws_need_no_correction(dataset):
     assert sampler.log_q(jagged(np.arange(3), np.array([3]))) is None
 
 
+def test_a_uniform_draw_is_left(dataset):
+    sampler = NegativeSampler(dataset, SPAN, ITEMS, 10, 0.99)
+    unknown = next(item for item in range(ITEMS) if not _q(1.0)[item])
+    assert sampler.log_q(jagged(np.array([unknown]), np.array([1]))).item() == pytest.approx(np.log(0.1))
+    assert len(sampler.draw(np.random.default_rng(0))) == 10
+
+
+def test_earlier_spans_are_drawn_from_themselves_and_all_known_items(dataset):
+    config = BatchConfig(size=16, negatives=10)
+    part = SpanData(dataset, SPAN, range(8), config, 0, lambda tensor: tensor, until=SPAN + 1)
+    known = dataset.items_by_span[SPAN + 1]
+    items = [item for user in HISTORY.values() for item in user[SPAN]]
+    q = 0.5 / known + 0.5 * np.bincount(items, minlength=known) / len(items)
+    batch = next(iter(part.training(0)))
+    np.testing.assert_allclose(batch.negative_log_q, np.log(q[batch.negatives.values()] * known), atol=1e-5)
+    np.testing.assert_allclose(batch.target_log_q, np.log(q[batch.targets.values()] * known), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [SpanData, ReplayedSpan])
 def test_batches_know_how_likely_their_items_are(dataset, kind):
     options = {"pool": 2} if kind is ReplayedSpan else {}

@@ -138,7 +138,7 @@ def _with_bonuses(topology, tile, exact_top):
     each = [SeenItems(seen, table[seen.values()], bonus) for bonus in bonuses]
     ranker = _ranker(topology, "attentive", tile, "fp32")
     users = interests, sequences, table[sequences.values()], KNOWN, exact_top
-    apart, together = [ranker.ranks(*users, one) for one in each], ranker.ranks_of_each(*users, each)
+    apart, together = [ranker.ranks(*users, one) for one in each], ranker.ranks_of_each(*users, each[0], bonuses)
     return [[ranks.tolist() for ranks in one] for one in apart], [[ranks.tolist() for ranks in one] for one in together]
 
 

@@ -22,7 +22,7 @@ def config(tmp_path):
     return TrainConfig(data=DataConfig(tmp_path / "data"), run_dir=tmp_path / "run", eval=EvalConfig([5]))
 
 
-def _counted(topology, config, spans):
+def _added(topology, config, spans):
     dataset = Dataset(config.data)
     add_baselines(config, dataset, spans, topology)
     return describe_baselines(config, dataset, spans)
@@ -35,14 +35,14 @@ def _measured(topology, config):
     )
 
 
-def test_each_tested_span_is_counted_once(config):
+def test_each_tested_span_is_added_once(config):
     file = config.run_dir / "baselines.jsonl"
     with ranks_on(2) as ranks:
-        ranks.call(_counted, config, [1])
+        ranks.call(_added, config, [1])
         (first,) = {line["span"] for line in map(json.loads, file.read_text().splitlines())}
-        both, _ = ranks.call(_counted, config, [1, 2])  # an append brought the second one
+        both, _ = ranks.call(_added, config, [1, 2])  # an append brought the second one
         stamp = file.stat().st_mtime_ns
-        assert ranks.call(_counted, config, [1, 2]) == [both, both]
+        assert ranks.call(_added, config, [1, 2]) == [both, both]
         expected, _ = ranks.call(_measured, config)
     assert (first, file.stat().st_mtime_ns) == (1, stamp)
     popular, own = both.splitlines()
@@ -59,6 +59,6 @@ def test_why_there_are_none(config):
     assert describe_baselines(replace(config, baselines=False), dataset, [1]) == ""
     retire_before(config.data.path, 1)
     with ranks_on(1) as ranks:
-        (text,) = ranks.call(_counted, config, [2])
+        (text,) = ranks.call(_added, config, [2])
     assert "the rows before span 1 of" in text
     assert not (config.run_dir / "baselines.jsonl").exists()
