@@ -1,17 +1,19 @@
 """Tests a model on the span after the last trained one."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import BatchConfig, TestBatch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.history import History
+from dist_imsr.data.history import History, PastItems
 from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.catalogue import Catalogue
@@ -20,7 +22,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.metrics import Metrics
 from dist_imsr.evaluation.parts import JointFile
 from dist_imsr.evaluation.ranking import Ranker
-from dist_imsr.evaluation.repeats import Repeats
+from dist_imsr.evaluation.repeats import Repeats, rank_with_each
 from dist_imsr.evaluation.seen import SeenItems
 from dist_imsr.evaluation.user_table import user_table
 from dist_imsr.keys import free
@@ -83,6 +85,10 @@ class Evaluator:
         config: the metrics.
         seed: seed of the run.
         repeats: what scores add for repeats.
+        candidates: what else they might add.
+
+    Attributes:
+        gains: the sums of the largest N's NDCG over users, of the last test, with each candidate.
     """
 
     def __init__(
@@ -97,11 +103,13 @@ class Evaluator:
         config: EvalConfig,
         seed: int,
         repeats: Repeats,
+        candidates: Sequence[Repeats] = (),
     ) -> None:
         self.dataset, self.store, self.catalogue, self.ranker = dataset, store, catalogue, ranker
         self.topology = topology
         self.batch, self.config, self.seed, self.repeats = batch, config, seed, repeats
         self.buckets = topology.buckets(dataset.buckets)
+        self.candidates, self.gains = candidates, list[float]()
 
     @Phase("test", shown=True)
     def test(self, span: int, follow: Follow, per_user: Path | None = None) -> dict[str, Any]:
@@ -127,17 +135,22 @@ class Evaluator:
         data = SpanData(self.dataset, span, self.buckets, self.batch, self.seed, self.topology.sum)
         # Who met what before is not known once spans are retired: then metrics of unseen items are null.
         history = History(self.dataset, self.buckets, span - 1) if not self.dataset.first_kept else None
-        metrics = Metrics(self.config.top)
+        metrics, gains = Metrics(self.config.top), torch.zeros(len(self.candidates), dtype=torch.float64)
         beyond = _BeyondAccuracy(self.dataset, self.catalogue, self.topology, span) if self.config.beyond else None
         batches: Any = data.testing(lambda users: self.dataset.known(users, span - 1), self.config.max_users)
         with torch.no_grad(), JointFile(per_user, self.topology) if per_user else nullcontext() as file:
             for batch in follow(batches, f"test on span {span}", self.batch.eval_size):
                 interests = self.store.gather(self.store.owned.rows(batch.users), self.topology.device)
-                seen, embeddings = self._lookup(batch, history)
+                past = None if history is None else history(batch.users)
+                seen, embeddings = self._lookup(batch, past)
                 ranks = self.ranker.ranks(interests, batch.targets, embeddings, items, most, seen)
                 if self.config.exclude_seen:
                     ranks = ranks.without_seen()
                 values = metrics.add(batch, ranks)
+                if self.candidates and seen is not None and past is not None:
+                    targets = JaggedTensor(batch.targets.values()[batch.last], lengths=torch.ones_like(batch.last))
+                    users = interests, targets, embeddings[batch.last]
+                    gains += rank_with_each(self.ranker, *users, items, most, seen, past, self.candidates)
                 if beyond:
                     left_out = seen.items if seen and self.config.exclude_seen else None
                     repeats = seen if self.repeats.weight and not self.config.exclude_seen else None
@@ -145,15 +158,16 @@ class Evaluator:
                 if file:
                     file.write(user_table(self.dataset, batch, ranks.all_items, values, self.config.top))
         self.topology.sum(metrics.sums)
+        self.gains = self.topology.sum(gains).tolist() if self.candidates else []
         results = metrics.result() | (beyond.result() if beyond else {})
         return results | {"eval_seconds": time.perf_counter() - begin}
 
-    def _lookup(self, batch: TestBatch, history: History | None) -> tuple[SeenItems | None, torch.Tensor]:
+    def _lookup(self, batch: TestBatch, past: PastItems | None) -> tuple[SeenItems | None, torch.Tensor]:
         """What the users met before, if that is known, and the targets' embeddings; collective."""
-        if history is None:
+        if past is None:
             [embeddings] = self.catalogue.lookup(batch.targets)
             return None, embeddings
-        past, device = history(batch.users), self.topology.device
+        device = self.topology.device
         items = past.jagged(device)
         embeddings, seen_embeddings = self.catalogue.lookup(batch.targets, items)
         return SeenItems(items, seen_embeddings, self.repeats.bonus(past, device)), embeddings

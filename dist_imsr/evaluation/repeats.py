@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torchrec import JaggedTensor
 
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
@@ -18,10 +19,10 @@ from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.evaluation.metrics import discount
 from dist_imsr.evaluation.ranking import Ranker
 from dist_imsr.evaluation.seen import SeenItems
+from dist_imsr.model.interests import Interests
 
 DECAYS = (0.98, 0.99, 0.995, 0.999, 1.0)
-"""Candidates of the decay. Validation targets follow the history at once and tests come a span later, so that shorter
-memories would win validation alone."""
+"""Candidates of the decay."""
 
 
 @dataclass
@@ -30,7 +31,9 @@ class RepeatsConfig:
 
     Args:
         enabled: whether scores count repeats, in tests and in recommendations; training does not.
-        weights: candidates of a. After each span, validation chooses one of them, and a decay.
+        weights: candidates of a. The tests so far choose one of them, and a decay, for the next test; before the first
+            one, validation does. In validation, targets follow the history at once, so that the model is better than in
+            a test, where a span lies between, and repeats would weigh too little.
         decays: candidates of the decay: an interaction counts decay^n, n interactions of its user later.
     """
 
@@ -42,6 +45,12 @@ class RepeatsConfig:
         require(bool(self.weights) and min(self.weights) >= 0, "repeats.weights", self.weights, "numbers of at least 0")
         decays = self.decays
         require(bool(decays) and 0 < min(decays) <= max(decays) <= 1, "repeats.decays", decays, "above 0, at most 1")
+
+    @property
+    def candidates(self) -> "list[Repeats]":
+        """All pairs of a weight and a decay, the smaller weights first; none if scores do not count repeats."""
+        pairs = sorted(set(itertools.product(self.weights, self.decays))) if self.enabled else []
+        return [Repeats(weight, decay) for weight, decay in pairs if weight or decay == max(self.decays)]
 
     def check(self, dataset: Dataset) -> None:
         """Refuses to count interactions of retired spans.
@@ -72,9 +81,45 @@ class Repeats(NamedTuple):
         return torch.from_numpy(self.weight * np.log1p(past.weights(self.decay))).to(device)
 
 
+def rank_with_each(
+    ranker: Ranker,
+    interests: Interests,
+    targets: JaggedTensor,
+    embeddings: torch.Tensor,
+    items: int,
+    top: int,
+    seen: SeenItems,
+    past: PastItems,
+    candidates: Sequence[Repeats],
+) -> torch.Tensor:
+    """The sums of NDCG@N over users with each candidate, ``[C]`` float64 on the host; collective.
+
+    Args:
+        ranker: ranks the targets among all items.
+        interests: this rank's B users, ``[B, K, d]``.
+        targets: B sequences of one item id.
+        embeddings: ``[B, row width]``, of the values of ``targets``.
+        items: the number of known items.
+        top: N.
+        seen: what the users met before.
+        past: the same items, with their times.
+        candidates: at least one.
+    """
+    bonuses = [candidate.bonus(past, embeddings.device) for candidate in candidates]
+    ranks = ranker.ranks_of_each(interests, targets, embeddings, items, top, seen, bonuses)
+    return torch.stack([discount(one.all_items, top).sum() for one in ranks]).cpu()
+
+
+def best_repeats(candidates: Sequence[Repeats], gains: Sequence[float]) -> Repeats:
+    """The candidate with the largest gain, the first of equals; a weight of 0 if there are no gains."""
+    best = max(gains, default=0.0)
+    pairs = zip(candidates, gains, strict=True)
+    return next((one for one, gain in pairs if best and math.isclose(gain, best)), Repeats())
+
+
 @torch.no_grad()
 def choose_repeats(
-    config: RepeatsConfig,
+    candidates: Sequence[Repeats],
     model: Recommender,
     ranker: Ranker,
     batches: Iterable[Batch],
@@ -86,7 +131,7 @@ def choose_repeats(
     """Chooses weight and decay by the mean NDCG of validation targets; collective.
 
     Args:
-        config: the candidates.
+        candidates: what is chosen from.
         model: in evaluation mode.
         ranker: ranks the targets among all items.
         batches: with one target for each user.
@@ -96,21 +141,13 @@ def choose_repeats(
         top: N of NDCG@N.
 
     Returns:
-        The best candidate, the one with the smaller weight of equally good ones; a weight of 0 without targets.
+        That of `best_repeats`.
     """
-    pairs = sorted(set(itertools.product(config.weights, config.decays)))
-    candidates = [Repeats(weight, decay) for weight, decay in pairs if weight or decay == max(config.decays)]
     gains, device = torch.zeros(len(candidates), dtype=torch.float64), model.topology.device
     for batch in batches:
         extraction, past = objective.extract(model, batch), history(batch.users)
         met = past.jagged(device)
         [embeddings] = model.catalogue.lookup(met)
-        bonuses = [candidate.bonus(past, device) for candidate in candidates]
         seen, users = SeenItems(met, embeddings), (extraction.interests, batch.targets, extraction.targets)
-        ranks = ranker.ranks_of_each(*users, items, top, seen, bonuses)
-        gains += torch.stack([discount(one.all_items, top).sum() for one in ranks]).cpu()
-    total = model.topology.sum(gains).tolist()
-    best = max(total, default=0.0)
-    return next(
-        (one for one, gain in zip(candidates, total, strict=True) if best and math.isclose(gain, best)), Repeats()
-    )
+        gains += rank_with_each(ranker, *users, items, top, seen, past, candidates)
+    return best_repeats(candidates, model.topology.sum(gains).tolist())

@@ -1,11 +1,12 @@
 """The position of a run, and the best epoch of the span so far."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_imsr.distributed.recommender import Snapshot
-from dist_imsr.evaluation.repeats import Repeats
+from dist_imsr.evaluation.repeats import Repeats, best_repeats
 from dist_imsr.strategies.detection import Detection
 from dist_imsr.strategies.growth import Growth
 
@@ -57,6 +58,7 @@ class Progress:
         detections: results of the detector in the span, one for each run of it.
         best: the best epoch so far.
         repeats: what scores add for repeats.
+        repeat_gains: of each candidate for it, summed over all tests so far; none before the first one.
         untested: the report of the last trained span, until that is tested on the current one.
         lines: of metrics.jsonl.
     """
@@ -72,6 +74,7 @@ class Progress:
     detections: list[Detection] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     repeats: Repeats = field(default_factory=Repeats)
+    repeat_gains: list[float] = field(default_factory=list)
     untested: dict[str, Any] | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -100,6 +103,13 @@ class Progress:
         self.targets += targets
         self.step, self.steps = self.step + 1, self.steps + 1
 
+    def add_gains(self, candidates: Sequence[Repeats], gains: Sequence[float]) -> None:
+        """Adds what each candidate for `repeats` got in a test, and takes the best one in all tests so far."""
+        if candidates:
+            before = self.repeat_gains or [0.0] * len(candidates)
+            self.repeat_gains = [gain + more for gain, more in zip(before, gains, strict=True)]
+            self.repeats = best_repeats(candidates, self.repeat_gains)
+
     def mean_losses(self) -> tuple[float, float]:
         """The epoch's mean losses per target; NaN without targets."""
         loss, extra = self.losses
@@ -107,4 +117,11 @@ class Progress:
 
     def at(self, span: int, untested: dict[str, Any] | None = None) -> "Progress":
         """The progress at the beginning of a span."""
-        return Progress(span, steps=self.steps, repeats=self.repeats, untested=untested, lines=self.lines)
+        return Progress(
+            span,
+            steps=self.steps,
+            repeats=self.repeats,
+            repeat_gains=self.repeat_gains,
+            untested=untested,
+            lines=self.lines,
+        )

@@ -252,7 +252,7 @@ class SpanTrainer:
         """Stores H_u^t of the span's users, extracted from all their interactions in it; collective.
 
         A base model that keeps a state reads each of them once, in consecutive pieces; the others read a user's latest.
-        Before, validation chooses what scores add for repeats, if they add anything.
+        Before, unless tests have done so, validation chooses what scores add for repeats, if they add anything.
         """
         self._choose_repeats(data, objective)
         steps = data.pieces() if self.model.extractor.state_dim else data.everything()  # type: ignore[union-attr]
@@ -261,12 +261,13 @@ class SpanTrainer:
         self.add_growth(write_back(self.model, batches, objective))
 
     def _choose_repeats(self, data: Span, objective: Objective) -> None:
-        if not self.config.repeats.enabled:
+        candidates = self.config.repeats.candidates
+        if not candidates or self.progress.repeat_gains:
             return
         self.model.engine.train(False)
         steps = data.validation(self.config.training.validation_users)
         self.progress.repeats = choose_repeats(
-            config=self.config.repeats,
+            candidates=candidates,
             model=self.model,
             ranker=self.ranker,
             batches=self.track(steps, f"repeats of span {data.span}", self.config.batch.eval_size),

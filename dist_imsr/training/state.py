@@ -27,7 +27,19 @@ from dist_imsr.training.storage import Stored, Tables
 
 _HOST = torch.device("cpu")
 _STRATEGY = "companion"  # the name of the strategy's state in checkpoints
-_NUMBERS = ("span", "epoch", "step", "steps", "seconds", "losses", "targets", "repeats", "untested", "lines")
+_NUMBERS = (
+    "span",
+    "epoch",
+    "step",
+    "steps",
+    "seconds",
+    "losses",
+    "targets",
+    "repeats",
+    "repeat_gains",
+    "untested",
+    "lines",
+)
 
 
 def pack(

@@ -176,8 +176,11 @@ class Trainer:
             config=self.config.eval,
             seed=self.config.seed,
             repeats=self.progress.repeats,
+            candidates=self.config.repeats.candidates,
         )
-        return evaluator.test(span, self.spans.track, per_user)
+        metrics = evaluator.test(span, self.spans.track, per_user)
+        self.progress.add_gains(evaluator.candidates, evaluator.gains)
+        return metrics
 
     @Phase("checkpoint")
     def save(self) -> None:

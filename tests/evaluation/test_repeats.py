@@ -106,6 +106,28 @@ def test_validation_prefers_repeats_where_users_repeat(finished, tmp_path):
     assert [line["hr@10_unseen"] for line in found] == pytest.approx([line["hr@10_unseen"] for line in plain])
 
 
+def test_the_tests_so_far_choose_for_the_next_one(finished, tmp_path):
+    config = parse(TrainConfig, [f"--config={finished.folder / 'config.yaml'}"])
+    weights, gains = [0.0, 0.1, 2.0, 50.0], []
+
+    def trained(name, weights):
+        repeats = RepeatsConfig(enabled=True, weights=weights, decays=[0.9])
+        each = replace(config, run_dir=tmp_path / name, repeats=repeats, eval=EvalConfig([5], per_user=True))
+        run_ranks(2, run, each)
+        return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    for weight in weights:
+        trained(str(weight), [weight])
+        ranks = duckdb.sql(f"SELECT rank FROM '{tmp_path / str(weight) / 'users' / 'span=2.parquet'}'").df()["rank"]
+        gains.append(sum(1 / math.log2(rank + 1) for rank in ranks if rank <= 5))
+    first, second = trained("all", weights)
+    assert len({round(gain, 6) for gain in gains}) > 1
+    assert second["repeat_weight"] == weights[int(np.argmax(gains))]
+    (alone,) = (line for line in trained("alone", [second["repeat_weight"]]) if line["span"] == second["span"])
+    assert second["hr@5"] == pytest.approx(alone["hr@5"])
+    assert first["repeat_weight"] in weights
+
+
 @pytest.mark.parametrize(("key", "value"), [("weights", []), ("weights", [-1.0]), ("decays", [0.0]), ("decays", [1.1])])
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"repeats\.{key}"):
