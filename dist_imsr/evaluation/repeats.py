@@ -31,14 +31,15 @@ class RepeatsConfig:
 
     Args:
         enabled: whether scores count repeats, in tests and in recommendations; training does not.
-        weights: candidates of a. The tests so far choose one of them, and a decay, for the next test; before the first
-            one, validation does. In validation, targets follow the history at once, so that the model is better than in
-            a test, where a span lies between, and repeats would weigh too little.
+        weights: candidates of a; the largest sorts a user's own items by counts alone, before all others. The tests so
+            far choose one of them, and a decay, for the next test; before the first one, validation does. In
+            validation, targets follow the history at once, so that the model is better than in a test, where a span
+            lies between, and repeats would weigh too little.
         decays: candidates of the decay: an interaction counts decay^n, n interactions of its user later.
     """
 
     enabled: bool = False
-    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 1024.0])
     decays: list[float] = field(default_factory=lambda: list(DECAYS))
 
     def __post_init__(self) -> None:
