@@ -28,16 +28,27 @@ def run_writer(
     Returns:
         The exit status: 0; 2 for invalid input, 1 for a failure of the machine, 130 after Ctrl-C or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a terminated job cleans up as well
+    stopped = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # so that a terminated job cleans up as well
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell told this job to ignore it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         work(Console(stderr=True))
         return 0
-    except KeyboardInterrupt:
-        reason, status = f"stopped; {when_stopped()}", 130
-    except ValueError as error:
-        reason, status = str(error), 2
-    except OSError as error:
-        reason, status = str(error), 1
+    except (KeyboardInterrupt, Exception) as error:
+        # DuckDB may turn an interrupt while it fetches rows into an error of its own.
+        if stopped or isinstance(error, KeyboardInterrupt):
+            reason, status = f"stopped; {when_stopped()}", 130
+        elif isinstance(error, ValueError | OSError):
+            reason, status = str(error), 2 if isinstance(error, ValueError) else 1
+        else:
+            raise
     print(f"{name}: {_one_line(reason)}", file=sys.stderr)
     return status
 

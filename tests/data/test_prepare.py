@@ -336,7 +336,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     time.sleep(0.3)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     *phases, last = errors.splitlines()
     assert last == "prepare.py: stopped; nothing was written"
     assert all(line.endswith(" s") for line in phases)

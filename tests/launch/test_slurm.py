@@ -164,7 +164,8 @@ def test_a_job_resumes_on_the_other_node_when_one_goes_down(cluster, jobs, data,
     for line, wanted in zip(_lines(run_dir), _lines(local), strict=True):
         for key in line.keys() - {"store_bytes"}:  # counts one more offset a rank
             number = isinstance(wanted[key], float)
-            assert line[key] == (pytest.approx(wanted[key], rel=5e-3, abs=1e-4) if number else wanted[key]), key
+            near = {"rel": 0.05 if key.startswith("fit_p") else 5e-3, "abs": 2e-4}  # a fit is the middle of its bin
+            assert line[key] == (pytest.approx(wanted[key], **near) if number else wanted[key]), key
 
 
 def test_the_time_limit_requeues_a_job_and_cancelling_does_not(cluster, jobs, data, tmp_path):

@@ -156,6 +156,8 @@ def test_other_world_sizes_resume_to_the_same_numbers(folder, tmp_path, base, st
         for line, one in zip(found, wanted, strict=True):
             for key in line.keys() - {"store_bytes"}:  # counts one more offset a rank
                 near = {"rel": 1e-3, "abs": 1e-3 if base == "comirec_sa" else 1e-4}
+                if key.startswith("fit_p"):  # the middle of a bin: a rounding error may move a value to the next one
+                    near = {"rel": 0.05, "abs": 2e-4}
                 number = isinstance(one[key], float)
                 assert line[key] == (pytest.approx(one[key], **near) if number else one[key]), key
 
