@@ -62,9 +62,9 @@ class IALS:
 
     def __init__(self, known: Known, config: IALSConfig) -> None:
         self._known, self._config = known, config
-        self._alpha = config.alphas[0] if len(config.alphas) == 1 else self._choose_alpha()
-        self._fit(user_items(known), self._alpha)
-        self.facts = {"alpha": self._alpha}
+        alpha = config.alphas[0] if len(config.alphas) == 1 else self._choose_alpha()
+        self._fit(user_items(known), alpha)
+        self.facts = {"alpha": alpha}
 
     def ranks(self, users: torch.Tensor, targets: JaggedTensor) -> Ranks:
         """As of `dist_imsr.baselines.known.Baseline`; items without interactions tie at the end."""

@@ -7,6 +7,18 @@ from torchrec import JaggedTensor
 from dist_imsr.data.dataset import Dataset
 
 
+def draw_by_counts(random: np.random.Generator, items: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
+    """Draws items, each as likely as it has interactions, with repetition.
+
+    Args:
+        random: of the draws.
+        items: ``[n]`` ids, at least one.
+        ends: ``[n]``, the cumulative numbers of their interactions.
+        size: the number of draws.
+    """
+    return items[np.searchsorted(ends, random.integers(ends[-1], size=size), side="right")]
+
+
 class NegativeSampler:
     """Draws negatives from q, a mixture of the known items and of a span's interactions.
 
@@ -34,8 +46,7 @@ class NegativeSampler:
         uniform = random.integers(self._items, size=self._uniform)
         if not self._popular:
             return uniform
-        drawn = random.integers(self._starts[-1], size=self._popular)
-        return np.concatenate([uniform, self._ids[np.searchsorted(self._starts, drawn, side="right") - 1]])
+        return np.concatenate([uniform, draw_by_counts(random, self._ids, self._starts[1:], self._popular)])
 
     def log_q(self, sequences: JaggedTensor) -> torch.Tensor | None:
         """log(q(i) I) of the items of sequences, ``[n]`` float32: zero where a uniform draw is as likely to have one.

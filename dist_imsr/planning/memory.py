@@ -169,9 +169,8 @@ class MemoryModel:
         indexed = tables.number + 1 if self.resources.reads_history else 1
         host = {"process": self.config.process, "spans' index": indexed * self._users * _INDEXED}
         if self.config.batch.popular_negatives:
-            host["items to draw negatives from"] = (tables.number + 1 if self.resources.retrains else 1) * (
-                tables.items * _LONG
-            )
+            spans = tables.number + 1 if self.resources.retrains else 1
+            host["items to draw negatives from"] = spans * tables.items * _LONG
         (device if self.store_on_device(tables, interests) else host)["interest store"] = self.store_bytes(interests)
         if self.config.checkpoint.enabled:
             host["checkpoint's copy"] = self._checkpoint_bytes(tables, interests) + copies * weights

@@ -10,6 +10,7 @@ from torchrec import JaggedTensor
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.jagged import jagged, pad
+from dist_imsr.data.negatives import draw_by_counts
 from dist_imsr.data.schedule import generator
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.interest_store import InterestStore
@@ -66,10 +67,10 @@ def draw_null_items(dataset: Dataset, span: int, trained_items: int, count: int,
     """
     items, interactions = dataset.item_counts(span)
     known = items < trained_items
-    total = interactions[known].cumsum()
-    drawn = generator(_NULL, seed, span).integers(total[-1], size=count) if len(total) else np.empty(0, np.int64)
-    chosen = items[known][np.searchsorted(total, drawn, "right")]
-    return jagged(chosen, [len(chosen)])
+    if not known.any():
+        return jagged(np.empty(0, np.int64), [0])
+    ends = interactions[known].cumsum()
+    return jagged(draw_by_counts(generator(_NULL, seed, span), items[known], ends, count), [count])
 
 
 def detect(
