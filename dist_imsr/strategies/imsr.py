@@ -107,7 +107,7 @@ class IMSR(Strategy):
                 null=null.to(model.topology.device),
             )
         trainer.add_growth(growth)
-        trainer.progress.detections = [*trainer.progress.detections, detection]
+        trainer.progress.detections = [*trainer.progress.detections, detection.cpu()]
 
     def extract(self, model: Recommender, batch: Batch, training: bool = False) -> Extraction:
         """Extraction with carried evidence (E10), and the projection of new interests."""

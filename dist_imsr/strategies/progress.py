@@ -55,7 +55,7 @@ class Progress:
         losses: of the epoch, summed over its targets so far: Eq. 6, and the extra loss.
         targets: of the epoch so far.
         growth: the span's statistics of interests.
-        detections: results of the detector in the span, one for each run of it.
+        detections: results of the detector in the span, one for each run of it, on the host.
         best: the best epoch so far.
         repeats: what scores add for repeats.
         repeat_gains: of each candidate for it, summed over all tests so far; none before the first one.

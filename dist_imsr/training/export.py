@@ -45,7 +45,7 @@ def export_span(
     folder, topology = run_dir / "spans" / f"span={origin.span}", catalogue.topology
     partial = folder.with_name(f"{PARTIAL}{folder.name}")
     known = range(catalogue.rows.start, max(catalogue.rows.start, min(catalogue.rows.stop, items)))
-    users, fit, puzzled = concatenate([one.cpu() for one in detections])
+    users, fit, puzzled = concatenate(detections)
     tables = {
         "interests": {"user": store.owned.users(store.owners), "born": store.birth_span, "vector": store.values},
         "items": {"item": torch.arange(known.start, known.stop), "vector": catalogue.flushed_weight()[: len(known)]},

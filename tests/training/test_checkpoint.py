@@ -69,7 +69,7 @@ def _exported(run_dir):
 
 
 TABLE = CatalogueConfig(headroom=0.05)  # grown in some spans and not in others
-IN_HOST_MEMORY = CatalogueConfig("adagrad", headroom=2000.0, device_memory=1)
+IN_HOST_MEMORY = CatalogueConfig("adagrad", headroom=800.0, device_memory=1)
 
 
 @on_devices(
