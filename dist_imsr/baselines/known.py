@@ -11,6 +11,7 @@ from dist_imsr.data.batch import Batch, BatchConfig
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, PastItems
 from dist_imsr.data.jagged import owners_of
+from dist_imsr.data.sorted_keys import find_sorted
 from dist_imsr.data.span import SpanData
 from dist_imsr.data.steps import Steps
 from dist_imsr.distributed.topology import Topology
@@ -33,10 +34,7 @@ class TargetItems(NamedTuple):
     def places(self, past: PastItems) -> np.ndarray:
         """The index of each target among its user's items, ``[A]``; -1 for one that the user has not met."""
         items = 1 + max(past.item.max(initial=0), self.item.max(initial=0))
-        own, keys = past.owner * items + past.item, self.owner * items + self.item
-        at = np.searchsorted(own, keys)
-        found = np.append(own, -1)[at] == keys
-        return np.where(found, at, -1)
+        return find_sorted(past.owner * items + past.item, self.owner * items + self.item)
 
 
 class Baseline(Protocol):

@@ -11,6 +11,7 @@ from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.ranks import count_own, count_sorted, ranks_of
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import PastItems
+from dist_imsr.data.sorted_keys import find_sorted
 from dist_imsr.evaluation.metrics import Ranks
 
 
@@ -43,9 +44,7 @@ class Popularity:
 
     def of(self, items: np.ndarray) -> np.ndarray:
         """The number of interactions of items, ``[n]`` int64."""
-        at = np.searchsorted(self._ids, items)
-        found = np.append(self._ids, -1)[at] == items
-        return np.where(found, np.append(self._counts, 0)[at], 0)
+        return np.append(self._counts, 0)[find_sorted(self._ids, items)]
 
     def ranks(self, past: PastItems, targets: TargetItems, met: np.ndarray) -> Ranks:
         """Ranks the targets of users with a past.

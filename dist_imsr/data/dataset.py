@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_imsr.data.schedule import ranges
+from dist_imsr.data.sorted_keys import find_sorted
 from dist_imsr.files import check_file, check_version
 from dist_imsr.keys import free
 
@@ -131,9 +132,8 @@ class Sequences:
         Returns:
             For each interaction, user after user: its user's index in ``users``, and its own index in `items`.
         """
-        place = np.searchsorted(self.users, users)
-        found = np.flatnonzero(place < len(self.users))
-        found = found[self.users[place[found]] == users[found]]
+        place = find_sorted(self.users, users)
+        found = np.flatnonzero(place >= 0)
         starts = self.offsets[place[found]].astype(np.int64)
         lengths = self.offsets[place[found] + 1] - starts
         return found.repeat(lengths), ranges(starts, lengths)

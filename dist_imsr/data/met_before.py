@@ -6,6 +6,7 @@ import numpy as np
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.schedule import ranges
+from dist_imsr.data.sorted_keys import find_sorted
 
 _BLOCK = 1 << 16  # rows
 _ODD, _OTHER_ODD = 0x9E3779B1, 0x85EBCA77  # multipliers whose products spread over all bits
@@ -78,7 +79,7 @@ def met_in(history: Dataset, bucket: int, users: np.ndarray, items: np.ndarray) 
         row, theirs = row[passed].astype(np.int64), theirs[passed].astype(np.int64)
         met.append((row * n_items + theirs)[(row != stranger) & (theirs < n_items)])
     found = np.sort(np.concatenate(met))
-    return np.append(found, -1)[np.searchsorted(found, pairs)] == pairs  # pairs are no less than 0
+    return find_sorted(found, pairs) >= 0
 
 
 def _hashed(rows: np.ndarray, items: np.ndarray, bits: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.sorted_keys import find_sorted
 
 
 def draw_by_counts(random: np.random.Generator, items: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
@@ -56,11 +57,8 @@ class NegativeSampler:
         """
         if not self._popular:
             return None
-        items = (
-            sequences.values().numpy().astype(self._ids.dtype)
-        )  # else numpy would convert the others, which are more
-        place = np.minimum(np.searchsorted(self._ids, items), len(self._ids) - 1)
-        counts = np.where(self._ids[place] == items, self._starts[place + 1] - self._starts[place], 0)
+        place = find_sorted(self._ids, sequences.values().numpy().astype(self._ids.dtype))
+        counts = np.where(place >= 0, self._starts[place + 1] - self._starts[place], 0)
         popular = self._popular / (self._popular + self._uniform)
         ratio = 1 + popular * (counts * (self._items / self._starts[-1]) - 1)
         return torch.from_numpy(np.log(ratio).astype(np.float32))

@@ -8,6 +8,7 @@ from torchrec import JaggedTensor
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.jagged import concat_rows, jagged
 from dist_imsr.data.schedule import ranges
+from dist_imsr.data.sorted_keys import find_sorted
 from dist_imsr.data.user_ids import sort_keys
 
 
@@ -31,7 +32,7 @@ class SpanReader:
         self.users = np.concatenate([sequences.users for sequences in self.sequences]).astype(np.int64)
         """``[n]``, ids; ascending inside each bucket."""
         self._n_buckets = dataset.buckets
-        self._keys = np.append(sort_keys(self.users, self._n_buckets), np.iinfo(np.int64).max)  # after all users
+        self._keys = sort_keys(self.users, self._n_buckets)
         self.starts = np.concatenate([sequences.offsets[:-1] for sequences in self.sequences]).astype(np.int64)
         self.lengths = np.concatenate([np.diff(sequences.offsets) for sequences in self.sequences]).astype(np.int64)
 
@@ -41,9 +42,7 @@ class SpanReader:
         Returns:
             ``[B]`` int64, their indices into `users`; -1 for those who are not there.
         """
-        keys = sort_keys(users, self._n_buckets)
-        at = np.searchsorted(self._keys, keys)
-        return np.where(self._keys[at] == keys, at, -1)
+        return find_sorted(self._keys, sort_keys(users, self._n_buckets))
 
     def read(self, column: str, at: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Reads a part of each user's sequence.
