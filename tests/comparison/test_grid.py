@@ -48,7 +48,7 @@ def test_all_cells_in_order_with_their_configurations(place):
     assert resolve(TrainConfig, [*arguments, f"--run_dir={config.run_dir}"]) == config
 
 
-@pytest.mark.parametrize("name", ["ablation", "full", "training"])
+@pytest.mark.parametrize("name", ["ablation", "full", "growth", "training"])
 def test_shipped_comparisons_are_possible(place, name, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     shipped = parse(CompareConfig, [f"--config=configs/compare_{name}.yaml", f"--output={place.output}"])
@@ -57,14 +57,15 @@ def test_shipped_comparisons_are_possible(place, name, monkeypatch):
     assert rows == set(shipped.strategies)
 
 
-def test_the_ablation_has_one_row_per_part(place, monkeypatch):
+@pytest.mark.parametrize(("name", "count"), [("ablation", 12), ("growth", 10)])
+def test_each_row_is_another_variant(place, name, count, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
-    shipped = parse(CompareConfig, ["--config=configs/compare_ablation.yaml", f"--output={place.output}"])
+    shipped = parse(CompareConfig, [f"--config=configs/compare_{name}.yaml", f"--output={place.output}"])
     grid = _grid(replace(shipped, data={"drawn": replace(shipped.data["taobao"], path=place.data)}))
     configs = {entry.row: grid.resolved(entry) for entry in grid.experiments}
     variants = {repr((config.model, config.strategy.imsr)) for config in configs.values()}
     assert {config.strategy.name for config in configs.values()} == {"imsr"}
-    assert len(variants) == len(configs) == 18
+    assert len(variants) == len(configs) == count
 
 
 def test_the_letter_of_the_paper_is_one_row(place, monkeypatch):
