@@ -79,7 +79,8 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
     Returns:
         One row per span; a ratio without denominator is None. ``users``: users that the detector examined; ``planted``:
         those with a planted interest that begins in this span; ``precision``, ``recall``, ``f1`` of the detector;
-        ``best_c1`` and ``best_f1``: the best possible threshold and its f1; ``held``: the share of planted interests
+        ``late``: the share of puzzled users without one, for whom an earlier planted interest was not held when the
+        span began, None if the span before was not exported; ``best_c1`` and ``best_f1``: the best possible threshold and its f1; ``held``: the share of planted interests
         with a matching stored one; ``held_new``: of those that begin in this span; ``cosine``: mean over matched pairs;
         ``interests`` and ``interests_planted``: means over users with interests; ``moved``: 1 - the mean cosine between
         existing interests that changed, after this span and after the previous one.
@@ -88,19 +89,25 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
         ValueError: naming the missing file.
     """
     truth = Truth.read(run.dataset)
-    rows, before = [], list[StoredInterests]()
+    rows, before, lacking = [], list[StoredInterests](), np.empty(0, dtype=np.int64)
     for span in run.spans:
         now = [_stored_interests(table) for table in _tables(run, span, "interests")]
         planted = truth.until(span)
-        row = {"span": span} | judged(*_detections(run, span), planted, span)
-        row |= matched(now, _centroids(run, span, truth), planted, span, match_cosine)
-        rows.append(row | {"moved": _moved(before, now)})
+        lacks = lacking if span - 1 in run.spans else None
+        row = {"span": span} | judged(*_detections(run, span), planted, span, lacks)
+        found, lacking = matched(now, _centroids(run, span, truth), planted, span, match_cosine)
+        rows.append(row | found | {"moved": _moved(before, now)})
         before = now
     return rows
 
 
 def judged(
-    users: np.ndarray, fit: np.ndarray, puzzled: np.ndarray, truth: Truth, span: int
+    users: np.ndarray,
+    fit: np.ndarray,
+    puzzled: np.ndarray,
+    truth: Truth,
+    span: int,
+    lacking: np.ndarray | None = None,
 ) -> dict[str, float | int | None]:
     """Precision and recall of the detector.
 
@@ -110,6 +117,7 @@ def judged(
         puzzled: ``[n]`` bool.
         truth: the planted interests.
         span: the span of the detection.
+        lacking: ids of users with a planted interest that was not held when the span began; None if not known.
 
     Returns:
         The first part of a row of `compare_with_truth`.
@@ -130,6 +138,7 @@ def judged(
         "precision": _ratio(right, puzzled.sum()),
         "recall": _ratio(right, real.sum()),
         "f1": _ratio(2 * right, puzzled.sum() + real.sum()),
+        "late": None if lacking is None else _ratio((puzzled & ~real & np.isin(users, lacking)).sum(), puzzled.sum()),
         "best_c1": None if best is None else float((ordered[best] + beyond) / 2),
         "best_f1": None if best is None else float(f1[best]),
     }
@@ -137,7 +146,7 @@ def judged(
 
 def matched(
     stored: list[StoredInterests], centroids: np.ndarray, truth: Truth, span: int, least: float
-) -> dict[str, float | int | None]:
+) -> tuple[dict[str, float | int | None], np.ndarray]:
     """Matches each user's planted interests with stored ones: the assignment with the largest sum of cosines.
 
     Args:
@@ -148,10 +157,10 @@ def matched(
         least: the smallest cosine of a matching pair.
 
     Returns:
-        The second part of a row of `compare_with_truth`.
+        The second part of a row of `compare_with_truth`, and the ids of users with a planted interest that is not held.
     """
     directions = _normalised(centroids)
-    cosines, new, num_interests, num_users = [], [], 0, 0
+    cosines, new, lacking, num_interests, num_users = [], [], [], 0, 0
     for part in stored:
         vectors = _normalised(part.vectors)
         first, end = np.searchsorted(truth.users, part.users, "left"), np.searchsorted(truth.users, part.users, "right")
@@ -165,15 +174,18 @@ def matched(
             found[pairs[0]] = agreement[pairs]
             cosines.append(found)
             new.append(truth.spans[mine] == span)
+            if (found < least).any():
+                lacking.append(part.users[row])
     found_cosines, born = np.concatenate([[], *cosines]), np.concatenate([np.empty(0, bool), *new])
     paired = np.isfinite(found_cosines)
-    return {
+    shares = {
         "held": _ratio((found_cosines >= least).sum(), len(found_cosines)),
         "held_new": _ratio((found_cosines[born] >= least).sum(), born.sum()),
         "cosine": _ratio(found_cosines[paired].sum(), paired.sum()),
         "interests": _ratio(num_interests, num_users),
         "interests_planted": _ratio(len(found_cosines), num_users),
     }
+    return shares, np.array(lacking, dtype=np.int64)
 
 
 def _moved(before: list[StoredInterests], now: list[StoredInterests]) -> float | None:

@@ -36,6 +36,14 @@ def test_detections_are_compared_with_planted_interests():
     assert (row["precision"], row["recall"], row["f1"]) == (0.5, 0.5, 0.5)
     assert row["best_c1"] == pytest.approx(0.7)
     assert row["best_f1"] == pytest.approx(0.8)
+    assert row["late"] is None
+
+
+def test_who_lacked_an_earlier_interest_is_found_late():
+    truth = _truth((0, 0, 2), (1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 1, 2))
+    users, puzzled = np.arange(4), np.array([True, True, True, False])
+    row = judged(users, np.zeros(4), puzzled, truth, span=2, lacking=np.array([0, 2, 3]))  # 0 has a new one as well
+    assert (row["precision"], row["late"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -63,7 +71,7 @@ def test_matching_is_the_best_assignment():
         StoredInterests(np.array([4]), np.array([0, 1]), vectors[3:]),
     ]
     truth = _truth((0, 0, 0), (0, 1, 1), (4, 1, 0), (4, 2, 1), (7, 0, 0))  # user 7 has no stored interests
-    row = matched(stored, centroids, truth, span=1, least=0.6)
+    row, lacking = matched(stored, centroids, truth, span=1, least=0.6)
     cosines = []
     for planted, vectors_of_user in (([0, 1], vectors[:3]), ([1, 2], vectors[3:])):
         unit = vectors_of_user / np.linalg.norm(vectors_of_user, axis=1, keepdims=True)
@@ -79,6 +87,7 @@ def test_matching_is_the_best_assignment():
     assert row["held"] == pytest.approx(2 / 4)  # 0 by [1, 0, .1] and 1 by [1, .9, 0]; one interest serves one cluster
     assert row["held_new"] == pytest.approx(1 / 2)
     assert (row["interests"], row["interests_planted"]) == (2, 2)
+    assert lacking.tolist() == [4]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +119,7 @@ def test_a_run_is_compared_with_its_truth(run, tmp_path, capsys):
         assert row["recall"] == 1
         assert row["precision"] == row["planted"] / row["users"]
         assert 0 < row["moved"] < 1
+        assert 0 <= row["late"] <= 1 - row["precision"]
         assert 4 <= row["interests"] <= 6
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["users"] for row in rows[1:]] == [line["puzzled_users"] for line in lines]
