@@ -80,10 +80,11 @@ def compare_with_truth(run: FinishedRun, match_cosine: float) -> list[dict[str, 
         One row per span; a ratio without denominator is None. ``users``: users that the detector examined; ``planted``:
         those with a planted interest that begins in this span; ``precision``, ``recall``, ``f1`` of the detector;
         ``late``: the share of puzzled users without one, for whom an earlier planted interest was not held when the
-        span began, None if the span before was not exported; ``best_c1`` and ``best_f1``: the best possible threshold and its f1; ``held``: the share of planted interests
-        with a matching stored one; ``held_new``: of those that begin in this span; ``cosine``: mean over matched pairs;
-        ``interests`` and ``interests_planted``: means over users with interests; ``moved``: 1 - the mean cosine between
-        existing interests that changed, after this span and after the previous one.
+        span began, None if the span before was not exported; ``best_c1`` and ``best_f1``: the best possible threshold
+        and its f1; ``held``: the share of planted interests with a matching stored one; ``held_new``: of those that
+        begin in this span; ``cosine``: mean over matched pairs; ``interests`` and ``interests_planted``: means over
+        users with interests; ``moved``: 1 - the mean cosine between existing interests that changed, after this span
+        and after the previous one.
 
     Raises:
         ValueError: naming the missing file.
