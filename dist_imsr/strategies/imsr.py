@@ -32,7 +32,7 @@ class IMSRConfig:
         retainer: EIR, the loss that keeps existing interests.
     """
 
-    rho: float = 2.0
+    rho: float = 4.0
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     trimmer: TrimmerConfig = field(default_factory=TrimmerConfig)
     retainer: RetainerConfig = field(default_factory=RetainerConfig)

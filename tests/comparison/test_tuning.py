@@ -8,7 +8,7 @@ from dist_imsr.comparison.jobs import Jobs, State
 from dist_imsr.comparison.tuning import best_trial, combinations, trials_of
 
 ROWS = {"frozen": Row(), "fine_tuning": Row(), "imsr": Row(), "life_long": Row()}
-KEYS = {"strategy.imsr.rho": [1.0, 2.0, 3.0], "strategy.imsr.trimmer.project": [True, False]}
+KEYS = {"strategy.imsr.rho": [2.0, 4.0, 6.0], "strategy.imsr.trimmer.project": [True, False]}
 ALL = {"imsr": KEYS, "frozen": {"catalogue.incremental_learning_rate": [0.1]}, "life_long": KEYS}
 
 
@@ -30,14 +30,14 @@ def test_the_configured_values_come_first_and_the_budget_is_kept(place):
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert trials[0].values == {}
     drawn = [
-        one for one in combinations(KEYS, 5) if one != {"strategy.imsr.rho": 2.0, "strategy.imsr.trimmer.project": True}
+        one for one in combinations(KEYS, 5) if one != {"strategy.imsr.rho": 4.0, "strategy.imsr.trimmer.project": True}
     ]
     assert [trial.values for trial in trials[1:]] == drawn[:2]
     assert len(_trials(place, TuningConfig(99, 1, keys=ALL))["imsr"]) == 6
     for trial in trials:
         config = trial.job.config
         assert (config.training.spans, config.seed, config.eval.per_user) == (1, 5, False)
-        assert config.strategy.imsr.rho == trial.values.get("strategy.imsr.rho", 2.0)
+        assert config.strategy.imsr.rho == trial.values.get("strategy.imsr.rho", 4.0)
 
 
 def test_nothing_is_tried_where_nothing_could_be_judged_or_chosen(place):
