@@ -6,7 +6,7 @@ between the rows of a comparison.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 Resume = Literal["free", "later_spans", "never"]
@@ -76,6 +76,26 @@ def rules_of(tree: type, key: str) -> Rules:
         resume, compare = (field.metadata.get(kind, getattr(rules, kind)) for kind in ("resume", "compare"))
         rules, section = Rules(resume, compare, field.metadata.get("only_if")), field.type  # type: ignore[assignment]
     return rules
+
+
+def is_read(tree: type, key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a run reads a key: those in the section of a registered name count only where that name is chosen.
+
+    Args:
+        tree: the dataclass of the whole configuration.
+        key: with dots.
+        values: of the run, by key; where they lack the key that chooses, any name may be chosen.
+    """
+    section = tree
+    for name in key.split(".")[:-1]:
+        registry = getattr(section, "registry", {})
+        if name in registry and values.get(registry.key, name) != name:
+            return False
+        field = _fields(section).get(name) if dataclasses.is_dataclass(section) else None
+        if field is None:
+            break
+        section = field.type  # type: ignore[assignment]
+    return True
 
 
 def default_of(tree: type, key: str) -> Any:

@@ -17,7 +17,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.files import write_whole
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.identity import identity, pretraining
+from dist_imsr.training.identity import identity, pretraining, read_keys
 
 logger = logging.getLogger(__name__)
 _RECORD = "cell.json"
@@ -116,7 +116,7 @@ class Job:
             state = State(*(record[name] for name in State._fields))
         except (OSError, ValueError, KeyError, TypeError):
             return State("new")
-        if record.get("identity") != json.loads(json.dumps(self.identity)):
+        if read_keys(record.get("identity") or {}) != read_keys(json.loads(json.dumps(self.identity))):
             return State("new")
         if state.status == "done" and not self._complete():
             return State("new")

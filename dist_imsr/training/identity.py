@@ -7,7 +7,7 @@ import torch
 
 from dist_imsr.config import extended, plain
 from dist_imsr.distributed.engine import read_settings
-from dist_imsr.keys import default_of, rules_of
+from dist_imsr.keys import default_of, is_read, rules_of
 from dist_imsr.training.config import TrainConfig
 
 
@@ -49,8 +49,14 @@ def pretraining(identity: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def read_keys(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity without the sections of strategies and base models that the run has not chosen."""
+    tree = extended(TrainConfig)
+    return {key: value for key, value in identity.items() if is_read(tree, key, identity)}
+
+
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Compares two identities; a key that one of them lacks counts as its default.
+    """Compares two identities by `read_keys`; a key that one of them lacks counts as its default.
 
     Args:
         there: of the run that wrote a checkpoint.
@@ -60,6 +66,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         A phrase for each key that differs.
     """
     tree, found = extended(TrainConfig), []
+    there, here = read_keys(there), read_keys(here)
     for key in {**there, **here}:
         was, now = (values[key] if key in values else plain(default_of(tree, key)) for values in (there, here))
         if was != now and rules_of(tree, key).resume != "free":

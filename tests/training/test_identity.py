@@ -8,7 +8,9 @@ import torch
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.keys import keys_of, rules_of
+from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
+from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.identity import differences, identity, pretraining
 
@@ -91,6 +93,15 @@ def test_a_key_that_a_checkpoint_lacks_counts_as_its_default():
 def test_keys_that_this_version_does_not_compare():
     assert differences(OLD | {"ranking.memory": 1}, _identity(CONFIG)) == []  # free since
     assert differences(OLD | {"model.gone": 1}, _identity(CONFIG)) == ["model.gone was 1 and is None"]
+
+
+def test_keys_of_another_strategy_or_base_model_do_not_count():
+    imsr = replace(CONFIG.strategy, imsr=IMSRConfig(rho=9.0))
+    mimn = replace(CONFIG.model, mimn=MIMNConfig(memory=128))
+    for name, found in (("fine_tuning", []), ("imsr", ["strategy.imsr.rho was 4.0 and is 9.0"])):
+        one, other = (replace(section, name=name) for section in (CONFIG.strategy, imsr))
+        assert differences(*(_identity(replace(CONFIG, strategy=part)) for part in (one, other))) == found
+    assert differences(_identity(CONFIG), _identity(replace(CONFIG, model=mimn))) == []
 
 
 def test_strategies_share_one_pretraining_unless_it_depends_on_them():
