@@ -98,7 +98,8 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd, tmp_path):
     stamps = _stamps(place.output)
     shutil.rmtree(cells / "fine_tuning" / "seed=1" / "users")  # a cell that lost numbers is no finished one
     rows = {name: row for name, row in ROWS.items() if name != "diverging"}
-    changed = replace(config, strategies={**rows, "imsr": Row(set=["--strategy.imsr.rho=0"])})
+    unread = Row(set=["--strategy.imsr.rho=7"])
+    changed = replace(config, strategies={**rows, "imsr": Row(set=["--strategy.imsr.rho=0"]), "fine_tuning": unread})
     assert compare(changed) == 0
     again = {path.parent for path, stamp in _stamps(place.output).items() if stamps.get(path) != stamp}
     assert again == {cells / "imsr" / "seed=0", cells / "imsr" / "seed=1", cells / "fine_tuning" / "seed=1"}
