@@ -88,8 +88,8 @@ def is_read(tree: type, key: str, values: Mapping[str, Any]) -> bool:
     """
     section = tree
     for name in key.split(".")[:-1]:
-        registry = getattr(section, "registry", {})
-        if name in registry and values.get(registry.key, name) != name:
+        registry = getattr(section, "registry", None)
+        if registry is not None and name in registry and values.get(registry.key, name) != name:
             return False
         field = _fields(section).get(name) if dataclasses.is_dataclass(section) else None
         if field is None:
