@@ -36,7 +36,7 @@ def run_writer(
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)  # so that a terminated job cleans up as well
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell told this job to ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell made this job ignore it
         signal.signal(signal.SIGINT, interrupt)
     try:
         work(Console(stderr=True))

@@ -21,12 +21,10 @@ class Rules(NamedTuple):
             span 1; ``never``.
         compare: each ``row`` of a comparison may have its own value; ``shared`` by all rows on a data set, but for rows
             that compare settings; part of the ``tests``, which all rows have in common; set by the ``grid`` itself.
-        only_if: a key and the value that it must have for this key to be read at all.
     """
 
     resume: Resume = "never"
     compare: Compare = "row"
-    only_if: tuple[str, str] | None = None
 
 
 def free(compare: Compare | None = None) -> dict[str, Any]:
@@ -47,14 +45,13 @@ def later_spans(compare: Compare | None = None) -> dict[str, Any]:
     return _metadata("later_spans", compare)
 
 
-def never(compare: Compare | None = None, only_if: tuple[str, str] | None = None) -> dict[str, Any]:
+def never(compare: Compare | None = None) -> dict[str, Any]:
     """Metadata of a key that makes another run when it changes.
 
     Args:
         compare: as in `Rules`; that of the section by default.
-        only_if: as in `Rules`.
     """
-    return _metadata("never", compare) | ({} if only_if is None else {"only_if": only_if})
+    return _metadata("never", compare)
 
 
 def rules_of(tree: type, key: str) -> Rules:
@@ -74,7 +71,7 @@ def rules_of(tree: type, key: str) -> Rules:
             unread = hasattr(section, "registry") and depth < len(names)
             return rules._replace(resume="free") if unread else rules
         resume, compare = (field.metadata.get(kind, getattr(rules, kind)) for kind in ("resume", "compare"))
-        rules, section = Rules(resume, compare, field.metadata.get("only_if")), field.type  # type: ignore[assignment]
+        rules, section = Rules(resume, compare), field.type  # type: ignore[assignment]
     return rules
 
 

@@ -21,7 +21,7 @@ class FullRetrainingConfig:
             interests that this run ended the same span with. By default all users get ``model.interests``.
     """
 
-    interests_from: Path | None = field(default=None, metadata=never(only_if=("strategy.name", "full_retraining")))
+    interests_from: Path | None = field(default=None, metadata=never())
 
 
 @register_strategy("full_retraining", FullRetrainingConfig)

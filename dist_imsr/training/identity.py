@@ -42,10 +42,8 @@ def pretraining(identity: dict[str, Any]) -> dict[str, Any]:
     """
     tree, kept = extended(TrainConfig), {}
     for key, value in identity.items():
-        rules = rules_of(tree, key)
-        if rules.resume == "never":
-            read = rules.only_if is None or identity.get(rules.only_if[0]) == rules.only_if[1]
-            kept[key] = value if read else plain(default_of(tree, key))
+        if rules_of(tree, key).resume == "never":
+            kept[key] = value if is_read(tree, key, identity) else plain(default_of(tree, key))
     return kept
 
 
