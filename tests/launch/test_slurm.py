@@ -163,8 +163,10 @@ def test_a_job_resumes_on_the_other_node_when_one_goes_down(cluster, jobs, data,
     assert "resuming from" in jobs.text(name)
     for line, wanted in zip(_lines(run_dir), _lines(local), strict=True):
         for key in line.keys() - {"store_bytes"}:  # counts one more offset a rank
-            number = isinstance(wanted[key], float)
-            near = {"rel": 0.05 if key.startswith("fit_p") else 5e-3, "abs": 2e-4}  # a fit is the middle of its bin
+            # Sums over one rank and over two differ in their last bits, and what lies at a threshold may go either way.
+            counts_interests = key.startswith("interests_")
+            near = {"rel": 0.05 if key.startswith("fit_p") else 5e-3, "abs": 2 if counts_interests else 2e-4}
+            number = isinstance(wanted[key], float) or counts_interests
             assert line[key] == (pytest.approx(wanted[key], **near) if number else wanted[key]), key
 
 

@@ -10,7 +10,7 @@ DAY = 86_400
 START = 1_600_041_600  # a midnight in UTC
 HISTORY = drawn_history(users=60, items=80, spans=5, longest=12)
 TRAIN = [
-    *("--model.dim=8", "--batch.size=16", "--batch.negatives=20", "--eval.top=[5]", "--catalogue.headroom=0"),
+    *("--model.dim=8", "--batch.size=16", "--batch.negatives=20", "--eval.top=[20]", "--catalogue.headroom=0"),
     *("--training.epochs=2", "--training.incremental_epochs=2", "--checkpoint.every_steps=3"),
 ]
 
@@ -57,7 +57,7 @@ def config_in(folder, **changes):
         "train": TRAIN,
         "ranks": 2,
         "publish": publish,
-        "refresh": QualityConfig("hr@5", min_ratio=0.0),
+        "refresh": QualityConfig("hr@20", min_ratio=0.0),
     }
     return RefreshConfig(**keys | changes)
 

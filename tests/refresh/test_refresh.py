@@ -85,7 +85,7 @@ def test_day_by_day_ends_as_all_days_at_once(days, first, taken, tmp_path, capsy
     status, line = _refresh(first, capsys)
     assert (status, line["outcome"], line["reason"], line["append"]) == (0, "published", None, None)
     assert line["quality"] | {"value": 0} == {
-        "metric": "hr@5", "span": 2, "value": 0, "mean": None, "spans": 0, "min_ratio": 0.0, "ratio": None
+        "metric": "hr@20", "span": 2, "value": 0, "mean": None, "spans": 0, "min_ratio": 0.0, "ratio": None
     }  # fmt: skip
     assert taken == ["train", "recommend", "export"]
     for span in (3, 4):
@@ -206,11 +206,11 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_files(days, first, 
 def test_a_bad_model_is_trained_but_not_published(days, first, taken, capsys):
     _refresh(first, capsys)
     before = published(first.run_dir.parent)
-    judged = replace(first, input=days[3], refresh=QualityConfig("hr@5", min_ratio=100.0))
+    judged = replace(first, input=days[3], refresh=QualityConfig("hr@20", min_ratio=100.0))
     for seconds in (["append", "train"], []):
         status, line = _refresh(judged, capsys)
         assert (status, line["status"], line["outcome"]) == (3, 3, "held")
-        assert line["reason"].startswith("not published: hr@5 of span 3 is ")
+        assert line["reason"].startswith("not published: hr@20 of span 3 is ")
         assert line["reason"].endswith("less than refresh.min_ratio 100")
         assert [*line["seconds"]] == seconds
         assert line["published"]["span"] == 2
@@ -242,7 +242,7 @@ def test_rows_of_old_spans_are_retired_once_they_are_trained(days, first, taken,
         assert not [*config.data.glob(f"span={span - 2}/bucket=*")]
         assert [*config.data.glob(f"span={span - 1}/bucket=*")]
     assert _refresh(config, capsys)[1]["outcome"] == "unchanged"
-    judged = replace(config, input=days[4], refresh=QualityConfig("hr@5", min_ratio=100.0))
+    judged = replace(config, input=days[4], refresh=QualityConfig("hr@20", min_ratio=100.0))
     assert _refresh(judged, capsys)[0] == 3
     assert Dataset(DataConfig(config.data)).first_kept == 3  # it is trained, though not published
 
@@ -289,7 +289,7 @@ def test_nothing_is_published_without_a_section(days, first, taken, capsys):
         ({"publish": PublishConfig(recommend=["--since=1"])}, "publish.recommend: since: 1"),
         ({"publish": PublishConfig(export=["--top=0"])}, "publish.export: top: 0"),
         ({"publish": PublishConfig(export=["--span=1"])}, "publish.export: span: 1"),
-        ({"refresh": QualityConfig("hr@20")}, "refresh.metric: 'hr@20' is impossible here; expected one that train"),
+        ({"refresh": QualityConfig("hr@50")}, "refresh.metric: 'hr@50' is impossible here; expected one that train"),
         ({"refresh": QualityConfig("loss")}, "refresh.metric: 'loss'"),
         ({"input": "missing.csv"}, "input: missing.csv does not exist"),
         ({"input": "/dev/null"}, "input: '/dev/null' is impossible here; expected files"),
