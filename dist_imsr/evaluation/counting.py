@@ -1,19 +1,23 @@
 """Counts the items that score higher than a target, tile by tile; close scores are compared in float64."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from dist_imsr.evaluation.tiles import Pairs, Shard, Tile, above_threshold, exact_scores, exceeds, iterate_tiles
+from dist_imsr.evaluation.count_loop import count_above
+from dist_imsr.evaluation.tiles import TINY, Pairs, Shard, Tile, exact_scores, iterate_tiles, softmax_gap
 
 
 class _Targets(NamedTuple):
-    """Targets of the users in a tile."""
+    """Some of the targets, and the number of items that are certainly better so far."""
 
-    rows: torch.Tensor  # [a], row of each target's user in the tile; 0 .. a - 1 if every user has one target
-    low: torch.Tensor  # [a, 1], the lowest score that ties
-    high: torch.Tensor  # [a, 1], the highest score that ties
-    items: torch.Tensor  # [a], index of each target in the shard
+    rows: torch.Tensor  # [a], row of each target's user in the tiles, ascending
+    low: torch.Tensor  # [a], the lowest score that ties
+    high: torch.Tensor  # [a], the highest score that ties
+    sure: torch.Tensor  # [a] int64, which `_compare` adds to
 
 
 def count_better(
@@ -42,32 +46,37 @@ def count_better(
     if not users.shape[1]:
         return all_tied(len(shard.weight), owners, items, excluded)
     selected, rows = owners.unique(return_inverse=True)
-    order = rows.argsort() if len(selected) == len(rows) else torch.arange(len(rows), device=rows.device)
-    low, high = (scores - ties)[order].unsqueeze(1), (scores + ties)[order].unsqueeze(1)
-    targets = _Targets(rows=rows[order], low=low, high=high, items=items[order])
-    better = torch.zeros(len(owners), dtype=torch.float64, device=users.device)
+    rows, order = rows.sort()
+    low, high, items = (scores - ties)[order], (scores + ties)[order], items[order]
+    sure = torch.zeros(len(owners), dtype=torch.int64)
+    better = torch.zeros(len(owners), dtype=torch.float64)
     close: list[tuple[torch.Tensor, torch.Tensor]] = []
     pending, limit = 0, max(1, shard.tile_size // users[0].numel())  # close pairs
 
     def count_close() -> None:
         target, item = (torch.cat(column) for column in zip(*close, strict=True))
         close.clear()
-        count = count_exactly(shard, users, owners[order[target]], item, low[target, 0], high[target, 0])
+        count = count_exactly(shard, users, owners[order[target]], item, low[target], high[target])
         better.index_add_(0, target, count)
 
-    for tile in iterate_tiles(shard, users, selected, excluded):
-        count, target, item = _better(tile, targets)
-        better += count
-        # A target is not better than itself; it is always among the close pairs.
-        other = item != targets.items[target]
-        close.append((target[other], item[other]))
-        pending += len(close[-1][0])
-        if pending > limit:
-            count_close()
-            pending = 0
+    # At most as many targets at a time as the tile has users, so that its lists of pairs are no longer than itself.
+    size = max(1, -(-len(selected) // torch.get_num_threads()))
+    parts = [
+        _Targets(*columns) for columns in zip(*(each.split(size) for each in (rows, low, high, sure)), strict=True)
+    ]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for tile in iterate_tiles(shard, users, selected, excluded):
+            compared = threads.map(partial(_compare, tile, tile.agreement.float()), parts)
+            for first, (target, item) in zip(range(0, len(rows), size), compared, strict=True):
+                other = item != items[first + target]  # a target is not better than itself; it is always a close pair
+                close.append((first + target[other], item[other]))
+                pending += len(close[-1][0])
+            if pending > limit:
+                count_close()
+                pending = 0
     if pending:
         count_close()
-    return torch.empty_like(better).index_copy_(0, order, better)
+    return torch.empty_like(better).index_copy_(0, order, better + sure)
 
 
 def all_tied(count: int, owners: torch.Tensor, items: torch.Tensor, excluded: Pairs) -> torch.Tensor:
@@ -103,33 +112,27 @@ def count_exactly(
     return counts
 
 
-def _better(tile: Tile, targets: _Targets) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compares a tile's items with the targets.
+def _compare(tile: Tile, agreement: torch.Tensor, targets: _Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts a tile's certainly better items.
 
     Returns:
-        For each target, how many items are certainly better, ``[a]`` float64; and the pairs that are too close: targets
-        ``[m]`` and indices of items in the shard ``[m]``.
+        The pairs that are too close: targets ``[m]`` and indices of items in the shard ``[m]``.
     """
-    users, one_each = len(tile.users), len(targets.rows) == len(tile.users)
-    margin, fp32_margin, bounds, found = tile.margin(tile.precision), tile.margin("fp32"), tile.upper_bounds(), []
-    # Several targets may share a user: they are compared in blocks of the tile's own size.
-    for first in range(0, len(targets.rows), users):
-        part = slice(first, first + users)
-        rows, low, high = targets.rows[part], targets.low[part], targets.high[part]
-        best = bounds if one_each else bounds[rows]
-        dense, target, column = above_threshold(best, low - margin[rows])
-        value, error = tile.pair_scores(rows[target], column)
-        sure = value > high[target, 0] + error
-        close = (value > low[target, 0] - error).logical_xor_(sure)
-        count = low.new_zeros(len(rows), dtype=torch.float64).index_add_(0, target, sure.double())
-        target, column = target[close], column[close]
-        if len(dense):
-            error = fp32_margin[rows[dense]]
-            scores = tile.row_scores(rows[dense], best[dense])
-            above = exceeds(scores, high[dense] + error)
-            count[dense] = above.sum(1).double()
-            row, close_column = (exceeds(scores, low[dense] - error) - above).nonzero().T
-            target, column = torch.cat([target, dense[row]]), torch.cat([column, close_column])
-        found.append((count, target + first, column + tile.start))
-    count, target, item = (torch.cat(column) for column in zip(*found, strict=True))
-    return count, target, item
+    close = np.empty((len(targets.rows) * len(tile.items), 2), dtype=np.int32)
+    found = count_above(
+        agreement.numpy(),
+        targets.rows.numpy(),
+        targets.low.numpy(),
+        targets.high.numpy(),
+        tile.bounds(tile.precision).numpy(),
+        tile.norms.numpy(),
+        TINY,
+        softmax_gap(tile.how, agreement.shape[1]),
+        tile.users.numpy(),
+        tile.items.numpy(),
+        tile.bounds("fp32").numpy(),
+        targets.sure.numpy(),
+        close,
+    )
+    target, item = torch.from_numpy(close[:found]).long().T
+    return target, item + tile.start

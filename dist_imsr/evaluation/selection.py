@@ -41,7 +41,7 @@ def best_items(shard: Shard, users: torch.Tensor, top: int, excluded: Pairs) -> 
 
     for tile in iterate_tiles(shard, users, all_users, excluded):
         floor = scores[:, -1:]
-        limit = floor - tile.margin(tile.precision)
+        limit = floor - tile.margin
         hit = (tile.peak() > limit.squeeze(1)).nonzero().squeeze(1)  # soon few users: most tiles have no new best items
         best = tile.upper_bounds(hit)
         many, row, column = above_threshold(best, limit[hit])

@@ -13,6 +13,7 @@ neither on the precision nor on the tiles.
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ Precision = Literal["fp32", "bf16"]
 TIE = 2.0**-20  # scores this close, relative to |h| |e|, tie: sums in another order differ by as much
 # Error of a dot product, relative to |h| |e|. bf16 rounds both factors and the result to 8 bits.
 _ERROR = {"fp32": 2.0**-21, "bf16": 3.1 * 2.0**-8}
-_TINY = 1e-30  # the error for zero vectors, so that strict comparisons find equal scores
+TINY = 1e-30  # the error for zero vectors, so that strict comparisons find equal scores
 _CACHED = 1 << 20  # dot products per tile on CPU: few enough for the last-level cache, many enough to amortise calls
 _LIVE = 8  # the most numbers in memory per dot product of a tile
 _COLUMNS = 512  # the least items per tile for an efficient matrix product
@@ -87,9 +88,8 @@ class Tile(NamedTuple):
         users: ``[b, K, d]`` float32.
         items: ``[n, d]`` float32.
         start: index of the first item in the shard.
-        agreement: ``[b, K, n]``, dot products in the shard's precision.
-        excluded: rows and columns of excluded items; None for none.
-        lengths: ``[b, 1]``, norms of the users' longest interests.
+        agreement: ``[b, K, n]``, dot products in the shard's precision; -inf for an excluded item.
+        lengths: ``[b]``, norms of the users' longest interests.
         norms: ``[n]``, norms of the items.
         factor: `error_factor` of the scores.
         how: the scoring function.
@@ -99,7 +99,6 @@ class Tile(NamedTuple):
     items: torch.Tensor
     start: int
     agreement: torch.Tensor
-    excluded: tuple[torch.Tensor, torch.Tensor] | None
     lengths: torch.Tensor
     norms: torch.Tensor
     factor: float
@@ -110,30 +109,27 @@ class Tile(NamedTuple):
         """Precision of the dot products."""
         return "fp32" if self.agreement.dtype == torch.float32 else "bf16"
 
-    def margin(self, precision: Precision) -> torch.Tensor:
-        """Bound of the error of each user's scores ``[b, 1]``, above 0."""
-        return (_ERROR[precision] * self.factor * self.norms.max() * self.lengths).clamp_(min=_TINY)
+    def bounds(self, precision: Precision) -> torch.Tensor:
+        """The largest error of each user's scores over the norm of the item, ``[b]``."""
+        return _ERROR[precision] * self.factor * self.lengths
+
+    @property
+    def margin(self) -> torch.Tensor:
+        """The largest error of each user's scores ``[b, 1]``, above 0."""
+        return (self.norms.max() * self.bounds(self.precision)).clamp_(min=TINY).unsqueeze(1)
 
     def pair_scores(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of pairs ``[m]``, and bounds of their errors ``[m]``, above 0."""
-        error = _ERROR[self.precision] * self.factor * self.norms[columns] * self.lengths[rows, 0]
-        return reduce_interests(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=_TINY)
+        error = self.norms[columns] * self.bounds(self.precision)[rows]
+        return reduce_interests(self.agreement[rows, :, columns].float(), self.how), error.clamp_(min=TINY)
 
     def peak(self) -> torch.Tensor:
-        """Each user's largest dot product ``[b]`` float32, including excluded items."""
+        """Each user's largest dot product ``[b]`` float32, -inf if all items are excluded."""
         return self.agreement.flatten(1).amax(1).float()
 
-    def upper_bounds(self, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The largest of the K dot products ``[r, n]`` float32, -inf if excluded, of distinct rows or of all."""
-        best = (self.agreement if rows is None else self.agreement[rows]).amax(1).float()
-        if self.excluded is not None:
-            row, column = self.excluded
-            if rows is not None:
-                place = torch.full((len(self.users),), -1, device=row.device)
-                place[rows] = torch.arange(len(rows), device=row.device)
-                row, column = place[row][place[row] >= 0], column[place[row] >= 0]
-            best[row, column] = -torch.inf
-        return best
+    def upper_bounds(self, rows: torch.Tensor) -> torch.Tensor:
+        """The largest of the K dot products ``[r, n]`` float32 of some rows, -inf if excluded."""
+        return self.agreement[rows].amax(1).float()
 
     def row_scores(self, rows: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
         """Scores of all items ``[r, n]`` float32 for some rows; -inf where their upper bounds ``best [r, n]`` are."""
@@ -141,8 +137,13 @@ class Tile(NamedTuple):
             agreement = self.agreement[rows]
         else:
             agreement = (self.users[rows].flatten(0, 1) @ self.items.T).view(len(rows), -1, len(self.items))
-        scores = reduce_interests(agreement, self.how)
-        return scores.masked_fill_(best == -torch.inf, -torch.inf) if self.excluded is not None else scores
+        return reduce_interests(agreement, self.how).masked_fill_(best == -torch.inf, -torch.inf)
+
+
+@cache
+def softmax_gap(how: Score, num_interests: int) -> float:
+    """The most by which a score is below the largest of its K dot products: W((K - 1) / e)."""
+    return 0.0 if how == "max" or num_interests < 2 else float(lambertw((num_interests - 1) / math.e).real)
 
 
 def error_factor(how: Score, num_interests: int) -> float:
@@ -151,8 +152,7 @@ def error_factor(how: Score, num_interests: int) -> float:
     It is the largest 1-norm of a score's gradient: for the attentive score 1 + sum_k w_k |a_k - score|, which is at
     most 1 + 2 W((K - 1) / e).
     """
-    width = 0.0 if how == "max" or num_interests < 2 else float(lambertw((num_interests - 1) / math.e).real)
-    return 1 + 2 * width
+    return 1 + 2 * softmax_gap(how, num_interests)
 
 
 def exceeds(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ def iterate_tiles(shard: Shard, users: torch.Tensor, selected: torch.Tensor, exc
     users = users[selected]
     count = users.shape[1]
     factors = users.flatten(0, 1).to(torch.float32 if shard.precision == "fp32" else torch.bfloat16)
-    lengths = users.norm(dim=-1).amax(1, keepdim=True)
+    lengths = users.norm(dim=-1).amax(1)
     factor = error_factor(shard.how, count)
     size = max(1, shard.tile_size // (len(users) * count))
     buffer = factors.new_empty(len(factors) * size)
@@ -204,13 +204,13 @@ def iterate_tiles(shard: Shard, users: torch.Tensor, selected: torch.Tensor, exc
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
         rows, columns = excluded.within(first, first + len(items))
-        rows = place[rows] if len(rows) else rows
+        rows = place[rows]
+        agreement[rows[rows >= 0], :, columns[rows >= 0]] = -torch.inf
         yield Tile(
             users=users,
             items=items,
             start=first,
             agreement=agreement,
-            excluded=(rows[rows >= 0], columns[rows >= 0]) if len(rows) else None,
             lengths=lengths,
             norms=items.norm(dim=1),
             factor=factor,

@@ -8,6 +8,7 @@ import torch
 
 from dist_imsr.benchmarks import kernel
 from dist_imsr.benchmarks.kernel import KernelBench
+from dist_imsr.evaluation.counting import count_better
 from dist_imsr.evaluation.launches import CANDIDATES
 from launch.bench import main
 
@@ -30,7 +31,7 @@ def test_figures(tmp_path):
     command = [sys.executable, "launch/bench.py", "kernel", *TINY, "--device", device, "--json", str(path)]
     subprocess.run(command, env=os.environ | interpreter, check=True)
     figures = {row["figure"]: row for row in json.loads(path.read_text())}
-    counters = ["pytorch", *CANDIDATES]
+    counters = ["straightforward", *CANDIDATES]
     sides = [*PRODUCTS, *counters]
     assert set(figures) == {
         *(f"{side}_{what}" for side in sides for what in ("seconds", "flops_per_second")),
@@ -44,7 +45,7 @@ def test_figures(tmp_path):
 
 def test_counts_that_differ_are_refused(interpreted, monkeypatch):
     def wrong(targets, launch):
-        return lambda: targets.count_better() + torch.eye(20)[3]
+        return lambda: targets.compare_in_float64() + torch.eye(20)[3]
 
     monkeypatch.setattr(kernel, "_fused", wrong)
     with pytest.raises(RuntimeError, match="1 of 20 counts of default"):
@@ -52,7 +53,9 @@ def test_counts_that_differ_are_refused(interpreted, monkeypatch):
 
 
 def test_targets_have_many_ranks(interpreted):
-    counts = kernel.draw_targets(interpreted).count_better()
+    targets = kernel.draw_targets(interpreted)
+    counts = targets.count_better(count_better)
+    assert torch.equal(counts, targets.compare_in_float64())
     assert counts.min() < 5
     assert counts.max() > 20
 
