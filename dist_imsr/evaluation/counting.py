@@ -60,13 +60,15 @@ def count_better(
         better.index_add_(0, target, count)
 
     # At most as many targets at a time as the tile has users, so that its lists of pairs are no longer than itself.
-    size = max(1, -(-len(selected) // torch.get_num_threads()))
+    num_threads = torch.get_num_threads()
+    size = max(1, -(-len(selected) // num_threads))
     parts = [
         _Targets(*columns) for columns in zip(*(each.split(size) for each in (rows, low, high, sure)), strict=True)
     ]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(num_threads) as threads:
+        each = threads.map if num_threads > 1 else map  # waking another thread takes longer than a small tile
         for tile in iterate_tiles(shard, users, selected, excluded):
-            compared = threads.map(partial(_compare, tile, tile.agreement.float()), parts)
+            compared = each(partial(_compare, tile, tile.agreement.float()), parts)
             for first, (target, item) in zip(range(0, len(rows), size), compared, strict=True):
                 other = item != items[first + target]  # a target is not better than itself; it is always a close pair
                 close.append((first + target[other], item[other]))
