@@ -40,8 +40,8 @@ PAIRS = (Pair("2.13.0", "1.8.0", "1.8.0"), Pair("2.11.0", "1.6.0", "1.6.1"))
 
 PACKAGES = (
     *("torch", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchrec", "torchmetrics", "tensordict", "deepspeed", "duckdb"),
-    *("pyarrow", "numpy", "scipy", "xxhash", "jsonargparse", "pyyaml", "rich", "tensorboard", "tqdm", "tzdata"),
-    "pyre-extensions",
+    *("pyarrow", "numba", "numpy", "scipy", "xxhash", "jsonargparse", "pyyaml", "rich", "tensorboard", "tqdm"),
+    *("tzdata", "pyre-extensions"),
 )
 
 

@@ -16,7 +16,9 @@ from dist_imsr.distributed import columns, recommender
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.evaluation import counting, ranking
 from dist_imsr.evaluation.evaluator import EvalConfig
+from dist_imsr.evaluation.tiles import Pairs
 from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
@@ -106,11 +108,19 @@ def _initialize(model, model_parameters, config):
     return (_Dense(model, model_parameters),)
 
 
+def _count_better(shard, users, owners, items, scores, ties, excluded):
+    """The host's count of better items, in the place of the device's kernel."""
+    host = [cpu_values(one) for one in (users, owners, items, scores, ties)]
+    pairs = Pairs(cpu_values(excluded.rows), cpu_values(excluded.items))
+    return counting.count_better(shard._replace(weight=cpu_values(shard.weight)), *host, pairs).to(users.device)
+
+
 def _runs(topology, config, device):
     """Lines and interests of a run that is continued from its checkpoint for another span."""
     topology, lines, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
     tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
-    with second_device(), tables, engine, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
+    kernel = patch.object(ranking, "count_better", _count_better)
+    with second_device(), tables, engine, kernel, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
         for spans in (1, 2):
             config = replace(config, training=replace(config.training, spans=spans))
             dataset, candidates = check(config)
