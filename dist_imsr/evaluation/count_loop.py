@@ -63,22 +63,9 @@ def count_above(
             stop += 1
         products, margin = agreement[user], max(bounds[user] * largest_norm, tiny)
         floor, ceiling = np.float32(lowest - margin), np.float32(highest + gap + margin)
-        best[:] = products[0]
-        for k in range(1, num_interests):
-            for item in range(num_items):
-                best[item] = products[k, item] if products[k, item] > best[item] else best[item]
-        # Sums of comparisons in place of branches, which the compiler makes vector instructions of.
-        num_near = above = np.int32(0)
-        for item in range(num_items):
-            num_near += np.int32(best[item] > floor)
-            above += np.int32(best[item] > ceiling)
-        near = np.int64(0)
-        if num_near > above:
-            for item in range(num_items):
-                columns[near] = item
-                near += np.int64((best[item] > floor) & (best[item] <= ceiling))
-            for place in range(near):
-                scores[place] = _score(products, columns[place], gap)
+        above, near = _select(products, floor, ceiling, best, columns)
+        for place in range(near):
+            scores[place] = _score(products, columns[place], gap)
         for target in range(first, stop):
             better[target] += above
             for place in range(near):
@@ -95,6 +82,40 @@ def count_above(
                     num_close += 1
         first = stop
     return num_close
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _select(
+    products: Floats, floor: np.float32, ceiling: np.float32, best: Floats, columns: npt.NDArray[np.int32]
+) -> tuple[np.int32, np.int64]:
+    """Sorts out items by the largest of their dot products ``[K, n]``.
+
+    Args:
+        products: of one user.
+        floor: items that are not above it are left out.
+        ceiling: items that are above it are counted only.
+        best: ``[n]``, receives the largest dot products.
+        columns: ``[n]``, receives the items between floor and ceiling.
+
+    Returns:
+        The number of items above the ceiling, and of those in ``columns``.
+    """
+    num_interests, num_items = products.shape
+    best[:] = products[0]
+    for k in range(1, num_interests):
+        for item in range(num_items):
+            best[item] = products[k, item] if products[k, item] > best[item] else best[item]
+    # Sums of comparisons in place of branches, which the compiler makes vector instructions of.
+    num_higher = above = np.int32(0)
+    for item in range(num_items):
+        num_higher += np.int32(best[item] > floor)
+        above += np.int32(best[item] > ceiling)
+    near = np.int64(0)
+    if num_higher > above:
+        for item in range(num_items):
+            columns[near] = item
+            near += np.int64((best[item] > floor) & (best[item] <= ceiling))
+    return above, near
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -63,7 +63,7 @@ def count_better(
     num_threads = torch.get_num_threads()
     size = max(1, -(-len(selected) // num_threads))
     parts = [
-        _Targets(*columns) for columns in zip(*(each.split(size) for each in (rows, low, high, sure)), strict=True)
+        _Targets(*columns) for columns in zip(*(whole.split(size) for whole in (rows, low, high, sure)), strict=True)
     ]
     with ThreadPoolExecutor(num_threads) as threads:
         each = threads.map if num_threads > 1 else map  # waking another thread takes longer than a small tile

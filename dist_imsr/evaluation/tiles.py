@@ -155,11 +155,6 @@ def error_factor(how: Score, num_interests: int) -> float:
     return 1 + 2 * softmax_gap(how, num_interests)
 
 
-def exceeds(values: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """1 where values ``[a, n]`` exceed a threshold ``[a, 1]``, else 0; in floats, which compare and add up faster."""
-    return torch.gt(values, threshold, out=torch.empty_like(values))
-
-
 def above_threshold(bounds: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Finds the scores that may exceed a threshold.
 
@@ -170,7 +165,7 @@ def above_threshold(bounds: torch.Tensor, threshold: torch.Tensor) -> tuple[torc
     Returns:
         Rows ``[r]`` in which many scores may; rows ``[m]`` and columns ``[m]`` of the pairs in all other rows.
     """
-    above = exceeds(bounds, threshold)
+    above = torch.gt(bounds, threshold, out=torch.empty_like(bounds))  # floats, which compare and add up faster
     many = above.sum(1)
     few = ((many > 0) & (many <= _DENSE * bounds.shape[1])).nonzero().squeeze(1)
     row, column = above[few].nonzero().T

@@ -46,7 +46,7 @@ def test_counts_equal_plain_comparisons(count, scale, how, precision):
     excluded = tiles.Pairs(*torch.tensor(sorted(pairs)).T)
     wanted, limits = _slow_count(users, items, how, owners, targets, pairs)
     shard = tiles.Shard(items, 0, how, precision, memory=1 << 18)  # a few tiles
-    found = counting.count_better(shard, users, owners, targets, *limits.double().float().T.contiguous(), excluded)
+    found = counting.count_better(shard, users, owners, targets, *limits.T.contiguous(), excluded)
     assert found.tolist() == wanted.tolist()
 
 
