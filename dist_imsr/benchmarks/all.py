@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from dist_imsr.benchmarks import BENCHMARKS
-from dist_imsr.benchmarks.machine import machine
+from dist_imsr.machine import machine
 from dist_imsr.benchmarks.options import Options, WorldOptions
 from dist_imsr.benchmarks.report import show, write_json
 from dist_imsr.checks import require

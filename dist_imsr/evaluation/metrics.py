@@ -50,9 +50,11 @@ class Metrics:
         self.tops = tops
         self.names = [f"{name}@{top}{protocol}" for top in tops for name, protocol in _NAMES]
         self.unseen_names = [f"{name}@{top}_unseen" for top in tops for name in ("hr", "ndcg")]
-        # users, users with a new target, those whose unseen ranks are known; the sum of each name; for each N the hits
-        # of new targets; the sum of each unseen name
-        self.sums = torch.zeros(3 + len(self.names) + len(tops) + len(self.unseen_names), dtype=torch.float64)
+        self._split = [name for top in tops for name in (f"hr@{top}", f"ndcg@{top}")]
+        # users, users with a new target, those whose unseen ranks are known; the sum of each name; the sum of each split
+        # name over new targets; the sum of each unseen name
+        sums = 3 + len(self.names) + len(self._split) + len(self.unseen_names)
+        self.sums = torch.zeros(sums, dtype=torch.float64)
 
     def add(self, batch: TestBatch, found: Ranks) -> dict[str, torch.Tensor]:
         """Adds a block of users with the ranks of all of their targets.
@@ -74,7 +76,6 @@ class Metrics:
             hit = last <= top
             values += [hit, discount(last, top), best <= top, gain, hits / lengths.clamp(min=1), hit / last]
         each = dict(zip(self.names, (value.double() for value in values), strict=True))
-        new_hits = [each[f"hr@{top}"] * new for top in self.tops]
         unseen = zeros.new_full(zeros.shape, torch.inf) if found.unseen is None else found.unseen.double()[batch.last]
         unseen_values = [value for top in self.tops for value in ((unseen <= top).double(), discount(unseen, top))]
         known = new * (found.unseen is not None)
@@ -83,7 +84,7 @@ class Metrics:
             new,
             known,
             *each.values(),
-            *new_hits,
+            *(each[name] * new for name in self._split),
             *(value * new for value in unseen_values),
         ]
         self.sums += torch.stack([row.sum() for row in rows]).to(self.sums.device)
@@ -102,13 +103,13 @@ class Metrics:
         def mean(total: float, count: float) -> float | None:
             return total / count if count else None
 
-        names, tops = len(self.names), len(self.tops)
-        metrics = {name: mean(total, users) for name, total in zip(self.names, sums[:names], strict=True)}
-        for top, new_hits in zip(self.tops, sums[names : names + tops], strict=True):
-            hits = sums[self.names.index(f"hr@{top}")]
-            metrics[f"hr@{top}_new"] = mean(new_hits, new)
-            metrics[f"hr@{top}_existing"] = mean(hits - new_hits, users - new)
-        for name, total in zip(self.unseen_names, sums[names + tops :], strict=True):
+        totals = dict(zip(self.names, sums, strict=False))
+        metrics = {name: mean(total, users) for name, total in totals.items()}
+        of_new, of_unseen = sums[len(self.names) :], sums[len(self.names) + len(self._split) :]
+        for name, total in zip(self._split, of_new, strict=False):
+            metrics[f"{name}_new"] = mean(total, new)
+            metrics[f"{name}_existing"] = mean(totals[name] - total, users - new)
+        for name, total in zip(self.unseen_names, of_unseen, strict=True):
             metrics[name] = mean(total, known)
         return {"users": int(users)} | metrics
 

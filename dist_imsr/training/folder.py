@@ -1,22 +1,28 @@
 """A run's folder: checks it, locks it against other processes, and removes an earlier run."""
 
 import fcntl
+import json
 import logging
 import os
+import shlex
 import shutil
+import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dist_imsr import logs
 from dist_imsr.config import to_yaml
 from dist_imsr.files import write_whole
+from dist_imsr.machine import machine
 from dist_imsr.training.checkpoint import clear_away, newest_first
 from dist_imsr.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 _LOCK = ".lock"
 _FOLDERS = ("events", "spans", "users", "profile", "checkpoints")
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", "baselines.jsonl", *_FOLDERS)
+_ENVIRONMENT = "environment.jsonl"
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "phases.jsonl", "baselines.jsonl", _ENVIRONMENT, *_FOLDERS)
 _HEADER = "# What a run was made with, every key resolved; train.py writes it and --config reads it.\n"
 
 
@@ -105,6 +111,20 @@ def claim_folder(config: TrainConfig, seen: list[Path]) -> int:
     return lock
 
 
+def record_environment(folder: Path, device: str, ranks: int) -> None:
+    """Appends what this process runs with to environment.jsonl: a run that resumes elsewhere has several lines.
+
+    Args:
+        folder: of the run, which this process has claimed.
+        device: ``cpu`` or ``cuda``.
+        ranks: their number.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    line = {"started": started, "command": shlex.join(sys.argv), "ranks": ranks, **machine(device)}
+    with (folder / _ENVIRONMENT).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def lock_folder(folder: Path, key: str) -> int:
     """Creates a folder and locks it against other processes.
 
@@ -143,7 +163,7 @@ def _has_results(path: Path) -> bool:
     """Whether a file or folder contains more than what every run writes when it starts."""
     if path.name == "config.yaml":
         return not path.read_text().startswith(_HEADER)
-    if path.name in ("phases.jsonl", "baselines.jsonl", "profile"):  # of no use without the other results
+    if path.name in ("phases.jsonl", "baselines.jsonl", _ENVIRONMENT, "profile"):  # of no use without the other results
         return False
     if path.name == "metrics.jsonl":
         return path.stat().st_size > 0

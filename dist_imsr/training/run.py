@@ -22,7 +22,7 @@ from dist_imsr.reporter import Reporter
 from dist_imsr.training.baselines import add_baselines, describe_baselines
 from dist_imsr.training.checkpoint import Checkpoints, set_aside
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.folder import check_folder, claim_folder, refuse_locked
+from dist_imsr.training.folder import check_folder, claim_folder, record_environment, refuse_locked
 from dist_imsr.training.identity import identity
 from dist_imsr.training.learnable import check_learnable, check_rows
 from dist_imsr.training.profile import keep_before, show
@@ -125,6 +125,8 @@ def run_training(config: TrainConfig, signals: StopSignals | None = None) -> Out
     topology = connect(config.timeout_seconds)
     claim = _on_rank_0(topology, lambda: claim_folder(effective, candidates.own))
     try:
+        if topology.rank == 0:
+            record_environment(config.run_dir, topology.device.type, topology.world_size)
         logs.keep(config.run_dir)
         trainer = begin(effective, dataset, candidates, topology, signals)
         with signals.deferred() if signals is not None else nullcontext():

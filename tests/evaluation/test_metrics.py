@@ -53,8 +53,10 @@ def test_metrics_equal_the_definitions(users, tops, unseen_known):
         for name, values in own.items():
             np.testing.assert_allclose(each[name], values)
             wanted[name] = np.mean(values)
-        wanted[f"hr@{top}_new"] = hits[np.array(new)].mean() if any(new) else None
-        wanted[f"hr@{top}_existing"] = hits[~np.array(new)].mean() if not all(new) else None
+        for name in (f"hr@{top}", f"ndcg@{top}"):
+            values = np.array(own[name], float)
+            wanted[f"{name}_new"] = values[np.array(new)].mean() if any(new) else None
+            wanted[f"{name}_existing"] = values[~np.array(new)].mean() if not all(new) else None
         for name, gain in (
             ("hr", lambda rank, top: rank <= top),
             ("ndcg", lambda rank, top: reference.ndcg([rank], top)),

@@ -57,6 +57,7 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert set(lines[0]) == {
         *("strategy", "base", "seed", "span", "test_span", "users", "train_seconds", "eval_seconds", "loss"),
         *("hr@5", "ndcg@5", "hr@5_any", "ndcg@5_any", "hr@5_new", "hr@5_existing", "recall@5", "mrr@5"),
+        *("ndcg@5_new", "ndcg@5_existing"),
         *("hr@5_unseen", "ndcg@5_unseen", "repeat_weight", "repeat_decay"),
         *("interests_mean", "interests_p50", "interests_p95", "interests_max", "store_bytes"),
         *("interests_created", "interests_kept", "interests_trimmed", "interests_refused", "puzzled_users"),

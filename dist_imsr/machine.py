@@ -13,7 +13,7 @@ import torch
 from dist_imsr import devices
 from dist_imsr.doctor import installed
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@ import subprocess
 
 import torch
 
-from dist_imsr.benchmarks import machine as machine_module
-from dist_imsr.benchmarks.machine import machine
+from dist_imsr import machine as machine_module
+from dist_imsr.machine import machine
 
 
 def test_the_host():
