@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 
 from dist_imsr.benchmarks import BENCHMARKS
-from dist_imsr.machine import machine
 from dist_imsr.benchmarks.options import Options, WorldOptions
 from dist_imsr.benchmarks.report import show, write_json
 from dist_imsr.checks import require
 from dist_imsr.config import parse, resolve
+from dist_imsr.machine import machine
 
 _CEILINGS = "ceilings"
 _SHARED = ("device", "ranks", "threads")  # by the ceilings and the figures that are compared with them

@@ -20,7 +20,7 @@ class ReportConfig:
         runs: folders of runs. Runs that differ in their seed alone are shown as one, with bands; others of one strategy
             by the names of their folders.
         compare: the folder of a comparison, whose cells are shown by the names of their rows.
-        reference: what others are compared with, by the name that it is shown by; fine_tuning by default, if it is there.
+        reference: what others are compared with, by the name that it is shown by; fine_tuning by default, if there is.
         top: N of the metrics; the first that all tests have by default.
         user: the raw id of the user to show; by default, the one with most interests after the last exported span, and
             of these the one with most interactions in it.

@@ -21,7 +21,7 @@ _APART = ("seed", "run_dir", "overwrite", "resume", "imports", "profile", "basel
 """Keys in which runs of one label may differ."""
 
 
-class Missing(Exception):  # noqa: N818
+class Missing(Exception):
     """A section cannot be made; the text says what it lacks, and how to get it."""
 
 
@@ -123,7 +123,10 @@ class Run:
         remedy = "make the report where the data are as the run read them"
         try:
             return pa.Table.from_batches(
-                [batch.replace_schema_metadata(None) for batch in read_parts(self.folder, span, name, self.dataset, remedy)]
+                [
+                    batch.replace_schema_metadata(None)
+                    for batch in read_parts(self.folder, span, name, self.dataset, remedy)
+                ]
             )
         except ValueError as error:
             raise Missing(str(error)) from error
@@ -232,7 +235,9 @@ class Comparison:
     @cached_property
     def runs(self) -> list[Run]:
         """The finished cells that are runs."""
-        cells = {(row["data"], row["base"], row["row"], row["seed"]): None for row in self.results if row["status"] == "done"}
+        cells = {
+            (row["data"], row["base"], row["row"], row["seed"]): None for row in self.results if row["status"] == "done"
+        }
         return [
             Run(self.folder / "cells" / data / base / row / f"seed={seed}", label=row, data=data)
             for data, base, row, seed in cells

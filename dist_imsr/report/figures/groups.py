@@ -1,0 +1,41 @@
+"""Draws quality by kinds of targets and of users (Fig. 7a of the paper)."""
+
+import plotly.graph_objects as go
+
+from dist_imsr.report.figures.style import Block, Figure, Style, Tables, by, column, empty_plot, name_of
+
+_TITLES = {
+    "items": "kind of target",
+    "activity": "interactions of the user so far",
+    "interests": "interests of the user",
+    "detection": "what the detector found",
+}
+
+
+def groups(tables: Tables, style: Style) -> list[Block]:
+    """Draws the section.
+
+    Args:
+        tables: as `dist_imsr.report.tables.groups.groups` computes them.
+        style: of labels.
+    """
+    blocks = list[Block]()
+    for (data, base, kind), rows in by(tables["groups"], "data", "base", "by"):
+        plot = empty_plot("", "HR", barmode="group")
+        for label in dict.fromkeys(row["label"] for row in rows):
+            own = sorted((row for row in rows if row["label"] == label), key=lambda row: row["place"])
+            tests = ["" if row["tests"] is None else f" ({row['tests']:,} tests)" for row in own]
+            plot.add_trace(
+                go.Bar(
+                    x=column(own, "group"),
+                    y=column(own, "hr"),
+                    customdata=tests,
+                    hovertemplate="%{x}: %{y:.4f}%{customdata}",
+                    marker={"color": style.colour(label)},
+                    **style.member(label),
+                )
+            )
+        plot.update_xaxes(type="category")
+        title = f"HR by {_TITLES[kind]}: {data}, {base}"
+        blocks.append(Figure(name_of("groups", kind, data, base), title, f"{title}, of each strategy.", plot))
+    return blocks

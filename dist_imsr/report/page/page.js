@@ -1,0 +1,61 @@
+"use strict";
+(() => {
+  const hidden = new Set();
+  const plots = [...document.querySelectorAll(".plot")];
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function theme() {
+    const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), tickcolor: colour("--line") };
+    const flat = { "font.color": colour("--text"), "legend.bgcolor": "rgba(0,0,0,0)" };
+    for (const [key, value] of Object.entries(axis)) {
+      flat[`xaxis.${key}`] = value;
+      flat[`yaxis.${key}`] = value;
+    }
+    flat["hoverlabel.bgcolor"] = colour("--ground");
+    flat["hoverlabel.font.color"] = colour("--text");
+    return flat;
+  }
+
+  function visible(trace) {
+    return hidden.has(trace.meta) ? "legendonly" : true;
+  }
+
+  async function draw(div) {
+    if (div.drawn) return div.drawn;
+    const text = document.querySelector(`script[data-for="${div.id}"]`).textContent;
+    const { data, layout } = JSON.parse(text);
+    for (const trace of data) if (trace.meta !== undefined) trace.visible = visible(trace);
+    const config = { responsive: true, displayModeBar: false };
+    div.drawn = Plotly.newPlot(div, data, layout, config).then(() => Plotly.relayout(div, theme()));
+    return div.drawn;
+  }
+
+  function switchLabel(label, shown) {
+    if (shown) hidden.delete(label); else hidden.add(label);
+    for (const row of document.querySelectorAll("tr[data-label]")) {
+      if (row.dataset.label === label) row.hidden = !shown;
+    }
+    for (const div of plots.filter((one) => one.data)) {
+      const places = div.data.flatMap((trace, place) => (trace.meta === label ? [place] : []));
+      if (places.length) Plotly.restyle(div, { visible: shown ? true : "legendonly" }, places);
+    }
+  }
+
+  const boxes = [...document.querySelectorAll("#labels input")];
+  for (const box of boxes) {
+    box.addEventListener("change", () => switchLabel(box.value, box.checked));
+    if (!box.checked) switchLabel(box.value, false); // a browser keeps boxes over a reload
+  }
+
+  // A figure is drawn when it is about to be seen, as a page may have hundreds.
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); draw(entry.target); }
+  }, { rootMargin: "600px" });
+  for (const div of plots) watcher.observe(div);
+
+  window.drawAll = () => Promise.all(plots.map(draw));
+  window.addEventListener("beforeprint", window.drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const div of plots.filter((one) => one.data)) Plotly.relayout(div, theme());
+  });
+})();
