@@ -48,7 +48,6 @@ def compare(config: CompareConfig) -> int:
             return
         lock = lock_folder(config.output, "output")
         try:
-            write_whole(config.output / "config.yaml", to_yaml(config))
             with StopSignals() as signals, signals.deferred():
                 comparison.train(Runner(config.cores, config.ranks, signals, count))
                 if signals.status:
@@ -90,6 +89,7 @@ class _Comparison:
             Stopped: if cells failed.
         """
         output, records = self.config.output, summary_records(self.config, self.cells)
+        write_whole(output / "config.yaml", to_yaml(self.config))
         write_table(cell_records(self.cells), output / "results.parquet")
         write_table(records, output / "summary.parquet")
         if any(self.trials):

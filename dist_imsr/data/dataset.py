@@ -20,6 +20,7 @@ from dist_imsr.keys import free
 
 FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
+TITLES = "titles"  # the folder of items' titles, one file for each preparation
 HELD_OUT = 2  # interactions of a user and span: the last one for testing, the second last for validation
 SHORTEST_SPLIT = 3  # a user with fewer interactions in a span trains on all of them
 
@@ -273,6 +274,19 @@ class Dataset:
         """
         places = ids if table == "items" else self._order[np.searchsorted(self._sorted_users, ids)]
         return self._table(table, "raw").take(pa.array(places))
+
+    def titles(self, items: np.ndarray) -> list[str]:
+        """The titles of items, where the log had any (--columns.title), and raw ids of the others.
+
+        Args:
+            items: ``[n]`` ids.
+        """
+        paths = [self.path / name for name in self.manifest["files"] if name.startswith(f"{TITLES}/")]
+        wanted = pa.array(items, pa.int64())
+        tables = (pq.read_table(path, filters=pc.field("item").isin(wanted)) for path in paths)
+        known = {item: title for table in tables for item, title in zip(*table.to_pydict().values(), strict=True)}
+        raw = self.raw_ids("items", items).to_pylist()
+        return [known.get(item, str(one)) for item, one in zip(items.tolist(), raw, strict=True)]
 
     def raw_id_type(self, table: str) -> pa.DataType:
         """The type of the raw ids in the table ``users`` or ``items``."""

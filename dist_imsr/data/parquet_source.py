@@ -68,6 +68,7 @@ def parquet_query(
         raw=list(kinds),
         missing=f"{user[1]} OR {item[1]}",
         later_faults=later_faults({key: key for key in kinds}, raw, rows),
+        title="title" if "title" in kinds else "",
     )
     read_as = "Parquet, " + (f"times as {kind}" if dated else f"times in {unit}")
     return SourceQuery(checked(relation, parts), file.name, read_as, None if dated else unit)

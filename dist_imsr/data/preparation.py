@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.data.cutting import MOST_SPANS, date_of, first_edges, further_edges
-from dist_imsr.data.dataset import Dataset, SpanEntry
+from dist_imsr.data.dataset import TITLES, Dataset, SpanEntry
 from dist_imsr.data.findings import warnings_of
 from dist_imsr.data.late import reject_known_rows
 from dist_imsr.data.numbering import (
@@ -51,6 +51,11 @@ DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Python, Arrow and n
 _PYTHON_BYTES = 200 * 2**20  # for Python and its libraries, besides the current bucket
 _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
 _WAITING = "SELECT user, item, time FROM events ANTI JOIN users ON events.user = users.raw WHERE reason IS NULL"
+_FIRST_TITLES = """
+    SELECT items.id::BIGINT AS item, arg_min(title, events.rowid) AS title
+    FROM events JOIN items ON events.item = items.raw
+    WHERE items.new AND reason IS NULL AND trim(title) <> '' GROUP BY items.id ORDER BY item
+"""
 
 Files = dict[str, dict[str, Any]]
 
@@ -273,6 +278,8 @@ class Preparation:
                 last = writer.name(writer.spans - 1)
                 files |= self._write(f"waiting/{last}.parquet", f"{_WAITING} ORDER BY time, events.rowid")
             earlier = len(self.known.manifest["preparations"]) if self.known is not None else 0
+            if self.config.columns.title is not None:
+                files |= self._write(f"{TITLES}/{earlier:04d}.parquet", _FIRST_TITLES)
             files |= write_rows(self.folder, f"rejected/{earlier:04d}.parquet", staged.table.schema, [staged.table])
             entries = writer.entries()
         return entries, files

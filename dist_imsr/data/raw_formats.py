@@ -20,6 +20,7 @@ class RawFormat:
         time: of the time.
         rating: of the rating, if there is one.
         behaviour: of the behaviour, if there is one.
+        title: of the item's title, if it is wanted.
         order: the names of all columns, in order, if files have no header; a header may name the columns as well.
         json: whether each line is a JSON object.
         time_unit: as ``time_unit`` in `SourceConfig`, if it is known.
@@ -39,6 +40,7 @@ class RawFormat:
     time: str
     rating: str | None = None
     behaviour: str | None = None
+    title: str | None = None
     order: tuple[str, ...] = ()
     json: bool = False
     time_unit: str | None = None
@@ -54,7 +56,7 @@ class RawFormat:
     @property
     def columns(self) -> dict[str, str]:
         """The names of the columns that are read, by what they are."""
-        named = {key: getattr(self, key) for key in ("user", "item", "time", "rating", "behaviour")}
+        named = {key: getattr(self, key) for key in ("user", "item", "time", "rating", "behaviour", "title")}
         return {key: name for key, name in named.items() if name is not None and key not in self.in_folders}
 
     def with_folders(self, folders: Container[str]) -> "RawFormat":

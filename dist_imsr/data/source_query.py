@@ -25,9 +25,9 @@ class SourceQuery:
     Args:
         sql: a query with the columns ``user``, ``item`` (of the ids' own type), ``time`` (BIGINT, unix seconds),
             ``nanos`` (INTEGER, after the second), ``breaks`` (INTEGER, line breaks inside the row), ``reason``
-            (VARCHAR; NULL for a row to keep, why it is left out, after `LEFT_OUT`, or why it is rejected) and ``raw``
-            (VARCHAR, the text of a rejected row), in the input's order. It joins nothing, not even by an IN with a long
-            list, since joins lose that order.
+            (VARCHAR; NULL for a row to keep, why it is left out, after `LEFT_OUT`, or why it is rejected), ``raw``
+            (VARCHAR, the text of a rejected row) and, if it is wanted, ``title``, in the input's order. It joins
+            nothing, not even by an IN with a long list, since joins lose that order.
         name: of the file, for messages.
         read_as: how the file is read, in words.
         time_unit: of the file's times, if they are no dates.
@@ -66,6 +66,7 @@ class Row:
         missing: a condition for rows without an id.
         certain_ids: a condition that implies that both ids are valid, so that most rows skip the other conditions.
         breaks: the number of line breaks inside the row.
+        title: of the item; empty if it is not wanted.
     """
 
     user: str
@@ -78,6 +79,7 @@ class Row:
     faults: dict[str, str] = field(default_factory=dict)
     later_faults: dict[str, str] = field(default_factory=dict)
     breaks: str = "0"
+    title: str = ""
 
 
 def checked(relation: str, row: Row) -> str:
@@ -98,13 +100,14 @@ def checked(relation: str, row: Row) -> str:
     certain = f"{row.certain_ids} AND seconds BETWEEN 0 AND {LATEST_TIME}"
     reason = f"CASE WHEN {certain} THEN {later} {_whens(faults)} ELSE {later} END"
     text = " || ',' || ".join(f"coalesce(({column})::VARCHAR, '')" for column in row.raw)
+    title = f", ({row.title})::VARCHAR AS title" if row.title else ""
     return f"""
         SELECT raw_user AS user, raw_item AS item,
             CASE WHEN reason IS NULL THEN seconds::BIGINT END AS time,
             nanos::INTEGER AS nanos,
             {row.breaks}::INTEGER AS breaks,
             reason,
-            CASE WHEN {REJECTED} THEN {text} END AS raw
+            CASE WHEN {REJECTED} THEN {text} END AS raw{title}
         FROM (
             SELECT *, {reason} AS reason
             FROM (

@@ -36,6 +36,7 @@ class ColumnsConfig:
         time: the time, in ``time_unit``.
         rating: the rating, for ``min_rating``.
         behaviour: the behaviour, for ``behaviours``.
+        title: the item's title, for reports; the first one of each item is kept.
     """
 
     user: str = "user"
@@ -43,9 +44,10 @@ class ColumnsConfig:
     time: str = "time"
     rating: str | None = None
     behaviour: str | None = None
+    title: str | None = None
 
     def __post_init__(self) -> None:
-        names = [name for name in (self.user, self.item, self.time, self.rating, self.behaviour) if name is not None]
+        names = [name for name in vars(self).values() if name is not None]
         require(all(names), "columns", names, "names")
         require(len(set(names)) == len(names), "columns", names, "different columns")
         if any(name.isdecimal() for name in names):

@@ -156,6 +156,7 @@ def text_row(
         faults=faults,
         later_faults=later_faults(cells, raw, rows),
         breaks=breaks,
+        title=cells.get("title", ""),
     )
 
 

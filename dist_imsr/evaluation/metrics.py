@@ -51,8 +51,8 @@ class Metrics:
         self.names = [f"{name}@{top}{protocol}" for top in tops for name, protocol in _NAMES]
         self.unseen_names = [f"{name}@{top}_unseen" for top in tops for name in ("hr", "ndcg")]
         self._split = [name for top in tops for name in (f"hr@{top}", f"ndcg@{top}")]
-        # users, users with a new target, those whose unseen ranks are known; the sum of each name; that of each split name
-        # over new targets; that of each unseen name
+        # users, users with a new target, those whose unseen ranks are known; the sum of each name; of each
+        # split name over new targets; of each unseen name
         sums = 3 + len(self.names) + len(self._split) + len(self.unseen_names)
         self.sums = torch.zeros(sums, dtype=torch.float64)
 

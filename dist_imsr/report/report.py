@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dist_imsr.files import write_whole
 from dist_imsr.report.config import ReportConfig
-from dist_imsr.report.figures.style import Figure, Style
+from dist_imsr.report.figures.style import EACH, Figure, Style
 from dist_imsr.report.sections import Part, make_parts
 from dist_imsr.report.sources import Sources
 from dist_imsr.report.tables.interests import USERS
@@ -24,11 +24,14 @@ from dist_imsr.report.tables.one_user import ITEMS
 from dist_imsr.report.tables.statistics import BINS, POINTS
 
 GENERATOR = "dist_imsr report"
+_DIGITS = 6  # of a number on the page, which keeps it small; the tables have all
 _PAGE = Path(__file__).parent / "page"
 _THINNING = (
     f"Curves have at most {POINTS} points, the means of equal stretches; histograms have {BINS} bins; correlations are "
     f"of {USERS} users of each span, evenly spaced in the order of ids; heatmaps have the latest {ITEMS} items. Of "
-    "several seeds, distributions, curves and groups show the smallest."
+    "several seeds, distributions, curves and groups show the smallest. Where a data set has more than "
+    f"{EACH} rows, their seconds, memory and new interests are totals in one figure, and distributions are of the "
+    f"first {EACH} with exported spans."
 )
 
 
@@ -120,7 +123,8 @@ def _for_page(part: Part) -> dict[str, object]:
 
 def _json(figure: Figure) -> str:
     """A figure for a script element, which a closing tag in a title must not end."""
-    return json.dumps(json.loads(figure.plot.to_json()), separators=(",", ":")).replace("<", "\\u003c")
+    values = json.loads(figure.plot.to_json(), parse_float=lambda text: float(f"{float(text):.{_DIGITS}g}"))
+    return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _parts(config: ReportConfig) -> tuple[list[Part], Sources]:

@@ -61,7 +61,7 @@ class Run:
         if not path.is_file():
             raise ValueError(f"runs: {folder} holds no config.yaml: name the folder of a run")
         try:
-            self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
+            self.settings: dict[str, Any] = yaml.load(path.read_text(), yaml.CSafeLoader)  # a comparison has hundreds
             self.strategy: str = self.settings["strategy"]["name"]
             self.base: str = self.settings["model"]["base"]
             self.seed = int(self.settings["seed"])
@@ -159,7 +159,8 @@ class Sources:
         known = list(dict.fromkeys(record["label"] for record in self.records))
         if config.reference is not None and config.reference not in known:
             raise ValueError(f"reference: {config.reference} is none of {', '.join(known)}")
-        self.reference = config.reference or ("fine_tuning" if "fine_tuning" in known else None)
+        default = "fine_tuning" if self.comparison is None else self.comparison.config["reference"]
+        self.reference = config.reference or (default if default in known else None)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -208,6 +209,8 @@ class Sources:
             if self.config.top not in shared:
                 raise ValueError(f"top: {self.config.top} is not in eval.top of all runs; all have {sorted(shared)}")
             return self.config.top
+        if self.comparison is not None and (self.comparison.config["top"] in shared or not tests):
+            return int(self.comparison.config["top"])
         if not shared:
             raise ValueError("runs: they have no N in common in eval.top; make a report of each kind")
         return min(shared, key=lambda top: (top != 20, top))

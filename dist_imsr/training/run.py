@@ -84,7 +84,9 @@ def train(config: TrainConfig) -> int:
             outcome = run_training(config, signals)
         if rank_info().rank == 0:
             title = f"{config.run_dir}: {config.strategy.name}"
-            caption = "\n".join(filter(None, (_CAPTION, describe_baselines(config, outcome.dataset, outcome.spans))))
+            figures = f"Figures: python launch/report.py --runs {config.run_dir} --output {config.run_dir}/report.html"
+            baselines = describe_baselines(config, outcome.dataset, outcome.spans)
+            caption = "\n".join(filter(None, (_CAPTION, baselines, figures)))
             Reporter(shown=True).table(outcome.lines, _columns(config.eval.top), title, caption)
             if config.profile:
                 show(config.run_dir)

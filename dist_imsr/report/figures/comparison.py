@@ -18,6 +18,7 @@ from dist_imsr.report.figures.style import (
 )
 
 _RATES = {"hr": "HR", "ndcg": "NDCG"}
+_NAMED = 8  # points of a figure, which have their names next to them
 
 
 def comparison(tables: Tables, style: Style) -> list[Block]:
@@ -31,6 +32,8 @@ def comparison(tables: Tables, style: Style) -> list[Block]:
     if "comparison" in tables:
         for (data,), rows in by(tables["comparison"], "data"):
             blocks.append(_quality(rows, data))
+    for (data,), rows in by(tables["comparison_times"], "data"):
+        blocks.append(_times(rows, data))
     if "comparison_ranks" in tables:
         blocks.append(_ranks(tables["comparison_ranks"].to_pylist(), style))
     for (data, base), rows in by(tables["comparison_cost"], "data", "base"):
@@ -50,9 +53,9 @@ def _quality(rows: list[Record], data: str) -> Grid:
         for other in tests:
             values = [row.get(f"holm_users_{name}_vs_{other}") for name in _RATES]
             line.append(" / ".join("-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in values))
-            anchor = anchors.get((row["base"], other))
+            anchor = anchors.get((row["base"], other)) or next(one for one in rows if one["strategy"] == other)
             known = [p for p in values if p is not None]
-            if anchor is not None and anchor["hr"] is not None and known and max(known) < 0.05:
+            if anchor["hr"] is not None and known and max(known) < 0.05:
                 classes[place, len(line) - 1] = "better" if row["hr"] > anchor["hr"] else "worse"
         cells.append([*line, str(row["seeds"])])
         labels.append(row["strategy"])
@@ -63,6 +66,19 @@ def _quality(rows: list[Record], data: str) -> Grid:
     for (place, at), kind in classes.items():
         cells[place][at] += " ▲" if kind == "better" else " ▼"
     return Grid(f"Table III: {data}", columns, cells, labels, classes, caption, texts=2)
+
+
+def _times(rows: list[Record], data: str) -> Grid:
+    """Table V."""
+    spans = sorted({row["span"] for row in rows})
+    cells, labels = [], []
+    for base, label in dict.fromkeys((row["base"], row["label"]) for row in rows):
+        own = {row["span"]: row["seconds"] for row in rows if (row["base"], row["label"]) == (base, label)}
+        cells.append([base, label, *(number(own.get(span), 2) for span in spans)])
+        labels.append(label)
+    columns = ["base", "row", *(f"t={span}" for span in spans)]
+    caption = "Seconds of training in each span, means over seeds."
+    return Grid(f"Table V: {data}", columns, cells, labels, caption=caption, texts=2)
 
 
 def _rate(row: Record, name: str) -> str:
@@ -106,12 +122,13 @@ def _cost(rows: list[Record], data: str, base: str, style: Style) -> Figure:
             hoverinfo="skip",
         )
     )
+    mode = "markers+text" if len(rows) <= _NAMED else "markers"
     for row in rows:
         plot.add_trace(
             go.Scatter(
                 x=[row["seconds"]],
                 y=[row["hr"]],
-                mode="markers+text",
+                mode=mode,
                 text=[row["label"]],
                 textposition="top center",
                 textfont={"size": 10},
@@ -140,7 +157,7 @@ def ablation(tables: Tables, style: Style) -> list[Block]:
                     go.Bar(
                         x=[row["label"]],
                         y=[row[rate]],
-                        error_y={"type": "data", "array": [row[f"{rate}_std"] or 0.0]},
+                        error_y=_bar([row[f"{rate}_std"]]),
                         hovertemplate="%{x}: %{y:.2f}",
                         marker={"color": style.colour(row["label"])},
                         **style.member(row["label"]),
@@ -174,7 +191,7 @@ def sensitivity(tables: Tables, style: Style) -> list[Block]:
                         x=column(own, "value"),
                         y=[row[rate] / default for row in own],
                         customdata=[[row[rate], row["interests"]] for row in own],
-                        error_y={"type": "data", "array": [(row[f"{rate}_std"] or 0.0) / default for row in own]},
+                        error_y=_bar([row[f"{rate}_std"] and row[f"{rate}_std"] / default for row in own]),
                         mode="lines+markers",
                         name=data,
                         line={"color": COLOURS[place % len(COLOURS)]},
@@ -186,3 +203,8 @@ def sensitivity(tables: Tables, style: Style) -> list[Block]:
             title = f"Sensitivity to {key}, {text}: {base}"
             blocks.append(Figure(name_of("sensitivity", key, rate, base), title, f"{title}, on each data set.", plot))
     return blocks
+
+
+def _bar(deviations: list[float | None]) -> Record | None:
+    """Error bars; none for a single seed."""
+    return None if None in deviations else {"type": "data", "array": deviations}

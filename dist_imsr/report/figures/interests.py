@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from dist_imsr.report.figures.style import (
     COLOURS,
+    EACH,
     Block,
     Figure,
     Record,
@@ -48,12 +49,16 @@ def interests(tables: Tables, style: Style) -> list[Block]:
     if "interests_correlations" in tables:
         for (data, base), rows in by(tables["interests_correlations"], "data", "base"):
             blocks.append(_correlations(rows, data, base, style))
-    draws: dict[str, Draw] = {"events": _events, "users": _users, "fit": _fit, "norms": _norms}
+    if "interests_events" in tables:
+        for (data, base), rows in by(tables["interests_events"], "data", "base"):
+            grown = {row["label"] for row in rows if row["count"]}
+            blocks += _all_events([row for row in rows if row["label"] in grown], data, base)
+    draws: dict[str, Draw] = {"users": _users, "fit": _fit, "norms": _norms}
     for name, draw in draws.items():
         if f"interests_{name}" in tables:
-            for (data, base, label), rows in by(tables[f"interests_{name}"], "data", "base", "label"):
-                if name != "events" or any(row["count"] for row in rows):
-                    blocks.append(draw(rows, data, base, label, style))
+            for (data, base), rows in by(tables[f"interests_{name}"], "data", "base"):
+                for label in list(dict.fromkeys(row["label"] for row in rows))[:EACH]:
+                    blocks.append(draw([row for row in rows if row["label"] == label], data, base, label, style))
     return blocks
 
 
@@ -76,24 +81,37 @@ def _lines(rows: list[Record], key: str, what: str, data: str, base: str, style:
     return Figure(name_of("interests", key, data, base), f"{title}: {data}, {base}", alt, plot)
 
 
-def _events(rows: list[Record], data: str, base: str, label: str, style: Style) -> Figure:
-    plot = whole_numbers(empty_plot("span", "count", showlegend=True, barmode="group"))
-    for place, (event, name) in enumerate(_EVENTS.items()):
-        own = [row for row in rows if row["event"] == event]
+def _all_events(rows: list[Record], data: str, base: str) -> list[Block]:
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    if len(labels) > EACH:
+        return [_events(rows, "label", f"{data}, {base}", name_of("interests", "events", data, base))]
+    each = {label: [row for row in rows if row["label"] == label] for label in labels}
+    return [
+        _events(own, "span", f"{label}: {data}, {base}", name_of("interests", "events", data, base, label))
+        for label, own in each.items()
+    ]
+
+
+def _events(rows: list[Record], key: str, title: str, name: str) -> Figure:
+    plot = empty_plot("span" if key == "span" else "", "count", showlegend=True, barmode="group")
+    places = list(dict.fromkeys(row[key] for row in rows))
+    for at, (event, text) in enumerate(_EVENTS.items()):
         plot.add_trace(
             go.Bar(
-                x=column(own, "span"),
-                y=column(own, "count"),
-                name=name,
-                meta=label,
-                marker={"color": COLOURS[place]},
-                hovertemplate="span %{x}: %{y:,}",
+                x=places,
+                y=[
+                    sum(row["count"] for row in rows if row["event"] == event and row[key] == place) for place in places
+                ],
+                name=text,
+                meta=rows[0]["label"] if key == "span" else None,
+                marker={"color": COLOURS[at]},
+                hovertemplate="%{x}: %{y:,}",
             )
         )
-    alt = f"Puzzled users, and new interests created, kept, trimmed and refused in each span by {label} on {data}."
-    return Figure(
-        name_of("interests", "events", data, base, label), f"New interests of {label}: {data}, {base}", alt, plot
-    )
+    plot = whole_numbers(plot) if key == "span" else plot
+    alt = "Puzzled users, and new interests created, kept, trimmed and refused, "
+    alt += f"{'in each span' if key == 'span' else 'over all spans'}, {title}."
+    return Figure(name, f"New interests, {title}", alt, plot)
 
 
 def _users(rows: list[Record], data: str, base: str, label: str, style: Style) -> Figure:

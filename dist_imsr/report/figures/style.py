@@ -13,7 +13,8 @@ import pyarrow as pa
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
-SCALE = "Cividis"
+EACH = 4
+"""Up to so many labels of a data set and base model have figures of their own."""
 DIVERGING = "RdBu_r"
 Record = dict[str, Any]
 Tables = Mapping[str, pa.Table]

@@ -1,9 +1,13 @@
 """Draws how training went."""
 
+from collections.abc import Iterator
+
 import plotly.graph_objects as go
+import pyarrow as pa
 
 from dist_imsr.report.figures.style import (
     COLOURS,
+    EACH,
     Block,
     Figure,
     Record,
@@ -36,11 +40,11 @@ def training(tables: Tables, style: Style) -> list[Block]:
             blocks.append(_speed(rows, data, base, style))
     if "training_seconds" in tables:
         shown = _largest(tables["training_seconds"].to_pylist())
-        for (data, base, label), rows in by(tables["training_seconds"], "data", "base", "label"):
-            blocks.append(_seconds(rows, data, base, label, shown))
+        for title, parts, rows in _few(tables["training_seconds"]):
+            blocks.append(_seconds(rows, title, name_of("training", "seconds", *parts), shown))
     if "training_memory" in tables:
-        for (data, base, label), rows in by(tables["training_memory"], "data", "base", "label"):
-            blocks.append(_memory(rows, data, base, label))
+        for title, parts, rows in _few(tables["training_memory"]):
+            blocks.append(_memory(rows, title, name_of("training", "memory", *parts)))
     return blocks
 
 
@@ -95,46 +99,66 @@ def _largest(rows: list[Record]) -> list[str]:
     return sorted(totals, key=lambda phase: -totals[phase])[:_LARGEST]
 
 
-def _seconds(rows: list[Record], data: str, base: str, label: str, shown: list[str]) -> Figure:
-    plot = whole_numbers(empty_plot("span", "seconds", barmode="stack", showlegend=True))
-    spans = list(dict.fromkeys(row["span"] for row in rows))
-    series = {phase: [_sum(rows, span, [phase]) for span in spans] for phase in shown}
+def _few(table: pa.Table) -> Iterator[tuple[str, tuple[str, ...], list[Record]]]:
+    """The records of each figure, with a title and the parts of a name: of each label, or of all if there are many."""
+    for (data, base), rows in by(table, "data", "base"):
+        labels = list(dict.fromkeys(row["label"] for row in rows))
+        if len(labels) > EACH:
+            yield f"{data}, {base}", (data, base), rows
+        else:
+            for label in labels:
+                own = [row for row in rows if row["label"] == label]
+                yield f"{label}: {data}, {base}", (data, base, label), own
+
+
+def _seconds(rows: list[Record], title: str, name: str, shown: list[str]) -> Figure:
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    key, what = ("span", "span") if len(labels) == 1 else ("label", "")
+    plot = empty_plot(what, "seconds", barmode="stack", showlegend=True)
+    places = list(dict.fromkeys(row[key] for row in rows))
+    series = {phase: [_sum(rows, key, place, [phase]) for place in places] for phase in shown}
     rest = list(dict.fromkeys(row["phase"] for row in rows if row["phase"] not in shown))
     if rest:
-        series["the others"] = [_sum(rows, span, rest) for span in spans]
-    for place, (phase, seconds) in enumerate(series.items()):
-        colour = COLOURS[place] if place < len(COLOURS) else "#999999"
+        series["the others"] = [_sum(rows, key, place, rest) for place in places]
+    for at, (phase, seconds) in enumerate(series.items()):
+        colour = COLOURS[at] if at < len(COLOURS) else "#999999"
         plot.add_trace(
             go.Bar(
-                x=spans,
+                x=places,
                 y=seconds,
                 name=phase,
-                meta=label,
+                meta=labels[0] if len(labels) == 1 else None,
                 marker={"color": colour},
-                hovertemplate="span %{x}: %{y:.2f} s",
+                hovertemplate=f"{what} %{{x}}: %{{y:.2f}} s",
             )
         )
-    title = f"Seconds by phase, {label}: {data}, {base}"
-    return Figure(name_of("training", "seconds", data, base, label), title, f"{title}, of each span.", plot)
+    plot = whole_numbers(plot) if len(labels) == 1 else plot
+    full = f"Seconds by phase, {title}"
+    return Figure(name, full, f"{full}, of each {'span' if len(labels) == 1 else 'row, all spans together'}.", plot)
 
 
-def _sum(rows: list[Record], span: int, phases: list[str]) -> float:
-    return float(sum(row["seconds"] for row in rows if row["span"] == span and row["phase"] in phases))
+def _sum(rows: list[Record], key: str, place: object, phases: list[str]) -> float:
+    return float(sum(row["seconds"] for row in rows if row[key] == place and row["phase"] in phases))
 
 
-def _memory(rows: list[Record], data: str, base: str, label: str) -> Figure:
+def _memory(rows: list[Record], title: str, name: str) -> Figure:
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    key = "phase" if len(labels) == 1 else "label"
     plot = empty_plot("", "MiB", barmode="group", showlegend=True)
     for rank in dict.fromkeys(row["rank"] for row in rows):
-        own = [row for row in rows if row["rank"] == rank]
+        peaks: dict[str, int] = {}
+        for row in rows:
+            if row["rank"] == rank:
+                peaks[row[key]] = max(peaks.get(row[key], 0), row["peak"])
         plot.add_trace(
             go.Bar(
-                x=column(own, "phase"),
-                y=[row["peak"] / 2**20 for row in own],
+                x=list(peaks),
+                y=[peak / 2**20 for peak in peaks.values()],
                 name=f"rank {rank}",
-                meta=label,
+                meta=labels[0] if len(labels) == 1 else None,
                 marker={"color": COLOURS[rank % len(COLOURS)]},
                 hovertemplate="%{x}: %{y:,.0f} MiB",
             )
         )
-    title = f"Peak memory by phase, {label}: {data}, {base}"
-    return Figure(name_of("training", "memory", data, base, label), title, f"{title}, of each rank.", plot)
+    full = f"Peak memory, {title}"
+    return Figure(name, full, f"{full}, by {'phase' if len(labels) == 1 else 'row'}, of each rank.", plot)

@@ -21,7 +21,8 @@ def comparison(sources: Sources) -> dict[str, pa.Table]:
         ``comparison``: the columns of the comparison's summary.parquet. ``comparison_ranks``: label, rank (its mean by
         HR over data sets and base models, 1 for the best), blocks (their number) and difference (the critical one of
         Nemenyi's test at 0.05). ``comparison_cost``: data, base, label, seconds (of training in the last tested span),
-        hr (mean over spans and seeds), front (whether none is both better and cheaper).
+        hr (mean over spans and seeds), front (whether none is both better and cheaper). ``comparison_times``: data,
+        base, label, span, seconds.
 
     Raises:
         Missing: if fewer than two rows can be compared.
@@ -29,7 +30,7 @@ def comparison(sources: Sources) -> dict[str, pa.Table]:
     cost = [row for group in sources.groups for row in _cost(sources, group)]
     if len({row["label"] for row in cost}) < 2:
         raise Missing("there are no two rows to compare: name more runs, or a comparison")
-    rows = {"comparison_cost": cost, "comparison_ranks": _ranks(cost)}
+    rows = {"comparison_cost": cost, "comparison_ranks": _ranks(cost), "comparison_times": _times(sources)}
     if sources.comparison is not None:
         rows["comparison"] = sources.comparison.summary
     return {name: pa.Table.from_pylist(found) for name, found in rows.items() if found}
@@ -51,6 +52,14 @@ def _cost(sources: Sources, group: Group) -> list[dict[str, Any]]:
     for row in rows:
         row["front"] = not any(_dominates(other, row) for other in rows)
     return rows
+
+
+def _times(sources: Sources) -> list[dict[str, Any]]:
+    found: defaultdict[tuple[str, str, str, int], list[float]] = defaultdict(list)
+    for record in sources.records:
+        found[record["data"], record["base"], record["label"], record["span"]].append(record["train_seconds"])
+    names = ("data", "base", "label", "span")
+    return [dict(zip(names, key, strict=True)) | {"seconds": float(np.mean(seconds))} for key, seconds in found.items()]
 
 
 def _dominates(one: dict[str, Any], other: dict[str, Any]) -> bool:

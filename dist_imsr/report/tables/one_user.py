@@ -109,19 +109,13 @@ def _products(
     own = state.of_user(user)
     products = state.vectors[own].astype(np.float64) @ embeddings[items].T.astype(np.float64)
     raw = run.dataset.raw_ids("items", items).to_pylist()
-    titles = _titles(run.dataset, items)
+    titles = run.dataset.titles(items)
     return [
         keys
         | {"slot": slot, "born": int(born), "item": str(raw[place]), "title": titles[place], "product": float(product)}
         for slot, (born, row) in enumerate(zip(state.born[own], products, strict=True))
         for place, product in enumerate(row)
     ]
-
-
-def _titles(dataset: Dataset, items: np.ndarray) -> list[str]:
-    """The titles of items; their raw ids where they have none."""
-    raw = dataset.raw_ids("items", items).to_pylist()
-    return [str(one) for one in raw]
 
 
 def _targets(run: Run, states: dict[int, ExportedInterests], user: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from scipy import stats
 
 BINS = 40
 """Of a histogram."""
-POINTS = 400
+POINTS = 200
 """Of a curve; longer ones are thinned to the means of equal stretches."""
 
 
