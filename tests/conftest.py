@@ -27,11 +27,21 @@ def _no_slurm() -> str:
     return f"no {', '.join(missing)} (Debian: slurm-wlm and munge)" if missing else ""
 
 
+def _no_browser() -> str:
+    missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    return f"no {', '.join(missing)} (Debian: chromium and chromium-driver)" if missing else ""
+
+
 def _no_big_data() -> str:
     return "" if os.environ.get("DIST_IMSR_BIGDATA") else "DIST_IMSR_BIGDATA is not set"
 
 
-_REASONS: dict[str, Callable[[], str]] = {"cuda": _no_cuda, "slurm": _no_slurm, "bigdata": _no_big_data}
+_REASONS: dict[str, Callable[[], str]] = {
+    "cuda": _no_cuda,
+    "slurm": _no_slurm,
+    "browser": _no_browser,
+    "bigdata": _no_big_data,
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

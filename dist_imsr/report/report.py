@@ -54,10 +54,14 @@ def write_report(config: ReportConfig, console: Console) -> None:
             write_whole(config.output, page(parts, sources))
             left_out = [part.section.title for part in parts if part.missing]
             more = f"; left out: {', '.join(left_out)} (the page says why)" if left_out else ""
-            console.print(f"{config.output}: {sum(len(part.figures) for part in parts)} figures{more}", highlight=False)
+            console.print(
+                f"{config.output}: {sum(len(part.figures) for part in parts)} figures{more}",
+                highlight=False,
+                soft_wrap=True,
+            )
         else:
             _write_image(config, parts, sources)
-            console.print(f"{config.output} is written", highlight=False)
+            console.print(f"{config.output} is written", highlight=False, soft_wrap=True)
         if not config.watch:
             return
         time.sleep(config.watch)

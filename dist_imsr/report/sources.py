@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ import yaml
 
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.evaluation.exported import read_parts
+from dist_imsr.keys import is_read, rules_of
+from dist_imsr.registry import extended
 from dist_imsr.report.config import ReportConfig
+from dist_imsr.training.config import TrainConfig
 
 _NO_BASE = "-"
-_APART = ("seed", "run_dir", "overwrite", "resume", "imports", "profile", "baselines", "checkpoint", "timeout_seconds")
-"""Keys in which runs of one label may differ."""
 
 
 class Missing(Exception):
@@ -70,6 +71,21 @@ class Run:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
         self.label = label or self.strategy
         self.group = Group(data or self.data_path.name, self.base)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The settings by key, with dots."""
+        return dict(_flat(self.settings))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that make another run when they change, but for the seed."""
+        tree = extended(TrainConfig)
+        return {
+            key: value
+            for key, value in self.values.items()
+            if key != "seed" and rules_of(tree, key).resume != "free" and is_read(tree, key, self.values)
+        }
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -153,8 +169,9 @@ class Sources:
         self.config = config
         self.comparison = None if config.compare is None else Comparison(config.compare)
         own = [Run(folder) for folder in config.runs]
-        _label(own)
-        self.runs = own + (self.comparison.runs if self.comparison else [])
+        cells = self.comparison.runs if self.comparison else []
+        _label(own, {(cell.group, cell.label) for cell in cells})
+        self.runs = own + cells
         self.top = self._top()
         known = list(dict.fromkeys(record["label"] for record in self.records))
         if config.reference is not None and config.reference not in known:
@@ -260,20 +277,28 @@ class Comparison:
         return {key: value for key, _, value in pairs}
 
 
-def _label(runs: Sequence[Run]) -> None:
-    """Labels runs by their folders where several of one strategy and group differ in more than their seed."""
+def _label(runs: Sequence[Run], taken: Collection[tuple[Group, str]]) -> None:
+    """Labels runs by their folders where several of one strategy and group differ in more than their seed.
+
+    Args:
+        runs: labelled by their strategies.
+        taken: labels of other sources.
+    """
     by_strategy = defaultdict(list)
     for run in runs:
         by_strategy[run.group, run.strategy].append(run)
     for same in by_strategy.values():
-        settings = [{key: value for key, value in run.settings.items() if key not in _APART} for run in same]
+        identities = [run.identity for run in same]
         seeds = {run.seed for run in same}
-        if any(other != settings[0] for other in settings) or len(seeds) < len(same):
+        if any(other != identities[0] for other in identities) or len(seeds) < len(same):
             for run in same:
                 run.label = run.folder.name
+    for run in runs:
+        if (run.group, run.label) in taken:
+            run.label = run.folder.name
     labels = [(run.group, run.label, run.seed) for run in runs]
     for run in runs:
-        if labels.count((run.group, run.label, run.seed)) > 1:
+        if labels.count((run.group, run.label, run.seed)) > 1 or (run.group, run.label) in taken:
             run.label = str(run.folder)
 
 
@@ -283,3 +308,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     *whole, _ = path.read_text().split("\n")
     return [json.loads(line) for line in whole if line]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -149,7 +149,7 @@ def correlations(run: Run, span: int) -> Iterator[float]:
         span: an exported span.
 
     Yields:
-        A value for each pair of `USERS` users who have both kinds and at least three items in the span.
+        A value for each pair of `USERS` users who have both kinds and at least three different items in the span.
 
     Raises:
         Missing: if the exports cannot be read.
@@ -162,7 +162,7 @@ def correlations(run: Run, span: int) -> Iterator[float]:
     for place in chosen:
         own = slice(starts[place], starts[place] + counts[place])
         seen = items_of(run.dataset, span, int(users[place]))
-        if len(seen) < 3:
+        if len(np.unique(seen)) < 3:
             continue
         products = found.vectors[own].astype(np.float64) @ items[seen].T.astype(np.float64)  # [K, n]
         products -= products.mean(1, keepdims=True)

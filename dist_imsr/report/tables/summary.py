@@ -1,7 +1,6 @@
 """What was reached, on what data, and with which configuration and versions."""
 
 from collections import defaultdict
-from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 from dist_imsr.comparison.statistics import paired
 from dist_imsr.config import plain
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.keys import default_of, is_read
 from dist_imsr.registry import extended
 from dist_imsr.report.sources import Group, Missing, Sources
 from dist_imsr.report.tables.statistics import interval
@@ -163,37 +163,15 @@ def _repeats(dataset: Dataset, span: int) -> int:
 
 
 def _settings(sources: Sources) -> list[dict[str, Any]]:
-    defaults = dict(_flat(_defaults(extended(TrainConfig))))
+    tree = extended(TrainConfig)
     rows = []
     for run in sources.first_runs():
-        for key, value in _flat(run.settings):
-            if key not in ("run_dir", "data.path", "seed") and value != defaults.get(key):
-                place = {"label": run.label, "data": run.group.data, "base": run.group.base}
-                rows.append(place | {"key": key, "value": str(value), "default": str(defaults.get(key, "-"))})
+        for key, value in run.values.items():
+            default = plain(default_of(tree, key))
+            if key not in ("run_dir", "data.path", "seed") and value != default and is_read(tree, key, run.values):
+                place = {"label": run.label, "data": run.group.data, "base": run.base}
+                rows.append(place | {"key": key, "value": str(value), "default": str(default)})
     return rows
-
-
-def _defaults(tree: type) -> dict[str, Any]:
-    """The defaults of a tree of dataclasses; keys without any are left out."""
-    found: dict[str, Any] = {}
-    for one in fields(tree):
-        if one.default_factory is not MISSING:
-            value = one.default_factory()
-            found[one.name] = (
-                plain(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else plain(value)
-            )
-        elif one.default is not MISSING:
-            found[one.name] = plain(one.default)
-        elif is_dataclass(one.type) and isinstance(one.type, type):
-            found[one.name] = _defaults(one.type)
-    return found
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in tree.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _environments(sources: Sources) -> list[dict[str, Any]]:
