@@ -38,7 +38,7 @@ SAY := @echo "make setup:"
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
-	@echo "make demo    train on Complete Journey with $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks"
+	@echo "make demo    train on Complete Journey with $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks; report"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint and types"
 	@echo "make clean   remove .venv and caches, but not data/ and runs/"
@@ -92,18 +92,17 @@ demo: transactions = $$(python -c 'import importlib.util as a; \
 demo: setup
 	@test -e data/complete_journey/dataset.json || \
 	  python launch/prepare.py --source complete-journey --output data/complete_journey
-	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
-	  --strategy.name frozen --run_dir runs/demo_frozen --overwrite true
-	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
-	  --strategy.name fine_tuning --run_dir runs/demo_fine_tuning --overwrite true
-	deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
-	  --strategy.name imsr --run_dir runs/demo_imsr --overwrite true
+	for strategy in frozen fine_tuning imsr; do \
+	  deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml --strategy.name $$strategy \
+	    --run_dir runs/demo/$$strategy --overwrite true || exit; \
+	done
 	rm -rf data/weekly runs/weekly
 	python launch/prepare.py --source complete-journey --from 2017-08-07 --until 2017-12-04 --span_every 7d \
 	  --pretrain_until 2017-11-06 --output data/weekly
 	$(refresh)
 	$(refresh) --input $(transactions) --from 2017-12-04 --until 2017-12-11
 	$(refresh) --input $(transactions) --from 2017-12-11 --until 2017-12-18
+	python launch/report.py --runs runs/demo/frozen runs/demo/fine_tuning runs/demo/imsr --output runs/demo/report.html
 
 test: setup
 	@# In the files' own order: by default, the files with the fewest tests, which take longest, would run last.

@@ -1,6 +1,6 @@
 """Writes one HTML page with all figures of runs and comparisons; it opens offline in any browser.
 
-Example: ``python launch/report.py --runs runs/demo_imsr runs/demo_fine_tuning --output runs/report.html``. Runs that
+Example: ``python launch/report.py --runs runs/demo/imsr runs/demo/fine_tuning --output runs/demo/report.html``. Runs that
 were trained with ``--training.export every`` and ``--eval.per_user true`` have all figures. One figure for a paper:
 ``--figure NAME --format pdf --output NAME.pdf``.
 """

@@ -65,6 +65,7 @@ def comparison(data):
         "imsr": Row(),
         "no_detector": Row(strategy="imsr", set=["--strategy.imsr.detector.enabled=false"]),
         "c1_low": Row(strategy="imsr", set=["--strategy.imsr.detector.c1=0.5"]),
+        "at_once": Row(strategy="imsr", set=["--model.interests=5", "--strategy.imsr.detector.enabled=false"]),
         "more": Row(strategy="imsr", set=["--strategy.imsr.detector.delta_k=2", "--model.interests=2"]),
     }
     config = CompareConfig(

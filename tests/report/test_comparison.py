@@ -23,7 +23,7 @@ def summary(comparison):
 
 
 def test_rows_are_labels(compared):
-    assert compared.labels(compared.groups[0]) == ["fine_tuning", "imsr", "no_detector", "c1_low", "more"]
+    assert compared.labels(compared.groups[0]) == ["fine_tuning", "imsr", "no_detector", "c1_low", "at_once", "more"]
     assert {record["label"] for record in compared.records if record["is_baseline"]} == {"popular"}
     assert compared.reference == "fine_tuning"
 
@@ -44,6 +44,7 @@ def test_sensitivity_has_the_rows_of_settings(compared, summary):
         ("c2", "0.05"),
         ("K, delta K", "3, 1"),
         ("K, delta K", "2, 2"),
+        ("K, delta K", "5, 0"),
     }
     assert series["c1", "0.5"]["hr"] == summary["c1_low"]["hr"]
     assert series["K, delta K", "2, 2"]["ndcg"] == summary["more"]["ndcg"]

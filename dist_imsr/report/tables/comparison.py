@@ -86,11 +86,12 @@ def _ranks(cost: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+_ENABLED, _DELTA_K = "strategy.imsr.detector.enabled", "strategy.imsr.detector.delta_k"
 _KEYS = {
     "strategy.imsr.detector.c1": "c1",
     "strategy.imsr.trimmer.c2": "c2",
     "model.interests": "K",
-    "strategy.imsr.detector.delta_k": "delta K",
+    _DELTA_K: "delta K",
 }
 
 
@@ -132,7 +133,11 @@ def sensitivity(sources: Sources) -> dict[str, pa.Table]:
     records = []
     for record in found.summary:
         settings = _changed(found, record["strategy"])
-        if not record["seeds"] or settings is None or not settings.keys() <= _KEYS.keys():
+        if not record["seeds"] or settings is None:
+            continue
+        if settings.get(_ENABLED) == "false" and "model.interests" in settings:  # all interests from the beginning
+            settings = {key: value for key, value in settings.items() if key != _ENABLED} | {_DELTA_K: "0"}
+        if not settings.keys() <= _KEYS.keys():
             continue
         values = defaults | {_KEYS[key]: float(value) for key, value in settings.items()}
         for key in _series({_KEYS[key] for key in settings}):
