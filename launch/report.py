@@ -1,8 +1,8 @@
 """Writes one HTML page with all figures of runs and comparisons; it opens offline in any browser.
 
-Example: ``python launch/report.py --runs runs/demo/imsr runs/demo/fine_tuning --output runs/demo/report.html``. Runs that
-were trained with ``--training.export every`` and ``--eval.per_user true`` have all figures. One figure for a paper:
-``--figure NAME --format pdf --output NAME.pdf``.
+Example: ``python launch/report.py --runs runs/demo/imsr runs/demo/fine_tuning --output runs/demo/report.html``. Runs
+that were trained with ``--training.export every`` and ``--eval.per_user true`` have all figures. One figure for a
+paper: ``--figure NAME --format pdf --output NAME.pdf``.
 """
 
 import sys

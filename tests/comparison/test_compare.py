@@ -55,6 +55,7 @@ def test_a_grid_from_nothing_to_its_tables_and_again(place, capfd, tmp_path):
                 ".lock",
                 "cell.json",
                 "config.yaml",
+                "environment.jsonl",
                 "events",
                 "log.txt",
                 "logs",

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from launch.report import main
+from tests.report.browser import DRAW_ALL, resize, set_dark, start_browser
 
 pytestmark = pytest.mark.browser
 
-DRAWN = """
-const done = arguments[0];
-drawAll().then(() => done(null)).catch((error) => done(String(error)));
-"""
 MARKS = "path, circle, rect, image, text"
 
 
@@ -26,19 +23,7 @@ def page(runs, comparison, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    driver.set_script_timeout(120)
-    driver.execute_cdp_cmd("Network.enable", {})
-    offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    driver = start_browser()
     yield driver
     driver.quit()
 
@@ -47,7 +32,7 @@ def browser():
 def opened(browser, page):
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get(page.as_uri())
-    assert browser.execute_async_script(DRAWN) is None
+    assert browser.execute_async_script(DRAW_ALL) is None
     return browser
 
 
@@ -127,10 +112,9 @@ def test_a_strategy_is_switched_off_in_all_figures_at_once(opened):
 
 
 def test_a_phone_shows_the_whole_width(opened):
-    size = {"width": 400, "height": 850, "deviceScaleFactor": 1, "mobile": True}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(opened, 400)
     opened.refresh()
-    assert opened.execute_async_script(DRAWN) is None
+    assert opened.execute_async_script(DRAW_ALL) is None
     assert opened.execute_script("return document.documentElement.scrollWidth") <= 400
     widths = opened.execute_script(
         "return [...document.querySelectorAll('.plot .main-svg')].map((one) => one.clientWidth)"
@@ -146,13 +130,12 @@ def test_dark_pages_have_light_text(opened):
         return opened.execute_script(script)[0], opened.execute_script(ground)
 
     light = colours()
-    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    set_dark(opened)
     try:
         opened.execute_async_script("setTimeout(arguments[0], 500)")
         dark = colours()
     finally:
-        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        set_dark(opened, False)
     assert dark[0] != light[0]
     assert dark[1] != light[1]
 
@@ -161,4 +144,4 @@ def test_only_the_page_is_needed(page, tmp_path, browser):
     alone = tmp_path / "sent to a colleague.html"
     alone.write_bytes(Path(page).read_bytes())
     browser.get(alone.as_uri())
-    assert browser.execute_async_script(DRAWN) is None
+    assert browser.execute_async_script(DRAW_ALL) is None

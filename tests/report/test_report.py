@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from launch.compare import main as compare_main
 from launch.report import main
 from tests.report.conftest import train
 
@@ -92,6 +93,12 @@ def test_a_comparison_has_its_rows(comparison, tmp_path):
     assert "Table V: drawn" in page
     assert [trace["name"] for trace in figures["ablation-hr-drawn-comirec_dr"]["data"]] == ["imsr", "no_detector"]
     assert "training-seconds-drawn-comirec_dr" in figures  # five rows: one figure of totals
+
+
+def test_a_comparison_writes_its_page_itself(comparison):
+    (comparison / "report.html").unlink(missing_ok=True)
+    assert compare_main(["--config", str(comparison / "config.yaml"), "--table_only", "true"]) == 0
+    assert "Table III: drawn" in (comparison / "report.html").read_text()
 
 
 def test_texts_cannot_break_the_page(runs, tmp_path):
