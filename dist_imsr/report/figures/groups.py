@@ -6,9 +6,9 @@ from dist_imsr.report.figures.style import Block, Figure, Style, Tables, by, col
 
 _TITLES = {
     "items": "kind of target",
-    "activity": "interactions of the user so far",
-    "interests": "interests of the user",
-    "detection": "what the detector found",
+    "activity": "interactions so far",
+    "interests": "number of interests",
+    "detection": "finding of the detector",
 }
 
 
@@ -21,7 +21,7 @@ def groups(tables: Tables, style: Style) -> list[Block]:
     """
     blocks = list[Block]()
     for (data, base, kind), rows in by(tables["groups"], "data", "base", "by"):
-        plot = empty_plot("", "HR", barmode="group")
+        plot = empty_plot(_TITLES[kind], "HR", barmode="group")
         for label in dict.fromkeys(row["label"] for row in rows):
             own = sorted((row for row in rows if row["label"] == label), key=lambda row: row["place"])
             tests = ["" if row["tests"] is None else f" ({row['tests']:,} tests)" for row in own]
@@ -35,7 +35,8 @@ def groups(tables: Tables, style: Style) -> list[Block]:
                     **style.member(label),
                 )
             )
-        plot.update_xaxes(type="category")
+        places = {row["group"]: row["place"] for row in rows}
+        plot.update_xaxes(type="category", categoryorder="array", categoryarray=sorted(places, key=places.__getitem__))
         title = f"HR by {_TITLES[kind]}: {data}, {base}"
         blocks.append(Figure(name_of("groups", kind, data, base), title, f"{title}, of each strategy.", plot))
     return blocks

@@ -4,10 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from dist_imsr.report.figures.style import (
     COLOURS,
     EACH,
+    SCALE,
     Block,
     Figure,
     Record,
@@ -57,9 +59,18 @@ def interests(tables: Tables, style: Style) -> list[Block]:
     for name, draw in draws.items():
         if f"interests_{name}" in tables:
             for (data, base), rows in by(tables[f"interests_{name}"], "data", "base"):
-                for label in list(dict.fromkeys(row["label"] for row in rows))[:EACH]:
+                labels = _grown(rows) if name == "users" else list(dict.fromkeys(row["label"] for row in rows))
+                for label in labels[:EACH]:
                     blocks.append(draw([row for row in rows if row["label"] == label], data, base, label, style))
     return blocks
+
+
+def _grown(rows: list[Record]) -> list[str]:
+    """The labels whose users differ in their number of interests."""
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        numbers[row["label"]].add(row["interests"])
+    return [label for label, found in numbers.items() if len(found) > 1]
 
 
 def _lines(rows: list[Record], key: str, what: str, data: str, base: str, style: Style) -> Figure:
@@ -120,9 +131,9 @@ def _users(rows: list[Record], data: str, base: str, label: str, style: Style) -
     for row in rows:
         totals[row["span"]] += row["users"]
     numbers = sorted({row["interests"] for row in rows})
+    shades = sample_colorscale(SCALE, [place / max(len(numbers) - 1, 1) for place in range(len(numbers))])
     for place, number in enumerate(numbers):
         own = [row for row in rows if row["interests"] == number]
-        shade = 0.15 + 0.85 * place / max(len(numbers) - 1, 1)
         plot.add_trace(
             go.Bar(
                 x=column(own, "span"),
@@ -130,7 +141,7 @@ def _users(rows: list[Record], data: str, base: str, label: str, style: Style) -
                 name=f"{number}",
                 meta=label,
                 customdata=column(own, "users"),
-                marker={"color": f"rgba(0, 114, 178, {shade:.2f})", "line": {"color": "#888888", "width": 0.5}},
+                marker={"color": shades[place]},
                 hovertemplate=f"{number} interests, span %{{x}}: %{{customdata:,}} users, %{{y:.1%}}<extra></extra>",
             )
         )

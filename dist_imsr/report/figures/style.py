@@ -15,7 +15,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
 EACH = 4
 """Up to so many labels of a data set and base model have figures of their own."""
-DIVERGING = "RdBu_r"
+SCALE, DIVERGING = "Cividis", "RdBu_r"
 Record = dict[str, Any]
 Tables = Mapping[str, pa.Table]
 

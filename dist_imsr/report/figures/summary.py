@@ -1,6 +1,7 @@
 """Draws the summary: metrics with intervals, the data, configurations and versions."""
 
 import plotly.graph_objects as go
+import pyarrow as pa
 
 from dist_imsr.report.figures.style import (
     COLOURS,
@@ -43,16 +44,24 @@ def summary(tables: Tables, style: Style) -> list[Block]:
         for (data,), rows in by(tables["data_spans"], "data"):
             blocks += [_data_grid(rows, data), _interactions(rows, data), _shares(rows, data)]
     if "settings" in tables:
-        rows = tables["settings"].to_pylist()
-        cells = [[row["label"], row["data"], row["base"], row["key"], row["value"], row["default"]] for row in rows]
-        columns = ["run", "data", "base", "key", "value", "default"]
-        blocks.append(Grid("Settings that differ from the defaults", columns, cells, column(rows, "label"), texts=6))
+        blocks.append(_settings(tables["settings"]))
     if "environments" in tables:
         rows = tables["environments"].to_pylist()
         keys = ("label", "started", "command", "commit", "versions", "machine")
         cells = [[row[key] for key in keys] for row in rows]
         blocks.append(Grid("Commands and versions", ["run", *keys[1:]], cells, column(rows, "label"), texts=6))
     return blocks
+
+
+def _settings(table: pa.Table) -> Grid:
+    """A line for each value of a key, with the rows that have it."""
+    everybody = {row["label"] for row in table.to_pylist()}
+    cells = []
+    for (key, value, default), rows in by(table, "key", "value", "default"):
+        labels = list(dict.fromkeys(column(rows, "label")))
+        whose = "all" if set(labels) == everybody else ", ".join(labels)
+        cells.append([key, value, default, whose])
+    return Grid("Settings that differ from the defaults", ["key", "value", "default", "of"], sorted(cells), texts=4)
 
 
 def _grid(rows: list[Record], title: str) -> Grid:

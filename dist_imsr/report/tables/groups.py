@@ -80,7 +80,7 @@ def _by_users(run: Run, top: int) -> list[dict[str, Any]]:
     rows = []
     for by, parts in found.items():
         values, hr, ndcg = (np.concatenate(column) for column in zip(*parts, strict=True))
-        for place, (group, chosen) in enumerate(_cut(by, values)):
+        for place, group, chosen in _cut(by, values):
             if chosen.any():
                 means = {"hr": float(hr[chosen].mean()), "ndcg": float(ndcg[chosen].mean())}
                 rows.append(
@@ -133,20 +133,20 @@ def _puzzled(run: Run, span: int) -> np.ndarray | None:
     return table.filter(table["puzzled"])["user"].to_numpy() if len(table) else None
 
 
-def _cut(by: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The groups of a kind, with a mask of their tests each: quarters of activity, numbers of interests."""
+def _cut(by: str, values: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
+    """The groups of a kind, each with its place and a mask of its tests: quarters of activity, numbers of interests."""
     if by == "detection":
-        yield "not puzzled", ~values
-        yield "puzzled", values
+        yield 0, "not puzzled", ~values
+        yield 1, "puzzled", values
     elif by == "activity":
         edges = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
         lows = [edges[0], *(edges[1:-1] + 1)] if len(edges) > 1 else [edges[0]]
         for low, high in zip(lows, edges[1:] if len(edges) > 1 else edges, strict=True):
-            yield f"{low}-{high} interactions", (low <= values) & (values <= high)
+            yield int(low), f"{low}-{high}", (low <= values) & (values <= high)
     else:
         numbers, counts = np.unique(values, return_counts=True)
         common = numbers[counts >= 0.05 * len(values)]
         for number in common:
-            yield f"{number} interests", values == number
+            yield int(number), str(number), values == number
         rest = ~np.isin(values, common)
-        yield "others", rest
+        yield int(numbers.max()) + 1, "others", rest
