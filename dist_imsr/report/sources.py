@@ -72,6 +72,11 @@ class Run:
         self.label = label or self.strategy
         self.group = Group(data or self.data_path.name, self.base)
 
+    @property
+    def place(self) -> dict[str, str]:
+        """The columns of a table that tell the run's rows from others: data, base and label."""
+        return {"data": self.group.data, "base": self.base, "label": self.label}
+
     @cached_property
     def values(self) -> dict[str, Any]:
         """The settings by key, with dots."""
@@ -184,8 +189,7 @@ class Sources:
         """A record for each tested span of each run and baseline: the line of metrics.jsonl, with label and data."""
         found = []
         for run in self.runs:
-            place = {"label": run.label, "data": run.group.data, "base": run.base, "is_baseline": False}
-            found += [line | place | {"seed": run.seed} for line in run.lines]
+            found += [line | run.place | {"seed": run.seed, "is_baseline": False} for line in run.lines]
         if self.comparison is not None:
             found += self.comparison.baselines
         seen = {(record["label"], record["data"]) for record in found}

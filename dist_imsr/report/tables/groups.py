@@ -40,10 +40,6 @@ def groups(sources: Sources) -> dict[str, pa.Table]:
     return {"groups": pa.Table.from_pylist(rows)}
 
 
-def _place(run: Run) -> dict[str, Any]:
-    return {"data": run.group.data, "base": run.base, "label": run.label}
-
-
 def _by_items(run: Run, top: int) -> list[dict[str, Any]]:
     rows = []
     for place, (group, suffix) in enumerate(_PARTS.items()):
@@ -53,7 +49,7 @@ def _by_items(run: Run, top: int) -> list[dict[str, Any]]:
             known = [value for value in values if value is not None]
             means[name] = float(np.mean(known)) if known else None
         if means["hr"] is not None:
-            rows.append(_place(run) | {"by": "items", "group": group, "place": place, "tests": None} | means)
+            rows.append(run.place | {"by": "items", "group": group, "place": place, "tests": None} | means)
     return rows
 
 
@@ -83,9 +79,7 @@ def _by_users(run: Run, top: int) -> list[dict[str, Any]]:
         for place, group, chosen in _cut(by, values):
             if chosen.any():
                 means = {"hr": float(hr[chosen].mean()), "ndcg": float(ndcg[chosen].mean())}
-                rows.append(
-                    _place(run) | {"by": by, "group": group, "place": place, "tests": int(chosen.sum())} | means
-                )
+                rows.append(run.place | {"by": by, "group": group, "place": place, "tests": int(chosen.sum())} | means)
     return rows
 
 

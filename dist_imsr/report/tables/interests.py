@@ -41,10 +41,6 @@ def interests(sources: Sources) -> dict[str, pa.Table]:
     return {name: pa.Table.from_pylist(found) for name, found in rows.items() if found}
 
 
-def _place(run: Run) -> dict[str, Any]:
-    return {"data": run.group.data, "base": run.base, "label": run.label}
-
-
 def _of_runs(sources: Sources, compute: Callable[[Run], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The records of all runs that can be read."""
     rows = []
@@ -76,7 +72,7 @@ def _means(sources: Sources) -> list[dict[str, Any]]:
 
 def _events(sources: Sources) -> list[dict[str, Any]]:
     return [
-        _place(run) | {"span": line["span"], "event": event, "count": line[event]}
+        run.place | {"span": line["span"], "event": event, "count": line[event]}
         for run in sources.first_runs()
         for line in run.lines
         for event in _EVENTS
@@ -89,7 +85,7 @@ def _users(run: Run) -> list[dict[str, Any]]:
     for span in run.exported:
         numbers, users = np.unique(ExportedInterests.of(run, span).places[2], return_counts=True)
         for number, count in zip(numbers, users, strict=True):
-            rows.append(_place(run) | {"span": span, "interests": int(number), "users": int(count)})
+            rows.append(run.place | {"span": span, "interests": int(number), "users": int(count)})
     return rows
 
 
@@ -102,7 +98,7 @@ def _fit(run: Run) -> list[dict[str, Any]]:
     low, high = np.quantile(np.concatenate(list(fits.values())), [0.005, 0.995])
     c1 = run.imsr("detector", "c1")
     return [
-        row for span, fit in fits.items() for row in histogram(fit, low, high, _place(run) | {"span": span, "c1": c1})
+        row for span, fit in fits.items() for row in histogram(fit, low, high, run.place | {"span": span, "c1": c1})
     ]
 
 
@@ -127,7 +123,7 @@ def _norms(run: Run) -> list[dict[str, Any]]:
             "trimmed": line.get("interests_trimmed"),
             "mean_trimmed": line.get("norm_trimmed"),
         }
-        rows += histogram(values, 0.0, float(highest), _place(run) | place)
+        rows += histogram(values, 0.0, float(highest), run.place | place)
     return rows
 
 
@@ -136,7 +132,7 @@ def _correlations(run: Run) -> list[dict[str, Any]]:
     for span in run.exported[1:]:
         values = np.array(list(correlations(run, span)), dtype=np.float64)
         if len(values):
-            place = _place(run) | {"span": span, "projected": bool(run.imsr("trimmer", "project"))}
+            place = run.place | {"span": span, "projected": bool(run.imsr("trimmer", "project"))}
             rows += histogram(values, -1.0, 1.0, place)
     return rows
 

@@ -41,8 +41,7 @@ def one_user(sources: Sources) -> dict[str, pa.Table]:
     run = max(runs, key=rank)
     states = {span: ExportedInterests.of(run, span) for span in exported_spans(run, 2)}
     user = choose_user(run.dataset, states, sources.config.user)
-    place = {"user": str(run.dataset.raw_ids("users", np.array([user]))[0].as_py()), "label": run.label}
-    place |= {"data": run.group.data, "base": run.base}
+    place = run.place | {"user": str(run.dataset.raw_ids("users", np.array([user]))[0].as_py())}
     found = {
         "one_user_map": _map(states, user, sources.config.seed),
         "one_user_targets": _targets(run, states, user),

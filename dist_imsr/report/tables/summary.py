@@ -169,8 +169,7 @@ def _settings(sources: Sources) -> list[dict[str, Any]]:
         for key, value in run.values.items():
             default = plain(default_of(tree, key))
             if key not in ("run_dir", "data.path", "seed") and value != default and is_read(tree, key, run.values):
-                place = {"label": run.label, "data": run.group.data, "base": run.base}
-                rows.append(place | {"key": key, "value": str(value), "default": str(default)})
+                rows.append(run.place | {"key": key, "value": str(value), "default": str(default)})
     return rows
 
 
