@@ -43,7 +43,7 @@ def groups(sources: Sources) -> dict[str, pa.Table]:
 def _by_items(run: Run, top: int) -> list[dict[str, Any]]:
     rows = []
     for place, (group, suffix) in enumerate(_PARTS.items()):
-        means = {}
+        means: dict[str, Any] = {}
         for name in ("hr", "ndcg"):
             values = [line.get(f"{name}@{top}{suffix}") for line in run.lines]
             known = [value for value in values if value is not None]
