@@ -11,6 +11,7 @@ from rich.console import Console
 from dist_imsr.comparison.compare import compare
 from dist_imsr.comparison.config import CompareConfig
 from dist_imsr.config import parse
+from dist_imsr.distributed.command import FAILED
 from dist_imsr.report.config import ReportConfig
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status of the comparison, whatever becomes of its page."""
     config = parse(CompareConfig, argv, description=__doc__)
     status = compare(config)
-    if (config.output / "summary.parquet").is_file():
+    if status in (0, FAILED) and (config.output / "summary.parquet").is_file():  # else it was stopped or refused
         _write_page(config.output)
     return status
 
@@ -31,8 +32,8 @@ def _write_page(folder: Path) -> None:
         write_report(ReportConfig(output=page, compare=folder), Console(stderr=True))
     except ModuleNotFoundError as error:
         print(f"compare.py: no {page}: {error.name} is missing, pip install 'dist-imsr[report]'", file=sys.stderr)
-    except (OSError, ValueError) as error:
-        print(f"compare.py: no {page}: {error}", file=sys.stderr)
+    except Exception as error:  # the tables are written, and the status is theirs
+        print(f"compare.py: no {page}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

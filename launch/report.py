@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{error.name} is not installed: pip install 'dist-imsr[report]'") from error
         write_report(config, console)
 
-    return run_writer("report.py", work, lambda: f"{config.output} is the last complete page, if there is one")
+    return run_writer("report.py", work, lambda: f"{config.output} is complete, or what it was")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class ReportConfig:
             by the names of their folders.
         compare: the folder of a comparison, whose cells are shown by the names of their rows.
         reference: what others are compared with, by the name that it is shown by; fine_tuning by default, if there is.
-        top: N of the metrics; the first that all tests have by default.
+        top: N of the metrics; by default that of the comparison, else 20, else the smallest that all runs have.
         user: the raw id of the user to show; by default, the one with most interests after the last exported span, and
             of these the one with most interactions in it.
         seed: of t-SNE.
@@ -40,7 +40,7 @@ class ReportConfig:
     seed: int = 0
     format: Format = "html"
     figure: str | None = None
-    watch: float = 0.0
+    watch: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,13 +16,14 @@ from rich.console import Console
 from dist_imsr.files import write_whole
 from dist_imsr.report.config import ReportConfig
 from dist_imsr.report.figures.style import EACH, Figure, Style
-from dist_imsr.report.sections import Part, make_parts
+from dist_imsr.report.sections import RenderedSection, render_sections
 from dist_imsr.report.sources import Sources
 from dist_imsr.report.tables.interests import USERS
 from dist_imsr.report.tables.one_user import ITEMS
 from dist_imsr.report.tables.statistics import BINS, POINTS
 
 GENERATOR = "dist_imsr report"
+_MARK = {b"generator": GENERATOR.encode()}
 _DIGITS = 6  # of a number on the page, which keeps it small; the tables have all
 _PAGE = Path(__file__).parent / "page"
 _THINNING = (
@@ -47,24 +47,38 @@ def write_report(config: ReportConfig, console: Console) -> None:
         OSError: if the output cannot be written.
     """
     check_output(config)
-    while True:
-        parts, sources = _parts(config)
-        if config.format == "html":
-            _write_tables(parts, config.output)
-            write_whole(config.output, page(parts, sources))
-            left_out = [part.section.title for part in parts if part.missing]
-            more = f"; left out: {', '.join(left_out)} (the page says why)" if left_out else ""
-            console.print(
-                f"{config.output}: {sum(len(part.figures) for part in parts)} figures{more}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        else:
-            _write_image(config, parts, sources)
-            console.print(f"{config.output} is written", highlight=False, soft_wrap=True)
-        if not config.watch:
-            return
-        time.sleep(config.watch)
+    _write_once(config, console)
+    try:
+        while config.watch:
+            time.sleep(config.watch)
+            try:
+                _write_once(config, console)
+            except (ValueError, OSError) as error:  # files of a run may be replaced right now
+                console.print(
+                    f"{config.output} stays as it was: {error}", highlight=False, soft_wrap=True, markup=False
+                )
+    finally:
+        if config.watch:  # what is left must not load itself again for ever
+            write_whole(config.output, config.output.read_text().replace(_refresh(config), ""))
+
+
+def _write_once(config: ReportConfig, console: Console) -> None:
+    sections, sources = _render(config)
+    if config.format == "html":
+        _write_tables(sections, config.output)
+        write_whole(config.output, page(sections, sources))
+        left_out = [one.section.title for one in sections if one.missing]
+        more = f"; left out: {', '.join(left_out)} (the page says why)" if left_out else ""
+        line = f"{config.output}: {sum(len(one.figures) for one in sections)} figures{more}"
+    else:
+        _write_image(config, sections)
+        line = f"{config.output} is written"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _refresh(config: ReportConfig) -> str:
+    """The element that makes a browser load the page again."""
+    return f'<meta http-equiv="refresh" content="{config.watch}">' if config.watch else ""
 
 
 def check_output(config: ReportConfig) -> None:
@@ -73,13 +87,9 @@ def check_output(config: ReportConfig) -> None:
     Raises:
         ValueError: naming it.
     """
-    output, tables = config.output, tables_folder(config.output)
-    if config.overwrite or not output.exists():
-        foreign = not config.overwrite and config.format == "html" and tables.exists() and any(tables.iterdir())
-        if foreign and any(path.suffix != ".parquet" for path in tables.iterdir()):
-            raise ValueError(f"output: {tables} holds other files; name another output")
-        return
-    if config.format != "html" or GENERATOR not in output.read_text(errors="replace")[:1000]:
+    output = config.output
+    own = config.format == "html" and output.exists() and GENERATOR in output.read_text(errors="replace")[:1000]
+    if output.exists() and not own and not config.overwrite:
         raise ValueError(
             f"output: {output} exists and is no report's page; name another file, or pass --overwrite true"
         )
@@ -90,15 +100,15 @@ def tables_folder(output: Path) -> Path:
     return output.with_name(f"{output.stem}_data")
 
 
-def page(parts: Sequence[Part], sources: Sources) -> str:
+def page(sections: Sequence[RenderedSection], sources: Sources) -> str:
     """The page as HTML, with all that it needs inside.
 
     Args:
-        parts: its sections.
+        sections: in order.
         sources: what they were made from.
     """
     config, style = sources.config, _style(sources)
-    figures = [figure for part in parts for figure in part.figures]
+    figures = [figure for one in sections for figure in one.figures]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True)
     named = [str(path) for path in [*config.runs, *([config.compare] if config.compare else [])]]
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
@@ -106,10 +116,10 @@ def page(parts: Sequence[Part], sources: Sources) -> str:
         generator=GENERATOR,
         title=f"Report of {', '.join(named[:4])}{' and more' * (len(named) > 4)}",
         made=f"{now.removesuffix('+00:00')} UTC: {shlex.join(sys.argv)}",
-        watch=config.watch,
+        refresh=_refresh(config),
         labels=style.labels,
         colours={label: style.colour(label) for label in style.labels},
-        sections=[_for_page(part) for part in parts],
+        sections=[_for_page(one) for one in sections],
         json={figure.name: _json(figure) for figure in figures},
         tables=tables_folder(config.output).name,
         thinning=_THINNING,
@@ -119,10 +129,10 @@ def page(parts: Sequence[Part], sources: Sources) -> str:
     )
 
 
-def _for_page(part: Part) -> dict[str, object]:
-    section = part.section
-    texts = {"name": section.name, "title": section.title, "how": section.how, "missing": part.missing}
-    return texts | {"figures": part.figures, "grids": part.grids}
+def _for_page(rendered: RenderedSection) -> dict[str, object]:
+    section = rendered.section
+    texts = {"name": section.name, "title": section.title, "how": section.how, "missing": rendered.missing}
+    return texts | {"notes": rendered.notes, "figures": rendered.figures, "text_tables": rendered.text_tables}
 
 
 def _json(figure: Figure) -> str:
@@ -131,12 +141,12 @@ def _json(figure: Figure) -> str:
     return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _parts(config: ReportConfig) -> tuple[list[Part], Sources]:
+def _render(config: ReportConfig) -> tuple[list[RenderedSection], Sources]:
     sources = Sources(config)
-    parts = make_parts(sources, _style(sources))
-    names = [figure.name for part in parts for figure in part.figures]
+    sections = render_sections(sources, _style(sources))
+    names = [figure.name for one in sections for figure in one.figures]
     assert len(set(names)) == len(names), "two figures have one name"
-    return parts, sources
+    return sections, sources
 
 
 def _style(sources: Sources) -> Style:
@@ -144,24 +154,26 @@ def _style(sources: Sources) -> Style:
     return Style(list(labels))
 
 
-def _write_tables(parts: Sequence[Part], output: Path) -> None:
+def _write_tables(sections: Sequence[RenderedSection], output: Path) -> None:
+    """Writes the tables, each whole, and removes those of an earlier report; other files stay."""
     folder = tables_folder(output)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for part in parts:
-        for name, table in part.tables.items():
-            pq.write_table(table, partial / f"{name}.parquet")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {name: table for one in sections for name, table in one.tables.items()}
+    for name, table in tables.items():
+        partial = folder / f".{name}.partial"
+        pq.write_table(table.replace_schema_metadata(_MARK), partial)
+        partial.replace(folder / f"{name}.parquet")
+    for path in folder.glob("*.parquet"):
+        if path.stem not in tables and (pq.read_schema(path).metadata or {}).items() >= _MARK.items():
+            path.unlink()
 
 
-def _write_image(config: ReportConfig, parts: Sequence[Part], sources: Sources) -> None:
-    figures = {figure.name: figure for part in parts for figure in part.figures}
+def _write_image(config: ReportConfig, sections: Sequence[RenderedSection]) -> None:
+    figures = {figure.name: figure for one in sections for figure in one.figures}
     if config.figure not in figures:
         raise ValueError(f"figure: {config.figure} is none of {', '.join(figures)}")
     plot = figures[config.figure].plot
-    labelled = any(trace.meta in sources_labels(sources) and trace.name == trace.meta for trace in plot.data)
+    labelled = any(trace.legendgroup is not None for trace in plot.data)  # the page has a legend of its own
     plot.update_layout(showlegend=bool(labelled or plot.layout.showlegend), paper_bgcolor="white", width=560)
     try:
         image = plot.to_image(format=config.format, scale=3)
@@ -169,9 +181,6 @@ def _write_image(config: ReportConfig, parts: Sequence[Part], sources: Sources) 
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"format: {config.format} needs Chrome or Chromium, which failed: {reason}") from error
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_bytes(image)
-
-
-def sources_labels(sources: Sources) -> list[str]:
-    """All labels of runs and baselines."""
-    return _style(sources).labels
+    partial = config.output.with_name(f".{config.output.name}.partial")
+    partial.write_bytes(image)
+    partial.replace(config.output)

@@ -12,7 +12,7 @@ from dist_imsr.report.figures.groups import groups as draw_groups
 from dist_imsr.report.figures.interests import interests as draw_interests
 from dist_imsr.report.figures.one_user import one_user as draw_one_user
 from dist_imsr.report.figures.over_spans import over_spans as draw_over_spans
-from dist_imsr.report.figures.style import Block, Figure, Grid, Style, Tables
+from dist_imsr.report.figures.style import Block, Figure, Style, Tables, TextTable
 from dist_imsr.report.figures.summary import summary as draw_summary
 from dist_imsr.report.figures.training import training as draw_training
 from dist_imsr.report.sources import Missing, Sources
@@ -120,7 +120,7 @@ SECTIONS = [
 
 
 @dataclass
-class Part:
+class RenderedSection:
     """A section as it is on the page.
 
     Args:
@@ -128,12 +128,14 @@ class Part:
         tables: those that it was drawn from.
         blocks: figures and tables of texts.
         missing: why it is left out; empty if it is not.
+        notes: what it lacks, and why.
     """
 
     section: Section
     tables: dict[str, pa.Table] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     missing: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def figures(self) -> list[Figure]:
@@ -141,23 +143,24 @@ class Part:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
     @property
-    def grids(self) -> list[Grid]:
+    def text_tables(self) -> list[TextTable]:
         """Its tables of texts."""
-        return [block for block in self.blocks if isinstance(block, Grid)]
+        return [block for block in self.blocks if isinstance(block, TextTable)]
 
 
-def make_parts(sources: Sources, style: Style) -> list[Part]:
+def render_sections(sources: Sources, style: Style) -> list[RenderedSection]:
     """Computes and draws all sections.
 
     Args:
         sources: runs and comparison.
         style: of labels.
     """
-    parts = []
+    rendered = []
     for section in SECTIONS:
+        sources.notes = []
         try:
             tables = section.compute(sources)
-            parts.append(Part(section, tables, section.draw(tables, style)))
+            rendered.append(RenderedSection(section, tables, section.draw(tables, style), notes=sources.notes))
         except Missing as reason:
-            parts.append(Part(section, missing=str(reason)))
-    return parts
+            rendered.append(RenderedSection(section, missing=str(reason)))
+    return rendered

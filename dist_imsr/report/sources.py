@@ -1,5 +1,6 @@
 """What a report is made from: the folders of runs, and that of a comparison."""
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from dist_imsr.config import import_modules
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.evaluation.exported import read_parts
 from dist_imsr.keys import is_read, rules_of
@@ -19,7 +21,7 @@ from dist_imsr.registry import extended
 from dist_imsr.report.config import ReportConfig
 from dist_imsr.training.config import TrainConfig
 
-_NO_BASE = "-"
+NO_BASE = "-"
 
 
 class Missing(Exception):
@@ -67,13 +69,16 @@ class Run:
             self.base: str = self.settings["model"]["base"]
             self.seed = int(self.settings["seed"])
             self.data_path = Path(self.settings["data"]["path"])
+            self.tops: list[int] = self.settings["eval"]["top"]
+            with contextlib.suppress(ValueError):  # a report may be made where a user's own modules are not
+                import_modules(self.settings.get("imports") or [])
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
         self.label = label or self.strategy
         self.group = Group(data or self.data_path.name, self.base)
 
     @property
-    def place(self) -> dict[str, str]:
+    def columns(self) -> dict[str, str]:
         """The columns of a table that tell the run's rows from others: data, base and label."""
         return {"data": self.group.data, "base": self.base, "label": self.label}
 
@@ -85,11 +90,22 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that make another run when they change, but for the seed."""
+        tree, own = extended(TrainConfig), (f"strategy.{self.strategy}.", f"model.{self.base}.")
+        return {
+            key: value
+            for key, value in self.values.items()
+            if key.startswith(own)
+            or (key != "seed" and rules_of(tree, key).resume != "free" and is_read(tree, key, self.values))
+        }
+
+    @property
+    def tests(self) -> dict[str, Any]:
+        """The settings that all rows of a comparison must have in common, but for the folder of the data."""
         tree = extended(TrainConfig)
         return {
             key: value
             for key, value in self.values.items()
-            if key != "seed" and rules_of(tree, key).resume != "free" and is_read(tree, key, self.values)
+            if rules_of(tree, key).compare == "tests" and not key.startswith("data.") and key != "eval.top"
         }
 
     @cached_property
@@ -124,10 +140,9 @@ class Run:
         except ValueError as error:
             raise Missing(f"the data of {self.folder} cannot be read: {error}") from error
 
-    def users(self, test_span: int) -> pa.Table | None:
-        """The metrics of each user in a test; None without ``--eval.per_user``."""
-        path = self.folder / "users" / f"span={test_span}.parquet"
-        return pq.read_table(path) if path.is_file() else None
+    def users_file(self, test_span: int) -> Path:
+        """The file with the metrics of each user in a test; there is none without ``--eval.per_user``."""
+        return self.folder / "users" / f"span={test_span}.parquet"
 
     @cached_property
     def exported(self) -> list[int]:
@@ -172,8 +187,11 @@ class Sources:
 
     def __init__(self, config: ReportConfig) -> None:
         self.config = config
+        self.notes = list[str]()
+        """What the current section should say about what it lacks."""
         self.comparison = None if config.compare is None else Comparison(config.compare)
         own = [Run(folder) for folder in config.runs]
+        _name_data(own)
         cells = self.comparison.runs if self.comparison else []
         _label(own, {(cell.group, cell.label) for cell in cells})
         self.runs = own + cells
@@ -189,15 +207,14 @@ class Sources:
         """A record for each tested span of each run and baseline: the line of metrics.jsonl, with label and data."""
         found = []
         for run in self.runs:
-            found += [line | run.place | {"seed": run.seed, "is_baseline": False} for line in run.lines]
+            found += [line | run.columns | {"seed": run.seed, "is_baseline": False} for line in run.lines]
         if self.comparison is not None:
             found += self.comparison.baselines
-        seen = {(record["label"], record["data"]) for record in found}
         for run in self.runs:  # a baseline depends on the data alone
-            lines = [line for line in run.baselines if (line["strategy"], run.group.data) not in seen]
-            place = {"data": run.group.data, "base": _NO_BASE, "seed": None, "is_baseline": True}
-            found += [line | place | {"label": line["strategy"]} for line in lines]
-            seen |= {(line["strategy"], run.group.data) for line in lines}
+            place = {"data": run.group.data, "base": NO_BASE, "seed": None, "is_baseline": True}
+            known = {(one["label"], one["data"], one["test_span"]) for one in found}
+            new = [one for one in run.baselines if (one["strategy"], run.group.data, one["test_span"]) not in known]
+            found += [line | place | {"label": line["strategy"]} for line in new]
         return found
 
     @cached_property
@@ -211,8 +228,38 @@ class Sources:
 
     def records_of(self, group: Group) -> list[dict[str, Any]]:
         """The records of a group, baselines of its data included."""
-        own = (group.base, _NO_BASE)
+        own = (group.base, NO_BASE)
         return [record for record in self.records if record["data"] == group.data and record["base"] in own]
+
+    def shared_spans(self, group: Group) -> list[int]:
+        """The test spans that all rows of a group have, ascending: rows are compared over these."""
+        spans = defaultdict(set)
+        for record in self.records_of(group):
+            spans[record["label"]].add(record["test_span"])
+        shared = sorted(set.intersection(*spans.values())) if spans else []
+        every = set[int]().union(*spans.values())
+        if len(shared) < len(every):
+            listed = ", ".join(map(str, shared)) or "none"
+            self.note(f"rows of {group.title} are compared over the spans that all were tested on: {listed}")
+        return shared
+
+    def shared_records(self, group: Group) -> list[dict[str, Any]]:
+        """The records of the tests that all rows of a group have."""
+        spans = self.shared_spans(group)
+        return [record for record in self.records_of(group) if record["test_span"] in spans]
+
+    def same_tests(self, group: Group, label: str) -> bool:
+        """Whether the runs of a label were tested in the same way as those of the reference."""
+        tests = [run.tests for run in self.runs if run.group == group and run.label in (label, self.reference)]
+        if any(other != tests[0] for other in tests):
+            self.note(f"{label} and {self.reference} were tested in different ways on {group.title}: not compared")
+            return False
+        return True
+
+    def note(self, reason: object) -> None:
+        """Keeps a remark for the section that is being made."""
+        if str(reason) not in self.notes:
+            self.notes.append(str(reason))
 
     def first_runs(self, needed: str = "") -> Iterator[Run]:
         """One run of each label and group: that of the smallest seed, with exports if some are needed."""
@@ -224,7 +271,7 @@ class Sources:
             yield min(runs, key=lambda run: run.seed)
 
     def _top(self) -> int:
-        tests = [set(run.settings["eval"]["top"]) for run in self.runs]
+        tests = [set(run.tops) for run in self.runs]
         shared = set.intersection(*tests) if tests else set[int]()
         if self.config.top is not None:
             if self.config.top not in shared:
@@ -254,6 +301,7 @@ class Comparison:
                 raise ValueError(f"compare: {folder} holds no {name}: name the folder of a comparison with tables")
         self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
         self.results: list[dict[str, Any]] = pq.read_table(folder / "results.parquet").to_pylist()
+        self.bases: list[str] = self.config["bases"]
         self.summary: list[dict[str, Any]] = pq.read_table(folder / "summary.parquet").to_pylist()
 
     @cached_property
@@ -265,13 +313,13 @@ class Comparison:
         return [
             Run(self.folder / "cells" / data / base / row / f"seed={seed}", label=row, data=data)
             for data, base, row, seed in cells
-            if base != _NO_BASE
+            if base != NO_BASE
         ]
 
     @cached_property
     def baselines(self) -> list[dict[str, Any]]:
         """The records of finished cells that are baselines."""
-        rows = [row for row in self.results if row["base"] == _NO_BASE and row["status"] == "done"]
+        rows = [row for row in self.results if row["base"] == NO_BASE and row["status"] == "done"]
         place = {"seed": None, "is_baseline": True}
         return [row | place | {"label": row["row"]} for row in rows]
 
@@ -279,6 +327,16 @@ class Comparison:
         """The keys that a row sets, without dashes, with their values as they are written."""
         pairs = (argument.removeprefix("--").partition("=") for argument in self.config["strategies"][row]["set"])
         return {key: value for key, _, value in pairs}
+
+
+def _name_data(runs: Sequence[Run]) -> None:
+    """Names data sets by more of their paths where two folders have one name."""
+    paths = defaultdict(set)
+    for run in runs:
+        paths[run.group.data].add(run.data_path.resolve())
+    for run in runs:
+        if len(paths[run.data_path.name]) > 1:
+            run.group = Group(str(run.data_path), run.base)
 
 
 def _label(runs: Sequence[Run], taken: Collection[tuple[Group, str]]) -> None:
@@ -311,7 +369,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     *whole, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in whole if line]
+    try:
+        return [json.loads(line) for line in whole if line]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): make the report without this run") from error
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -51,10 +51,12 @@ def hover(browser, figure, curve, point):
     """Shows a point's label as the pointer does, and returns its texts."""
     script = """
         const div = document.getElementById(arguments[0]);
+        Plotly.Fx.unhover(div);
         Plotly.Fx.hover(div, [{curveNumber: arguments[1], pointNumber: arguments[2]}]);
-        return [...div.querySelectorAll('.hoverlayer text')].map((one) => one.textContent);
+        const texts = () => [...div.querySelectorAll('.hoverlayer text')].map((one) => one.textContent);
+        setTimeout(() => arguments[3](texts()), 300);  // labels of before may still be there
     """
-    return " ".join(browser.execute_script(script, figure, curve, point))
+    return " ".join(browser.execute_async_script(script, figure, curve, point))
 
 
 def test_hovering_shows_the_numbers_of_the_run(opened, runs):

@@ -78,7 +78,7 @@ def test_folders_without_a_run_are_refused(tmp_path):
         ({"format": "png"}, "figure"),
         ({"figure": "spans"}, "figure"),
         ({"format": "png", "figure": "spans", "output": Path("a.html")}, "output"),
-        ({"watch": -1.0}, "watch"),
+        ({"watch": -1}, "watch"),
     ],
 )
 def test_impossible_values_are_refused_by_their_key(keys, key):

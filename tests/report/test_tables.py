@@ -1,7 +1,9 @@
 """Each number in a figure, against the files of the runs by plain loops."""
 
 import json
+import shutil
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,8 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dist_imsr.report.config import ReportConfig
+from dist_imsr.report.sources import Sources
 from dist_imsr.report.tables import interests as interests_module
 from dist_imsr.report.tables.groups import groups
 from dist_imsr.report.tables.interests import interests
@@ -112,11 +116,11 @@ def test_the_data(sources, history):
 
 def test_settings_versions_and_commands(sources):
     tables = summary(sources)
-    settings = {(row["label"], row["key"]): (row["value"], row["default"]) for row in tables["settings"].to_pylist()}
-    assert settings["imsr", "model.dim"] == ("8", "64")
-    assert settings["fine_tuning", "strategy.name"] == ("fine_tuning", "imsr")
-    assert ("imsr", "training.patience") not in settings
-    assert ("imsr", "data.verify") not in settings
+    settings = {row["key"]: (row["value"], row["default"], row["of"]) for row in tables["settings"].to_pylist()}
+    assert settings["model.dim"] == ("8", "64", "all")
+    assert settings["strategy.name"] == ("fine_tuning", "imsr", "fine_tuning")
+    assert settings["strategy.imsr.detector.c1"] == ("0.98", "0.9", "imsr")
+    assert not {"training.patience", "data.verify"} & set(settings)
     environments = tables["environments"].to_pylist()
     assert [row["label"] for row in environments] == ["imsr", "fine_tuning"]
     assert "torch 2." in environments[0]["versions"]
@@ -289,3 +293,38 @@ def test_histograms_count_everything():
     assert found[-1]["count"] == 2
     assert {row["span"] for row in found} == {1}
     assert sum(row["count"] for row in histogram(np.array([2.0, 2.0]), 2.0, 2.0, {})) == 2
+
+
+def test_runs_are_compared_over_the_spans_that_all_have(runs, tmp_path):
+    begun = shutil.copytree(runs[0], tmp_path / "begun")
+    first, *_ = (begun / "metrics.jsonl").read_text().splitlines()
+    (begun / "metrics.jsonl").write_text(first + "\n")
+    found = Sources(ReportConfig(output=Path("a.html"), runs=[begun, runs[2]]))
+    [row] = rows(summary(found)["summary"], label="imsr", metric="hr@5")
+    assert row["spans"] == 1
+    assert row["difference"] == pytest.approx(lines(begun)[0]["hr@5"] - lines(runs[2])[0]["hr@5"])
+    mine, its = ({one["user"]: one["hr@5"] for one in users_of(run, 2)} for run in (begun, runs[2]))
+    test = stats.ttest_rel([mine[user] for user in sorted(mine)], [its[user] for user in sorted(mine)])
+    assert row["p"] == pytest.approx(test.pvalue)
+    assert found.notes == ["rows of drawn, comirec_dr are compared over the spans that all were tested on: 2"]
+
+
+def test_runs_with_other_tests_are_not_compared(runs, tmp_path):
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    settings = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("exclude_seen: false", "exclude_seen: true"))
+    found = Sources(ReportConfig(output=Path("a.html"), runs=[other, runs[2]]))
+    assert {row["p"] for row in rows(summary(found)["summary"], label="imsr")} == {None}
+    assert found.notes == ["imsr and fine_tuning were tested in different ways on drawn, comirec_dr: not compared"]
+
+
+def test_forgotten_users_are_nobody(sources, runs, monkeypatch):
+    dataset = sources.runs[0].dataset
+    shown = int(one_user(sources)["one_user_map"]["user"][0].as_py())
+    before = [row["tests"] for row in rows(groups(sources)["groups"], label="imsr", by="activity")]
+    monkeypatch.setattr(dataset, "forgotten", np.array([shown]))
+    ids = dataset.user_ids
+    monkeypatch.setattr(dataset, "user_ids", lambda raw: np.where(ids(raw) == shown, -1, ids(raw)))
+    assert one_user(sources)["one_user_map"]["user"][0].as_py() != str(shown)
+    after = [row["tests"] for row in rows(groups(sources)["groups"], label="imsr", by="activity")]
+    assert sum(after) < sum(before)

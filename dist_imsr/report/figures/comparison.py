@@ -6,15 +6,16 @@ from dist_imsr.report.figures.style import (
     COLOURS,
     Block,
     Figure,
-    Grid,
     Record,
     Style,
     Tables,
+    TextTable,
     by,
     column,
     empty_plot,
     name_of,
     number,
+    shown,
 )
 
 _RATES = {"hr": "HR", "ndcg": "NDCG"}
@@ -30,8 +31,8 @@ def comparison(tables: Tables, style: Style) -> list[Block]:
     """
     blocks = list[Block]()
     if "comparison" in tables:
-        for (data,), rows in by(tables["comparison"], "data"):
-            blocks.append(_quality(rows, data))
+        for (data, life_long), rows in by(tables["comparison"], "data", "life_long"):
+            blocks.append(_quality(rows, f"Table {'IV, life-long models' if life_long else 'III'}: {data}"))
     for (data,), rows in by(tables["comparison_times"], "data"):
         blocks.append(_times(rows, data))
     if "comparison_ranks" in tables:
@@ -41,8 +42,8 @@ def comparison(tables: Tables, style: Style) -> list[Block]:
     return blocks
 
 
-def _quality(rows: list[Record], data: str) -> Grid:
-    """Table III: a cell is marked by its corrected p against each tested row."""
+def _quality(rows: list[Record], title: str) -> TextTable:
+    """Table III or IV: a cell is marked by its corrected p against each tested row."""
     tests = [name.removeprefix("holm_users_hr_vs_") for name in rows[0] if name.startswith("holm_users_hr_vs_")]
     columns = ["base", "row", "HR", "NDCG", "HR unseen", "K", *(f"p, {other}" for other in tests), "seeds"]
     cells, classes, labels = [], {}, []
@@ -53,9 +54,9 @@ def _quality(rows: list[Record], data: str) -> Grid:
         for other in tests:
             values = [row.get(f"holm_users_{name}_vs_{other}") for name in _RATES]
             line.append(" / ".join("-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in values))
-            anchor = anchors.get((row["base"], other)) or next(one for one in rows if one["strategy"] == other)
+            anchor = anchors.get((row["base"], other)) or next((one for one in rows if one["strategy"] == other), None)
             known = [p for p in values if p is not None]
-            if anchor["hr"] is not None and known and max(known) < 0.05:
+            if anchor is not None and anchor["hr"] is not None and known and max(known) < 0.05:
                 classes[place, len(line) - 1] = "better" if row["hr"] > anchor["hr"] else "worse"
         cells.append([*line, str(row["seeds"])])
         labels.append(row["strategy"])
@@ -65,20 +66,22 @@ def _quality(rows: list[Record], data: str) -> Grid:
     )
     for (place, at), kind in classes.items():
         cells[place][at] += " ▲" if kind == "better" else " ▼"
-    return Grid(f"Table III: {data}", columns, cells, labels, classes, caption, texts=2)
+    return TextTable(title, columns, cells, labels, classes, caption, texts=2)
 
 
-def _times(rows: list[Record], data: str) -> Grid:
+def _times(rows: list[Record], data: str) -> TextTable:
     """Table V."""
     spans = sorted({row["span"] for row in rows})
     cells, labels = [], []
     for base, label in dict.fromkeys((row["base"], row["label"]) for row in rows):
-        own = {row["span"]: row["seconds"] for row in rows if (row["base"], row["label"]) == (base, label)}
-        cells.append([base, label, *(number(own.get(span), 2) for span in spans)])
+        own = {row["span"]: row for row in rows if (row["base"], row["label"]) == (base, label)}
+        test = sum(row["test_seconds"] for row in own.values()) / len(own)
+        seconds = [own[span]["seconds"] if span in own else None for span in spans]
+        cells.append([base, label, *(number(one, 2) for one in seconds), number(test, 2)])
         labels.append(label)
-    columns = ["base", "row", *(f"t={span}" for span in spans)]
-    caption = "Seconds of training in each span, means over seeds."
-    return Grid(f"Table V: {data}", columns, cells, labels, caption=caption, texts=2)
+    columns = ["base", "row", *(f"t={span}" for span in spans), "test"]
+    caption = "Seconds of training in each span, and of a test on average; means over seeds."
+    return TextTable(f"Table V: {data}", columns, cells, labels, caption=caption, texts=2)
 
 
 def _rate(row: Record, name: str) -> str:
@@ -95,7 +98,7 @@ def _ranks(rows: list[Record], style: Style) -> Figure:
         plot.add_trace(
             go.Scatter(
                 x=[row["rank"]],
-                y=[row["label"]],
+                y=[shown(row["label"])],
                 mode="markers",
                 error_x={"type": "data", "array": [difference / 2], "color": style.colour(row["label"])},
                 hovertemplate="%{y}: %{x:.2f}",
@@ -129,7 +132,7 @@ def _cost(rows: list[Record], data: str, base: str, style: Style) -> Figure:
                 x=[row["seconds"]],
                 y=[row["hr"]],
                 mode=mode,
-                text=[row["label"]],
+                text=[shown(row["label"])],
                 textposition="top center",
                 textfont={"size": 10},
                 hovertemplate="%{x:.2f} s: %{y:.4f}",
@@ -155,16 +158,17 @@ def ablation(tables: Tables, style: Style) -> list[Block]:
             for row in rows:
                 plot.add_trace(
                     go.Bar(
-                        x=[row["label"]],
+                        x=[shown(row["label"])],
                         y=[row[rate]],
                         error_y=_bar([row[f"{rate}_std"]]),
                         hovertemplate="%{x}: %{y:.2f}",
-                        marker={"color": style.colour(row["label"])},
+                        marker=style.bar(row["label"]),
                         **style.member(row["label"]),
                     )
                 )
             low = min(row[rate] for row in rows)
             high = max(row[rate] + (row[f"{rate}_std"] or 0.0) for row in rows)
+            plot.update_xaxes(type="category")
             plot.update_yaxes(range=[max(0.0, low - (high - low)), high + 0.1 * (high - low or 1.0)])
             title = f"Parts of IMSR, {text}: {data}, {base}"
             alt = f"{title}: " + ", ".join(f"{row['label']} {row[rate]:.2f}" for row in rows) + " per cent."
@@ -184,8 +188,10 @@ def sensitivity(tables: Tables, style: Style) -> list[Block]:
         for rate, text in _RATES.items():
             plot = empty_plot(key, f"{text} relative to the default")
             for place, data in enumerate(dict.fromkeys(row["data"] for row in rows)):
-                own = sorted((row for row in rows if row["data"] == data), key=lambda row: row["place"])
-                default = next((row[rate] for row in own if not row["changed"]), None) or own[0][rate] or 1.0
+                own = sorted((row for row in rows if row["data"] == data), key=lambda row: row["order"])
+                default = next((row[rate] for row in own if not row["changed"]), None)
+                if not default:  # it failed, and there is nothing to be relative to
+                    continue
                 plot.add_trace(
                     go.Scatter(
                         x=column(own, "value"),
@@ -193,7 +199,7 @@ def sensitivity(tables: Tables, style: Style) -> list[Block]:
                         customdata=[[row[rate], row["interests"]] for row in own],
                         error_y=_bar([row[f"{rate}_std"] and row[f"{rate}_std"] / default for row in own]),
                         mode="lines+markers",
-                        name=data,
+                        name=shown(data),
                         line={"color": COLOURS[place % len(COLOURS)]},
                         hovertemplate=f"{key} %{{x}}: %{{customdata[0]:.2f}} per cent, K %{{customdata[1]:.2f}}",
                     )

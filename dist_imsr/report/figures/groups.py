@@ -23,7 +23,7 @@ def groups(tables: Tables, style: Style) -> list[Block]:
     for (data, base, kind), rows in by(tables["groups"], "data", "base", "by"):
         plot = empty_plot(_TITLES[kind], "HR", barmode="group")
         for label in dict.fromkeys(row["label"] for row in rows):
-            own = sorted((row for row in rows if row["label"] == label), key=lambda row: row["place"])
+            own = sorted((row for row in rows if row["label"] == label), key=lambda row: row["order"])
             tests = ["" if row["tests"] is None else f" ({row['tests']:,} tests)" for row in own]
             plot.add_trace(
                 go.Bar(
@@ -31,12 +31,12 @@ def groups(tables: Tables, style: Style) -> list[Block]:
                     y=column(own, "hr"),
                     customdata=tests,
                     hovertemplate="%{x}: %{y:.4f}%{customdata}",
-                    marker={"color": style.colour(label)},
+                    marker=style.bar(label),
                     **style.member(label),
                 )
             )
-        places = {row["group"]: row["place"] for row in rows}
-        plot.update_xaxes(type="category", categoryorder="array", categoryarray=sorted(places, key=places.__getitem__))
+        orders = {row["group"]: row["order"] for row in rows}
+        plot.update_xaxes(type="category", categoryorder="array", categoryarray=sorted(orders, key=orders.__getitem__))
         title = f"HR by {_TITLES[kind]}: {data}, {base}"
         blocks.append(Figure(name_of("groups", kind, data, base), title, f"{title}, of each strategy.", plot))
     return blocks

@@ -19,6 +19,7 @@ from dist_imsr.report.figures.style import (
     column,
     empty_plot,
     name_of,
+    shown,
     vertical,
     whole_numbers,
 )
@@ -109,7 +110,7 @@ def _events(rows: list[Record], key: str, title: str, name: str) -> Figure:
     for at, (event, text) in enumerate(_EVENTS.items()):
         plot.add_trace(
             go.Bar(
-                x=places,
+                x=[shown(place) if isinstance(place, str) else place for place in places],
                 y=[
                     sum(row["count"] for row in rows if row["event"] == event and row[key] == place) for place in places
                 ],
@@ -119,7 +120,7 @@ def _events(rows: list[Record], key: str, title: str, name: str) -> Figure:
                 hovertemplate="%{x}: %{y:,}",
             )
         )
-    plot = whole_numbers(plot) if key == "span" else plot
+    plot = whole_numbers(plot) if key == "span" else plot.update_xaxes(type="category")
     alt = "Puzzled users, and new interests created, kept, trimmed and refused, "
     alt += f"{'in each span' if key == 'span' else 'over all spans'}, {title}."
     return Figure(name, f"New interests, {title}", alt, plot)

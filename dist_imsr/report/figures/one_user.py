@@ -3,7 +3,18 @@
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from dist_imsr.report.figures.style import COLOURS, DIVERGING, Block, Figure, Record, Style, Tables, column, empty_plot
+from dist_imsr.report.figures.style import (
+    COLOURS,
+    DIVERGING,
+    Block,
+    Figure,
+    Record,
+    Style,
+    Tables,
+    column,
+    empty_plot,
+    shown,
+)
 
 _LONGEST = 28  # of a title in a heatmap
 
@@ -87,8 +98,8 @@ def _heatmap(rows: list[Record], name: str, title: str) -> Figure:
         go.Heatmap(
             z=[[found[item, slot] for slot in slots] for item in items],
             x=[f"{slot + 1} ({born[slot]})" for slot in slots],
-            y=[f"{place + 1}: {text}" for place, text in enumerate(short)],
-            customdata=[[titles[item] for _ in slots] for item in items],
+            y=[f"{number}: {shown(text)}" for number, text in enumerate(short, 1)],
+            customdata=[[shown(titles[item]) for _ in slots] for item in items],
             colorscale=DIVERGING,
             zmin=-largest,
             zmax=largest,

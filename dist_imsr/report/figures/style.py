@@ -1,5 +1,6 @@
 """Colours, layout and the parts that all figures are made of."""
 
+import html
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pyarrow as pa
 # and yellow, which a white one would.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_PATTERNS = ("", "/", ".", "x")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
 EACH = 4
 """Up to so many labels of a data set and base model have figures of their own."""
@@ -38,7 +40,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table of texts on the page.
 
     Args:
@@ -60,7 +62,7 @@ class Grid:
     texts: int = 1
 
 
-Block = Figure | Grid
+Block = Figure | TextTable
 
 
 class Style:
@@ -80,16 +82,24 @@ class Style:
     def trace(self, label: str, width: float = 2.0) -> dict[str, Any]:
         """The keys of a line with markers."""
         place = self._place(label)
-        dash = _DASHES[place // len(COLOURS) % len(_DASHES)]
+        dash = _DASHES[self._round(label) % len(_DASHES)]
         symbol = _SYMBOLS[place % len(_SYMBOLS)]
         return self.member(label) | {
             "line": {"color": self.colour(label), "dash": dash, "width": width},
             "marker": {"color": self.colour(label), "symbol": symbol, "size": 7},
         }
 
+    def bar(self, label: str) -> dict[str, Any]:
+        """The ``marker`` of a bar."""
+        return {"color": self.colour(label), "pattern": {"shape": _PATTERNS[self._round(label) % len(_PATTERNS)]}}
+
     def member(self, label: str) -> dict[str, Any]:
         """The keys of a trace that is switched on and off with its label."""
-        return {"name": label, "legendgroup": label, "meta": label}
+        return {"name": shown(label), "legendgroup": label, "meta": label}
+
+    def _round(self, label: str) -> int:
+        """How often all colours were used before the label's."""
+        return self._place(label) // len(COLOURS)
 
     def _place(self, label: str) -> int:
         return self.labels.index(label) if label in self.labels else len(self.labels)
@@ -132,6 +142,11 @@ def by(table: pa.Table, *names: str) -> Iterator[tuple[tuple[Any, ...], list[Rec
     for record in table.to_pylist():
         found[tuple(record[name] for name in names)].append(record)
     yield from found.items()
+
+
+def shown(text: str) -> str:
+    """A text for Plotly, which reads markup in labels, names and hover texts."""
+    return html.escape(text, quote=False)
 
 
 def name_of(*parts: object) -> str:

@@ -1,22 +1,22 @@
 """Draws the summary: metrics with intervals, the data, configurations and versions."""
 
 import plotly.graph_objects as go
-import pyarrow as pa
 
 from dist_imsr.report.figures.style import (
     COLOURS,
     Block,
     Figure,
-    Grid,
     Record,
     Style,
     Tables,
+    TextTable,
     by,
     column,
     empty_plot,
     metric_title,
     name_of,
     number,
+    shown,
     whole_numbers,
 )
 
@@ -44,27 +44,19 @@ def summary(tables: Tables, style: Style) -> list[Block]:
         for (data,), rows in by(tables["data_spans"], "data"):
             blocks += [_data_grid(rows, data), _interactions(rows, data), _shares(rows, data)]
     if "settings" in tables:
-        blocks.append(_settings(tables["settings"]))
+        rows = tables["settings"].to_pylist()
+        keys = ["key", "value", "default", "of"]
+        cells = [[row[key] for key in keys] for row in rows]
+        blocks.append(TextTable("Settings that differ from the defaults", keys, cells, texts=4))
     if "environments" in tables:
         rows = tables["environments"].to_pylist()
-        keys = ("label", "started", "command", "commit", "versions", "machine")
+        keys = ["label", "started", "command", "commit", "versions", "machine"]
         cells = [[row[key] for key in keys] for row in rows]
-        blocks.append(Grid("Commands and versions", ["run", *keys[1:]], cells, column(rows, "label"), texts=6))
+        blocks.append(TextTable("Commands and versions", ["run", *keys[1:]], cells, column(rows, "label"), texts=6))
     return blocks
 
 
-def _settings(table: pa.Table) -> Grid:
-    """A line for each value of a key, with the rows that have it."""
-    everybody = {row["label"] for row in table.to_pylist()}
-    cells = []
-    for (key, value, default), rows in by(table, "key", "value", "default"):
-        labels = list(dict.fromkeys(column(rows, "label")))
-        whose = "all" if set(labels) == everybody else ", ".join(labels)
-        cells.append([key, value, default, whose])
-    return Grid("Settings that differ from the defaults", ["key", "value", "default", "of"], sorted(cells), texts=4)
-
-
-def _grid(rows: list[Record], title: str) -> Grid:
+def _grid(rows: list[Record], title: str) -> TextTable:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     found = {(row["label"], row["metric"]): row for row in rows}
@@ -88,7 +80,7 @@ def _grid(rows: list[Record], title: str) -> Grid:
         )
     for (place, at), kind in classes.items():
         cells[place][at] += " ▲" if kind == "better" else " ▼"
-    return Grid(title, ["", *map(metric_title, metrics)], cells, labels, classes, caption)
+    return TextTable(title, ["", *map(metric_title, metrics)], cells, labels, classes, caption)
 
 
 def _value(row: Record) -> str:
@@ -104,7 +96,7 @@ def _dots(rows: list[Record], metric: str, data: str, base: str, style: Style) -
         plot.add_trace(
             go.Scatter(
                 x=[row["mean"]],
-                y=[row["label"]],
+                y=[shown(row["label"])],
                 mode="markers",
                 error_x={"type": "data", "array": half, "color": style.colour(row["label"])},
                 hovertemplate="%{y}: %{x:.4f}",
@@ -120,7 +112,7 @@ def _listed(rows: list[Record], name: str, value: str) -> str:
     return ", ".join(f"{row[name]} {number(row[value])}" for row in rows) + "."
 
 
-def _data_grid(rows: list[Record], data: str) -> Grid:
+def _data_grid(rows: list[Record], data: str) -> TextTable:
     cells = [
         [
             str(row["span"]),
@@ -134,12 +126,14 @@ def _data_grid(rows: list[Record], data: str) -> Grid:
         ]
         for row in rows
     ]
+    totals = ["all", "", f"{sum(column(rows, 'interactions')):,}", f"{rows[-1]['users_so_far']:,}", ""]
+    cells.append([*totals, f"{rows[-1]['items']:,}", "", ""])
     columns = ["span", "from", "interactions", "users", "new users", "items so far", "with new items", "repeats"]
     caption = (
         "new users: of the span's users; with new items, repeats: shares of the span's interactions; a repeat is with "
         "an item that the user met in an earlier span."
     )
-    return Grid(f"The data: {data}", columns, cells, caption=caption, texts=2)
+    return TextTable(f"The data: {data}", columns, cells, caption=caption, texts=2)
 
 
 def _interactions(rows: list[Record], data: str) -> Figure:

@@ -17,6 +17,7 @@ from dist_imsr.report.figures.style import (
     column,
     empty_plot,
     name_of,
+    shown,
     whole_numbers,
 )
 
@@ -39,9 +40,9 @@ def training(tables: Tables, style: Style) -> list[Block]:
         for (data, base), rows in by(tables["training_speed"], "data", "base"):
             blocks.append(_speed(rows, data, base, style))
     if "training_seconds" in tables:
-        shown = _largest(tables["training_seconds"].to_pylist())
+        largest = _largest(tables["training_seconds"].to_pylist())
         for title, parts, rows in _few(tables["training_seconds"]):
-            blocks.append(_seconds(rows, title, name_of("training", "seconds", *parts), shown))
+            blocks.append(_seconds(rows, title, name_of("training", "seconds", *parts), largest))
     if "training_memory" in tables:
         for title, parts, rows in _few(tables["training_memory"]):
             blocks.append(_memory(rows, title, name_of("training", "memory", *parts)))
@@ -111,20 +112,20 @@ def _few(table: pa.Table) -> Iterator[tuple[str, tuple[str, ...], list[Record]]]
                 yield f"{label}: {data}, {base}", (data, base, label), own
 
 
-def _seconds(rows: list[Record], title: str, name: str, shown: list[str]) -> Figure:
+def _seconds(rows: list[Record], title: str, name: str, largest: list[str]) -> Figure:
     labels = list(dict.fromkeys(row["label"] for row in rows))
     key, what = ("span", "span") if len(labels) == 1 else ("label", "")
     plot = empty_plot(what, "seconds", barmode="stack", showlegend=True)
     places = list(dict.fromkeys(row[key] for row in rows))
-    series = {phase: [_sum(rows, key, place, [phase]) for place in places] for phase in shown}
-    rest = list(dict.fromkeys(row["phase"] for row in rows if row["phase"] not in shown))
+    series = {phase: [_sum(rows, key, place, [phase]) for place in places] for phase in largest}
+    rest = list(dict.fromkeys(row["phase"] for row in rows if row["phase"] not in largest))
     if rest:
         series["the others"] = [_sum(rows, key, place, rest) for place in places]
     for at, (phase, seconds) in enumerate(series.items()):
         colour = COLOURS[at] if at < len(COLOURS) else "#999999"
         plot.add_trace(
             go.Bar(
-                x=places,
+                x=[shown(place) if isinstance(place, str) else place for place in places],
                 y=seconds,
                 name=phase,
                 meta=labels[0] if len(labels) == 1 else None,
@@ -132,7 +133,7 @@ def _seconds(rows: list[Record], title: str, name: str, shown: list[str]) -> Fig
                 hovertemplate=f"{what} %{{x}}: %{{y:.2f}} s",
             )
         )
-    plot = whole_numbers(plot) if len(labels) == 1 else plot
+    plot = whole_numbers(plot) if len(labels) == 1 else plot.update_xaxes(type="category")
     full = f"Seconds by phase, {title}"
     return Figure(name, full, f"{full}, of each {'span' if len(labels) == 1 else 'row, all spans together'}.", plot)
 
@@ -152,7 +153,7 @@ def _memory(rows: list[Record], title: str, name: str) -> Figure:
                 peaks[row[key]] = max(peaks.get(row[key], 0), row["peak"])
         plot.add_trace(
             go.Bar(
-                x=list(peaks),
+                x=[shown(one) for one in peaks],
                 y=[peak / 2**20 for peak in peaks.values()],
                 name=f"rank {rank}",
                 meta=labels[0] if len(labels) == 1 else None,
@@ -160,5 +161,6 @@ def _memory(rows: list[Record], title: str, name: str) -> Figure:
                 hovertemplate="%{x}: %{y:,.0f} MiB",
             )
         )
+    plot.update_xaxes(type="category")
     full = f"Peak memory, {title}"
     return Figure(name, full, f"{full}, by {'phase' if len(labels) == 1 else 'row'}, of each rank.", plot)

@@ -4,15 +4,18 @@
   const plots = [...document.querySelectorAll(".plot")];
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  function theme() {
-    const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), tickcolor: colour("--line") };
-    const flat = { "font.color": colour("--text"), "legend.bgcolor": "rgba(0,0,0,0)" };
+  const paper = { "--ground": "#ffffff", "--text": "#1c1c1e", "--line": "#d7d9dd" };
+
+  function theme(printed = false) {
+    const named = (name) => (printed ? paper[name] : colour(name));
+    const axis = { gridcolor: named("--line"), linecolor: named("--line"), tickcolor: named("--line") };
+    const flat = { "font.color": named("--text"), "legend.bgcolor": "rgba(0,0,0,0)" };
     for (const [key, value] of Object.entries(axis)) {
       flat[`xaxis.${key}`] = value;
       flat[`yaxis.${key}`] = value;
     }
-    flat["hoverlabel.bgcolor"] = colour("--ground");
-    flat["hoverlabel.font.color"] = colour("--text");
+    flat["hoverlabel.bgcolor"] = named("--ground");
+    flat["hoverlabel.font.color"] = named("--text");
     return flat;
   }
 
@@ -54,8 +57,14 @@
   for (const div of plots) watcher.observe(div);
 
   window.drawAll = () => Promise.all(plots.map(draw));
-  window.addEventListener("beforeprint", window.drawAll);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const div of plots.filter((one) => one.data)) Plotly.relayout(div, theme());
-  });
+  function repaint(printed) {
+    for (const div of plots.filter((one) => one.data)) Plotly.relayout(div, theme(printed));
+  }
+
+  // Paper is white; a browser prints what is drawn by now, so figures further down are drawn as the page comes to rest.
+  window.addEventListener("beforeprint", () => repaint(true));
+  window.addEventListener("afterprint", () => repaint(false));
+  matchMedia("print").addEventListener("change", (event) => repaint(event.matches));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => repaint(matchMedia("print").matches));
+  window.addEventListener("load", () => setTimeout(window.drawAll, 2000));
 })();

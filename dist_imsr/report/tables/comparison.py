@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from dist_imsr.report.sources import Comparison, Group, Missing, Sources
+from dist_imsr.report.sources import NO_BASE, Comparison, Group, Missing, Sources
 
 
 def comparison(sources: Sources) -> dict[str, pa.Table]:
@@ -18,11 +19,12 @@ def comparison(sources: Sources) -> dict[str, pa.Table]:
         sources: runs and comparison.
 
     Returns:
-        ``comparison``: the columns of the comparison's summary.parquet. ``comparison_ranks``: label, rank (its mean by
-        HR over data sets and base models, 1 for the best), blocks (their number) and difference (the critical one of
-        Nemenyi's test at 0.05). ``comparison_cost``: data, base, label, seconds (of training in the last tested span),
-        hr (mean over spans and seeds), front (whether none is both better and cheaper). ``comparison_times``: data,
-        base, label, span, seconds.
+        ``comparison``: the columns of the comparison's summary.parquet, and life_long, for rows of Table IV.
+        ``comparison_ranks``: label, rank (its mean by HR over data sets and base models, 1 for the best), blocks (their
+        number) and difference (the critical one of Nemenyi's test at 0.05). ``comparison_cost``: data, base, label,
+        seconds (of training in the last span), hr (mean over seeds and the spans that all rows were tested on), front
+        (whether none is both better and cheaper). ``comparison_times``: data, base, label, span, seconds (of training)
+        and test_seconds.
 
     Raises:
         Missing: if fewer than two rows can be compared.
@@ -32,13 +34,14 @@ def comparison(sources: Sources) -> dict[str, pa.Table]:
         raise Missing("there are no two rows to compare: name more runs, or a comparison")
     rows = {"comparison_cost": cost, "comparison_ranks": _ranks(cost), "comparison_times": _times(sources)}
     if sources.comparison is not None:
-        rows["comparison"] = sources.comparison.summary
+        shared = (*sources.comparison.bases, NO_BASE)
+        rows["comparison"] = [row | {"life_long": row["base"] not in shared} for row in sources.comparison.summary]
     return {name: pa.Table.from_pylist(found) for name, found in rows.items() if found}
 
 
 def _cost(sources: Sources, group: Group) -> list[dict[str, Any]]:
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in sources.records_of(group):
+    for record in sources.shared_records(group):
         found[record["label"]].append(record)
     rows = list[dict[str, Any]]()
     for label, records in found.items():
@@ -55,11 +58,16 @@ def _cost(sources: Sources, group: Group) -> list[dict[str, Any]]:
 
 
 def _times(sources: Sources) -> list[dict[str, Any]]:
-    found: defaultdict[tuple[str, str, str, int], list[float]] = defaultdict(list)
+    found: defaultdict[tuple[str, str, str, int], list[tuple[float, float]]] = defaultdict(list)
     for record in sources.records:
-        found[record["data"], record["base"], record["label"], record["span"]].append(record["train_seconds"])
+        seconds = record["train_seconds"], record["eval_seconds"]
+        found[record["data"], record["base"], record["label"], record["span"]].append(seconds)
     names = ("data", "base", "label", "span")
-    return [dict(zip(names, key, strict=True)) | {"seconds": float(np.mean(seconds))} for key, seconds in found.items()]
+    return [
+        dict(zip(names, key, strict=True))
+        | dict(zip(("seconds", "test_seconds"), map(float, np.mean(each, 0)), strict=True))
+        for key, each in found.items()
+    ]
 
 
 def _dominates(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -86,13 +94,15 @@ def _ranks(cost: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-_ENABLED, _DELTA_K = "strategy.imsr.detector.enabled", "strategy.imsr.detector.delta_k"
-_KEYS = {
-    "strategy.imsr.detector.c1": "c1",
-    "strategy.imsr.trimmer.c2": "c2",
-    "model.interests": "K",
-    _DELTA_K: "delta K",
+_DETECTOR, _TRIMMER = "strategy.imsr.detector", "strategy.imsr.trimmer"
+_PARTS = {
+    "strategy.imsr.rho",
+    "strategy.imsr.retainer.name",
+    *(f"{_DETECTOR}.enabled", f"{_TRIMMER}.trim", f"{_TRIMMER}.project"),
 }
+"""Keys that switch a part of IMSR off, or replace it."""
+_SETTINGS = {f"{_DETECTOR}.c1", f"{_TRIMMER}.c2", f"{_DETECTOR}.delta_k", "model.interests"}
+"""Keys that Fig. 6 of the paper varies."""
 
 
 def ablation(sources: Sources) -> dict[str, pa.Table]:
@@ -122,28 +132,35 @@ def sensitivity(sources: Sources) -> dict[str, pa.Table]:
         sources: with a comparison.
 
     Returns:
-        ``sensitivity``: data, base, label, key, value, place (its order), and as in `ablation`; the row without any
+        ``sensitivity``: data, base, label, key, value, order, and as in `ablation`; the row without any
         change is in the series of each key.
 
     Raises:
         Missing: without such rows.
     """
     found = _required(sources)
-    defaults = _default_values(sources)
+    runs = {(run.group.data, run.base, run.label): run for run in found.runs}
     records = []
     for record in found.summary:
+        run = runs.get((record["data"], record["base"], record["strategy"]))
         settings = _changed(found, record["strategy"])
-        if not record["seeds"] or settings is None:
+        if run is None or settings is None:
             continue
-        if settings.get(_ENABLED) == "false" and "model.interests" in settings:  # all interests from the beginning
-            settings = {key: value for key, value in settings.items() if key != _ENABLED} | {_DELTA_K: "0"}
-        if not settings.keys() <= _KEYS.keys():
+        grows = run.imsr("detector", "enabled")
+        if "model.interests" in settings and not grows:  # all interests from the beginning
+            settings.pop(f"{_DETECTOR}.enabled", None)
+        if not settings.keys() <= _SETTINGS:
             continue
-        values = defaults | {_KEYS[key]: float(value) for key, value in settings.items()}
-        for key in _series({_KEYS[key] for key in settings}):
-            number = values[key] if key in values else values["K"] * 1000 + values["delta K"]
-            text = f"{values[key]:g}" if key in values else f"{values['K']:g}, {values['delta K']:g}"
-            records.append(_record(record) | {"key": key, "value": text, "place": number, "changed": bool(settings)})
+        interests, delta = run.settings["model"]["interests"], run.imsr("detector", "delta_k") if grows else 0
+        values = {
+            "c1": (run.imsr("detector", "c1"), f"{run.imsr('detector', 'c1'):g}"),
+            "c2": (run.imsr("trimmer", "c2"), f"{run.imsr('trimmer', 'c2'):g}"),
+            "K, delta K": (1000 * interests + delta, f"{interests}, {delta}"),
+        }
+        for key in _series(settings.keys()):
+            order, text = values[key]
+            own = {"key": key, "value": text, "order": float(order), "changed": bool(settings)}
+            records.append(_record(record) | own)
     if not any(record["changed"] for record in records):
         raise Missing("the comparison has no rows of c1, c2, K or delta K, as configs/compare_sensitivity.yaml has")
     return {"sensitivity": pa.Table.from_pylist(records)}
@@ -164,32 +181,16 @@ def _changed(found: Comparison, row: str) -> dict[str, str] | None:
 
 def _is_ablation(found: Comparison, row: str) -> bool:
     settings = _changed(found, row)
-    if settings is None or found.config["strategies"][row]["settings"]:
-        return False
-    parts = all(key.startswith("strategy.imsr.") for key in settings)
-    return parts and not (settings and settings.keys() <= _KEYS.keys())
+    return settings is not None and not found.config["strategies"][row]["settings"] and settings.keys() <= _PARTS
 
 
-def _default_values(sources: Sources) -> dict[str, float]:
-    """The values of the row that changes nothing; those of any run where there is no such row."""
-    found = _required(sources)
-    runs = [run for run in found.runs if _changed(found, run.label) is not None]
-    if not runs:
-        raise Missing("the comparison has no finished run of IMSR")
-    run = next((run for run in runs if not found.row_settings(run.label)), runs[0])
-    return {
-        "c1": run.imsr("detector", "c1"),
-        "c2": run.imsr("trimmer", "c2"),
-        "K": run.settings["model"]["interests"],
-        "delta K": run.imsr("detector", "delta_k"),
-    }
-
-
-def _series(changed: set[str]) -> list[str]:
+def _series(changed: Collection[str]) -> list[str]:
     """The keys whose series a row belongs to."""
     if not changed:
         return ["c1", "c2", "K, delta K"]
-    return ["K, delta K"] if changed <= {"K", "delta K"} else sorted(changed) if len(changed) == 1 else []
+    if set(changed) <= {"model.interests", f"{_DETECTOR}.delta_k"}:
+        return ["K, delta K"]
+    return [key.rpartition(".")[2] for key in changed] if len(changed) == 1 else []
 
 
 def _record(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.report.sources import Missing, Run
 
-HOW = "train with --training.export every"
+EXPORT_EVERY = "train with --training.export every"
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class ExportedInterests:
         """The distinct users, the place of each one's first interest, and the number of its interests."""
         return np.unique(self.users, return_index=True, return_counts=True)
 
-    def of_user(self, user: int) -> slice:
-        """The places of a user's interests."""
-        return slice(*np.searchsorted(self.users, [user, user + 1]))
+    def of_user(self, user: int) -> "ExportedInterests":
+        """Those of one user."""
+        own = slice(*np.searchsorted(self.users, [user, user + 1]))
+        return ExportedInterests(self.users[own], self.born[own].copy(), self.vectors[own].copy())
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
@@ -81,5 +82,5 @@ def exported_spans(run: Run, least: int = 1) -> list[int]:
         Missing: if there are fewer than ``least``.
     """
     if len(run.exported) < least:
-        raise Missing(f"{run.folder} has {len(run.exported)} exported span(s): {HOW}")
+        raise Missing(f"{run.folder} has {len(run.exported)} exported span(s): {EXPORT_EVERY}")
     return run.exported

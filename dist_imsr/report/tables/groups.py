@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.report.sources import Missing, Run, Sources
@@ -22,52 +23,57 @@ def groups(sources: Sources) -> dict[str, pa.Table]:
         sources: runs and comparison.
 
     Returns:
-        ``groups``: data, base, label, by (items, activity, interests or detection), group, place (its order), tests
+        ``groups``: data, base, label, by (items, activity, interests or detection), group, order, tests
         (how many users were tested; null for items), hr, ndcg: means over tests of all spans, of each label's run with
         the smallest seed; those by items are means over spans.
 
     Raises:
         Missing: if nothing has been tested.
     """
-    rows = [row for run in sources.first_runs() for row in _by_items(run, sources.top)]
+    spans = {group: sources.shared_spans(group) for group in sources.groups}
+    runs = [(run, [one for one in run.lines if one["test_span"] in spans[run.group]]) for run in sources.first_runs()]
+    rows = [row for run, lines in runs for row in _by_items(run, lines, sources.top)]
     if not rows:
         raise Missing("no span has been tested yet")
-    for run in sources.first_runs():
+    for run, lines in runs:
         try:
-            rows += _by_users(run, sources.top)
-        except Missing:
-            continue
+            rows += _by_users(run, lines, sources.top)
+        except Missing as reason:
+            sources.note(reason)
     return {"groups": pa.Table.from_pylist(rows)}
 
 
-def _by_items(run: Run, top: int) -> list[dict[str, Any]]:
+def _by_items(run: Run, lines: list[dict[str, Any]], top: int) -> list[dict[str, Any]]:
     rows = []
-    for place, (group, suffix) in enumerate(_PARTS.items()):
+    for order, (group, suffix) in enumerate(_PARTS.items()):
         means: dict[str, Any] = {}
         for name in ("hr", "ndcg"):
-            values = [line.get(f"{name}@{top}{suffix}") for line in run.lines]
+            values = [line.get(f"{name}@{top}{suffix}") for line in lines]
             known = [value for value in values if value is not None]
             means[name] = float(np.mean(known)) if known else None
         if means["hr"] is not None:
-            rows.append(run.place | {"by": "items", "group": group, "place": place, "tests": None} | means)
+            rows.append(run.columns | {"by": "items", "group": group, "order": order, "tests": None} | means)
     return rows
 
 
-def _by_users(run: Run, top: int) -> list[dict[str, Any]]:
+def _by_users(run: Run, lines: list[dict[str, Any]], top: int) -> list[dict[str, Any]]:
     """The records by kinds of users.
 
     Raises:
         Missing: without files of users, or the data.
     """
     found: defaultdict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
-    counts = _counts(run.dataset)
-    for line in run.lines:
-        span, table = line["span"], run.users(line["test_span"])
-        if table is None:
+    for line in lines:
+        span, path = line["span"], run.users_file(line["test_span"])
+        if not path.is_file():
             raise Missing(f"{run.folder} has no metrics of users: {_NEED}")
+        table = pq.read_table(path)
         users = run.dataset.user_ids(table["user"].combine_chunks())
-        hr, ndcg = (table[f"{name}@{top}"].to_numpy() for name in ("hr", "ndcg"))
-        found["activity"].append((next(counts)[users], hr, ndcg))
+        known = users >= 0  # others were forgotten since
+        users, hr, ndcg = (
+            one[known] for one in (users, *(table[f"{name}@{top}"].to_numpy() for name in ("hr", "ndcg")))
+        )
+        found["activity"].append((_activity(run.dataset, span, users), hr, ndcg))
         if span in run.exported:
             found["interests"].append((_interests(run, span, users), hr, ndcg))
             puzzled = _puzzled(run, span)
@@ -76,43 +82,30 @@ def _by_users(run: Run, top: int) -> list[dict[str, Any]]:
     rows = []
     for by, parts in found.items():
         values, hr, ndcg = (np.concatenate(column) for column in zip(*parts, strict=True))
-        for place, group, chosen in _cut(by, values):
+        for order, group, chosen in _cut(by, values):
             if chosen.any():
                 means = {"hr": float(hr[chosen].mean()), "ndcg": float(ndcg[chosen].mean())}
-                rows.append(run.place | {"by": by, "group": group, "place": place, "tests": int(chosen.sum())} | means)
+                rows.append(
+                    run.columns | {"by": by, "group": group, "order": order, "tests": int(chosen.sum())} | means
+                )
     return rows
 
 
-def _counts(dataset: Dataset) -> Iterator["_ByUser"]:
-    """The number of each user's interactions up to span 1, to span 2, and so on."""
-    totals: dict[int, np.ndarray] = {}
-    for span in range(dataset.spans):
-        if dataset.entries[span].retired:
-            raise Missing(dataset.retired_rows)
-        for bucket in range(dataset.buckets):
-            sequences = dataset.sequences(span, bucket)
-            own = totals.get(bucket, np.zeros(0, np.int64))
-            size = dataset.entries[span].users[bucket]
-            own = np.pad(own, (0, size - len(own)))
-            own[sequences.users // dataset.buckets] += np.diff(sequences.offsets)
-            totals[bucket] = own
-        if span:
-            yield _ByUser(dict(totals), dataset.buckets)
+def _activity(dataset: Dataset, span: int, users: np.ndarray) -> np.ndarray:
+    """The number of interactions of users up to a span.
 
-
-class _ByUser:
-    """A number for each user: ``numbers[users]``."""
-
-    def __init__(self, totals: dict[int, np.ndarray], buckets: int) -> None:
-        self._totals, self._buckets = totals, buckets
-
-    def __getitem__(self, users: np.ndarray) -> np.ndarray:
-        local, bucket = np.divmod(users, self._buckets)
-        found = np.zeros(len(users), np.int64)
-        for one, numbers in self._totals.items():
-            own = bucket == one
-            found[own] = numbers[local[own]]
-        return found
+    Raises:
+        Missing: if rows are retired.
+    """
+    if dataset.first_kept:
+        raise Missing(dataset.retired_rows)
+    counts = np.zeros(len(users), np.int64)
+    for bucket in range(dataset.buckets):
+        own = np.flatnonzero(users % dataset.buckets == bucket)
+        for earlier in range(span + 1):
+            owners, _ = dataset.sequences(earlier, bucket).of(users[own])
+            counts[own] += np.bincount(owners, minlength=len(own))
+    return counts
 
 
 def _interests(run: Run, span: int, users: np.ndarray) -> np.ndarray:
@@ -128,7 +121,7 @@ def _puzzled(run: Run, span: int) -> np.ndarray | None:
 
 
 def _cut(by: str, values: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
-    """The groups of a kind, each with its place and a mask of its tests: quarters of activity, numbers of interests."""
+    """The groups of a kind, each with its order and a mask of its tests: quarters of activity, numbers of interests."""
     if by == "detection":
         yield 0, "not puzzled", ~values
         yield 1, "puzzled", values

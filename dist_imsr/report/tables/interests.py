@@ -47,8 +47,8 @@ def _of_runs(sources: Sources, compute: Callable[[Run], list[dict[str, Any]]]) -
     for run in sources.first_runs(needed="exports"):
         try:
             rows += compute(run)
-        except Missing:
-            continue
+        except Missing as reason:
+            sources.note(reason)
     return rows
 
 
@@ -72,7 +72,7 @@ def _means(sources: Sources) -> list[dict[str, Any]]:
 
 def _events(sources: Sources) -> list[dict[str, Any]]:
     return [
-        run.place | {"span": line["span"], "event": event, "count": line[event]}
+        run.columns | {"span": line["span"], "event": event, "count": line[event]}
         for run in sources.first_runs()
         for line in run.lines
         for event in _EVENTS
@@ -85,12 +85,12 @@ def _users(run: Run) -> list[dict[str, Any]]:
     for span in run.exported:
         numbers, users = np.unique(ExportedInterests.of(run, span).places[2], return_counts=True)
         for number, count in zip(numbers, users, strict=True):
-            rows.append(run.place | {"span": span, "interests": int(number), "users": int(count)})
+            rows.append(run.columns | {"span": span, "interests": int(number), "users": int(count)})
     return rows
 
 
 def _fit(run: Run) -> list[dict[str, Any]]:
-    fits = {span: run.parts(span, "detections")["fit"].to_numpy().astype(np.float64) for span in run.exported}
+    fits = {span: _last_fits(run, span) for span in run.exported}
     fits = {span: fit[np.isfinite(fit)] for span, fit in fits.items()}
     fits = {span: fit for span, fit in fits.items() if len(fit)}
     if not fits:
@@ -98,11 +98,21 @@ def _fit(run: Run) -> list[dict[str, Any]]:
     low, high = np.quantile(np.concatenate(list(fits.values())), [0.005, 0.995])
     c1 = run.imsr("detector", "c1")
     return [
-        row for span, fit in fits.items() for row in histogram(fit, low, high, run.place | {"span": span, "c1": c1})
+        row for span, fit in fits.items() for row in histogram(fit, low, high, run.columns | {"span": span, "c1": c1})
     ]
 
 
+def _last_fits(run: Run, span: int) -> np.ndarray:
+    """The fit of each user: of the last detection, where there was one in each epoch."""
+    found = run.parts(span, "detections")
+    users, fits = found["user"].to_numpy(), found["fit"].to_numpy().astype(np.float64)
+    _, places = np.unique(users[::-1], return_index=True)
+    return fits[::-1][places]
+
+
 def _norms(run: Run) -> list[dict[str, Any]]:
+    if run.imsr("trimmer", "c2") is None:
+        return []
     lines = {line["span"]: line for line in run.lines}
     norms = {}
     for span in run.exported:
@@ -123,7 +133,7 @@ def _norms(run: Run) -> list[dict[str, Any]]:
             "trimmed": line.get("interests_trimmed"),
             "mean_trimmed": line.get("norm_trimmed"),
         }
-        rows += histogram(values, 0.0, float(highest), run.place | place)
+        rows += histogram(values, 0.0, float(highest), run.columns | place)
     return rows
 
 
@@ -132,7 +142,7 @@ def _correlations(run: Run) -> list[dict[str, Any]]:
     for span in run.exported[1:]:
         values = np.array(list(correlations(run, span)), dtype=np.float64)
         if len(values):
-            place = run.place | {"span": span, "projected": bool(run.imsr("trimmer", "project"))}
+            place = run.columns | {"span": span, "projected": bool(run.imsr("trimmer", "project"))}
             rows += histogram(values, -1.0, 1.0, place)
     return rows
 

@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.report.sources import Missing, Run, Sources
-from dist_imsr.report.tables.exports import HOW, ExportedInterests, exported_spans, item_vectors, items_of
+from dist_imsr.report.tables.exports import EXPORT_EVERY, ExportedInterests, exported_spans, item_vectors, items_of
 
 ITEMS = 15
 """Of a heatmap: the latest distinct ones."""
@@ -32,59 +32,68 @@ def one_user(sources: Sources) -> dict[str, pa.Table]:
     """
     runs = [run for run in sources.first_runs("exports") if len(run.exported) > 1]
     if not runs:
-        raise Missing(f"no run has two exported spans: {HOW}")
+        raise Missing(f"no run has two exported spans: {EXPORT_EVERY}")
 
     def rank(run: Run) -> tuple[int, float]:
         interests = run.lines[-1]["interests_mean"] if run.lines else 0.0
         return len(run.exported), interests or 0.0
 
     run = max(runs, key=rank)
-    states = {span: ExportedInterests.of(run, span) for span in exported_spans(run, 2)}
-    user = choose_user(run.dataset, states, sources.config.user)
-    place = run.place | {"user": str(run.dataset.raw_ids("users", np.array([user]))[0].as_py())}
+    spans = exported_spans(run, 2)
+    last = ExportedInterests.of(run, spans[-1])
+    user = choose_user(run.dataset, spans[-1], last, sources.config.user)
+    states = {span: ExportedInterests.of(run, span).of_user(user) for span in spans[:-1]} | {
+        spans[-1]: last.of_user(user)
+    }
+    columns = run.columns | {"user": str(run.dataset.raw_ids("users", np.array([user]))[0].as_py())}
     found = {
-        "one_user_map": _map(states, user, sources.config.seed),
+        "one_user_map": _map(states, sources.config.seed),
         "one_user_targets": _targets(run, states, user),
         "one_user_items": _items(run, states, user),
     }
-    return {name: pa.Table.from_pylist([place | row for row in rows]) for name, rows in found.items() if rows}
+    return {name: pa.Table.from_pylist([columns | row for row in rows]) for name, rows in found.items() if rows}
 
 
-def choose_user(dataset: Dataset, states: dict[int, ExportedInterests], named: str | None) -> int:
+def choose_user(dataset: Dataset, span: int, interests: ExportedInterests, named: str | None) -> int:
     """The id of the user to show.
 
     Args:
         dataset: has the raw ids.
-        states: the interests by exported span.
-        named: a raw id; None for the user with most interests after the last span; of these the one with most
-            interactions in the last span, then the smallest id.
+        span: the last exported one.
+        interests: after it.
+        named: a raw id; None for the user with most interests; of these the one with most interactions in the span,
+            then the smallest id.
 
     Raises:
         ValueError: if no user of this raw id has interests.
+        Missing: if nobody has.
     """
-    last = max(states)
-    users, _, counts = states[last].places
+    users, _, counts = interests.places
     if named is not None:
-        raw = pa.array([named]).cast(dataset.raw_id_type("users"), safe=False) if named.isdigit() else pa.array([named])
         try:
-            user = int(dataset.user_ids(raw.cast(dataset.raw_id_type("users")))[0])
-        except pa.ArrowInvalid:
+            user = int(dataset.user_ids(pa.array([named]).cast(dataset.raw_id_type("users")))[0])
+        except pa.ArrowInvalid:  # no number
             user = -1
         if user not in users:
-            raise ValueError(f"user: {named} has no interests after span {last}; name a user of the log by its raw id")
+            raise ValueError(f"user: {named} has no interests after span {span}; name a user of the log by its raw id")
         return user
-    richest = users[counts == counts.max()]
-    active = [len(items_of(dataset, last, int(user))) for user in richest]
-    return int(richest[int(np.argmax(active))])
+    known = ~np.isin(users, dataset.forgotten)
+    if not known.any():
+        raise Missing(f"no user has interests after span {span}")
+    richest = users[known & (counts == counts[known].max())]
+    active = np.zeros(len(richest), np.int64)
+    for bucket in range(dataset.buckets if not dataset.entries[span].retired else 0):
+        own = np.flatnonzero(richest % dataset.buckets == bucket)
+        owners, _ = dataset.sequences(span, bucket).of(richest[own])
+        active[own] = np.bincount(owners, minlength=len(own))
+    return int(richest[active.argmax()])
 
 
-def _map(states: dict[int, ExportedInterests], user: int, seed: int) -> list[dict[str, Any]]:
+def _map(states: dict[int, ExportedInterests], seed: int) -> list[dict[str, Any]]:
     rows, vectors = [], []
     for span, state in states.items():
-        own = state.of_user(user)
-        for slot, born in enumerate(state.born[own]):
-            rows.append({"span": span, "slot": slot, "born": int(born)})
-        vectors.append(state.vectors[own])
+        rows += [{"span": span, "slot": slot, "born": int(born)} for slot, born in enumerate(state.born)]
+        vectors.append(state.vectors)
     points = np.concatenate(vectors)
     if len(points) < 4:  # t-SNE needs neighbours
         return []
@@ -100,19 +109,18 @@ def _latest(items: np.ndarray) -> np.ndarray:
 
 
 def _products(
-    run: Run, span: int, state: ExportedInterests, user: int, items: np.ndarray, keys: dict[str, Any]
+    run: Run, span: int, state: ExportedInterests, items: np.ndarray, keys: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The dot products of a user's interests and items, both as they were after a span."""
     embeddings = item_vectors(run, span)
     items = items[items < len(embeddings)]  # later items have no embedding yet
-    own = state.of_user(user)
-    products = state.vectors[own].astype(np.float64) @ embeddings[items].T.astype(np.float64)
+    products = state.vectors.astype(np.float64) @ embeddings[items].T.astype(np.float64)
     raw = run.dataset.raw_ids("items", items).to_pylist()
     titles = run.dataset.titles(items)
     return [
         keys
         | {"slot": slot, "born": int(born), "item": str(raw[place]), "title": titles[place], "product": float(product)}
-        for slot, (born, row) in enumerate(zip(state.born[own], products, strict=True))
+        for slot, (born, row) in enumerate(zip(state.born, products, strict=True))
         for place, product in enumerate(row)
     ]
 
@@ -121,18 +129,18 @@ def _targets(run: Run, states: dict[int, ExportedInterests], user: int) -> list[
     last = max(states)
     after = items_of(run.dataset, last + 1, user) if last + 1 < run.dataset.spans else np.empty(0, np.int64)
     span, items = (last + 1, after) if len(after) else (last, items_of(run.dataset, last, user))
-    return _products(run, last, states[last], user, _latest(items), {"span": span})
+    return _products(run, last, states[last], _latest(items), {"span": span})
 
 
 def _items(run: Run, states: dict[int, ExportedInterests], user: int) -> list[dict[str, Any]]:
     spans = sorted(states)
     pairs = [(before, after) for before, after in itertools.pairwise(spans) if after == before + 1]
-    born = {span: (states[span].born[states[span].of_user(user)] == span).any() for span in spans}
+    born = {span: (states[span].born == span).any() for span in spans}
     known = [pair for pair in pairs if len(items_of(run.dataset, pair[1], user))]
     chosen = [pair for pair in known if born[pair[1]]] or known
     if not chosen:
         return []
     before, after = chosen[-1]
     items = _latest(items_of(run.dataset, after, user))
-    rows = _products(run, before, states[before], user, items, {"when": "before", "span": after})
-    return rows + _products(run, after, states[after], user, items, {"when": "after", "span": after})
+    rows = _products(run, before, states[before], items, {"when": "before", "span": after})
+    return rows + _products(run, after, states[after], items, {"when": "after", "span": after})

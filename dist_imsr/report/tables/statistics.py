@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy import stats
 
 BINS = 40
@@ -20,6 +22,27 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float | None, float 
         return None, None
     half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
     return float(found.mean()) - half, float(found.mean()) + half
+
+
+def user_means(paths: Sequence[Path], names: Sequence[str]) -> pa.Table:
+    """Each user's mean over files of users' metrics.
+
+    Args:
+        paths: of the files.
+        names: of the metrics; those that a file lacks are left out.
+
+    Returns:
+        ``user`` (raw ids) and the metrics, NaN where a user has none.
+    """
+    import duckdb  # as in comparison.statistics
+
+    files = "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+    source = f"read_parquet({files}, union_by_name = true)"
+    with duckdb.connect() as connection:
+        connection.execute("set threads = 1")  # the same sums, and so the same digits, every time
+        known = {row[0] for row in connection.execute(f"describe select * from {source}").fetchall()}
+        means = ", ".join(f'coalesce(avg("{name}"), \'NaN\') as "{name}"' for name in names if name in known)
+        return connection.sql(f"select user, {means} from {source} group by user order by user").to_arrow_table()
 
 
 def histogram(values: np.ndarray, low: float, high: float, place: dict[str, Any]) -> list[dict[str, Any]]:

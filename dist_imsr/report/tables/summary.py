@@ -1,6 +1,7 @@
 """What was reached, on what data, and with which configuration and versions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.keys import default_of, is_read
 from dist_imsr.registry import extended
 from dist_imsr.report.sources import Group, Missing, Sources
-from dist_imsr.report.tables.statistics import interval
+from dist_imsr.report.tables.statistics import interval, user_means
 from dist_imsr.training.config import TrainConfig
 
 _METRICS = ("hr@{}", "ndcg@{}", "hr@{}_unseen", "ndcg@{}_unseen")
@@ -27,10 +28,12 @@ def summary(sources: Sources) -> dict[str, pa.Table]:
         sources: runs and comparison.
 
     Returns:
-        ``summary``: data, base, label, metric, mean over spans and seeds, low and high (95 percent, over users where
-        there are files of users, else over seeds), over, versus (the reference), difference and p (paired over users).
-        ``data_spans``: data, span, start, interactions, users, new_users, items, new_items, repeats (shares).
-        ``settings``: label, data, base, key, value, default: where a run differs from the defaults.
+        ``summary``: data, base, label, metric, mean over seeds and over the spans (their number) that all rows were
+        tested on, low and high (95 percent, over users where there are files of users, else over seeds), over, versus
+        (the reference), difference and p (paired over users).
+        ``data_spans``: data, span, start, interactions, users, users_so_far, items (so far), and the shares new_users,
+        new_items and repeats.
+        ``settings``: key, value, default, of (the runs): where they differ from the defaults.
         ``environments``: label, folder, started, command, commit, versions, machine.
     """
     tables = {
@@ -42,87 +45,91 @@ def summary(sources: Sources) -> dict[str, pa.Table]:
     return {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows}
 
 
-def user_means(sources: Sources, group: Group) -> dict[str, dict[str, dict[Any, float]]]:
-    """Each user's mean over tests and seeds, by label and metric; empty for labels without files of users."""
-    found: dict[str, dict[str, dict[Any, float]]] = {}
-    for label in sources.labels(group):
-        sums: defaultdict[str, defaultdict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for run in (run for run in sources.runs if run.group == group and run.label == label):
-            for line in run.lines:
-                table = run.users(line["test_span"])
-                if table is None:
-                    continue
-                names = (one.format(sources.top) for one in _METRICS)
-                for name in (one for one in names if one in table.column_names):
-                    for user, value in zip(table["user"].to_pylist(), table[name].to_pylist(), strict=True):
-                        if value is not None:
-                            sums[name][user].append(value)
-        found[label] = {
-            name: {user: sum(values) / len(values) for user, values in users.items()} for name, users in sums.items()
-        }
+def _metrics(sources: Sources) -> list[dict[str, Any]]:
+    names = [one.format(sources.top) for one in _METRICS]
+    rows = list[dict[str, Any]]()
+    for group in sources.groups:
+        records = sources.shared_records(group)
+        labels = list(dict.fromkeys(record["label"] for record in records))
+        users = {label: _user_means(sources, group, label, names) for label in labels}
+        means = {label: _seed_means([one for one in records if one["label"] == label], names) for label in labels}
+        for label in labels:
+            for name in (one for one in names if one in means[label]):
+                row = {"data": group.data, "base": group.base, "label": label, "metric": name}
+                row |= {"spans": len({record["test_span"] for record in records}), "seeds": len(means[label][name])}
+                row |= _interval(means[label][name], _values(users[label], name))
+                rows.append(row | _difference(sources, group, label, name, means, users))
+    return rows
+
+
+def _seed_means(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[float]]:
+    """The mean over spans of each seed, by metric."""
+    found: dict[str, list[float]] = {}
+    for name in names:
+        by_seed = defaultdict(list)
+        for record in records:
+            if record.get(name) is not None:
+                by_seed[record["seed"]].append(record[name])
+        if by_seed:
+            found[name] = [float(np.mean(values)) for values in by_seed.values()]
     return found
 
 
-def _metrics(sources: Sources) -> list[dict[str, Any]]:
-    rows = list[dict[str, Any]]()
-    for group in sources.groups:
-        users, records = user_means(sources, group), sources.records_of(group)
-        for label in dict.fromkeys(record["label"] for record in records):
-            own = [record for record in records if record["label"] == label]
-            for metric in (one.format(sources.top) for one in _METRICS):
-                by_seed = defaultdict(list)
-                for record in own:
-                    if record.get(metric) is not None:
-                        by_seed[record["seed"]].append(record[metric])
-                if not by_seed:
-                    continue
-                seeds = [float(np.mean(values)) for values in by_seed.values()]
-                mine = users.get(label, {}).get(metric, {})
-                over, values = ("users", list(mine.values())) if mine else ("seeds", seeds)
-                low, high = interval(values)
-                mean = float(np.mean(seeds))
-                if mine and low is not None and high is not None:  # users count alike, whatever their number of tests
-                    shift = mean - float(np.mean(values))
-                    low, high = low + shift, high + shift
-                row = {
-                    "data": group.data,
-                    "base": group.base,
-                    "label": label,
-                    "metric": metric,
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                    "over": over,
-                    "seeds": len(seeds),
-                }
-                rows.append(row | _difference(sources, label, metric, users, group, mean))
-    return rows
+def _user_means(sources: Sources, group: Group, label: str, names: Sequence[str]) -> pa.Table | None:
+    """Each user's mean over the shared tests and seeds; None if there are no files of users."""
+    spans = sources.shared_spans(group)
+    paths = [
+        path
+        for run in sources.runs
+        if (run.group, run.label) == (group, label)
+        for span in spans
+        if (path := run.users_file(span)).is_file()
+    ]
+    return user_means(paths, names) if paths else None
+
+
+def _values(users: pa.Table | None, name: str) -> np.ndarray:
+    if users is None or name not in users.column_names:
+        return np.empty(0)
+    values = users[name].to_numpy()
+    return values[~np.isnan(values)]
+
+
+def _interval(seeds: Sequence[float], users: np.ndarray) -> dict[str, Any]:
+    """The mean over spans and seeds, with the interval over users around it, or over seeds."""
+    mean, values = float(np.mean(seeds)), users if len(users) else np.asarray(seeds)
+    low, high = interval(values)
+    shift = mean - float(np.mean(values))  # users count alike, whatever their number of tests
+    return {
+        "mean": mean,
+        "low": None if low is None else low + shift,
+        "high": None if high is None else high + shift,
+        "over": "users" if len(users) else "seeds",
+    }
 
 
 def _difference(
     sources: Sources,
-    label: str,
-    metric: str,
-    users: dict[str, dict[str, dict[Any, float]]],
     group: Group,
-    mean: float,
+    label: str,
+    name: str,
+    means: dict[str, dict[str, list[float]]],
+    users: dict[str, pa.Table | None],
 ) -> dict[str, Any]:
     """The difference from the reference, and a paired test over the users that both have."""
-    reference, nothing = sources.reference, {"versus": None, "difference": None, "p": None}
-    if reference is None or label == reference:
-        return nothing
-    records = [record for record in sources.records_of(group) if record["label"] == reference]
-    by_seed = defaultdict(list)
-    for record in records:
-        if record.get(metric) is not None:
-            by_seed[record["seed"]].append(record[metric])
-    if not by_seed:
-        return nothing
-    other = float(np.mean([np.mean(values) for values in by_seed.values()]))
-    mine, its = (users.get(name, {}).get(metric, {}) for name in (label, reference))
-    shared = sorted(mine.keys() & its.keys(), key=str)
-    p = paired([mine[user] - its[user] for user in shared]).p if shared else None
-    return {"versus": reference, "difference": mean - other, "p": p}
+    reference = sources.reference
+    if reference in (None, label) or name not in means.get(reference, {}) or not sources.same_tests(group, label):
+        return {"versus": None, "difference": None, "p": None}
+    p, mine, its = None, users[label], users[reference]
+    if mine is not None and its is not None and name in mine.column_names and name in its.column_names:
+        both = mine.select(["user", name]).join(its.select(["user", name]), "user", join_type="inner", right_suffix="_")
+        differences = both[name].to_numpy() - both[f"{name}_"].to_numpy()
+        p = paired(differences[~np.isnan(differences)]).p
+    return {
+        "versus": reference,
+        "difference": float(np.mean(means[label][name]) - np.mean(means[reference][name])),
+        "p": p,
+    }
 
 
 def _data_spans(sources: Sources) -> list[dict[str, Any]]:
@@ -131,8 +138,8 @@ def _data_spans(sources: Sources) -> list[dict[str, Any]]:
         run = next(run for run in sources.runs if run.group == group)
         try:
             rows += [{"data": group.data} | row for row in _spans(run.dataset)]
-        except Missing:
-            continue
+        except Missing as reason:
+            sources.note(reason)
     return rows
 
 
@@ -146,6 +153,7 @@ def _spans(dataset: Dataset) -> list[dict[str, Any]]:
                 "start": f"{datetime.fromtimestamp(entry.first_second, UTC):%Y-%m-%d %H:%M}",
                 "interactions": entry.interactions,
                 "users": entry.active_users,
+                "users_so_far": users,
                 "new_users": (users - users_before) / max(entry.active_users, 1),
                 "items": entry.items,
                 "new_items": entry.interactions_with_new_items / interactions,
@@ -163,13 +171,22 @@ def _repeats(dataset: Dataset, span: int) -> int:
 
 
 def _settings(sources: Sources) -> list[dict[str, Any]]:
-    tree = extended(TrainConfig)
-    rows = []
-    for run in sources.first_runs():
+    """A row for each value of a key that is not the default, with the runs that have it."""
+    tree, found = extended(TrainConfig), defaultdict(list)
+    runs = list(sources.first_runs())
+    for run in runs:
         for key, value in run.values.items():
             default = plain(default_of(tree, key))
             if key not in ("run_dir", "data.path", "seed") and value != default and is_read(tree, key, run.values):
-                rows.append(run.place | {"key": key, "value": str(value), "default": str(default)})
+                found[key, str(value), str(default)].append(run)
+    whole = Counter(run.label for run in runs)
+    rows = []
+    for (key, value, default), own in sorted(found.items()):
+        counts = Counter(run.label for run in own)
+        labels = [label for label in counts if counts[label] == whole[label]]
+        labels += [f"{run.label} ({run.group.title})" for run in own if run.label not in labels]
+        of = "all" if len(own) == len(runs) else ", ".join(labels)
+        rows.append({"key": key, "value": value, "default": default, "of": of})
     return rows
 
 

@@ -51,7 +51,7 @@ def _curves(run: Run) -> list[dict[str, Any]]:
             continue
         steps, values = thin(steps, values)
         rows += [
-            run.place | {"tag": tag, "step": float(step), "value": float(value)}
+            run.columns | {"tag": tag, "step": float(step), "value": float(value)}
             for step, value in zip(steps, values, strict=True)
         ]
     return rows
@@ -59,7 +59,7 @@ def _curves(run: Run) -> list[dict[str, Any]]:
 
 def _seconds(run: Run) -> list[dict[str, Any]]:
     return [
-        run.place | {"span": line["span"], "phase": phase, "seconds": seconds["mean"]}
+        run.columns | {"span": line["span"], "phase": phase, "seconds": seconds["mean"]}
         for line in run.phases
         for phase, seconds in line["seconds"].items()
         if "/" not in phase
@@ -72,7 +72,7 @@ def _memory(run: Run) -> list[dict[str, Any]]:
         for phase, memory in line["memory"].items():
             for rank, peak in enumerate(memory["peak"]):
                 peaks[rank, phase] = max(peaks[rank, phase], peak or 0)
-    return [run.place | {"rank": rank, "phase": phase, "peak": peak} for (rank, phase), peak in peaks.items() if peak]
+    return [run.columns | {"rank": rank, "phase": phase, "peak": peak} for (rank, phase), peak in peaks.items() if peak]
 
 
 def _speed(run: Run) -> list[dict[str, Any]]:
@@ -85,6 +85,6 @@ def _speed(run: Run) -> list[dict[str, Any]]:
         seconds = line["train_seconds"]
         speed = interactions / seconds if interactions and seconds else None
         rows.append(
-            run.place | {"span": line["span"], "seconds": seconds, "interactions": interactions, "per_second": speed}
+            run.columns | {"span": line["span"], "seconds": seconds, "interactions": interactions, "per_second": speed}
         )
     return rows
