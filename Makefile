@@ -33,14 +33,15 @@ STATE := $(shell cat .venv/.state 2>/dev/null || { test -x .venv/bin/python && e
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SAY := @echo "make setup:"
 
-.PHONY: help setup venv interpreter packages demo test check clean
+.PHONY: help setup venv interpreter packages demo test check docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make setup   build .venv with the exact pins (DEVICE=$(DEVICE))"
 	@echo "make demo    train on Complete Journey with $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks; report"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
-	@echo "make check   formatting, lint and types"
+	@echo "make check   formatting, lint, types and the links of the documentation"
+	@echo "make docs    the documentation as a site, build/site/index.html"
 	@echo "make clean   remove .venv and caches, but not data/ and runs/"
 
 # Runs make again, so that `make clean setup` reads the state after `clean`.
@@ -83,8 +84,10 @@ endif
 	@echo "$(KEY)" > .venv/.state
 	$(SAY) "done; check it with .venv/bin/python launch/doctor.py"
 
+site = NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
 # DeepSpeed's launcher and ninja must be on PATH.
-demo test check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+demo test check docs: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: refresh = python launch/refresh.py --config configs/refresh.yaml --ranks $(RANKS)
 demo: transactions = $$(python -c 'import importlib.util as a; \
@@ -112,6 +115,11 @@ check: setup
 	ruff format --check .
 	ruff check .
 	mypy
+	$(site)
+
+docs: setup
+	python docs/generate.py
+	$(site)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
