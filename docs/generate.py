@@ -52,9 +52,9 @@ def keys_page() -> str:
     parts = [
         "# Keys of each command",
         "",
-        "Each command also has `--help`, `--print_config` and `--config FILE`, which reads a YAML file of these keys; the",
-        "command line wins over all files. `bench.py BENCHMARK --help` lists the keys of a benchmark. This page is made",
-        "from the code by `python docs/generate.py`.",
+        "Each command also has `--help`, `--print_config` and `--config FILE`, which reads a YAML file of these keys;",
+        "the command line wins over all files. `bench.py BENCHMARK --help` lists the keys of a benchmark. This page is",
+        "made from the code by `python docs/generate.py`.",
         "",
     ]
     for command, tree in COMMANDS.items():
