@@ -176,12 +176,10 @@ class Database:
                     "autoload_known_extensions": False,
                 },
             )
-            for setting in (
-                f"TimeZone = {quoted(time_zone)}",
-                "enable_progress_bar = true",
-                "enable_progress_bar_print = false",
-            ):
-                self.connection.execute(f"SET {setting}")
+            self.connection.execute(f"SET TimeZone = {quoted(time_zone)}")
+            with contextlib.suppress(duckdb.InvalidInputException):  # a notebook without widgets: no time left is shown
+                self.connection.execute("SET enable_progress_bar = true")
+                self.connection.execute("SET enable_progress_bar_print = false")
         except BaseException:  # Ctrl-C while the database opens
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
