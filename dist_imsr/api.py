@@ -12,13 +12,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 from rich.console import Console
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.data.prepare import prepare as prepare_data
 from dist_imsr.evaluation.recommend import RecommendConfig, write_recommendations
@@ -41,14 +41,14 @@ __all__ = [
 ]
 
 
-def prepare(config: PrepareConfig) -> Path:
+def prepare(config: PrepareConfig) -> Location:
     """Prepares a raw log for training, as launch/prepare.py does.
 
     Args:
         config: the input, the options and the output.
 
     Returns:
-        The folder of the prepared data.
+        The folder of the prepared data, or its address.
 
     Raises:
         ValueError: naming key, file or row.

@@ -9,6 +9,12 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+
+from dist_imsr.addresses import Address, Location
+
+_FILES = (Path, Location)
+register_type(Address, str, Address)
 
 
 def joined(argv: Sequence[str], tree: type) -> list[str]:
@@ -22,7 +28,7 @@ def joined(argv: Sequence[str], tree: type) -> list[str]:
     """
     kinds = {f"--{key}": kind for key, kind in _keys(tree)}
     fields = {f"--{key}": f"--{key}_" for key in _reserved(tree)}
-    files: dict[str, list[str]] = {option: [] for option, kind in kinds.items() if _element_of(kind) is Path}
+    files: dict[str, list[str]] = {option: [] for option, kind in kinds.items() if _element_of(kind) in _FILES}
     found, rest = list[str](), list(argv)
     while rest:
         option, equals, word = rest.pop(0).partition("=")
@@ -41,17 +47,18 @@ def joined(argv: Sequence[str], tree: type) -> list[str]:
 def _list(words: Sequence[str], kind: Any) -> str:
     """The words as the parser reads a list; in one of texts, NULL and 007 stay texts, whatever they are in YAML."""
     element = _element_of(kind)
-    texts = element in (str, Path)
+    texts = element in (str, *_FILES)
     if len(words) == 1:
         [word] = words
         if word.startswith("[") and word.endswith("]"):
             return json.dumps(_texts(word)) if texts else word
-        if element is None or (get_origin(kind) is not list and element in get_args(kind)):
+        alone = {element, *get_args(element)} & set(get_args(kind))
+        if element is None or (get_origin(kind) is not list and alone):
             return word
     return json.dumps(words) if texts else f"[{', '.join(words)}]"
 
 
-def _element_of(kind: Any) -> type | None:
+def _element_of(kind: Any) -> Any:
     """The type of a list's elements, if a key takes a list."""
     return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
 

@@ -1,7 +1,10 @@
 """Checks of configuration values, whose errors name the key; imports nothing of the project."""
 
 import os
+import re
 from pathlib import Path
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -48,3 +51,18 @@ def require_folder(path: Path, key: str) -> None:
     """
     able = path.is_dir() and os.access(path, os.W_OK)
     require(able, key, str(path), "a folder that exists and can be written")
+
+
+def parse_bytes(text: str) -> int | None:
+    """Parses a size such as ``4GiB``, ``4GB`` or ``500 MB`` into bytes.
+
+    Units with an i are binary, others decimal.
+
+    Returns:
+        Bytes; None if the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.upper()])

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from dist_imsr.addresses import Address, refuse_addresses
 from dist_imsr.arguments import Parser, add_inherited, completed, joined
 from dist_imsr.checks import require
 from dist_imsr.launcher import is_first_rank
@@ -43,7 +44,8 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
 
     Raises:
         SystemExit: with status 2 and the key's name on stderr for an unknown key, a wrong type or an impossible
-            value; with status 0 after ``--help`` and ``--print_config``.
+            value; with status 1 if remote files cannot be reached; with status 0 after ``--help`` and
+            ``--print_config``.
     """
     try:
         return _read(tree, _without_local_rank(sys.argv[1:] if argv is None else argv), description)
@@ -51,6 +53,10 @@ def parse(tree: type[Section], argv: Sequence[str] | None = None, *, description
         if is_first_rank():
             sys.stderr.write(f"{Path(sys.argv[0]).name}: {_one_line(error)} (--help lists the keys)\n")
         raise SystemExit(2) from None
+    except ConnectionError as error:  # some keys name remote files that are read at once
+        if is_first_rank():
+            sys.stderr.write(f"{Path(sys.argv[0]).name}: {_one_line(error)}\n")
+        raise SystemExit(1) from None
 
 
 def resolve(tree: type[Section], argv: Sequence[str]) -> Section:
@@ -224,6 +230,7 @@ def _instance(parser: ArgumentParser, tree: type[Section], arguments: Namespace)
         if dataclasses.is_dataclass(field.type):
             read = arguments[field.name]
             require(isinstance(read, Namespace), field.name, read, "a section of keys")
+    refuse_addresses(dict(arguments.items()))
     values = parser.instantiate(arguments)
     return tree(**{field.name: values[field.name] for field in dataclasses.fields(tree)})  # type: ignore[arg-type]
 
@@ -259,4 +266,4 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | Address) else value

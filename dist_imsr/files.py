@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+from dist_imsr.addresses import Location
+
 _DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
 
 
@@ -131,7 +133,7 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
         return hashlib.file_digest(file, _DIGESTS[kind]).hexdigest()
 
 
-def check_version(path: Path, found: object, newest: int) -> None:
+def check_version(path: Location, found: object, newest: int) -> None:
     """Refuses a manifest of a newer version.
 
     Args:

@@ -16,14 +16,17 @@ from dist_imsr.console import output_console, run_writer
 from dist_imsr.data.cutting import date_of
 from dist_imsr.data.dataset import MANIFEST, SpanEntry
 from dist_imsr.data.prepare import PrepareConfig, prepare
+from dist_imsr.data.storage import read_bytes
 
 
 def main() -> int:
     """Runs the command; returns the exit status of `run_writer`."""
     config = parse(PrepareConfig, description=__doc__)
-    before = _manifest(config)
+    before: bytes | None = None
 
     def work(console: Console) -> None:
+        nonlocal before
+        before = _manifest(config)
         runs: AbstractContextManager[None] = nullcontext()
         if config.run_dirs:
             from dist_imsr.training.forget import forgetting_in_runs  # with torch, which takes seconds to import
@@ -49,7 +52,7 @@ def main() -> int:
 def _manifest(config: PrepareConfig) -> bytes | None:
     """The bytes of the data set's dataset.json; None if there is none."""
     folder = config.append or config.output
-    return (folder / MANIFEST).read_bytes() if folder is not None and (folder / MANIFEST).is_file() else None
+    return read_bytes(folder, MANIFEST) if folder is not None else None
 
 
 def report(manifest: dict[str, Any], console: Console) -> None:

@@ -27,7 +27,7 @@ def prepare(config: PrepareConfig) -> None:
 
     assert isinstance(config.input, Path)
     assert config.behaviours is not None
-    assert config.output is not None
+    assert isinstance(config.output, Path)
     types = dict.fromkeys(("user", "item", "category", "behaviour", "time"), pl.Int64) | {"behaviour": pl.String}
     rows = pl.read_csv(config.input, has_header=False, schema=types, row_index_name="row")
     rows = rows.filter(pl.col("behaviour").is_in(config.behaviours) & pl.col("time").is_between(*TAOBAO_WINDOW))

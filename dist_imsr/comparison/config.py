@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dist_imsr.addresses import Location
 from dist_imsr.checks import require
 from dist_imsr.comparison.document import replace_part
 
@@ -15,12 +16,12 @@ class Source:
 
     Args:
         config: a YAML file for launch/train.py.
-        path: the folder that launch/prepare.py wrote.
+        path: the folder that launch/prepare.py wrote, or its address.
         set: further arguments of launch/train.py, as ``--key=value``.
     """
 
     config: Path
-    path: Path
+    path: Location
     set: list[str] = field(default_factory=list)
 
 

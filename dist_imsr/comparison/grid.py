@@ -12,7 +12,7 @@ from dist_imsr.baselines.config import BaselinesConfig
 from dist_imsr.checks import require
 from dist_imsr.comparison.config import CompareConfig, Row, Value
 from dist_imsr.config import plain, resolve
-from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.keys import Compare, keys_of, rules_of
 from dist_imsr.registry import extended
@@ -132,7 +132,7 @@ class Grid:
         tests = plain(asdict(replace(source.eval, beyond=False, per_user=False)))  # it makes no lists, and has a key
         return [
             *row.set,
-            f"--data.path={source.data.path}",
+            *(f"--data.{key}={value}" for key, value in vars(source.data).items() if value and key != "verify"),
             f"--baselines={row.baseline}",
             f"--spans={min(source.training.last(dataset.spans), dataset.spans - 2)}",
             f"--eval={json.dumps(tests)}",
@@ -178,7 +178,7 @@ class Grid:
         self._sources[name] = config = _within(str(source.config), resolve, TrainConfig, arguments)
         require(top in config.eval.top, "eval.top", config.eval.top, f"numbers with top ({top})")
         require(config.training.spans != 0, "training.spans", 0, "at least 1")
-        dataset, tuning = Dataset(DataConfig(source.path, config.data.verify)), self.config.tuning
+        dataset, tuning = Dataset(config.data), self.config.tuning
         _within("set", config.training.last, dataset.spans)
         if tuning.budget > 1 and tuning.keys:
             _within("tuning.spans", replace(config.training, spans=tuning.spans).last, dataset.spans)

@@ -1,7 +1,7 @@
 """Changes of a prepared data set: one at a time, each visible at once or not at all.
 
-``dataset.json`` is the only file that is ever replaced, by one rename: before it, a data set is what it was, and files
-that it does not name are leftovers, which the next command that writes removes.
+``dataset.json`` is the only file that is ever replaced, by one rename or, in a remote folder, by one write: before it,
+a data set is what it was, and files that it does not name are leftovers, which the next command that writes removes.
 """
 
 import contextlib
@@ -13,20 +13,67 @@ from pathlib import Path
 from typing import Any
 
 from dist_imsr.data.dataset import MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.workspace import replace_folder
 from dist_imsr.files import locked, sync_files, write_whole
 
 _LOCK = ".lock"
+PATTERNS = ("span=*", "users/*", "items/*", "titles/*", "waiting/*", "rejected/*", "truth_*")
+"""The places of a data set's files."""
+
+
+class Change:
+    """A data set while it is changed, in a local folder.
+
+    Args:
+        data: the folder.
+        folder: where new files are written, by their paths in the data set.
+
+    Attributes:
+        known: the data set as it is.
+        folder: as above.
+    """
+
+    def __init__(self, data: DataConfig, folder: Path) -> None:
+        self._data, self.folder = data, folder
+        self.known = Dataset(data)
+
+    def commit(self, entries: Sequence[SpanEntry], **changes: Any) -> dict[str, Any]:
+        """Brings new files to where they stay, and makes them visible by replacing ``dataset.json``.
+
+        Args:
+            entries: all spans.
+            changes: other keys of ``dataset.json``.
+
+        Returns:
+            The new contents of ``dataset.json``.
+        """
+        before = self.known.manifest
+        manifest = before | {"spans": [asdict(entry) for entry in entries]} | changes
+        earlier, names = {entry.name for entry in self.known.entries}, list[str]()
+        for entry in entries:
+            if entry.name not in earlier:
+                text = (self.folder / entry.manifest_file).read_text()
+                names += [*json.loads(text)["files"], entry.manifest_file]
+        names += manifest["files"].keys() - before["files"].keys()
+        self._publish(names, manifest)
+        self.known = Dataset(self._data)
+        return manifest
+
+    def _publish(self, names: Sequence[str], manifest: dict[str, Any]) -> None:
+        sync_files([self.folder / name for name in names])
+        write_manifest_file(self.folder, manifest)
 
 
 @contextlib.contextmanager
-def changing(folder: Path) -> Iterator[Dataset]:
-    """Locks a data set, and removes what an interrupted change left in its folder, before and after.
+def changing(data: DataConfig, folder: Path) -> Iterator[Change]:
+    """Locks a local data set, and removes what an interrupted change left in its folder, before and after.
 
     Args:
-        folder: of the data set.
+        data: the data set.
+        folder: its folder.
 
     Yields:
-        The data set as it is.
+        The data set, to be changed.
 
     Raises:
         ValueError: if another process is changing it.
@@ -34,64 +81,57 @@ def changing(folder: Path) -> Iterator[Dataset]:
     with locked(folder / _LOCK, _refusal("append", folder)):
         _remove_leftovers(folder)
         try:
-            yield Dataset(DataConfig(folder))
+            yield Change(data, folder)
         finally:
             _remove_leftovers(folder)
 
 
-def replacing(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Locks the data set of a folder, if it holds one, while another takes its place.
+@contextlib.contextmanager
+def creating(output: Path, overwrite: bool) -> Iterator[Path]:
+    """Creates the folder of a data set, as `replace_folder` does; one that it replaces is locked meanwhile.
 
     Args:
-        folder: of the data set.
+        output: the folder.
+        overwrite: whether to replace a data set.
+
+    Yields:
+        The folder to fill.
 
     Raises:
-        ValueError: if another process is changing it; when the context begins.
+        ValueError: if another process is changing the data set that would be replaced, or if the folder exists.
     """
-    if not (folder / MANIFEST).is_file():
-        return contextlib.nullcontext()
-    return locked(folder / _LOCK, _refusal("output", folder))
-
-
-def commit(known: Dataset, entries: Sequence[SpanEntry], **changes: Any) -> dict[str, Any]:
-    """Flushes new files to the disk, and makes them visible by replacing ``dataset.json``.
-
-    Args:
-        known: the data set before.
-        entries: all spans.
-        changes: other keys of ``dataset.json``.
-
-    Returns:
-        The new contents of ``dataset.json``.
-    """
-    manifest = known.manifest | {"spans": [asdict(entry) for entry in entries]} | changes
-    earlier = {entry.name for entry in known.entries}
-    new = [entry for entry in entries if entry.name not in earlier]
-    names = [name for entry in new for name in (*known.files_of(entry), entry.manifest_file)]
-    names += manifest["files"].keys() - known.manifest["files"].keys()
-    sync_files([known.path / name for name in names])
-    write_manifest_file(known.path, manifest)
-    return manifest
+    there = (output / MANIFEST).is_file()
+    lock = locked(output / _LOCK, _refusal("output", output)) if there else contextlib.nullcontext()
+    with lock, replace_folder(output, MANIFEST, overwrite) as folder:
+        yield folder
 
 
 def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:
     """Replaces ``dataset.json`` by one rename."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_whole(folder / MANIFEST, manifest_text(manifest))
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """The text of ``dataset.json``."""
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def _refusal(key: str, folder: Path) -> str:
     return f"{key}: another process is changing {folder}; wait for it"
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the files that ``dataset.json`` does not name, in the places of a data set's files, and retired rows."""
-    manifest = read_manifest(folder)
+def named_files(manifest: dict[str, Any]) -> tuple[set[str], list[str]]:
+    """The files and folders that ``dataset.json`` names, and patterns of those in them that are retired."""
     entries = [SpanEntry(**entry) for entry in manifest["spans"]]
     names = [*manifest["files"], *(f"span={entry.name}" for entry in entries)]
     names += [entry.ids_file(table) for entry in entries for table in ("users", "items")]
+    return set(names), [f"span={entry.name}/bucket=*" for entry in entries if entry.retired]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the files that ``dataset.json`` does not name, in the places of a data set's files, and retired rows."""
+    names, retired = named_files(read_manifest(folder))
     named = {folder / name for name in names}
-    patterns = ["span=*", "users/*", "items/*", "waiting/*", "rejected/*", "truth_*", "duckdb-*"]
-    patterns += [f"span={entry.name}/bucket=*" for entry in entries if entry.retired]
-    for pattern in patterns:
+    for pattern in (*PATTERNS, "duckdb-*", *retired):
         for path in set(folder.glob(pattern)) - named:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dist_imsr.addresses import Location, location
+from dist_imsr.data.cache import CacheOptions
+from dist_imsr.data.remote import PARALLEL
 from dist_imsr.data.schedule import ranges
 from dist_imsr.data.sorted_keys import find_sorted
-from dist_imsr.files import check_file, check_version
+from dist_imsr.data.storage import open_storage, read_bytes
+from dist_imsr.files import check_version
 from dist_imsr.keys import free
 
 FORMAT_VERSION = 2
@@ -26,16 +32,29 @@ SHORTEST_SPLIT = 3  # a user with fewer interactions in a span trains on all of 
 
 
 @dataclass
-class DataConfig:
+class DataConfig(CacheOptions):
     """The prepared data.
 
     Args:
-        path: a folder that launch/prepare.py wrote.
+        path: a folder that launch/prepare.py wrote, or its address (s3://, gs://, hdfs:// or abfs://).
         verify: read every file once and compare its checksum.
     """
 
-    path: Path = field(metadata=free(compare="grid"))
+    path: Location = field(metadata=free(compare="grid"))
     verify: bool = field(default=False, metadata=free())
+
+    @classmethod
+    def of_run(cls, settings: Mapping[str, Any], path: Location | None = None) -> "DataConfig":
+        """The data of a run, without verifying them.
+
+        Args:
+            settings: the section ``data`` of the run's config.yaml.
+            path: where the data are now; by default, where the run read them.
+        """
+        cache = {key: settings[key] for key in ("cache", "cache_limit") if settings.get(key) is not None}
+        if "cache" in cache:
+            cache["cache"] = Path(cache["cache"])
+        return cls(location(settings["path"]) if path is None else path, **cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +183,7 @@ class Dataset:
     The object is the data set as it was when it was opened: an append that ends later is not in it.
 
     Attributes:
-        path: the folder.
+        path: the folder, or its address.
         manifest: the contents of ``dataset.json``.
         buckets: the number of buckets of users.
         entries: the spans, the pre-training span first.
@@ -178,16 +197,18 @@ class Dataset:
         self.path = config.path
         self.manifest = read_manifest(config.path)
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}  # cache of columns by table and name
+        self._storage = open_storage(config.path, config, MANIFEST)
         path = config.path / MANIFEST
         try:
             self.buckets: int = self.manifest["n_buckets"]
             self.entries = [SpanEntry(**entry) for entry in self.manifest["spans"]]
             for name, entry in self.manifest["files"].items():
-                check_file(path, name, entry, config.verify)
-            for span in self.entries:
-                for name, entry in self.files_of(span).items():
-                    if not (span.retired and name.startswith(f"span={span.name}/bucket=")):
-                        check_file(path, name, entry, config.verify)
+                self._storage.check(name, entry, config.verify)
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                for span, files in zip(self.entries, pool.map(self.files_of, self.entries), strict=True):
+                    for name, entry in files.items():
+                        if not (span.retired and name.startswith(f"span={span.name}/bucket=")):
+                            self._storage.check(name, entry, config.verify)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} lacks {error}: prepare the data again") from error
         except ValueError as error:
@@ -199,9 +220,17 @@ class Dataset:
         Raises:
             ValueError: if the span's manifest is missing or damaged.
         """
-        check_file(self.path / MANIFEST, span.manifest_file, span.manifest, checksum=True)
-        files: dict[str, dict[str, Any]] = json.loads((self.path / span.manifest_file).read_text())["files"]
+        self._storage.check(span.manifest_file, span.manifest, checksum=True)
+        files: dict[str, dict[str, Any]] = json.loads(self._storage.map(span.manifest_file).to_pybytes())["files"]
         return files
+
+    def local(self, name: str) -> Path:
+        """The path of one of the data set's files on this machine, where it stays while the object lives.
+
+        Args:
+            name: its path in the folder.
+        """
+        return self._storage.local(name)
 
     @property
     def users(self) -> int:
@@ -281,7 +310,7 @@ class Dataset:
         Args:
             items: ``[n]`` ids.
         """
-        paths = [self.path / name for name in self.manifest["files"] if name.startswith(f"{TITLES}/")]
+        paths = [self.local(name) for name in self.manifest["files"] if name.startswith(f"{TITLES}/")]
         wanted = pa.array(items, pa.int64())
         tables = (pq.read_table(path, filters=pc.field("item").isin(wanted)) for path in paths)
         known = {item: title for table in tables for item, title in zip(*table.to_pydict().values(), strict=True)}
@@ -290,7 +319,7 @@ class Dataset:
 
     def raw_id_type(self, table: str) -> pa.DataType:
         """The type of the raw ids in the table ``users`` or ``items``."""
-        return pq.read_schema(self.path / self.entries[0].ids_file(table)).field("raw").type
+        return pq.read_schema(self.local(self.entries[0].ids_file(table))).field("raw").type
 
     @cached_property
     def forgotten(self) -> np.ndarray:
@@ -342,7 +371,7 @@ class Dataset:
 
     def item_counts(self, span: int) -> tuple[np.ndarray, np.ndarray]:
         """The items of a span ``[n]``, ascending, and the number of interactions of each ``[n]``; mapped, not read."""
-        batch = _open(self.path / self.entries[span].item_counts_file)
+        batch = self._open(self.entries[span].item_counts_file)
         return batch.column("item").to_numpy(), batch.column("interactions").to_numpy()
 
     def _table(self, name: str, column: str) -> pa.ChunkedArray:
@@ -353,9 +382,9 @@ class Dataset:
         return self._columns[name, column]
 
     def _read(self, name: str, column: str) -> pa.ChunkedArray:
-        path = self.path / name
+        path, buffer = self.path / name, self._map(name)
         try:
-            return pq.ParquetFile(path, memory_map=True).read(columns=[column])[column]
+            return pq.ParquetFile(pa.BufferReader(buffer)).read(columns=[column])[column]
         except (pa.ArrowException, KeyError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is no table of a prepared data set ({reason}): prepare it again") from error
@@ -371,14 +400,34 @@ class Dataset:
             raise ValueError(f"{self.path}: the rows of span {span} were retired (prepare.py --retire_before)")
         path = self.path / entry.bucket_file(bucket)
         try:
-            batch = _open(path)
+            batch = self._open(entry.bucket_file(bucket))
             items, users = batch.column("items"), batch.column("user").to_numpy()
         except KeyError as error:
             raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
         return Sequences(users, items.offsets.to_numpy(), items.values.to_numpy(), batch)
 
+    def sequences_of(self, span: int, buckets: Sequence[int]) -> list[Sequences]:
+        """Opens the files of several buckets as `sequences` does; remote ones are fetched several at a time."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(lambda bucket: self.sequences(span, bucket), buckets))
 
-def read_manifest(folder: Path, key: str = "data.path") -> dict[str, Any]:
+    def _open(self, name: str) -> pa.RecordBatch:
+        buffer = self._map(name)
+        try:
+            return pa.ipc.open_file(pa.BufferReader(buffer)).get_batch(0)
+        except (pa.ArrowException, OSError) as error:
+            path = self.path / name
+            raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error
+
+    def _map(self, name: str) -> pa.Buffer:
+        try:
+            return self._storage.map(name)
+        except FileNotFoundError as error:
+            path = self.path / name
+            raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
+
+
+def read_manifest(folder: Location, key: str = "data.path") -> dict[str, Any]:
     """Reads ``dataset.json``.
 
     Args:
@@ -389,10 +438,11 @@ def read_manifest(folder: Path, key: str = "data.path") -> dict[str, Any]:
         ValueError: naming the key and the folder, if there is none; the file, if it has another format.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    text = read_bytes(folder, MANIFEST)
+    if text is None:
         raise ValueError(f"{key}: {folder} holds no {MANIFEST}: write it with launch/prepare.py")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(text)
         version = manifest["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a prepared data set ({error!r}): prepare it again") from error
@@ -405,7 +455,7 @@ def read_manifest(folder: Path, key: str = "data.path") -> dict[str, Any]:
     return manifest
 
 
-def _command_of(manifest: dict[str, Any], folder: Path) -> str:
+def _command_of(manifest: dict[str, Any], folder: Location) -> str:
     """The command that prepared a data set of format 1."""
     source, words = manifest.get("source", {}), ["python", "launch/prepare.py"]
     options = {"source": source.get("name"), "input": source.get("input"), **manifest.get("options", {})}
@@ -415,12 +465,3 @@ def _command_of(manifest: dict[str, Any], folder: Path) -> str:
             if one is not None:
                 words += [f"--{name.rstrip('_')}", one if isinstance(one, str) else json.dumps(one)]
     return shlex.join(words)
-
-
-def _open(path: Path) -> pa.RecordBatch:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no span file of a prepared data set ({error}): prepare it again") from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dist_imsr.data.changes import commit
+from dist_imsr.data.changes import Change
 from dist_imsr.data.dataset import Dataset, Sequences, SpanEntry
 from dist_imsr.data.preparation import Files, write_rows
 from dist_imsr.data.staging import RAW_KEPT
@@ -56,23 +56,24 @@ class Forgotten(NamedTuple):
         return line + (f"; {_counted(self.unknown, 'other id')} of the list had no id here" if self.unknown else "")
 
 
-def forget(known: Dataset, listed: UserList) -> tuple[dict[str, Any], Forgotten]:
+def forget(change: Change, listed: UserList) -> tuple[dict[str, Any], Forgotten]:
     """Takes users out of all spans whose rows are kept, of the raw ids, and of waiting and rejected rows.
 
     Spans that change get a new name; `changing` removes their old files.
 
     Args:
-        known: the data set, while it is changed.
+        change: of the data set.
         listed: the users; those who are not there, because they were forgotten before or never were, are counted.
 
     Returns:
         The new contents of ``dataset.json``; what was removed.
     """
+    known = change.known
     users = np.unique(known.user_ids(listed.ids))
     users = users[users >= 0]
     entries, rows = [], dict[int, int]()
     for span, entry in enumerate(known.entries):
-        changed = _without_users(known, span, users)
+        changed = _without_users(change, span, users)
         rows |= {span: lost} if (lost := entry.interactions - changed.interactions) else {}
         entries.append(changed)
     removed, files = Counter[str](), Files()
@@ -80,7 +81,7 @@ def forget(known: Dataset, listed: UserList) -> tuple[dict[str, Any], Forgotten]
         kind = re.split(r"[/.]", name)[0]
         kept = {name: file}
         if (keep := _kept_rows(kind, users, listed)) is not None:
-            kept = _without_rows(known, name, keep)
+            kept = _without_rows(change, name, keep)
         removed[kind] += file["rows"] - sum(entry["rows"] for entry in kept.values())
         files |= kept
     found = Forgotten(
@@ -90,11 +91,12 @@ def forget(known: Dataset, listed: UserList) -> tuple[dict[str, Any], Forgotten]
         waiting=removed["waiting"],
         rejected=removed["rejected"],
     )
-    return commit(known, entries, files=files), found
+    return change.commit(entries, files=files), found
 
 
-def _without_users(known: Dataset, span: int, users: np.ndarray) -> SpanEntry:
+def _without_users(change: Change, span: int, users: np.ndarray) -> SpanEntry:
     """Writes a span again without users; returns the span as it is if none of them is in it."""
+    known, folder = change.known, change.folder
     entry = known.entries[span]
     new = users[known.known(users, span) & ~known.known(users, span - 1)]
     buckets = [] if entry.retired else np.unique(users % known.buckets).tolist()
@@ -103,22 +105,23 @@ def _without_users(known: Dataset, span: int, users: np.ndarray) -> SpanEntry:
     if not len(new) and not parts:
         return entry
     changed, files, lost = replace(entry, name=_next_version(entry.name)), Files(), Counter[str]()
-    (known.path / f"span={changed.name}").mkdir()
+    for place in (f"span={changed.name}", "users", "items"):
+        (folder / place).mkdir(exist_ok=True)
     for name, file in known.files_of(entry).items():
         target = name.replace(f"span={entry.name}", f"span={changed.name}", 1)
         if entry.retired and name.startswith(f"span={entry.name}/bucket="):
             continue
         if name in parts:
             gone = np.isin(parts[name].users, users)
-            files[target] = write_batch(known.path, target, parts[name].batch.filter(pa.array(~gone)))
+            files[target] = write_batch(folder, target, parts[name].batch.filter(pa.array(~gone)))
             lost.update(_counts(known, span, parts[name], gone))
         elif name == entry.ids_file("users") and len(new):
-            files[target] = _write_holes(known.path / name, known.path / target, new)
+            files[target] = _write_holes(known.local(name), folder / target, new)
         else:
-            link(known.path / name, known.path / target)
+            link(known.local(name), folder / target)
             files[target] = file
     changed = replace(changed, **{name: getattr(entry, name) - count for name, count in lost.items()})
-    return write_manifest(known.path, changed, files)
+    return write_manifest(folder, changed, files)
 
 
 def _counts(known: Dataset, span: int, part: Sequences, chosen: np.ndarray) -> dict[str, int]:
@@ -153,13 +156,13 @@ def _kept_rows(kind: str, users: np.ndarray, listed: UserList) -> Keep | None:
     return None
 
 
-def _without_rows(known: Dataset, name: str, keep: Keep) -> Files:
+def _without_rows(change: Change, name: str, keep: Keep) -> Files:
     """Writes a Parquet file again with the rows that stay; returns its entry, or that of the file itself if all do."""
-    path = PurePath(name)
+    known, path = change.known, PurePath(name)
     target = str(path.with_name(_next_version(path.stem) + path.suffix))
-    with pq.ParquetFile(known.path / name) as file:
+    with pq.ParquetFile(known.local(name)) as file:
         rows = (batch.filter(keep(batch)) for batch in file.iter_batches())
-        files = write_rows(known.path, target, file.schema_arrow, rows)
+        files = write_rows(change.folder, target, file.schema_arrow, rows)
         return files if files[target]["rows"] < file.metadata.num_rows else {name: known.manifest["files"][name]}
 
 

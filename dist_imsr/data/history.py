@@ -63,7 +63,8 @@ class History:
     def __init__(self, dataset: Dataset, buckets: range, span: int, first: int = 0, training: bool = False) -> None:
         self._n_buckets, self._first, self._training = dataset.buckets, buckets.start, training
         self._items = dataset.items_by_span[span]
-        self._files = [[dataset.sequences(earlier, bucket) for earlier in range(first, span + 1)] for bucket in buckets]
+        by_span = [dataset.sequences_of(earlier, buckets) for earlier in range(first, span + 1)]
+        self._files = [[part[place] for part in by_span] for place in range(len(buckets))]
 
     def __call__(self, users: torch.Tensor) -> PastItems:
         """Looks up the items of users, and when they met them.

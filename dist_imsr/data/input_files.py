@@ -20,7 +20,9 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 
+from dist_imsr.addresses import Address, Location
 from dist_imsr.checks import require
+from dist_imsr.data.remote import RemoteFolder, find_remote
 
 _STDIN = Path("/dev/stdin")
 _COPIED = 1 << 23  # bytes at a time
@@ -105,11 +107,11 @@ def name_file(name: str) -> Iterator[None]:
         raise ValueError(f"input: {name} cannot be read: {reason}") from error
 
 
-def find_files(inputs: Sequence[Path]) -> list[Path]:
+def find_files(inputs: Sequence[Location]) -> list[Location]:
     """The files that are meant: files, pipes, all files of folders, and patterns such as ``logs/*.csv``.
 
-    Files of a folder or pattern are in the order of their names; those whose names, or folders inside the folder,
-    begin with a dot or an underscore (as Spark's ``_SUCCESS``) do not count.
+    Each may be an address as well. Files of a folder or pattern are in the order of their names; those whose names, or
+    folders inside the folder, begin with a dot or an underscore (as Spark's ``_SUCCESS``) do not count.
 
     Args:
         inputs: as the user wrote them; ``-`` is the standard input.
@@ -117,9 +119,11 @@ def find_files(inputs: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: naming what does not exist, holds no file, or is named twice.
     """
-    found: list[Path] = []
+    found: list[Location] = []
     for path in inputs:
-        if str(path) == "-":
+        if isinstance(path, Address):
+            found += find_remote(path)
+        elif str(path) == "-":
             found.append(_STDIN)
         elif path.is_dir():
             found += _visible(path, sorted(path.rglob("*")))
@@ -130,9 +134,9 @@ def find_files(inputs: Sequence[Path]) -> list[Path]:
             found += _visible(path, matches)
         else:
             raise ValueError(f"input: {path} does not exist")
-    seen: dict[Path, Path] = {}
+    seen: dict[Location, Location] = {}
     for path in found:
-        other = seen.setdefault(path.resolve(), path)
+        other = seen.setdefault(path if isinstance(path, Address) else path.resolve(), path)
         if other is not path:
             raise ValueError(f"input: {path} is named twice" + (f", also as {other}" if other != path else ""))
     return found
@@ -150,8 +154,8 @@ def _visible(named: Path, paths: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def open_input(path: Path, scratch: Path, folders: bool = False) -> InputFile:
-    """Finds out how a file is compressed, by its bytes; a pipe is copied to disk first.
+def open_input(path: Location, scratch: Path, folders: bool = False) -> InputFile:
+    """Finds out how a file is compressed, by its bytes; a pipe or a remote file is copied to disk first.
 
     Args:
         path: of `find_files`.
@@ -160,10 +164,13 @@ def open_input(path: Path, scratch: Path, folders: bool = False) -> InputFile:
 
     Raises:
         ValueError: naming the file, if it is empty, a terminal, or cannot be read.
+        ConnectionError: naming the address, if it cannot be reached.
     """
     name = "the standard input" if path == _STDIN else str(path)
     values = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part) if folders else {}
     values = {key: "" if value == _NO_PARTITION else unquote(value) for key, value in values.items()}
+    if isinstance(path, Address):
+        path = _downloaded(path, scratch)
     with name_file(name):
         if path == _STDIN and sys.stdin is not None and sys.stdin.isatty():
             raise ValueError("input: the standard input is a terminal: pipe a log into it")
@@ -181,6 +188,14 @@ def open_input(path: Path, scratch: Path, folders: bool = False) -> InputFile:
     if empty:
         raise ValueError(f"input: {name} is empty")
     return file
+
+
+def _downloaded(address: Address, scratch: Path) -> Path:
+    copy = scratch / "remote"
+    with copy.open("wb") as sink:
+        for block in RemoteFolder(address).blocks():
+            sink.write(block)
+    return copy
 
 
 def is_parquet(file: InputFile) -> bool:

@@ -36,7 +36,7 @@ def reject_known_rows(known: Dataset, database: Database) -> Counter[str]:
         reason = f"{LATE}, before retired rows"
         [(rejected[reason],)] = run(f"UPDATE events SET reason = {quoted(reason)} WHERE {late} AND time < {first}")
     for name in known.waiting_files:
-        path = quoted_path(known.path / name)
+        path = quoted_path(known.local(name))
         rejected[_KNOWN] += _reject(late, f"read_parquet({path}, hive_partitioning = false)", database)
     users = database.table(
         f"SELECT DISTINCT id FROM events JOIN known_users ON events.user = known_users.raw WHERE {late} ORDER BY id"

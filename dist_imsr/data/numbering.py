@@ -149,7 +149,7 @@ class Numbering:
 def open_known(database: Database, known: Dataset) -> None:
     """Makes the views ``known_users`` and ``known_items``: raw, id; without users who were forgotten."""
     for table in ("users", "items"):
-        paths = [quoted_path(known.path / entry.ids_file(table)) for entry in known.entries]
+        paths = [quoted_path(known.local(entry.ids_file(table))) for entry in known.entries]
         database.run(
             f"CREATE VIEW known_{table} AS SELECT raw, {table[:-1]} AS id FROM read_parquet([{', '.join(paths)}], "
             "hive_partitioning = false) WHERE raw IS NOT NULL"

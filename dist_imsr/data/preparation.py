@@ -151,7 +151,7 @@ class Preparation:
         for name in known.waiting_files:
             self.database.run(
                 "INSERT INTO events (user, item, time, nanos, breaks) SELECT user, item, time, 0, 0 "
-                f"FROM read_parquet({quoted_path(known.path / name)}, hive_partitioning = false)"
+                f"FROM read_parquet({quoted_path(known.local(name))}, hive_partitioning = false)"
             )
 
     def _left_out(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Prepares a raw log as a data set of spans, adds later logs to it, and takes rows out of it."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,16 +10,19 @@ import duckdb
 import pyarrow as pa
 from rich.console import Console
 
-from dist_imsr.checks import require
+from dist_imsr.addresses import Address, Location
+from dist_imsr.checks import parse_bytes, require
 from dist_imsr.config import plain, section_of
-from dist_imsr.data.changes import changing, commit, replacing, write_manifest_file
-from dist_imsr.data.dataset import FORMAT_VERSION, MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.cache import CacheOptions
+from dist_imsr.data.changes import Change, changing, creating, write_manifest_file
+from dist_imsr.data.dataset import FORMAT_VERSION, DataConfig, Dataset, SpanEntry, read_manifest
 from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
+from dist_imsr.data.remote_changes import changing_remote, creating_remote
 from dist_imsr.data.retire import retire
 from dist_imsr.data.sources import SourceConfig, input_files
 from dist_imsr.data.user_list import read_user_list
-from dist_imsr.data.workspace import Database, ProgressDisplay, parse_bytes, replace_folder
+from dist_imsr.data.workspace import Database, ProgressDisplay
 
 _LEAST_MEMORY = 256 * 2**20
 # The options of each log; the others are those of the data set.
@@ -58,16 +62,16 @@ class MachineOptions:
 
 
 @dataclass(kw_only=True)
-class PrepareConfig(MachineOptions, SourceConfig):
+class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
     """Prepares a raw log of interactions: cuts it into spans of time and buckets of users, out of core.
 
     Args:
         source: the format: taobao, amazon, movielens, recbole, tmall, yelp, gowalla, complete-journey, csv or parquet;
             or drift, which generates interactions with planted truth. With append, that of the data set.
-        output: the folder to write; it appears only when complete.
+        output: the folder to write, or its address (s3://, gs://, hdfs:// or abfs://); it appears only when complete.
         overwrite: replace the data set that an earlier run wrote there.
-        append: in the place of output, the prepared folder to which the input is added as further spans. Source,
-            columns and filters are those of the data set. A log that covers several spans adds several.
+        append: in the place of output, the prepared folder, or its address, to which the input is added as further
+            spans. Source, columns and filters are those of the data set. A log that covers several spans adds several.
         late: rows before the end of the last span of append: reject them (too many refuse the log, as for any bad
             rows), or let those that the data do not hold yet enter the next span (into_next).
         count_users: which rows count for min_interactions: those of the whole_log, as in the paper, or only those
@@ -82,9 +86,9 @@ class PrepareConfig(MachineOptions, SourceConfig):
     """
 
     source: str = ""
-    output: Path | None = None
+    output: Location | None = None
     overwrite: bool = False
-    append: Path | None = None
+    append: Location | None = None
     late: Literal["reject", "into_next"] = "reject"
     count_users: Literal["whole_log", "so_far"] = "whole_log"
     retire_before: int | None = None
@@ -109,6 +113,7 @@ class PrepareConfig(MachineOptions, SourceConfig):
         require(bool(self.source), "source", self.source, "the format of the input")
         SourceConfig.__post_init__(self)
         MachineOptions.__post_init__(self)
+        CacheOptions.__post_init__(self)
         if self.append is not None and self.reads_log:
             self._refuse_options_of_the_whole()
 
@@ -116,6 +121,12 @@ class PrepareConfig(MachineOptions, SourceConfig):
     def reads_log(self) -> bool:
         """Whether an input is prepared or appended."""
         return self.input is not None or (self.retire_before is None and self.forget_users is None)
+
+    @property
+    def prepared(self) -> DataConfig:
+        """The data set of append."""
+        assert self.append is not None
+        return DataConfig(self.append, cache=self.cache, cache_limit=self.cache_limit)
 
     @property
     def run_dirs(self) -> list[Path]:
@@ -185,9 +196,9 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     if config.reads_log:
         input_files(config)  # what is missing is known before anything starts
     if config.append is not None:
-        return _change(config, config.append, console)
+        return _change(config, console)
     assert config.output is not None
-    with replacing(config.output), replace_folder(config.output, MANIFEST, config.overwrite) as folder:
+    with _creating(config, config.output) as folder:
         entries, files, record = _run(config, folder, None, console)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -202,30 +213,43 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     return manifest
 
 
-def _change(config: PrepareConfig, folder: Path, console: Console) -> dict[str, Any]:
+def _creating(config: PrepareConfig, output: Location) -> AbstractContextManager[Path]:
+    if isinstance(output, Address):
+        return creating_remote(output, config.overwrite, config.temp_dir or config.cache_folder)
+    return creating(output, config.overwrite)
+
+
+def _changing(config: PrepareConfig) -> AbstractContextManager[Change]:
+    data = config.prepared
+    if isinstance(data.path, Address):
+        return changing_remote(data, data.path, config.temp_dir or config.cache_folder)
+    return changing(data, data.path)
+
+
+def _change(config: PrepareConfig, console: Console) -> dict[str, Any]:
     """Appends, forgets and retires, in this order, each made visible by one rename."""
     listed, manifest = None, dict[str, Any]()
-    with changing(folder) as known:
+    with _changing(config) as change:
         if config.forget_users is not None:
-            listed = read_user_list(config.forget_users, known, "forget_users")
+            listed = read_user_list(config.forget_users, change.known, "forget_users")
         if config.reads_log:
-            manifest = _append(config, known, console)
+            manifest = _append(config, change, console)
         if listed is not None:
-            manifest, forgotten = forget(Dataset(DataConfig(folder)), listed)
+            manifest, forgotten = forget(change, listed)
             console.print(forgotten.describe(), highlight=False, soft_wrap=True, markup=False)
             line = "what was published before, and runs that are not named with --run_dir, may still hold these users"
             console.print(line, highlight=False, soft_wrap=True)
         if config.retire_before is not None:
-            manifest, rows = retire(Dataset(DataConfig(folder)), config.retire_before)
+            manifest, rows = retire(change, config.retire_before)
             console.print(f"retired {rows:,} rows before span {config.retire_before}", highlight=False, soft_wrap=True)
     return manifest
 
 
-def _append(config: PrepareConfig, known: Dataset, console: Console) -> dict[str, Any]:
-    entries, files, record = _run(config, known.path, known, console)
+def _append(config: PrepareConfig, change: Change, console: Console) -> dict[str, Any]:
+    known = change.known
+    entries, files, record = _run(config, change.folder, known, console)
     earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
-    return commit(
-        known,
+    return change.commit(
         [*known.entries, *entries],
         files=earlier | files,
         preparations=[*known.manifest["preparations"], record],

@@ -25,7 +25,7 @@ class SpanReader:
     """
 
     def __init__(self, dataset: Dataset, span: int, buckets: range) -> None:
-        self.sequences = [dataset.sequences(span, bucket) for bucket in buckets]
+        self.sequences = dataset.sequences_of(span, buckets)
         sizes = [len(sequences.users) for sequences in self.sequences]
         self.bucket = np.arange(len(buckets)).repeat(sizes)
         """``[n]``, the index of each user's bucket among ``buckets``."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dist_imsr.addresses import Address, Location
 from dist_imsr.checks import require
 from dist_imsr.data.cutting import EdgeOptions, second_of, stated_edges
 from dist_imsr.data.drift import DriftConfig, PlantedDrift, drift_query
@@ -61,7 +62,8 @@ class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
     Args:
         source: the format: taobao, amazon, movielens, recbole, tmall, yelp, gowalla, complete-journey, csv or parquet;
             or drift, which generates interactions with planted truth.
-        input: the raw files: one or several, folders, patterns such as 'logs/*.csv', or - for the standard input;
+        input: the raw files: one or several, folders, patterns such as 'logs/*.csv', addresses of these (s3://, gs://,
+            hdfs:// or abfs://), or - for the standard input;
             compressed ones (gzip, zstd, bz2, xz, zip) are known by their content. None for drift; by default,
             complete-journey reads the installed package.
         columns: the columns of csv and parquet.
@@ -70,7 +72,7 @@ class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
     """
 
     source: str
-    input: list[Path] | Path | None = None
+    input: list[Location] | Location | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     hive: bool = False
     drift: DriftConfig = field(default_factory=DriftConfig)
@@ -123,9 +125,9 @@ class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
         return first, min([*last, *([] if end is None else [end])], default=None)
 
     @property
-    def inputs(self) -> list[Path]:
+    def inputs(self) -> list[Location]:
         """``input`` as a list."""
-        return [] if self.input is None else [self.input] if isinstance(self.input, Path) else self.input
+        return [] if self.input is None else self.input if isinstance(self.input, list) else [self.input]
 
     @property
     def input_name(self) -> str:
@@ -133,7 +135,7 @@ class SourceConfig(TextOptions, RowOptions, EdgeOptions, SpanOptions):
         return ", ".join(map(str, self.inputs)) or self.source
 
 
-def input_files(config: SourceConfig) -> list[Path]:
+def input_files(config: SourceConfig) -> list[Location]:
     """The raw files of a source; none for drift.
 
     Raises:
@@ -169,7 +171,8 @@ def queries(
         return
     for path in input_files(config):
         with database.scratch() as scratch:
-            file = open_input(path, scratch, config.hive)
+            with display.phase("fetch", optional=not isinstance(path, Address)):
+                file = open_input(path, scratch, config.hive)
             digest = digest_of(file.path, "xxh128")
             if appended and digest in appended:
                 raise ValueError(f"input: {file.name} was added already, as {appended[digest]}: leave it out")

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import re
 import shutil
 import tempfile
 import time
@@ -21,25 +20,9 @@ from dist_imsr.data.sql import quoted
 
 Result = TypeVar("Result")
 
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _POLL_SECONDS = 0.2
 _PLAIN_SECONDS = 30.0  # between two lines of a phase if there is no terminal
 _BATCH_ROWS = 122_880  # a row group of DuckDB, which streams whole ones
-
-
-def parse_bytes(text: str) -> int | None:
-    """Parses a size such as ``4GiB``, ``4GB`` or ``500 MB`` into bytes.
-
-    Units with an i are binary, others decimal.
-
-    Returns:
-        Bytes; None if the text is no size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        return None
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.upper()])
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 import yaml
 
+from dist_imsr.addresses import Location
 from dist_imsr.config import import_modules, section_of
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
@@ -25,13 +26,13 @@ class FinishedRun:
 
     Args:
         run_dir: the folder of a run that exported spans.
-        data: folder of the prepared data; None for the one in the run's configuration.
+        data: folder or address of the prepared data; None for the one in the run's configuration.
 
     Raises:
         ValueError: naming the file that is missing or does not belong to a run.
     """
 
-    def __init__(self, run_dir: Path, data: Path | None = None) -> None:
+    def __init__(self, run_dir: Path, data: Location | None = None) -> None:
         path = run_dir / "config.yaml"
         if not path.is_file():
             raise ValueError(f"run_dir: {run_dir} holds no config.yaml: name the folder of a run")
@@ -41,16 +42,16 @@ class FinishedRun:
             import_modules(self.settings.get("imports") or [])
             self.model = section_of(ModelConfig, self.settings["model"])
             self.batch = BatchConfig(**self.settings["batch"])
-            original, self.seed = Path(self.settings["data"]["path"]), int(self.settings["seed"])
+            own, self.seed = DataConfig.of_run(self.settings["data"], data), int(self.settings["seed"])
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
         folders = run_dir.glob("spans/span=*")
         self.spans = sorted(int(number) for number in (folder.name[5:] for folder in folders) if number.isdecimal())
         if not self.spans:
             raise ValueError(f"run_dir: {run_dir} holds no spans/: train with --training.export last or every")
-        if data is None and not original.is_dir():
-            raise ValueError(f"data: {original}, the run's data, is no folder here: name it with --data")
-        self.dataset = Dataset(DataConfig(data or original))
+        if data is None and isinstance(own.path, Path) and not own.path.is_dir():
+            raise ValueError(f"data: {own.path}, the run's data, is no folder here: name it with --data")
+        self.dataset = Dataset(own)
 
     def resolve_span(self, span: int | None) -> int:
         """The exported span, or the last one for None.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from dist_imsr.addresses import Location
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.writer import write_table
@@ -63,7 +64,7 @@ class ExportConfig:
             interest was created. The dot product of an interest's and an item's vector has the scale and the bias of
             scores, but not what repeats add. The metadata of the schemas name the span that the files stand behind, the
             digest of the data up to it, and the strategy.
-        data: folder of the run's prepared data, if it was moved after training.
+        data: folder or address of the run's prepared data, if it was moved after training.
         span: the trained span; the last exported one by default.
         top: N of recall@N.
         index: the index.
@@ -72,7 +73,7 @@ class ExportConfig:
 
     run_dir: Path
     output: Path
-    data: Path | None = None
+    data: Location | None = None
     span: int | None = None
     top: int = 20
     index: IndexConfig = field(default_factory=IndexConfig)

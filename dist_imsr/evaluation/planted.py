@@ -52,7 +52,7 @@ class Truth:
         Raises:
             ValueError: naming the data, if they have none.
         """
-        paths = {name.partition(".")[0]: dataset.path / name for name in dataset.manifest["files"]}
+        paths = {name.partition(".")[0]: dataset.local(name) for name in dataset.manifest["files"]}
         if "truth_users" not in paths:
             raise ValueError(
                 f"{dataset.path} has no truth_users.parquet: only prepare.py --source drift plants a truth"

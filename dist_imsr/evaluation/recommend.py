@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torchrec import JaggedTensor
 
+from dist_imsr.addresses import Location
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.history import History, active_users
@@ -41,7 +42,7 @@ class RecommendConfig:
         users: ``all`` users with interests, or a file of raw user ids as they stand: Parquet or CSV (by name) with a
             column ``user``, else the first column counts; or UTF-8 text with one id per line. The first row of a CSV
             file is a header only if one of its cells is exactly ``user``.
-        data: folder of the run's prepared data, if it was moved after training.
+        data: folder or address of the run's prepared data, if it was moved after training.
         span: the trained span whose model is used; the last exported one by default.
         since: only users whose interests or history changed after this span: those with interactions in a later one,
             up to ``span``; all users if the strategy trains new models. With a file of users, those of them.
@@ -58,7 +59,7 @@ class RecommendConfig:
     run_dir: Path
     output: Path
     users: str = "all"
-    data: Path | None = None
+    data: Location | None = None
     span: int | None = None
     since: int | None = None
     top: int = 20

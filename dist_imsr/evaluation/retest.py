@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dist_imsr.addresses import Location
 from dist_imsr.checks import require, require_file
 from dist_imsr.data.steps import Follow
 from dist_imsr.distributed.topology import Topology, connect
@@ -22,7 +23,7 @@ class EvaluateConfig:
 
     Args:
         run_dir: the folder of a run that exported spans (--training.export last or every).
-        data: folder of the run's prepared data, if it was moved after training.
+        data: folder or address of the run's prepared data, if it was moved after training.
         span: the trained span whose model is tested; by default all exported ones except the pre-training span whose
             next span is not retired.
         per_user: a Parquet file for the metrics of each tested user, for paired tests; needs --span if several spans
@@ -37,7 +38,7 @@ class EvaluateConfig:
     """
 
     run_dir: Path
-    data: Path | None = None
+    data: Location | None = None
     span: int | None = None
     per_user: Path | None = None
     drift_truth: bool = False

@@ -35,7 +35,9 @@ class Commands:
         if config.input is not None:
             period = {"from": config.from_, "until": config.until}
             stated = [f"--{key}={value}" for key, value in period.items() if value is not None]
-            self.append = replace(self._of_data(*stated), input=config.input)
+            self.append = replace(
+                self._of_data(*stated), input=[*config.input] if isinstance(config.input, list) else config.input
+            )
         places = [f"--data.path={config.data}", f"--run_dir={config.run_dir}"]
         self.train = _resolved(
             "train", TrainConfig, [*config.train, *places, "--training.until=newest", "--baselines=false"]

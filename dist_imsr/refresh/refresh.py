@@ -106,7 +106,7 @@ class _Refresh:
         append = self.commands.append
         if append is None:
             return
-        files = find_files(append.inputs)
+        files = [Path(path) for path in find_files(append.inputs)]  # the key takes no addresses
         for path in files:
             require(path.is_file(), "input", str(path), "files: a refresh may have to read them again")
         digests = {path: digest_of(path, "xxh128") for path in files}

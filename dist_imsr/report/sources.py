@@ -68,14 +68,14 @@ class Run:
             self.strategy: str = self.settings["strategy"]["name"]
             self.base: str = self.settings["model"]["base"]
             self.seed = int(self.settings["seed"])
-            self.data_path = Path(self.settings["data"]["path"])
+            self.data = DataConfig.of_run(self.settings["data"])
             self.tops: list[int] = self.settings["eval"]["top"]
             with contextlib.suppress(ValueError):  # a report may be made where a user's own modules are not
                 import_modules(self.settings.get("imports") or [])
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run ({' '.join(str(error).split())})") from error
         self.label = label or self.strategy
-        self.group = Group(data or self.data_path.name, self.base)
+        self.group = Group(data or self.data.path.name, self.base)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -136,7 +136,7 @@ class Run:
             Missing: if the folder is gone or holds other data.
         """
         try:
-            return Dataset(DataConfig(self.data_path))
+            return Dataset(self.data)
         except ValueError as error:
             raise Missing(f"the data of {self.folder} cannot be read: {error}") from error
 
@@ -333,10 +333,10 @@ def _name_data(runs: Sequence[Run]) -> None:
     """Names data sets by more of their paths where two folders have one name."""
     paths = defaultdict(set)
     for run in runs:
-        paths[run.group.data].add(run.data_path.resolve())
+        paths[run.group.data].add(str(run.data.path))
     for run in runs:
-        if len(paths[run.data_path.name]) > 1:
-            run.group = Group(str(run.data_path), run.base)
+        if len(paths[run.data.path.name]) > 1:
+            run.group = Group(str(run.data.path), run.base)
 
 
 def _label(runs: Sequence[Run], taken: Collection[tuple[Group, str]]) -> None:

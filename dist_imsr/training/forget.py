@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.data.user_list import UserList, read_user_list
 from dist_imsr.evaluation.exported import Origin
@@ -35,16 +35,16 @@ def forgetting_in_runs(config: PrepareConfig, console: Console) -> Iterator[None
         ValueError: naming the folder, before the block, if it holds no run, or one of other data or another version, or
             if another process writes to it.
     """
-    data, users = config.append, config.forget_users
-    if data is None or users is None or not config.run_dirs:
+    users = config.forget_users
+    if config.append is None or users is None or not config.run_dirs:
         yield
         return
     with contextlib.ExitStack() as locks:
         for folder in config.run_dirs:
-            _check(folder, Dataset(DataConfig(data)))
+            _check(folder, Dataset(config.prepared))
             locks.callback(os.close, lock_folder(folder, "run_dir"))
         yield
-        dataset = Dataset(DataConfig(data))
+        dataset = Dataset(config.prepared)
         listed = read_user_list(users, dataset, "forget_users")
         for folder in config.run_dirs:
             files = forget_in_run(folder, dataset, listed)

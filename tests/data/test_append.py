@@ -314,5 +314,5 @@ def kill_everywhere(folder: str) -> None:
 
 
 def _clean(data: Path) -> None:
-    with changing(data):
+    with changing(DataConfig(data), data):
         pass

@@ -1,0 +1,215 @@
+"""Files of a remote folder, through pyarrow's filesystems; connections that fail are tried again, then named."""
+
+import contextlib
+import fnmatch
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from dist_imsr.addresses import Address
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+PARALLEL = 8  # files at a time
+WAITS = (1.0, 3.0, 9.0)  # seconds before each further attempt
+_BLOCK = 1 << 23  # bytes of a request
+_REFUSED = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|\w*(ACCESS_KEY|SIGNATURE|TOKEN)\w*) ")
+_PATTERN = re.compile(r"[*\[]")
+
+
+class Unreachable(ConnectionError):
+    """A remote file could not be read or written, after all attempts."""
+
+
+class RemoteFolder:
+    """A folder, whose files are named by their paths in it.
+
+    Methods raise `Unreachable` when all attempts fail, and ValueError if the service refuses (no such bucket, no
+    permission) or pyarrow lacks what the scheme needs; both name the address.
+
+    Args:
+        address: of the folder.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        from pyarrow import fs  # takes a while, and only remote places need it
+
+        try:
+            filesystem, root = fs.FileSystem.from_uri(str(self.address))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{self.address} cannot be opened: {_one_line(error)}") from error
+        return filesystem, root.rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a small file.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        return b"".join(self.blocks(name))
+
+    def blocks(self, name: str = "") -> Iterator[bytes]:
+        """The bytes of a file in pieces, by default of that at the folder's own address.
+
+        After an error of the connection, it goes on where it was.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        offset, size, stream = 0, None, None
+
+        def following() -> bytes:
+            nonlocal stream, size
+            try:
+                if stream is None:
+                    stream = self._opened[0].open_input_file(self._path(name))
+                    size = stream.size()
+                    stream.seek(offset)
+                return stream.read(min(_BLOCK, size - offset)) if offset < size else b""
+            except OSError:
+                stream = None
+                raise
+
+        while block := self._retried(name, "read", following):
+            offset += len(block)
+            yield block
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """The number of bytes of each file in the folder, or in one inside of it; none if there is no such folder."""
+        from pyarrow import fs
+
+        root = self._path(under)
+        selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
+        found = self._retried(under, "listed", lambda: self._opened[0].get_file_info(selector))
+        start = len(self._opened[1]) + 1
+        return {info.path[start:]: info.size for info in found if info.type == fs.FileType.File}
+
+    def is_file(self, name: str = "") -> bool:
+        """Whether there is such a file; the folder's own address by default."""
+        from pyarrow import fs
+
+        info = self._retried(name, "found", lambda: self._opened[0].get_file_info(self._path(name)))
+        return bool(info.type == fs.FileType.File)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes or replaces a small file, so that readers find the old or the new one, but no part of it."""
+        filesystem, path = self._opened[0], self._path(name)
+        renames = filesystem.type_name == "hdfs"  # where a file is visible before it is whole
+        partial = f"{path}.partial" if renames else path
+
+        def put() -> None:
+            with filesystem.open_output_stream(partial, compression=None) as sink:
+                sink.write(data)
+            if renames:
+                filesystem.move(partial, path)
+
+        self._retried(name, "written", put)
+
+    def upload(self, folder: Path, names: Iterable[str]) -> None:
+        """Copies files of a local folder, several at a time."""
+        self._each(lambda name: self._upload_one(folder / name, name), names)
+
+    def _upload_one(self, source: Path, name: str) -> None:
+        def put() -> None:
+            with (
+                source.open("rb") as file,
+                self._opened[0].open_output_stream(self._path(name), compression=None) as sink,
+            ):
+                while block := file.read(_BLOCK):
+                    sink.write(block)
+
+        self._retried(name, "written", put)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes files, of which some may be gone."""
+
+        def remove(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._retried(name, "deleted", lambda: self._opened[0].delete_file(self._path(name)))
+
+        self._each(remove, names)
+
+    def _path(self, name: str) -> str:
+        return f"{self._opened[1]}/{name}" if name else self._opened[1]
+
+    def _each(self, act: Callable[[str], None], names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            pending = [pool.submit(act, name) for name in names]
+            try:
+                for one in pending:
+                    one.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _retried(self, name: str, done: str, act: Callable[[], Result]) -> Result:
+        address = self.address / name if name else self.address
+        for attempt, wait in enumerate((*WAITS, None), 1):
+            try:
+                return act()
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{address} is missing") from error
+            except OSError as error:
+                reason = _one_line(error)
+                if _REFUSED.search(reason):
+                    raise ValueError(f"{address} cannot be {done}: {reason}") from error
+                if wait is None:
+                    raise Unreachable(f"{address} cannot be {done} after {attempt} attempts: {reason}") from error
+                logger.warning("%s cannot be %s, next attempt in %.0f s: %s", address, done, wait, reason)
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+
+def find_remote(address: Address) -> list[Address]:
+    """The files that an address means: itself, all files of a folder, or those that fit a pattern with ``*`` or ``[``.
+
+    Args:
+        address: of the input.
+
+    Returns:
+        Files by name, without those whose names, or folders inside the folder, begin with a dot or an underscore.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    parts = address.parts
+    first = next((place for place, part in enumerate(parts) if _PATTERN.search(part)), None)
+    folder = RemoteFolder(address)
+    if first is None:
+        if folder.is_file():
+            return [address]
+        names = [name for name in folder.sizes() if not any(part[0] in "._" for part in name.split("/"))]
+    else:
+        above = len("/".join(parts[first:]))
+        place, mark, options = address.partition("?")
+        folder = RemoteFolder(Address(place.rstrip("/")[: -above - 1] + mark + options))
+        fitting = [name for name in folder.sizes() if _fits(name.split("/"), parts[first:])]
+        names = [name for name in fitting if name.rpartition("/")[2][0] not in "._"]
+    if not names:
+        raise ValueError(f"input: {address} holds no files")
+    return [folder.address / name for name in sorted(names)]
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, part by part; ``**`` stands for any folders."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_fits(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
