@@ -9,6 +9,7 @@ from dist_imsr.addresses import Address, Location, location
 from dist_imsr.config import parse, to_yaml
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.data.prepare import PrepareConfig
+from dist_imsr.refresh.config import RefreshConfig
 from dist_imsr.training.config import TrainConfig
 
 OPTIONS = "?endpoint_override=http://127.0.0.1:9000&region=eu-west-1"
@@ -72,6 +73,7 @@ def test_a_run_records_the_address(tmp_path):
             ["--source=csv", "--input=x", "--output=s3://b/c", "--temp_dir=gs://b/t"],
             "temp_dir: gs://b/t is",
         ),
+        (RefreshConfig, ["--data=s3://b/data", "--run_dir=run"], "data: s3://b/data is remote"),
         (Keys, ["--place=x", "--local=hdfs://b/x"], "local: hdfs://b/x is remote"),
         (Keys, ["--place=s3://me:secret@b/x"], "place: s3://b/x came with a secret"),
         (Keys, ["--place=abfs://c@a.dfs.core.windows.net/x?client_secret=secret"], "came with a secret"),

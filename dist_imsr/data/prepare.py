@@ -39,7 +39,7 @@ class MachineOptions:
             and the current bucket.
         threads: of DuckDB; all cores of this process by default.
         temp_dir: where to spill, and to unpack files that are compressed or must be converted; next to the output by
-            default.
+            default, or in the cache if that is remote.
     """
 
     own_heading: ClassVar[bool] = True

@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 PARALLEL = 8  # files at a time
 WAITS = (1.0, 3.0, 9.0)  # seconds before each further attempt
 _BLOCK = 1 << 23  # bytes of a request
-_REFUSED = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|\w*(ACCESS_KEY|SIGNATURE|TOKEN)\w*) ")
+_REFUSED = re.compile(
+    r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|\w*(ACCESS_KEY|SIGNATURE|TOKEN)\w*) "
+    r"|Bucket '.*' not found|Unable to load lib"
+)
+"""Errors that a further attempt would not mend: of S3, of a missing library of HDFS, of a bucket without region."""
 _PATTERN = re.compile(r"[*\[]")
 
 
@@ -46,10 +50,8 @@ class RemoteFolder:
     def _opened(self) -> tuple[Any, str]:
         from pyarrow import fs  # takes a while, and only remote places need it
 
-        try:
-            filesystem, root = fs.FileSystem.from_uri(str(self.address))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{self.address} cannot be opened: {_one_line(error)}") from error
+        # This may ask the service where the bucket is.
+        filesystem, root = self._retried("", "opened", lambda: fs.FileSystem.from_uri(str(self.address)))
         return filesystem, root.rstrip("/")
 
     def read(self, name: str) -> bytes:
@@ -156,20 +158,25 @@ class RemoteFolder:
 
     def _retried(self, name: str, done: str, act: Callable[[], Result]) -> Result:
         address = self.address / name if name else self.address
-        for attempt, wait in enumerate((*WAITS, None), 1):
+        waits = iter(WAITS)
+        while True:
             try:
                 return act()
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{address} is missing") from error
+            except pa.ArrowException as error:  # wrong options, or what pyarrow was built without
+                raise ValueError(f"{address} cannot be {done}: {_one_line(error)}") from error
             except OSError as error:
                 reason = _one_line(error)
                 if _REFUSED.search(reason):
                     raise ValueError(f"{address} cannot be {done}: {reason}") from error
+                wait = next(waits, None)
                 if wait is None:
-                    raise Unreachable(f"{address} cannot be {done} after {attempt} attempts: {reason}") from error
+                    raise Unreachable(
+                        f"{address} cannot be {done} after {len(WAITS) + 1} attempts: {reason}"
+                    ) from error
                 logger.warning("%s cannot be %s, next attempt in %.0f s: %s", address, done, wait, reason)
                 time.sleep(wait)
-        raise AssertionError("unreachable")
 
 
 def find_remote(address: Address) -> list[Address]:

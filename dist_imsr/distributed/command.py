@@ -90,6 +90,8 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
         status = _report(name, str(error), BAD_INPUT, on_all_ranks)
         _disconnect()
         return status
+    except ConnectionError as error:  # to a server of remote data, which other ranks may reach
+        return _report(name, str(error), FAILED, on_all_ranks=False)
     except OSError as error:
         return _report(name, str(error), FAILED, on_all_ranks=not dist.is_initialized())
     except KeyboardInterrupt:

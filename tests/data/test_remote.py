@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dist_imsr.addresses import Address
 from dist_imsr.data import remote
 from dist_imsr.data.cache import Cache
 from dist_imsr.data.claims import claimed
@@ -304,6 +305,14 @@ def test_a_data_set_that_changed_meanwhile_is_not_replaced(store, place, tmp_pat
         append(log(tmp_path, range(3, 4)), address, tmp_path)
     assert json.loads(store.files(place)["dataset.json"])["by"] == "another"
     assert not any(name.startswith("span=2/") for name in store.files(place))  # leftovers go
+
+
+def test_what_no_further_attempt_would_mend_is_refused_at_once(store, place, tmp_path):
+    address = Address(store.address(place).replace("bucket", "nobody", 1))
+    with pytest.raises(ValueError, match=r"^s3://nobody/.* cannot be written: .*NO_SUCH_BUCKET"):
+        first(log(tmp_path, range(3)), address, tmp_path)
+    with pytest.raises(ValueError, match=r"^s3://bucket/x\?tree=1 cannot be opened: Unexpected query parameter"):
+        first(Address("s3://bucket/x?tree=1"), tmp_path / "data", tmp_path)
 
 
 def test_a_failed_upload_leaves_nothing(store, place, tmp_path, monkeypatch):

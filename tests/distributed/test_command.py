@@ -3,6 +3,7 @@ import io
 import time
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -42,12 +43,19 @@ def test_variables_that_make_no_rank_end_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("train: RANK=abc is not a number")
 
 
-def test_every_rank_says_why_it_did_not_start(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (command.NotStarted("no rank 0", command.BAD_INPUT), command.BAD_INPUT),
+        (ConnectionError("no s3"), command.FAILED),
+    ],
+)
+def test_every_rank_says_why_it_did_not_start(error, status, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
     def work():
-        raise command.NotStarted("no rank 0", command.BAD_INPUT)
+        raise error
 
-    assert command.run("train", work, "stopped") == command.BAD_INPUT
-    assert capsys.readouterr().err == "train: rank 1: no rank 0\n"
+    assert command.run("train", work, "stopped") == status
+    assert capsys.readouterr().err == f"train: rank 1: {error}\n"
