@@ -94,7 +94,7 @@ class SpanBench(WorldOptions, FolderOptions):
             for strategy in self.strategies:
                 config = self.config(base, strategy, Path("run"))
                 config.training.last(dataset.spans)
-                config.catalogue.optimizer_on(torch.device(self.device))
+                config.catalogue.check_device(torch.device(self.device))
 
     def config(self, base: str, strategy: str, run_dir: Path, *more: str) -> TrainConfig:
         """The configuration of one run of launch/train.py.

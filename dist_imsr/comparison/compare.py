@@ -65,7 +65,7 @@ class _Comparison:
 
     def __init__(self, config: CompareConfig, grid: Grid) -> None:
         self.config, self.grid = config, grid
-        self.jobs = Jobs(config.output, grid.device, config.keep)
+        self.jobs = Jobs(config.output, config.keep)
         self.trials = [trials_of(grid, self.jobs, experiment) for experiment in grid.experiments]
         self.cells = self._cells()
 

@@ -192,7 +192,7 @@ class Grid:
         return self.config.bases if row.bases is None else row.bases
 
     def _check(self, config: TrainConfig) -> None:
-        config.catalogue.optimizer_on(self.device)
+        config.catalogue.check_device(self.device)
         dataset = Dataset(config.data)
         check_rows(dataset, config, range(config.training.last(dataset.spans) + 1))
 

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import xxhash
 
 from dist_imsr.baselines.config import BaselinesConfig
@@ -152,12 +151,11 @@ class Jobs:
 
     Args:
         output: the comparison's folder.
-        device: where runs train.
         keep: whether checkpoints of finished runs stay.
     """
 
-    def __init__(self, output: Path, device: torch.device, keep: bool) -> None:
-        self.output, self.device, self.keep = output, device, keep
+    def __init__(self, output: Path, keep: bool) -> None:
+        self.output, self.keep = output, keep
         self._pretrainings: dict[Path, Job] = {}
         self._all: list[Job] = []
 
@@ -229,7 +227,7 @@ class Jobs:
         return self._pretrainings[folder]
 
     def _identity(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-        return identity(config, self.device) | _data(dataset)
+        return identity(config) | _data(dataset)
 
     def _made(
         self, name: str, config: TrainConfig, arguments: list[str], identity: dict[str, Any], needs: Job | None

@@ -30,8 +30,8 @@ class CatalogueConfig:
     """The table of item embeddings.
 
     Args:
-        optimizer: fused into the backward pass; ``auto`` is row-wise Adagrad on CPU and Adam on CUDA (fused Adam does
-            not exist on CPU).
+        optimizer: fused into the backward pass, the same on every device; its rates are those of row-wise Adagrad.
+            Adam, which exists on CUDA alone, needs its own.
         learning_rate: of the table in pre-training.
         incremental_learning_rate: of the table in every later span.
         init_scale: new rows are uniform in [-init_scale, init_scale) / sqrt(dim), keyed by (seed, item).
@@ -42,7 +42,7 @@ class CatalogueConfig:
             caches a fifth of the rows, or none if a fifth of rows and state does not fit either.
     """
 
-    optimizer: Literal["auto", "rowwise_adagrad", "adagrad", "sgd", "adam"] = "auto"
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     learning_rate: float = 0.03
     incremental_learning_rate: float = field(default=0.03, metadata=later_spans())
     init_scale: float = 1.0
@@ -59,24 +59,17 @@ class CatalogueConfig:
         least = self.device_memory is None or self.device_memory >= 1
         require(least, "catalogue.device_memory", self.device_memory, "at least 1 MiB")
 
-    def optimizer_on(self, device: torch.device) -> str:
-        """Resolves ``auto``.
+    def check_device(self, device: torch.device) -> None:
+        """Refuses an optimizer that a device does not have.
 
         Args:
             device: of the table.
 
-        Returns:
-            A name other than ``auto``.
-
         Raises:
             ValueError: for fused Adam on CPU.
         """
-        cpu = device.type == "cpu"
-        if cpu and self.optimizer == "adam":
+        if device.type == "cpu" and self.optimizer == "adam":
             raise ValueError("catalogue.optimizer: fused Adam does not exist on CPU; use rowwise_adagrad")
-        if self.optimizer == "auto":
-            return "rowwise_adagrad" if cpu else "adam"
-        return self.optimizer
 
     def planner_memory(self, device: int | None) -> int | None:
         """The device memory that the planner may use.
@@ -122,7 +115,9 @@ class Catalogue:
     ) -> None:
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
         self.width = dim + extra
-        self.optimizer, self.learning_rate = config.optimizer_on(topology.device), config.learning_rate
+        config.check_device(topology.device)
+        self.optimizer: str = config.optimizer
+        self.learning_rate = config.learning_rate
         self.items = items[-1]
         self.steps = 0
         """The number of updates that the fused optimizer has made."""

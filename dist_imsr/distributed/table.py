@@ -79,7 +79,7 @@ class UnshardedTable(NamedTuple):
 
         Args:
             sharding: of the catalogue's section.
-            optimizer: a result of `CatalogueConfig.optimizer_on`.
+            optimizer: fused, of the catalogue's section.
             learning_rate: of the fused optimizer.
             capacity: rows, over all ranks.
             dim: d.

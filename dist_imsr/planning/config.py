@@ -123,7 +123,7 @@ class PlanConfig:
         new_items = self.load.new_items
         require(1 - new_items * self.spans > 0, "load.new_items", new_items, f"less than 1 / {self.spans} (spans)")
         require_file(self.json, "json")
-        self.catalogue.optimizer_on(torch.device(self.device.device))  # refuses one that the device does not have
+        self.catalogue.check_device(torch.device(self.device.device))
         TrainConfig(  # refuses what a run refuses
             data=DataConfig(Path()),
             run_dir=Path(),
@@ -142,8 +142,3 @@ class PlanConfig:
     def device(self) -> Hardware:
         """The device with its figures."""
         return self.hardware.override(self.gpu)
-
-    @property
-    def optimizer(self) -> str:
-        """The table's fused optimizer on that device."""
-        return self.catalogue.optimizer_on(torch.device(self.device.device))

@@ -127,7 +127,7 @@ def _remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
         if config.catalogue.device_memory is not None:
             changes.append(("catalogue.device_memory", config.device.memory >> 20))
         changes += [("store.memory", memory) for memory in ("host", "device") if config.store.memory != memory]
-    if config.optimizer in ("adam", "adagrad"):
+    if config.catalogue.optimizer in ("adam", "adagrad"):
         changes.append(("catalogue.optimizer", "rowwise_adagrad"))
     if config.training.patience:
         changes.append(("training.patience", 0))

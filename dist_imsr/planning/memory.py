@@ -95,7 +95,8 @@ class MemoryModel:
         steps = step, widest_block(config, step)
         self.activations = max(activation_bytes(self.width, self.extractor, one) for one in steps)
         self._users = math.ceil(config.users / config.ranks)
-        self._row = self.width + optimizer_width(config.optimizer, self.width)  # numbers per item, with optimizer state
+        state = optimizer_width(config.catalogue.optimizer, self.width)
+        self._row = self.width + state  # numbers per item
         queries = self.extractor.query_dim
         self._queries = queries + min(queries, 1)  # with the moment of its optimizer
 

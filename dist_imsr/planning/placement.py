@@ -51,7 +51,9 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         hbm_cap=section.planner_memory(device.memory if device.device == "cuda" else None),
     )
     rate = section.learning_rate
-    table = UnshardedTable.of(section.sharding, config.optimizer, rate, capacity, config.model.row_width, topology)
+    table = UnshardedTable.of(
+        section.sharding, config.catalogue.optimizer, rate, capacity, config.model.row_width, topology
+    )
     placed = table.plan_without_ranks()
     assert placed.sharding_spec is not None
     shards = [(shard.shard_sizes[0], shard.placement.rank()) for shard in placed.sharding_spec.shards]

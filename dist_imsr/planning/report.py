@@ -28,7 +28,7 @@ def show(plan: Plan, console: Console) -> None:
         f"d {config.model.dim}, on {config.nodes} x {config.gpus_per_node} {config.gpu}\n"
         f"TorchRec's planner: {plan.placed.sharding}, kernel {plan.placed.kernel}, {spans[-1].capacity:,} rows, "
         f"shards {len(plan.placed.shards)}, {max(rows):,} rows on the fullest rank, {min(rows):,} on the emptiest; "
-        f"optimizer {config.optimizer}",
+        f"optimizer {config.catalogue.optimizer}",
         soft_wrap=True,
     )
     _show_memory(plan, console)

@@ -179,7 +179,7 @@ class TimeModel:
     def _bytes_touched(self, step: Step, imbalance: float) -> float:
         """Device memory traffic: rows that are read and updated with their state, and activations."""
         dim = self.config.model.row_width
-        row = 2 * dim + 2 * (dim + optimizer_width(self.config.optimizer, dim)) + dim
+        row = 2 * dim + 2 * (dim + optimizer_width(self.config.catalogue.optimizer, dim)) + dim
         activations = activation_bytes(dim, self.memory.extractor, step)
         return step.fetched * imbalance * row * _FLOAT + _TOUCHED * activations
 

@@ -3,31 +3,24 @@
 import dataclasses
 from typing import Any
 
-import torch
-
 from dist_imsr.config import extended, plain
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.keys import default_of, is_read, rules_of
 from dist_imsr.training.config import TrainConfig
 
 
-def identity(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+def identity(config: TrainConfig) -> dict[str, Any]:
     """The keys that determine the numbers of a run over its data, for the manifests of its checkpoints.
 
     Args:
         config: the whole tree.
-        device: where the run trains.
 
     Returns:
-        Plain values by dotted key; what a key resolves to (the device's optimizer, the contents of DeepSpeed's file)
-        replaces a path or ``auto``.
+        Plain values by dotted key; the contents of DeepSpeed's file replace its path.
     """
     values = _flat(plain(dataclasses.asdict(config)))
     kept = {key: value for key, value in values.items() if rules_of(type(config), key).resume != "free"}
-    return kept | {
-        "catalogue.optimizer": config.catalogue.optimizer_on(device),
-        "engine.deepspeed": read_settings(config.engine.deepspeed),
-    }
+    return kept | {"engine.deepspeed": read_settings(config.engine.deepspeed)}
 
 
 def pretraining(identity: dict[str, Any]) -> dict[str, Any]:

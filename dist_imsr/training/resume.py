@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from dist_imsr.data.dataset import Dataset
@@ -66,14 +65,13 @@ class CheckpointCandidates:
     Args:
         config: the whole tree.
         dataset: the prepared data.
-        device: where the run trains.
 
     Raises:
         ValueError: if none is sound, if one is of another run, another version or other data, or if those of the
             folder are newer than the one that ``resume`` names among them.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         folder = config.run_dir / "checkpoints"
         named = None if config.resume in ("auto", "never") else Path(config.resume)
         if config.overwrite and named and named.resolve().is_relative_to(config.run_dir.resolve()):
@@ -99,7 +97,7 @@ class CheckpointCandidates:
                 self.damaged[path] = str(error)
         if self.damaged and not self.sound:
             raise ValueError(self.refusal)
-        here = identity(config, device)
+        here = identity(config)
         for stored in self.sound:
             there, wanted = stored.manifest.get("identity", {}), here
             if not self.own and not inside and stored.folder.name == _PRETRAINED:

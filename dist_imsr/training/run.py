@@ -159,9 +159,9 @@ def check(config: TrainConfig) -> tuple[Dataset, CheckpointCandidates]:
     dataset, topology = Dataset(config.data), read_topology()
     topology.buckets(dataset.buckets)
     check_learnable(dataset, config.training)
-    config.catalogue.optimizer_on(topology.device)
+    config.catalogue.check_device(topology.device)
     try:
-        candidates = CheckpointCandidates(config, dataset, topology.device)
+        candidates = CheckpointCandidates(config, dataset)
         check_folder(config, bool(candidates.own))
     except ValueError:
         refuse_locked(config.run_dir)  # then what was found is another process's work in progress
@@ -193,7 +193,7 @@ def begin(
     Raises:
         Refusal: if there are checkpoints, but none is sound.
     """
-    keys, folder = identity(config, topology.device), config.run_dir / "checkpoints"
+    keys, folder = identity(config), config.run_dir / "checkpoints"
     checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, keys)
     stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)
     trainer = Trainer(config, dataset, topology, checkpoints, stored, signals)

@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from dist_imsr.benchmarks.span import SpanBench
 from launch.bench import main
@@ -65,7 +64,7 @@ def test_a_device_has_settings_of_its_own(arguments, monkeypatch):
     cuda = replace(cuda, set_base={"comirec_sa": ["--strategy.imsr.detector.c1=0.15"]})
     there, here = (options.config("comirec_sa", "imsr", Path("run")) for options in (cuda, host))
     assert there.batch.size > here.batch.size
-    assert there.catalogue.optimizer_on(torch.device("cuda")) == here.catalogue.optimizer_on(torch.device("cpu"))
+    assert there.catalogue == here.catalogue
     assert there.strategy.imsr.detector.c1 == 0.15 != here.strategy.imsr.detector.c1
 
 

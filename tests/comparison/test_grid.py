@@ -225,7 +225,7 @@ def test_rows_with_the_same_keys_for_pretraining_share_it(place):
         "slow": Row("imsr", set=["--catalogue.learning_rate=0.001"]),
         "full_retraining": Row(),
     }
-    grid, jobs = _grid(place.compare(strategies=rows)), Jobs(place.output, CPU, keep=False)
+    grid, jobs = _grid(place.compare(strategies=rows)), Jobs(place.output, keep=False)
     made = {}
     for experiment in grid.experiments:
         arguments, dataset = grid.arguments(experiment, {}), grid.datasets["drawn"]

@@ -14,7 +14,7 @@ ALL = {"imsr": KEYS, "frozen": {"catalogue.incremental_learning_rate": [0.1]}, "
 
 def _trials(place, tuning):
     grid = Grid(place.compare(strategies=ROWS, tuning=tuning), torch.device("cpu"))
-    jobs = Jobs(place.output, grid.device, keep=False)
+    jobs = Jobs(place.output, keep=False)
     return {experiment.row: trials_of(grid, jobs, experiment) for experiment in grid.experiments}
 
 

@@ -230,7 +230,7 @@ def _passed_over(topology, config):
 
 
 def _chosen(topology, config):
-    candidates = CheckpointCandidates(config, Dataset(config.data), topology.device)
+    candidates = CheckpointCandidates(config, Dataset(config.data))
     stored = candidates.choose(True, topology, dist.new_group(backend="gloo"))
     return stored, candidates.damaged
 

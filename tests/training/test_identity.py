@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.engine import EngineConfig
@@ -22,10 +21,6 @@ LATER = ("training.incremental_epochs", "catalogue.incremental_learning_rate", "
 COUNTS = "strategy.full_retraining.interests_from"
 
 
-def _identity(config):
-    return identity(config, torch.device("cpu"))
-
-
 def _changed(key, value):
     section, _, name = key.rpartition(".")
     changed = replace(getattr(CONFIG, section), **{name: value}) if section else None
@@ -40,7 +35,7 @@ def _changed(key, value):
     ],
 )
 def test_a_key_that_makes_another_run_is_named(key, value):
-    (difference,) = differences(_identity(CONFIG), _identity(_changed(key, value)))
+    (difference,) = differences(identity(CONFIG), identity(_changed(key, value)))
     assert difference.startswith(f"{key} was ")
 
 
@@ -67,32 +62,32 @@ def test_a_key_that_makes_another_run_is_named(key, value):
     ],
 )
 def test_a_free_key_makes_no_other_run(key, value):
-    assert differences(_identity(CONFIG), _identity(_changed(key, value))) == []
+    assert differences(identity(CONFIG), identity(_changed(key, value))) == []
 
 
 def test_a_new_key_had_its_default_in_an_older_checkpoint():
-    older = _identity(CONFIG)
+    older = identity(CONFIG)
     del older["engine.tf32"]
-    assert differences(older, _identity(CONFIG)) == []
-    assert differences(older, _identity(_changed("engine.tf32", True))) == ["engine.tf32 was False and is True"]
+    assert differences(older, identity(CONFIG)) == []
+    assert differences(older, identity(_changed("engine.tf32", True))) == ["engine.tf32 was False and is True"]
 
 
 def test_an_older_checkpoint_resumes():
-    assert differences(OLD, _identity(CONFIG)) == []
-    assert _identity(CONFIG) == OLD
+    assert differences(OLD, identity(CONFIG)) == []
+    assert identity(CONFIG) == OLD
 
 
 def test_a_key_that_a_checkpoint_lacks_counts_as_its_default():
     older = {key: value for key, value in OLD.items() if key not in ("model.score", "batch.size", "eval.top", COUNTS)}
-    assert differences(older, _identity(CONFIG)) == []
-    assert differences(older, _identity(_changed("batch.size", 7))) == ["batch.size was 128 and is 7"]
-    assert differences(older, _identity(_changed("eval.top", [5]))) == ["eval.top was [20] and is [5]"]
+    assert differences(older, identity(CONFIG)) == []
+    assert differences(older, identity(_changed("batch.size", 7))) == ["batch.size was 128 and is 7"]
+    assert differences(older, identity(_changed("eval.top", [5]))) == ["eval.top was [20] and is [5]"]
     assert differences(pretraining(older), pretraining(OLD)) == []
 
 
 def test_keys_that_this_version_does_not_compare():
-    assert differences(OLD | {"ranking.memory": 1}, _identity(CONFIG)) == []  # free since
-    assert differences(OLD | {"model.gone": 1}, _identity(CONFIG)) == ["model.gone was 1 and is None"]
+    assert differences(OLD | {"ranking.memory": 1}, identity(CONFIG)) == []  # free since
+    assert differences(OLD | {"model.gone": 1}, identity(CONFIG)) == ["model.gone was 1 and is None"]
 
 
 def test_keys_of_another_strategy_or_base_model_do_not_count():
@@ -100,20 +95,20 @@ def test_keys_of_another_strategy_or_base_model_do_not_count():
     mimn = replace(CONFIG.model, mimn=MIMNConfig(memory=128))
     for name, found in (("fine_tuning", []), ("imsr", ["strategy.imsr.rho was 4.0 and is 9.0"])):
         one, other = (replace(section, name=name) for section in (CONFIG.strategy, imsr))
-        assert differences(*(_identity(replace(CONFIG, strategy=part)) for part in (one, other))) == found
-    assert differences(_identity(CONFIG), _identity(replace(CONFIG, model=mimn))) == []
+        assert differences(*(identity(replace(CONFIG, strategy=part)) for part in (one, other))) == found
+    assert differences(identity(CONFIG), identity(replace(CONFIG, model=mimn))) == []
 
 
 def test_strategies_share_one_pretraining_unless_it_depends_on_them():
     def of(**strategy):
-        return pretraining(_identity(replace(CONFIG, strategy=replace(CONFIG.strategy, **strategy))))
+        return pretraining(identity(replace(CONFIG, strategy=replace(CONFIG.strategy, **strategy))))
 
     counts, plain = FullRetrainingConfig(Path("counts")), pretraining(OLD)
     assert plain.keys() == {key for key in OLD if key == COUNTS or not key.startswith(("strategy.", *LATER))}
     assert of(name="frozen") == of(name="full_retraining") == of(full_retraining=counts) == plain
     assert of(name="full_retraining", full_retraining=counts) == plain | {COUNTS: "counts"}
-    assert pretraining(_identity(_changed("training.incremental_epochs", 9))) == plain
-    assert pretraining(_identity(_changed("engine.learning_rate", 9.0))) != plain
+    assert pretraining(identity(_changed("training.incremental_epochs", 9))) == plain
+    assert pretraining(identity(_changed("engine.learning_rate", 9.0))) != plain
 
 
 def test_every_key_is_free_or_kept():
@@ -122,8 +117,8 @@ def test_every_key_is_free_or_kept():
     assert free | OLD.keys() == set(keys_of(TrainConfig))
 
 
-def test_json_and_moved_settings_keep_the_identity(tmp_path):
+def test_json_and_moved_settings_keep_theidentity(tmp_path):
     moved = tmp_path / "moved.json"
     moved.write_text((SHIPPED / "zero0.json").read_text())
-    there = json.loads(json.dumps(_identity(CONFIG)))
-    assert differences(there, _identity(_changed("engine.deepspeed", moved))) == []
+    there = json.loads(json.dumps(identity(CONFIG)))
+    assert differences(there, identity(_changed("engine.deepspeed", moved))) == []

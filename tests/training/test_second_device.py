@@ -115,22 +115,23 @@ def _count_better(shard, users, owners, items, scores, ties, excluded):
     return counting.count_better(shard._replace(weight=cpu_values(shard.weight)), *host, pairs).to(users.device)
 
 
-def _runs(topology, config, device):
-    """Lines and interests of a run that is continued from its checkpoint for another span."""
-    topology, lines, table = replace(topology, device=device), [], Catalogue if device == _HOST else _Table
-    tables, engine = patch.object(recommender, "Catalogue", table), patch.object(deepspeed, "initialize", _initialize)
+def _runs(topology, config, *devices):
+    """Lines and interests of a run that is continued from its checkpoint for another span, each span on a device."""
+    lines, engine = [], patch.object(deepspeed, "initialize", _initialize)
     kernel = patch.object(ranking, "count_better", _count_better)
-    with second_device(), tables, engine, kernel, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
-        for spans in (1, 2):
+    with second_device(), engine, kernel, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
+        for spans, device in enumerate(devices, 1):
             config = replace(config, training=replace(config.training, spans=spans))
-            dataset, candidates = check(config)
+            with patch("dist_imsr.devices.device_count", return_value=int(device == DEVICE)):
+                dataset, candidates = check(config)
             config.run_dir.mkdir(exist_ok=True)
-            trainer = begin(config, dataset, candidates, topology, None)
-            lines.append(timeless(trainer.run()))
+            with patch.object(recommender, "Catalogue", Catalogue if device == _HOST else _Table):
+                trainer = begin(config, dataset, candidates, replace(topology, device=device), None)
+                lines.append(timeless(trainer.run()))
     store = trainer.model.store
     kept, far = (
         {"offsets": store.offsets, **store.slots._asdict()},
-        device == DEVICE and config.store.memory == "device",
+        device == DEVICE and config.store.memory != "host",
     )
     assert all(isinstance(one, DeviceTensor) == far for one in kept.values())
     return lines, {name: cpu_values(one) for name, one in kept.items()}
@@ -165,13 +166,31 @@ def test_no_operation_mixes_devices(folder, rank, tmp_path, base, strategy, memo
         model=ModelConfig(base, dim=8, interests=2, mimn=MIMNConfig(memory=4, controller=4, induction=4)),
         strategy=strategy,
         batch=BatchConfig(size=16, max_history=6, max_targets=3, negatives=20, eval_size=16),
-        catalogue=CatalogueConfig("rowwise_adagrad", headroom=0.0),
+        catalogue=CatalogueConfig(headroom=0.0),
         store=InterestStoreConfig(memory),
         training=TrainingConfig(epochs=2, incremental_epochs=2, export="every"),
         eval=EvalConfig([5], exclude_seen=True, per_user=True),
     )
-    [host] = rank.call(_runs, config, _HOST)
-    [device] = rank.call(_runs, replace(config, run_dir=tmp_path / "device"), DEVICE)
+    [host] = rank.call(_runs, config, _HOST, _HOST)
+    [device] = rank.call(_runs, replace(config, run_dir=tmp_path / "device"), DEVICE, DEVICE)
+    _assert_same(host, device)
+
+
+def test_a_run_of_the_host_resumes_on_a_device(folder, rank, tmp_path):
+    config = TrainConfig(
+        data=DataConfig(folder),
+        run_dir=tmp_path / "host",
+        model=ModelConfig("comirec_sa", dim=8, interests=2),
+        batch=BatchConfig(size=16, max_history=6, max_targets=3, negatives=20, eval_size=16),
+        training=TrainingConfig(epochs=2, incremental_epochs=2),
+        eval=EvalConfig([5]),
+    )
+    [host] = rank.call(_runs, config, _HOST, _HOST)
+    [moved] = rank.call(_runs, replace(config, run_dir=tmp_path / "moved"), _HOST, DEVICE)
+    _assert_same(host, moved)
+
+
+def _assert_same(host, device):
     assert device[0] == host[0]
     for name, values in host[1].items():
         assert torch.equal(device[1][name], values), name
