@@ -30,7 +30,8 @@ class EngineConfig:
     """The dense weights and their optimizer.
 
     Args:
-        deepspeed: a DeepSpeed JSON file; configs/deepspeed holds ZeRO 0, 1, 2 and bf16.
+        deepspeed: a DeepSpeed JSON file; configs/deepspeed holds ZeRO 0, 1, 2 and bf16. One with which DeepSpeed scales
+            the loss, or keeps the dense weights in another type than float32, is refused.
         learning_rate: of the dense weights in pre-training.
         incremental_learning_rate: of the dense weights in every later span.
         tf32: round the factors of float32 products to TF32 in training and extraction, on CUDA devices that have it;
@@ -103,6 +104,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     refuse("scheduler" in settings, "scheduler", "learning rates belong to the engine's section")
     # DeepSpeed's own defaults are clipping at 1.0, AdamW and a weight decay of 0.01.
     settings.setdefault("gradient_clipping", 0.0)
+    if "torch_autocast" in settings:
+        settings["torch_autocast"].setdefault("dtype", "bfloat16")  # torch's own default depends on the device
     optimizer["params"] = {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0} | optimizer.get("params", {})
     # DeepSpeed requires a batch size; the schedule decides it.
     settings["train_micro_batch_size_per_gpu"] = 1
@@ -135,6 +138,10 @@ class DenseEngine:
         config: the engine's section.
         device: where the module trains.
         events: a folder for TensorBoard's event files, which rank 0 writes; None for no files.
+
+    Raises:
+        ValueError: naming the file, for settings that DeepSpeed refuses, that scale the loss, or that change the
+            precision of the weights.
     """
 
     def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device, events: Path | None) -> None:
@@ -145,12 +152,15 @@ class DenseEngine:
         if config.compile:
             module.compile(dynamic=True)  # lengths of histories and numbers of interests differ between batches
         model = _WithSubstitutes(module).to(device)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=list(module.parameters()), config=settings
-        )
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=model, model_parameters=list(module.parameters()), config=settings
+            )
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"engine.deepspeed: {config.deepspeed}: {' '.join(str(error).split())}") from None
         self.module, self._device = module, device
-        autocast = settings.get("torch_autocast", {})
-        self._autocast = getattr(torch, autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None
+        self._refuse_scaled_losses()
+        self._autocast = self._engine.torch_autocast_dtype() if self._engine.torch_autocast_enabled() else None
         self._rank = dist.get_rank()
         # torch creates moments at the first update; checkpoints need them from the start.
         for weights in self._optimized():
@@ -282,6 +292,25 @@ class DenseEngine:
             step = ShardRows(moments["step"].view(1), saved=first)
             state |= {f"{whole.get(weights, 'zero')}.{name}": rows for name, rows in {**parts, "step": step}.items()}
         return state
+
+    def _refuse_scaled_losses(self) -> None:
+        """Refuses settings by which a gradient would reach the table scaled, or the weights would not be float32.
+
+        A key that does either may have any name; so the built engine's own loss is asked for its gradient.
+        """
+        precisions = {str(weight.dtype) for weight in self.module.parameters()} - {"torch.float32"}
+        if precisions:
+            raise ValueError(
+                f"engine.deepspeed: {self.config.deepspeed}: the dense weights would be {min(precisions)}, and the "
+                'table and interests are float32; for products in bf16 use "torch_autocast", as bf16.json does'
+            )
+        loss = torch.zeros((), device=self._device, requires_grad=True)
+        (scale,) = torch.autograd.grad(self._engine.scale(loss + 0) / self._engine.gradient_accumulation_steps(), loss)
+        if scale != 1:
+            raise ValueError(
+                f"engine.deepspeed: {self.config.deepspeed}: DeepSpeed would multiply the loss by {scale.item():g}, "
+                "which would reach the fused table; use bf16.json or fp32, and no gradient accumulation"
+            )
 
     @property
     def _events(self) -> Any:

@@ -72,6 +72,7 @@ class Recommender:
         self.config, self.seed, self.topology = model, seed, topology
         self.scoring = model.scoring
         self.extractor = build_extractor(model)
+        self.engine = DenseEngine(self.extractor, engine, topology.device, events)  # refuses settings before all else
         self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity, model.row_width - model.dim)
         self.store = InterestStore.build(
             store,
@@ -83,7 +84,6 @@ class Recommender:
             topology,
             self.extractor.state_dim,
         )
-        self.engine = DenseEngine(self.extractor, engine, topology.device, events)
         self._prefetched: tuple[Batch, View] | None = None
 
     @Phase("growing")

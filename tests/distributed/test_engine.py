@@ -1,10 +1,13 @@
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.routing import DynamicRouting
@@ -70,7 +73,7 @@ def _shifted(weights):
 
 def _train(topology, name, steps=5, substitution=None, offset=0.0):
     """Trains W on items that differ between ranks; returns W of every step, and checks the names of the weights."""
-    config = EngineConfig(SHIPPED / f"{name}.json")
+    config = EngineConfig(Path(SHIPPED, name).with_suffix(".json"))
     engine = DenseEngine(DynamicRouting(8), config, topology.device, None)
     engine.set_learning_rate(0.05)
     engine.assign({name: weight + offset for name, weight in engine.module.named_parameters()})
@@ -147,6 +150,60 @@ def _uses_world_group(topology):
 
 def test_deepspeed_waits_for_a_rank_as_long_as_the_world_group():
     assert run_ranks(2, _uses_world_group) == [True, True]
+
+
+def _refusal(topology, settings):
+    path = Path(tempfile.mkdtemp()) / "deepspeed.json"
+    path.write_text(json.dumps({"optimizer": {"type": "Adam"}} | settings))
+    with pytest.raises(ValueError, match=r"engine\.deepspeed: .*deepspeed\.json: ") as refused:
+        DenseEngine(DynamicRouting(8), EngineConfig(path), topology.device, None)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "multiply the loss by 65536"),
+        ({"torch_autocast": {"enabled": True, "dtype": "half"}}, "multiply the loss by 65536"),
+        *(
+            (
+                {"torch_autocast": {"enabled": True, "dtype": "fp16"}, "zero_optimization": {"stage": stage}},
+                "multiply the loss by 65536",
+            )
+            for stage in (1, 2)
+        ),
+        ({"train_batch_size": 4}, "multiply the loss by 0.25"),
+        ({"bf16": {"enabled": True}}, "the dense weights would be torch.bfloat16"),
+        ({"bfloat16": {"enabled": True}, "zero_optimization": {"stage": 2}}, "would be torch.bfloat16"),
+        ({"train_batch_size": 3, "gradient_accumulation_steps": 1}, "[Bb]atch"),
+    ],
+)
+def test_a_built_engine_that_scales_the_loss_or_rounds_the_weights_is_refused(settings, why):
+    with LocalRanks(1, seconds=120) as ranks:  # its own process: DeepSpeed keeps the precision in globals
+        assert re.search(why, ranks.call(_refusal, settings)[0])
+
+
+@pytest.mark.parametrize("form", ["bf16", "torch.bfloat16", None])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_name_of_bf16_is_the_same(tmp_path, form, stage):
+    settings = json.loads((SHIPPED / "bf16.json").read_text()) | {"zero_optimization": {"stage": stage}}
+    paths = [tmp_path / f"{name}.json" for name in ("long", "other")]
+    for path, name in zip(paths, ("bfloat16", form), strict=True):
+        autocast = {"enabled": True} | ({"dtype": name} if name else {})
+        path.write_text(json.dumps(settings | {"torch_autocast": autocast}))
+    expected, found = (run_ranks(1, _train, path)[0] for path in paths)
+    assert all(map(torch.equal, found, expected))
+
+
+def _precisions(topology, path):
+    engine = DenseEngine(DynamicRouting(8), EngineConfig(path), topology.device, None)
+    with engine.precision():
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def test_forward_passes_past_the_engine_have_its_precision():
+    assert run_ranks(1, _precisions, SHIPPED / "bf16.json") == [torch.bfloat16]
+    assert run_ranks(1, _precisions, SHIPPED / "zero0.json") == [torch.float32]
 
 
 @on_devices("world_size", cpu=[2], cuda=[1])
