@@ -1,6 +1,6 @@
 """Loads the state of a finished run after a span, on any number of ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.evaluation.exported import Origin, read_parts
 from dist_imsr.evaluation.ranking import Ranker, RankingConfig
 from dist_imsr.model.extractors import ModelConfig
+
+_ROWS = 1 << 14  # rows of the item table that are copied at a time
 
 
 class FinishedRun:
@@ -93,39 +95,46 @@ class SpanState:
     def __init__(self, run: FinishedRun, span: int, items: int, topology: Topology, ranking: RankingConfig) -> None:
         self.run, self.span, dim = run, span, run.model.dim
         self.origin = Origin.of(run.folder, next(self._tables("items")).schema)
-        scale = CatalogueConfig(headroom=0.0, init_scale=run.settings["catalogue"]["init_scale"])
-        self.catalogue = Catalogue(scale, [items], dim, run.seed, topology, extra=run.model.row_width - dim)
+        scale = run.settings["catalogue"]["init_scale"]
+        config = CatalogueConfig("sgd", headroom=0.0, init_scale=scale)  # SGD has no state beside the rows
+        self.catalogue = Catalogue(config, [items], dim, run.seed, topology, extra=run.model.row_width - dim)
         users_per_bucket = run.dataset.locals_by_span[span]
         self.store = InterestStore.build(
             InterestStoreConfig(), run.dataset.buckets, users_per_bucket, dim, 0, run.seed, topology
         )
         self.ranker = Ranker(self.catalogue, topology, run.model.scoring, ranking)
-        rows = self.catalogue.rows
-        found, vectors = self._part(
-            "items", "item", lambda items: slice(*np.searchsorted(items, (rows.start, rows.stop)))
-        )
-        expected = np.arange(rows.start, max(rows.start, min(rows.stop, run.dataset.items_by_span[span])))
-        if not np.array_equal(found, expected):
-            folder = run.folder / "spans" / f"span={span}"
-            raise ValueError(f"{folder} does not hold every item once: train again with --training.export every")
-        self.catalogue.flushed_weight()[: len(found)] = torch.from_numpy(vectors).to(topology.device)
-        forgotten, owns = run.dataset.forgotten, self.store.owned.owns
-        owners, vectors = self._part("interests", "user", lambda users: owns(users) & ~np.isin(users, forgotten))
-        self.store.load(torch.from_numpy(self.store.owned.rows(owners)), values=torch.from_numpy(vectors))
+        self._load_items()
+        self._load_interests()
 
-    def _part(
-        self, name: str, key: str, choose: Callable[[np.ndarray], np.ndarray | slice]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The chosen ids ``[n]`` of all files, ascending, and their vectors ``[n, d]``; reads no other vectors."""
+    def _load_items(self) -> None:
+        """Copies this rank's rows from the mapped files straight into the table, some at a time."""
+        rows, weight, known = self.catalogue.rows, self.catalogue.flushed_weight(), self.run.dataset.items_by_span
+        found = list[np.ndarray]()
+        for table in self._tables("items"):
+            items, vectors = table["item"].to_numpy(), vectors_of(table)
+            first, last = np.searchsorted(items, (rows.start, rows.stop))
+            found.append(items[first:last])
+            for begin in range(first, last, _ROWS):
+                part = slice(begin, min(begin + _ROWS, last))
+                place = torch.from_numpy(items[part] - rows.start).to(weight.device)
+                weight[place] = torch.from_numpy(vectors[part].copy()).to(weight.device)
+        expected = np.arange(rows.start, max(rows.start, min(rows.stop, known[self.span])))
+        if not np.array_equal(np.sort(np.concatenate(found)), expected):
+            folder = self.run.folder / "spans" / f"span={self.span}"
+            raise ValueError(f"{folder} does not hold every item once: train again with --training.export every")
+
+    def _load_interests(self) -> None:
+        forgotten, owned = self.run.dataset.forgotten, self.store.owned
         found, vectors = list[np.ndarray](), list[np.ndarray]()
-        for table in self._tables(name):
-            ids = table[key].to_numpy()
-            place = choose(ids)
-            found.append(ids[place].astype(np.int64))
-            vectors.append(vectors_of(table)[place])
-        ids = np.concatenate(found)
-        order = ids.argsort(kind="stable")  # an interest is in one file with all others of its user
-        return ids[order], np.concatenate(vectors)[order]
+        for table in self._tables("interests"):
+            users = table["user"].to_numpy()
+            mine = owned.owns(users) & ~np.isin(users, forgotten)
+            found.append(users[mine].astype(np.int64))
+            vectors.append(vectors_of(table)[mine])
+        users = np.concatenate(found)
+        order = users.argsort(kind="stable")  # an interest is in one file with all others of its user
+        values = torch.from_numpy(np.concatenate(vectors)[order])
+        self.store.load(torch.from_numpy(owned.rows(users[order])), values=values)
 
     def _tables(self, name: str) -> Iterator[pa.RecordBatch]:
         return read_parts(self.run.folder, self.span, name, self.run.dataset, "name the run's with --data")

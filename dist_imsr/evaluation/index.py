@@ -137,7 +137,7 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        weight = state.catalogue.flushed_weight()[:items].numpy(force=True)
+        weight = state.catalogue.flushed_weight()[:items]  # copied to the host in parts
         _write_items(partial / "items.parquet", run.dataset, weight, state.origin)
         _write_interests(partial / "interests.parquet", run.dataset, state)
         index = _build(config.index, weight)
@@ -159,10 +159,10 @@ def export(config: ExportConfig, run: FinishedRun, span: int, topology: Topology
     return summary
 
 
-def _write_items(path: Path, dataset: Dataset, weight: np.ndarray, origin: Origin) -> None:
+def _write_items(path: Path, dataset: Dataset, weight: torch.Tensor, origin: Origin) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         for first in range(0, len(weight), _ROWS):
-            part = weight[first : first + _ROWS]
+            part = weight[first : first + _ROWS].numpy(force=True)
             raw = dataset.raw_ids("items", np.arange(first, first + len(part)))
             yield pa.record_batch({"item": raw.combine_chunks(), "vector": _lists(part)}, metadata=origin.metadata)
 
@@ -196,7 +196,7 @@ def _queries(state: SpanState, vectors: torch.Tensor) -> torch.Tensor:
     return state.ranker.scoring.queries(one_each).vectors.squeeze(1)
 
 
-def _build(config: IndexConfig, weight: np.ndarray) -> Any:
+def _build(config: IndexConfig, weight: torch.Tensor) -> Any:
     import faiss
 
     dim = weight.shape[1]
@@ -210,9 +210,9 @@ def _build(config: IndexConfig, weight: np.ndarray) -> Any:
         cells = min(config.cells, max(1, len(weight) // 39))  # FAISS needs 39 items per cell for training
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(config.probes, cells)
-        index.train(weight)
+        index.train(weight.numpy(force=True))
     for first in range(0, len(weight), _ROWS):
-        index.add(weight[first : first + _ROWS])
+        index.add(weight[first : first + _ROWS].numpy(force=True))
     return index
 
 

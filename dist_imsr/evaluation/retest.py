@@ -1,5 +1,6 @@
 """Tests a finished run again, with other options or with the metrics of each user."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,19 +120,24 @@ def retest(
     Returns:
         One row per span, with the metrics of metrics.jsonl if ``eval`` is that of the run, and further ones.
     """
-    rows = []
-    for span in spans:
-        state = SpanState(run, span, run.dataset.items_by_span[span + 1], topology, config.ranking)
-        evaluator = Evaluator(
-            dataset=run.dataset,
-            store=state.store,
-            catalogue=state.catalogue,
-            ranker=state.ranker,
-            topology=topology,
-            batch=run.batch,
-            config=config.eval,
-            seed=run.seed,
-            repeats=state.origin.repeats,
-        )
-        rows.append({"span": span, "test_span": span + 1} | evaluator.test(span + 1, follow, config.per_user))
-    return rows
+    return [_retest_span(config, run, span, topology, follow) for span in spans]
+
+
+def _retest_span(
+    config: EvaluateConfig, run: FinishedRun, span: int, topology: Topology, follow: Follow
+) -> dict[str, Any]:
+    """The row of one span; its table is freed before that of the next span is allocated."""
+    gc.collect()  # the parts of TorchRec's modules refer to each other
+    state = SpanState(run, span, run.dataset.items_by_span[span + 1], topology, config.ranking)
+    evaluator = Evaluator(
+        dataset=run.dataset,
+        store=state.store,
+        catalogue=state.catalogue,
+        ranker=state.ranker,
+        topology=topology,
+        batch=run.batch,
+        config=config.eval,
+        seed=run.seed,
+        repeats=state.origin.repeats,
+    )
+    return {"span": span, "test_span": span + 1} | evaluator.test(span + 1, follow, config.per_user)
