@@ -31,16 +31,23 @@ def device_uuid(device: torch.device) -> str | None:
 def setup_device(device: torch.device) -> None:
     """Makes a device the current one of this process and selects deterministic algorithms.
 
-    Call it before any work on the device. Sums then run in a fixed order, in FBGEMM's kernels too; torch warns of
-    operators that have no deterministic algorithm.
+    Call it before any work on the device.
     """
+    set_deterministic(True)
     if is_cuda(device):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it for determinism
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # on by default, unlike TF32 for matrix products
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        deterministic: Any = torch.utils.deterministic  # whose stub lacks the name
-        deterministic.fill_uninitialized_memory = False  # costs time, and no code reads uninitialized memory
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Makes sums of this process run in a fixed order, on the host and in FBGEMM's kernels on a device too, or not.
+
+    torch warns of operators that have no deterministic algorithm.
+    """
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    module: Any = torch.utils.deterministic  # whose stub lacks the name
+    module.fill_uninitialized_memory = False  # costs time, and no code reads uninitialized memory
 
 
 def synchronize(device: torch.device) -> None:

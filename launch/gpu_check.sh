@@ -50,7 +50,6 @@ waits() { # where the host waits for the device, by line of code; seconds by pha
     --training.incremental_epochs 1)
   local before='import runpy, sys, torch
 if sys.argv[1] == "waits": torch.cuda.set_sync_debug_mode("warn")
-if sys.argv[1] == "free": torch.use_deterministic_algorithms = lambda *_, **__: None
 del sys.argv[:2]
 runpy.run_path("launch/train.py", run_name="__main__")'
   drift
@@ -60,9 +59,9 @@ runpy.run_path("launch/train.py", run_name="__main__")'
   grep -oE '[^ ]*\.py:[0-9]+: UserWarning: called a synchronizing' "$out/waits.log" | sort | uniq -c | sort -rn \
     >"$out/waits.txt"
   head -n 40 "$out/waits.txt"
-  for order in fixed free; do
-    part "order_$order" 100 python3 -c "$before" "$order" train.py "${train[@]}" --run_dir "$data/$order"
-    grep -o '"train_seconds": [0-9.]*' "$data/$order/metrics.jsonl" | tee "$out/order_$order.txt"
+  for order in true false; do
+    part "order_$order" 100 python3 launch/train.py "${train[@]}" --run_dir "$data/$order" --training.deterministic "$order"
+    grep -o '"train_seconds": [0-9.]*' "$data/$order/metrics.jsonl" | tee "$out/deterministic_$order.txt"
   done
 }
 span() {

@@ -26,6 +26,8 @@ class TrainingConfig:
         export: the spans whose interests, items and detections are written under run_dir/spans/, where
             launch/recommend.py and launch/export.py read them: ``every`` trained span, or the ``last`` that a command
             trains, which replaces all earlier ones.
+        deterministic: sum in a fixed order, so that a command that runs again, or resumes, ends with the same bits;
+            docs/cuda.md says what that costs. Without it, results differ by what rounding does to them.
     """
 
     epochs: int = 50
@@ -36,6 +38,7 @@ class TrainingConfig:
     until: Literal["tested", "newest"] = field(default="tested", metadata=free(compare="tests"))
     spans: int | None = field(default=None, metadata=free(compare="tests"))
     export: Literal["none", "last", "every"] = field(default="last", metadata=free(compare="grid"))
+    deterministic: bool = field(default=True, metadata=free(compare="shared"))
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", self.epochs, "at least 1")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from dist_imsr import logs
+from dist_imsr import devices, logs
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import FAILED, Refusal, Stopped, run
 from dist_imsr.distributed.signals import StopSignals
@@ -193,6 +193,7 @@ def begin(
     Raises:
         Refusal: if there are checkpoints, but none is sound.
     """
+    devices.set_deterministic(config.training.deterministic)
     keys, folder = identity(config), config.run_dir / "checkpoints"
     checkpoints = Checkpoints(folder, config.checkpoint, topology, config.timeout_seconds, keys)
     stored = candidates.choose(config.checkpoint.verify, topology, checkpoints.group)

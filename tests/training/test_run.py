@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.processes import free_port
-from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import train
 from tests.prepared import drawn_history, write_dataset
-from tests.runs import timeless
+from tests.ranks import run_ranks
+from tests.runs import run, timeless
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -95,6 +98,25 @@ def test_two_ranks_from_the_command_line(folder, tmp_path):
     assert timeless(again) == timeless(lines)
     again = _launch("--config", run / "config.yaml", "--print_config")
     assert f"path: {folder}" in again.communicate(timeout=60)[0]
+
+
+def _fixed_order(topology, config):
+    found = [torch.are_deterministic_algorithms_enabled()]
+    for deterministic in (False, True):
+        training = replace(config.training, deterministic=deterministic)
+        run(topology, replace(config, run_dir=config.run_dir / str(deterministic), training=training))
+        found.append(torch.are_deterministic_algorithms_enabled())
+    return found
+
+
+def test_the_order_of_sums_is_fixed_unless_the_key_says_otherwise(folder, tmp_path):
+    config = TrainConfig(
+        data=DataConfig(folder),
+        run_dir=tmp_path,
+        training=TrainingConfig(epochs=1, incremental_epochs=1, spans=0),
+        baselines=False,
+    )
+    assert run_ranks(1, _fixed_order, config) == [[True, False, True]]
 
 
 def test_interrupted(folder, tmp_path):
