@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torchrec import JaggedTensor
 
+from dist_imsr import devices
 from dist_imsr.benchmarks.options import MAY_BE_ZERO, WorldOptions
 from dist_imsr.benchmarks.world import World
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
-from dist_imsr.data.jagged import pad
+from dist_imsr.data.jagged import longest, pad
 from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
@@ -50,6 +51,7 @@ class StepsOptions(WorldOptions):
         steps: timed together, in one run.
         repeats: runs of each side.
         seed: of the synthetic batches.
+        deterministic: whether sums run in a fixed order, as with training.deterministic.
         engine: the dense weights and their precision, as in launch/train.py.
     """
 
@@ -64,6 +66,7 @@ class StepsOptions(WorldOptions):
     steps: int = 10
     repeats: int = 7
     seed: int = field(default=0, metadata=MAY_BE_ZERO)
+    deterministic: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -113,12 +116,14 @@ class StepsWorker:
     """One rank's training step, and batches that are made in advance and used in turn."""
 
     def __init__(self, topology: Topology, options: StepsOptions, build: Build, batches: int = _BATCHES) -> None:
-        self.topology, self._step = topology, build(topology, options)
+        self.topology, self._deterministic = topology, options.deterministic
+        self._step = build(topology, options)
         made = [synthetic_batch(options, topology, number).to(topology.device) for number in range(batches)]
         self._batches = pairwise(cycle(made))
 
     def run(self, steps: int) -> None:
         """Trains some steps; collective."""
+        devices.set_deterministic(self._deterministic)  # sides that differ in it take turns in one process
         for _ in range(steps):
             batch, following = next(self._batches)
             self._step(batch, following)
@@ -170,7 +175,7 @@ def plain_step(topology: Topology, options: StepsOptions) -> Step:
         )
         start = stored[batch.users]
         mask = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
-        padded_history, history_mask = pad(history, batch.history.lengths())
+        padded_history, history_mask = pad(history, batch.history, longest(batch.host.history))
         interests = extractor(padded_history, history_mask, Start(Interests(start, mask)))
         loss = sampled_softmax(score_batch(batch, interests, targets, negatives).candidates)
         optimizer.zero_grad()

@@ -73,12 +73,12 @@ class Batch(TensorBatch):
 
     def replay(self) -> "Batch":
         """The replayed rows alone, as views."""
-        targets = last_rows(self.targets, self.replayed)
+        targets = last_rows(self.targets, self.replayed, self.host.targets)
         log_q = self.target_log_q
-        return Batch(
+        replay = Batch(
             span=self.span,
             users=self.users[len(self.users) - self.replayed :],
-            history=last_rows(self.history, self.replayed),
+            history=last_rows(self.history, self.replayed, self.host.history),
             targets=targets,
             negatives=self.negatives,
             world_targets=self.world_targets,
@@ -87,6 +87,8 @@ class Batch(TensorBatch):
             target_log_q=None if log_q is None else log_q[len(log_q) - len(targets.values()) :],
             negative_log_q=self.negative_log_q,
         )
+        replay._host = None if self._host is None else self._host.replay()
+        return replay
 
 
 @dataclass

@@ -18,7 +18,7 @@ def jagged(values: Any, lengths: Any) -> JaggedTensor:
 
 def one_sequence(items: torch.Tensor) -> JaggedTensor:
     """Item ids ``[n]`` as one sequence, on their device."""
-    return JaggedTensor(items, lengths=torch.tensor([len(items)], device=items.device))
+    return JaggedTensor(items, lengths=torch.full((1,), len(items), device=items.device))  # a fill waits for nothing
 
 
 def concat_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor:
@@ -38,28 +38,43 @@ def concat_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> JaggedTensor
     return jagged(values, total)
 
 
-def last_rows(sequences: JaggedTensor, count: int) -> JaggedTensor:
-    """Views of the last ``count`` sequences."""
-    lengths = sequences.lengths()[len(sequences.lengths()) - count :]
-    return JaggedTensor(sequences.values()[len(sequences.values()) - int(lengths.sum()) :], lengths=lengths)
+def last_rows(sequences: JaggedTensor, count: int, host: JaggedTensor) -> JaggedTensor:
+    """Views of the last ``count`` sequences; ``host`` are the same sequences on the host."""
+    first = len(host.lengths()) - count
+    skipped = int(host.lengths()[:first].sum())
+    return JaggedTensor(sequences.values()[skipped:], lengths=sequences.lengths()[first:])
 
 
-def pad(values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads sequences to the longest of them.
+def longest(sequences: JaggedTensor) -> int:
+    """The largest length; 0 without sequences."""
+    lengths = sequences.lengths()
+    return int(lengths.max()) if len(lengths) else 0
+
+
+def pad(values: torch.Tensor, sequences: JaggedTensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads rows of numbers to the longest sequence.
 
     Args:
-        values: ``[sum of lengths, d]``.
-        lengths: ``[B]`` int64.
+        values: ``[sum of lengths, d]``, one row for each value of the sequences.
+        sequences: B, on the same device.
+        longest: L, `longest` of the sequences on the host, so that no device is waited for.
 
     Returns:
         ``[B, L, d]``, and the mask ``[B, L]`` that is false for padding.
     """
-    longest = int(lengths.max()) if len(lengths) else 0
+    lengths = sequences.lengths()
     mask = torch.arange(longest, device=values.device) < lengths.unsqueeze(1)
     return JaggedTensor(values, lengths=lengths).to_padded_dense(longest), mask
 
 
 def owners_of(sequences: JaggedTensor) -> torch.Tensor:
     """The index of the sequence of each value, ``[sum of lengths]`` int64, ascending from 0 to B - 1."""
-    lengths = sequences.lengths()
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    lengths, count = sequences.lengths(), len(sequences.values())
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=count)
+
+
+def places_in_padding(sequences: JaggedTensor, longest: int) -> torch.Tensor:
+    """Where `pad` puts each value, ``[sum of lengths]`` int64 indices of ``[B * L]``, ascending."""
+    owners, lengths = owners_of(sequences), sequences.lengths()
+    skipped = torch.arange(len(lengths), device=lengths.device) * longest - (lengths.cumsum(0) - lengths)
+    return torch.arange(len(owners), device=owners.device) + skipped[owners]

@@ -21,9 +21,18 @@ Follow = Callable[[Iterable[Any], str, int], Iterator[Any]]
 class TensorBatch:
     """Base class of dataclasses of tensors; has the methods of torchrec's ``Pipelineable``."""
 
+    _host: Any = None
+
     def to(self: AnyBatch, device: torch.device) -> AnyBatch:
         """Copies every tensor to a device, asynchronously from pinned memory; tensors on the device are shared."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved._host = self.host
+        return moved
+
+    @property
+    def host(self: AnyBatch) -> AnyBatch:
+        """The batch that was copied to the device, from which lengths are read without waiting for the device."""
+        return self if self._host is None else self._host
 
     def pin_memory(self: AnyBatch, device: torch.device) -> AnyBatch:
         """Copies every tensor to pinned memory, if the device is a CUDA device."""

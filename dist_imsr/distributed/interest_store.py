@@ -11,7 +11,7 @@ from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.columns import move_rows, pad_rows, send_to
-from dist_imsr.distributed.slots import DRAWN, Slots, StoreSnapshot, View, padded_places, sources_around
+from dist_imsr.distributed.slots import DRAWN, Layout, Slots, StoreSnapshot, View, padded_places, sources_around
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.keys import free
 from dist_imsr.model.interests import Interests
@@ -76,6 +76,7 @@ class InterestStore:
         self.config, self.owned, self.users_per_bucket, self.seed = config, owned, users_per_bucket, seed
         self.slots = Slots.empty(dim, query_dim, state_dim, device)
         self.offsets = torch.zeros(users_per_bucket * len(owned.buckets) + 1, dtype=torch.int64, device=device)
+        self._sizes: tuple[torch.Tensor, int, Layout] | None = None
 
     @classmethod
     def build(
@@ -130,24 +131,44 @@ class InterestStore:
             self.offsets = torch.cat([self.offsets, self.offsets[-1:].expand(rows - len(self.counts))])
             self.users_per_bucket = users_per_bucket
 
+    def layout(self, users: torch.Tensor, span: int) -> Layout:
+        """How many interests some users have.
+
+        A device is read only if interests were created or removed since the last call, or for another span.
+
+        Args:
+            users: ``[B]`` int64, ids, on the host for a call that waits for nothing.
+            span: the span at hand.
+
+        Returns:
+            The numbers, on the host.
+        """
+        if self._sizes is None or self._sizes[0] is not self.offsets or self._sizes[1] != span:
+            older = pad((self.birth_span < span).cumsum(0), (1, 0))[self.offsets].diff()
+            whole = Layout(counts=self.counts.to("cpu", torch.int16), older=older.to("cpu", torch.int16))
+            self._sizes = self.offsets, span, whole
+        rows, whole = self.owned.rows(users.cpu()), self._sizes[2]
+        return Layout(counts=whole.counts[rows].long(), older=whole.older[rows].long())
+
     @Phase("interests")
-    def gather(self, rows: torch.Tensor, device: torch.device | None = None) -> Interests:
+    def gather(self, rows: torch.Tensor, device: torch.device | None = None, most: int | None = None) -> Interests:
         """Copies some users' interests to a device, the store's by default.
 
         Args:
             rows: ``[B]`` int64.
             device: of the copy.
+            most: the largest K_u among ``rows``, if the host knows it.
 
         Returns:
             ``[B, K, d]``, padded to the largest K_u among ``rows``.
         """
-        places, mask = padded_places(self.offsets, rows)
+        places, mask = padded_places(self.offsets, rows, most)
         return Interests(send_to(pad_rows(self.values, places, mask), device), send_to(mask, device))
 
     @Phase("interests")
-    def view(self, rows: torch.Tensor, span: int, device: torch.device | None = None) -> View:
+    def view(self, rows: torch.Tensor, span: int, device: torch.device | None = None, most: int | None = None) -> View:
         """As `gather`, with the states and with which interests are older than ``span``."""
-        places, mask = padded_places(self.offsets, rows)
+        places, mask = padded_places(self.offsets, rows, most)
         values, birth_span, states = (
             pad_rows(column, places, mask) for column in (self.values, self.birth_span, self.slots.states)
         )
@@ -157,9 +178,9 @@ class InterestStore:
         return View(Interests(values, mask), existing, states)
 
     @Phase("interests")
-    def queries(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    def queries(self, rows: torch.Tensor, device: torch.device | None = None, most: int | None = None) -> torch.Tensor:
         """As `gather`, for the queries W_u: ``[B, K, d_a]``, zero for padding."""
-        return send_to(pad_rows(self.slots.queries, *padded_places(self.offsets, rows)), device)
+        return send_to(pad_rows(self.slots.queries, *padded_places(self.offsets, rows, most)), device)
 
     def created(self, span: int) -> torch.Tensor:
         """The slots of interests created in ``span`` for users who had older ones: ``[n]`` int64, ascending."""
@@ -172,29 +193,37 @@ class InterestStore:
         return torch.cat([self.values.index_select(0, part).norm(dim=1) for part in places.split(DRAWN)])
 
     @Phase("interests")
-    def update_queries(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+    def update_queries(self, users: torch.Tensor, gradient: torch.Tensor, span: int) -> None:
         """One step of row-wise Adagrad for some users' queries; no other user's bytes change.
 
         Args:
-            rows: ``[B]`` int64; gradients of the same user are summed.
+            users: ``[B]`` int64, ids on the host; gradients of the same user are summed.
             gradient: ``[B, K, d_a]``, padded as in `gather`.
+            span: the span at hand.
         """
-        places, mask = padded_places(self.offsets, rows)
-        gradients = gradient.to(self.slots.queries)[mask]
-        self.slots.update_queries(places[mask], gradients, self.config.query_learning_rate)
+        gradient, users = gradient.to(self.slots.queries), users.cpu()
+        if len(distinct := users.unique()) < len(users):
+            place = send_to(torch.searchsorted(distinct, users), gradient.device)
+            gradient = gradient.new_zeros(len(distinct), *gradient.shape[1:]).index_add_(0, place, gradient)
+            users = distinct
+        layout = self.layout(users, span)
+        places, real = self._places(users, layout)
+        gradients = gradient[:, : layout.most].flatten(0, 1)[real]
+        self.slots.update_queries(places, gradients, self.config.query_learning_rate)
 
     @Phase("interests")
-    def scatter(self, rows: torch.Tensor, interests: Interests) -> None:
+    def scatter(self, users: torch.Tensor, interests: Interests, layout: Layout) -> None:
         """Writes some users' interests and states back; no other user's bytes change.
 
         Args:
-            rows: ``[B]`` int64, distinct.
+            users: ``[B]`` int64, distinct ids on the host.
             interests: ``[B, K, d]``, as many for each user as in the store; without states, the stored states stay.
+            layout: of these users.
         """
-        places, mask = padded_places(self.offsets, rows)
+        places, real = self._places(users, layout)
         for column, new in ((self.values, interests.vectors), (self.slots.states, interests.states)):
             if new is not None:
-                column[places[mask]] = new.detach().to(column)[:, : places.shape[1]][mask]
+                column[places] = new.detach().to(column)[:, : layout.most].flatten(0, 1)[real]
 
     def load(self, rows: torch.Tensor, **columns: torch.Tensor) -> None:
         """Replaces all interests by others, for example those of a checkpoint.
@@ -298,6 +327,13 @@ class InterestStore:
             known = self._in_snapshot(snapshot)
             slots = slots._replace(**{name: getattr(slots, name)[known] for name in ("values", "birth_span", "states")})
         return slots._replace(queries=snapshot.queries, moments=snapshot.moments)
+
+    def _places(self, users: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots of some users' interests, and their places in ``[B * K]``; no size is read from a device."""
+        device = self.offsets.device
+        real, rows = (send_to(one, device) for one in (layout.real(), self.owned.rows(users.cpu())))
+        places, _ = padded_places(self.offsets, rows, layout.most)
+        return places.flatten()[real], real
 
     def _in_snapshot(self, snapshot: StoreSnapshot) -> torch.Tensor:
         """The interests in a snapshot, ``[S]`` bool: the first of each user."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from dist_imsr.data.batch import Batch
-from dist_imsr.data.jagged import pad
+from dist_imsr.data.jagged import longest, pad, places_in_padding
+from dist_imsr.distributed.slots import Layout
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import Candidates, attend, candidates
 
@@ -24,6 +25,7 @@ class Extraction(NamedTuple):
         existing: ``[B, K]`` bool, the interests that are older than the span.
         targets: ``[A, row width]``, the targets' rows of the item table.
         negatives: ``[N, row width]``, the negatives' rows.
+        layout: the users' numbers of interests, on the host.
     """
 
     interests: Interests
@@ -31,6 +33,7 @@ class Extraction(NamedTuple):
     existing: torch.Tensor
     targets: torch.Tensor
     negatives: torch.Tensor
+    layout: Layout
 
 
 class Scores(NamedTuple):
@@ -86,9 +89,10 @@ def score_batch(batch: Batch, queries: Interests, targets: torch.Tensor, negativ
         targets: ``[A, row width]``, the targets' rows.
         negatives: ``[N, row width]``, the negatives' rows.
     """
-    padded, mask = pad(targets, batch.targets.lengths())
+    most = longest(batch.host.targets)
+    padded, mask = pad(targets, batch.targets, most)
     agreement = queries.vectors @ padded.mT
-    place = mask.flatten().nonzero().squeeze(1)
+    place = places_in_padding(batch.targets, most)
     users, targets = (block.flatten(0, 1)[place] for block in (attend(queries, agreement), padded))
     scored = candidates(
         users,

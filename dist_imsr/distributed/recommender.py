@@ -9,13 +9,14 @@ import torch
 
 from dist_imsr import devices
 from dist_imsr.data.batch import Batch
-from dist_imsr.data.jagged import pad
+from dist_imsr.data.jagged import longest, pad
 from dist_imsr.distributed import keyed_random
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig
 from dist_imsr.distributed.interest_store import InterestStore, InterestStoreConfig, StoreSnapshot, View
 from dist_imsr.distributed.objective import Extraction, NextItem, Objective, score_batch
 from dist_imsr.distributed.rows import ShardRows
+from dist_imsr.distributed.slots import Layout
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
@@ -141,21 +142,21 @@ class Recommender:
             The interests, with their inputs.
         """
         history, targets, negatives = (embed or self.catalogue.lookup)(batch.history, batch.targets, batch.negatives)
-        rows = self.store.owned.rows(batch.users)
-        padded, mask = pad(history[:, : self.config.dim], batch.history.lengths())
+        layout = self.store.layout(batch.host.users, batch.span)
+        padded, mask = pad(history[:, : self.config.dim], batch.history, longest(batch.host.history))
         interests, existing, states = self._view(batch)
         start = Start(
             interests,
             carried=rho * existing if rho else None,
             logits=self._logits(batch.users, interests.mask.shape[1], padded.shape[1]),
-            queries=self.store.queries(rows, history.device) if self.extractor.query_dim else None,
+            queries=self._queries(batch, layout) if self.extractor.query_dim else None,
             states=states if self.extractor.state_dim else None,
         )
         if training and start.queries is not None:
             start.queries.requires_grad_()
         with Phase("routing"):
             extracted = (forward or self.engine)(padded, mask, start)
-        return Extraction(extracted, start, existing, targets, negatives)
+        return Extraction(extracted, start, existing, targets, negatives, layout)
 
     def train_step(
         self,
@@ -195,11 +196,10 @@ class Recommender:
         self.engine.update(loss * (self.topology.world_size / max(batch.world_targets, 1)))
         own = extraction.start.queries
         if own is not None and own.grad is not None:
-            rows = self.store.owned.rows(batch.users)
-            self.store.update_queries(rows, own.grad / self.topology.world_size)
+            self.store.update_queries(batch.host.users, own.grad / self.topology.world_size, batch.span)
         with Phase("losses"):
             reported = losses.detach().double()
-            return self.topology.gather(torch.cat([reported, reported.new_tensor([stop_signal])]))
+            return self.topology.gather(torch.cat([reported, reported.new_full((1,), stop_signal)]))
 
     @Phase("snapshot")
     def snapshot(self) -> Snapshot:
@@ -239,7 +239,16 @@ class Recommender:
         return view
 
     def _stored(self, batch: Batch) -> View:
-        return self.store.view(self.store.owned.rows(batch.users), batch.span, self.topology.device)
+        most = self.store.layout(batch.host.users, batch.span).most
+        return self.store.view(self._rows(batch), batch.span, self.topology.device, most)
+
+    def _queries(self, batch: Batch, layout: Layout) -> torch.Tensor:
+        return self.store.queries(self._rows(batch), self.topology.device, layout.most)
+
+    def _rows(self, batch: Batch) -> torch.Tensor:
+        """The rows of a batch's users, where the store is."""
+        here = self.store.values.device == self.topology.device
+        return self.store.owned.rows(batch.users if here else batch.host.users)
 
     def _logits(self, users: torch.Tensor, slots: int, length: int) -> torch.Tensor | None:
         """Random routing logits keyed by (seed, user, slot, place): the same input gives the same interests."""

@@ -70,14 +70,12 @@ class Slots(NamedTuple):
         """One step of row-wise Adagrad for some interests' queries.
 
         Args:
-            places: ``[n]`` int64, their slots; gradients of the same slot are summed.
+            places: ``[n]`` int64, their slots, distinct.
             gradients: ``[n, d_a]``.
             learning_rate: its step size.
         """
-        place, position = places.unique(return_inverse=True)
-        step = gradients.new_zeros(len(place), gradients.shape[1]).index_add_(0, position, gradients)
-        self.moments[place] += step.square().mean(1, keepdim=True)
-        self.queries[place] -= learning_rate / (self.moments[place].sqrt() + _EPSILON) * step
+        self.moments[places] += gradients.square().mean(1, keepdim=True)
+        self.queries[places] -= learning_rate / (self.moments[places].sqrt() + _EPSILON) * gradients
 
     def draw(self, places: torch.Tensor, users: torch.Tensor, span: int, slot: torch.Tensor, seed: int) -> None:
         """Draws the first vectors and queries of new interests (erratum E2).
@@ -111,19 +109,58 @@ def sources_around(places: torch.Tensor, total: int) -> torch.Tensor:
     return old.cumsum(0).sub_(1).clamp_(min=0)
 
 
-def padded_places(offsets: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class Layout(NamedTuple):
+    """How many interests each of some users has, on the host: sizes that no step has to read from a device.
+
+    Args:
+        counts: ``[B]`` int64, K_u.
+        older: ``[B]`` int64, those that are older than the span; they come first.
+    """
+
+    counts: torch.Tensor
+    older: torch.Tensor
+
+    @property
+    def most(self) -> int:
+        """K, to which the users' interests are padded."""
+        return int(self.counts.max()) if len(self.counts) else 0
+
+    def real(self) -> torch.Tensor:
+        """The places of all interests in ``[B * K]``, ascending."""
+        return self._places(torch.zeros_like(self.counts), self.counts)
+
+    def existing(self) -> torch.Tensor:
+        """The places of the older interests in ``[B * K]``, ascending."""
+        return self._places(torch.zeros_like(self.counts), self.older)
+
+    def new(self) -> torch.Tensor:
+        """The places in ``[B * K]`` of the interests that the span created for users who have older ones."""
+        return self._places(self.older, (self.counts - self.older) * (self.older > 0))
+
+    def _places(self, first: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        skipped = torch.arange(len(counts)) * self.most + first - (counts.cumsum(0) - counts)
+        skipped = skipped.repeat_interleave(counts)
+        return skipped + torch.arange(len(skipped))
+
+
+def padded_places(
+    offsets: torch.Tensor, rows: torch.Tensor, most: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The slots of some users' interests, padded to the largest K_u among them.
 
     Args:
         offsets: ``[users + 1]`` int64, the first slot of each user, and S.
         rows: ``[B]`` int64, users.
+        most: that K_u, if the host knows it; reading it from a device waits.
 
     Returns:
         ``[B, K]`` int64, any number for padding, and ``[B, K]`` bool, false for padding.
     """
     rows = rows.to(offsets.device)
     first, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
-    slot = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device)
+    if most is None:
+        most = int(counts.max()) if len(rows) else 0
+    slot = torch.arange(most, device=rows.device)
     return first.unsqueeze(1) + slot, slot < counts.unsqueeze(1)
 
 

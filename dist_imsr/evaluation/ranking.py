@@ -13,7 +13,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr import devices
 from dist_imsr.checks import require
-from dist_imsr.data.jagged import owners_of
+from dist_imsr.data.jagged import longest, owners_of
 from dist_imsr.data.jagged import pad as padded
 from dist_imsr.distributed.catalogue import Catalogue
 from dist_imsr.distributed.topology import Topology
@@ -134,8 +134,8 @@ class Ranker:
         scores = score(own, embeddings.unsqueeze(1), self.how).squeeze(1)
         among_seen = None if seen is None else seen.place_of(targets)
         each = [scores.double() + _at(bonus, among_seen) for bonus in bonuses]
-        longest = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
-        tie = TIE * longest[owners] * embeddings.norm(dim=1)
+        norms = pad(queries.vectors.norm(dim=-1), (0, 1)).amax(1)  # zero for a user without interests
+        tie = TIE * norms[owners] * embeddings.norm(dim=1)
         levels = torch.cat([torch.stack([level.to(tie.dtype), tie], 1) for level in each])
         pairs = _pairs(targets).repeat(len(bonuses), 1)
         mine = _block(queries, None if seen is None else seen.items)._replace(targets=pairs, levels=levels)
@@ -201,9 +201,10 @@ class Ranker:
             dist.all_to_all_single(output, column, [len(mine.counts)] * lists, sizes)
         scores, ids = (output.view(lists, -1, top).transpose(0, 1).flatten(1) for output in received)
         if repeats is not None:
-            lengths, of_repeats = repeats.items.lengths(), repeats.scores(queries, self.how).to(scores.dtype)
-            of_repeats, mask = padded(of_repeats.unsqueeze(1), lengths)
-            repeat_ids, _ = padded(repeats.items.values().unsqueeze(1), lengths)
+            of_repeats = repeats.scores(queries, self.how).to(scores.dtype)
+            most = longest(repeats.items)
+            of_repeats, mask = padded(of_repeats.unsqueeze(1), repeats.items, most)
+            repeat_ids, _ = padded(repeats.items.values().unsqueeze(1), repeats.items, most)
             scores = torch.cat([scores, of_repeats.squeeze(-1).masked_fill(~mask, -torch.inf)], 1)
             ids = torch.cat([ids, repeat_ids.squeeze(-1).masked_fill(~mask, -1)], 1)
         ids, by_id = ids.sort(1)

@@ -29,7 +29,7 @@ class TrimmerConfig:
         require(self.c2 >= 0, "strategy.imsr.trimmer.c2", self.c2, "at least 0")
 
 
-def project(interests: Interests, existing: torch.Tensor) -> Interests:
+def project(interests: Interests, existing: torch.Tensor, new: torch.Tensor | None = None) -> Interests:
     """Projects each new interest onto the complement of the user's existing ones: h - P h (Eq. 15-16).
 
     Erratum E4: M = [h_1 .. h_K], ``d x K``, holds the *existing* interests, and P = M (M^T M + eps I)^{-1} M^T, eps
@@ -40,14 +40,18 @@ def project(interests: Interests, existing: torch.Tensor) -> Interests:
     Args:
         interests: H_u^t before the projection, ``[B, K, d]``.
         existing: ``[B, K]`` bool, true for interests from before the span.
+        new: the places in ``[B * K]`` of the other interests of users who have existing ones, ascending; finding them
+            here waits for a device.
 
     Returns:
         The interests, differentiable. Existing interests are unchanged, and so are users without existing interests.
     """
-    new = interests.mask & ~existing & existing.any(1, keepdim=True)
-    user, slot = new.nonzero().T
-    if not len(user):
+    if new is None:
+        found = interests.mask & ~existing & existing.any(1, keepdim=True)
+        new = found.flatten().nonzero().squeeze(1)
+    if not len(new):
         return interests
+    user, slot = new // existing.shape[1], new % existing.shape[1]
     in_basis = existing[user]
     basis = interests.vectors[user] * in_basis.unsqueeze(-1)  # [N, K, d], M^T of each new interest
     residual = _Residual.apply(interests.vectors[user, slot], basis, in_basis)

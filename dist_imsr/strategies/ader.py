@@ -12,8 +12,9 @@ from torchrec import JaggedTensor
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.jagged import owners_of, pad
+from dist_imsr.data.jagged import longest, owners_of, pad
 from dist_imsr.data.replay import Pool, ReplayedSpan
+from dist_imsr.distributed.columns import send_to
 from dist_imsr.distributed.frozen_model import FrozenModel
 from dist_imsr.distributed.objective import Extraction, Scores, score_batch
 from dist_imsr.distributed.recommender import Recommender
@@ -121,12 +122,13 @@ class ADER(Strategy):
         replay = batch.replay()
         with torch.no_grad(), model.engine.precision():
             history, targets, negatives = self.teacher.table.lookup(replay.history, replay.targets, replay.negatives)
-            items, mask = pad(history[:, : model.config.dim], replay.history.lengths())
+            items, mask = pad(history[:, : model.config.dim], replay.history, longest(replay.host.history))
             inputs = items, mask, extraction.start.last(batch.replayed, items.shape[1])
             interests: Interests = functional_call(model.extractor, self.teacher.weights, inputs)
         with torch.no_grad():
             teacher = score_batch(replay, model.scoring.queries(interests), targets, negatives).candidates
-        known = batch.negatives.values() < self._teacher_items
+        known = (batch.host.negatives.values() < self._teacher_items).nonzero().squeeze(1)
+        known = send_to(known, targets.device)
         student = scores.candidates.last(len(targets))
         student, teacher = (Candidates(one.positive, one.others[:, known]) for one in (student, teacher))
         # The mean over replayed targets, in a loss whose sum is divided by all of them.

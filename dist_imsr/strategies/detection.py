@@ -9,7 +9,7 @@ from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.jagged import jagged, pad
+from dist_imsr.data.jagged import jagged, longest, pad
 from dist_imsr.data.negatives import draw_by_counts
 from dist_imsr.data.schedule import generator
 from dist_imsr.distributed.catalogue import Catalogue
@@ -102,10 +102,11 @@ def detect(
     for batch in batches:  # line 1
         rows = store.owned.rows(batch.users)
         items, *_ = catalogue.lookup(batch.history, batch.targets, batch.negatives)
-        items, mask = pad(items[:, : catalogue.dim], batch.history.lengths())
+        most = longest(batch.host.history)
+        items, mask = pad(items[:, : catalogue.dim], batch.history, most)
         if not detector.untrained:
             trained = (batch.history.values() < trained_items).float().unsqueeze(1)
-            mask &= pad(trained, batch.history.lengths())[0].squeeze(-1) > 0
+            mask &= pad(trained, batch.history, most)[0].squeeze(-1) > 0
         interests, existing, _ = store.view(rows, span, items.device)
         # Users whose interests were expanded in this span already are left out.
         candidates = existing.any(1) & (existing == interests.mask).all(1)

@@ -7,6 +7,7 @@ import torch
 from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.span import SpanData
+from dist_imsr.distributed.columns import send_to
 from dist_imsr.distributed.objective import Extraction, Scores
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.detector import DetectorConfig
@@ -115,7 +116,8 @@ class IMSR(Strategy):
         if not self.config.trimmer.project:
             return extraction
         with Phase("routing"):
-            projected = project(extraction.interests, extraction.existing)  # Algorithm 1, line 13
+            new = send_to(extraction.layout.new(), extraction.existing.device)
+            projected = project(extraction.interests, extraction.existing, new)  # Algorithm 1, line 13
             return extraction._replace(interests=projected)
 
     def extra_loss(
@@ -123,7 +125,7 @@ class IMSR(Strategy):
     ) -> torch.Tensor | None:
         """EIR: a penalty on changes of existing interests (Algorithm 2, line 25)."""
         retainer = self.config.retainer
-        if retainer.name == "none" or not extraction.existing.any():
+        if retainer.name == "none" or not extraction.layout.older.any():
             return None
         dim = extraction.interests.vectors.shape[-1]
         drift = Drift(  # in units that scale and bias of the scores do not move

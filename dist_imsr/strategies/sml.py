@@ -14,6 +14,7 @@ from dist_imsr.checks import require
 from dist_imsr.data.batch import Batch
 from dist_imsr.data.jagged import one_sequence
 from dist_imsr.data.span import SpanData
+from dist_imsr.distributed.columns import send_to
 from dist_imsr.distributed.frozen_model import FrozenModel
 from dist_imsr.distributed.objective import Extraction, score_batch
 from dist_imsr.distributed.recommender import Recommender
@@ -127,15 +128,16 @@ class SML(Strategy):
         extraction = model.extract(
             batch,
             training=training,
-            embed=partial(self._embed, model) if self._through_transfer else None,
+            embed=partial(self._embed, model, batch) if self._through_transfer else None,
             forward=partial(self._forward, model) if self._through_transfer else None,
         )
-        interests, existing = extraction.interests, extraction.existing
+        interests = extraction.interests
         with Phase("routing"):
-            vectors = interests.vectors.clone()
-            stored = extraction.start.interests.vectors
-            vectors[existing] = self._transfer("interest")(stored[existing], interests.vectors[existing])
-        return extraction._replace(interests=interests.replace(vectors))
+            place = send_to(extraction.layout.existing(), interests.vectors.device)
+            now, stored = (one.vectors.flatten(0, 1) for one in (interests, extraction.start.interests))
+            vectors = now.clone()
+            vectors[place] = self._transfer("interest")(stored[place], now[place])
+        return extraction._replace(interests=interests.replace(vectors.view_as(interests.vectors)))
 
     def state(self) -> dict[str, ShardRows]:
         """The previous and the tuned parameters, and the transfers."""
@@ -223,10 +225,13 @@ class SML(Strategy):
         self.transfers.requires_grad_(False)
         self._through_transfer = self._training_transfer = False
 
-    def _embed(self, model: Recommender, *sequences: JaggedTensor) -> list[torch.Tensor]:
-        """Transferred embeddings; each distinct item passes the transfer once."""
-        values = torch.cat([one.values() for one in sequences])
-        items, place = values.unique(return_inverse=True)
+    def _embed(self, model: Recommender, batch: Batch, *sequences: JaggedTensor) -> list[torch.Tensor]:
+        """Transferred embeddings of a batch's sequences; each distinct item passes the transfer once."""
+        host, device = batch.host, model.topology.device
+        distinct = torch.cat([one.values() for one in (host.history, host.targets, host.negatives)]).unique(
+            return_inverse=True
+        )
+        items, place = (send_to(one, device) for one in distinct)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._training_transfer):
             [tuned] = model.catalogue.lookup(one_sequence(items))
         with torch.no_grad():

@@ -37,6 +37,7 @@ SpanReport = dict[str, Any]
 """The keys of metrics.jsonl that describe a span's training."""
 
 _IDS = 1 << 20  # ids that each rank sends at a time
+_READ_EVERY = 4  # steps: their losses are read together, and a stop signal is answered after at most so many
 
 
 class SpanTrainer:
@@ -196,27 +197,40 @@ class SpanTrainer:
         where, remaining = f"span {progress.span}, epoch {progress.epoch}", steps.after(progress.step)
         pairs = remaining.on(self.topology.device)
         pairs = self.reporter.track(pairs, len(remaining), f"training in {where}", self.config.batch.size)
+        unread = list[tuple[torch.Tensor, int]]()  # what `train_step` returned, and the step's targets
         for batch, following in self._trace(pairs, progress.span, len(remaining)):
             signal = self._stop_signal() if self._stop_signal is not None else 0
             reported = self.model.train_step(
                 batch, following, objective=objective, stop_signal=signal, prefetch_lookup=prefetch_lookup
-            ).cpu()
+            )
+            unread.append((reported, batch.world_targets))
+            done = progress.step + len(unread)
+            saves = every_steps > 0 and done % every_steps == 0 and done < len(steps)
+            if len(unread) == _READ_EVERY or saves or done == len(steps):  # reading waits for the device
+                signal = self._read_losses(unread, f"{where}, step {{}} of {len(steps)}")
+                unread.clear()
+                self._stop_if_requested(signal, resumable=True)
+            if saves:
+                self._save()
+        return progress.mean_losses()
+
+    def _read_losses(self, unread: Sequence[tuple[torch.Tensor, int]], where: str) -> int:
+        """Adds the losses of some steps to the progress, and returns the stop signal of any rank in them."""
+        progress, read = self.progress, torch.stack([reported for reported, _ in unread]).cpu()
+        for reported, (_, world_targets) in zip(read, unread, strict=True):
             if not reported.isfinite().all():
                 ranks = (~reported.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(
-                    f"the loss of rank(s) {ranks} is not finite in {where}, step {progress.step} of {len(steps)}; the "
-                    f"last good state is {self.last_good_state}: lower the learning rates or look at the data"
+                    f"the loss of rank(s) {ranks} is not finite in {where.format(progress.step)}; the last good state "
+                    f"is {self.last_good_state}: lower the learning rates or look at the data"
                 )
             loss, extra = reported[:, :2].sum(0).tolist()
-            progress.add_step(loss, extra, batch.world_targets)
+            progress.add_step(loss, extra, world_targets)
             logs.at(span=progress.span, step=progress.steps)
-            targets = max(batch.world_targets, 1)
+            targets = max(world_targets, 1)
             events = {"train/loss": loss / targets, "train/retention_loss": extra / targets}
             self.model.engine.log(events, progress.steps)
-            self._stop_if_requested(int(reported[:, 2].max()), resumable=True)
-            if every_steps and progress.step % every_steps == 0 and progress.step < len(steps):
-                self._save()
-        return progress.mean_losses()
+        return int(read[..., 2].max())
 
     @Phase("validation", shown=True)
     def validate(self, data: Span, objective: Objective) -> float:

@@ -29,11 +29,12 @@ def mean_gain(
     Returns:
         The mean; NaN without targets.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    total, users = torch.zeros((), dtype=torch.float64, device=model.topology.device), 0
     for batch in batches:
         extraction = objective.extract(model, batch)
         ranks = ranker.ranks(extraction.interests, batch.targets, extraction.targets, items, top).all_items
         gain = 1 / ranks if top is None else discount(ranks, top)
-        sums += torch.tensor([gain.sum().item(), len(ranks)], dtype=torch.float64)
-    total, users = model.topology.sum(sums).tolist()
-    return total / users if users else math.nan
+        total += gain.sum()
+        users += len(ranks)
+    gains, everyone = model.topology.sum(torch.stack([total, total.new_full((), users)])).tolist()
+    return gains / everyone if everyone else math.nan

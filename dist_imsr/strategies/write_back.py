@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from dist_imsr.data.batch import Batch
+from dist_imsr.distributed.columns import send_to
 from dist_imsr.distributed.objective import Objective
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.strategies.growth import Growth
@@ -22,11 +23,14 @@ def write_back(model: Recommender, batches: Iterable[Batch], objective: Objectiv
     Returns:
         The number of existing interests, and how far they moved.
     """
-    growth, store = Growth(), model.store
+    growth, store, device = Growth(), model.store, model.topology.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
-        interests, start, existing, *_ = objective.extract(model, batch)
-        store.scatter(store.owned.rows(batch.users), interests)
-        cosine = torch.cosine_similarity(start.interests.vectors, interests.vectors, dim=-1)
-        growth.existing += existing.sum().item()
-        growth.cosine += cosine[existing].double().sum().item()
+        extraction = objective.extract(model, batch)
+        interests, layout = extraction.interests, extraction.layout
+        store.scatter(batch.host.users, interests, layout)
+        cosine = torch.cosine_similarity(extraction.start.interests.vectors, interests.vectors, dim=-1)
+        growth.existing += float(layout.older.sum())
+        total += cosine.flatten()[send_to(layout.existing(), device)].double().sum()
+    growth.cosine = total.item()
     return growth

@@ -1,11 +1,13 @@
 import json
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.engine import DenseEngine, EngineConfig, read_settings
@@ -212,3 +214,33 @@ def test_bf16_stays_near_fp32(device, world_size):
     for half, single in zip(*runs, strict=True):
         torch.testing.assert_close(half[-1], single[-1], rtol=0.1, atol=0.1)
         assert not torch.equal(half[-1], single[-1])
+
+
+class _Waits(TorchDispatchMode):
+    """Counts operations for which the host would wait for a CUDA device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "is_nonzero", "equal"):
+            self.counted[name] += 1
+        return operator(*args, **kwargs or {})
+
+
+def _waits(topology, name, steps=3):
+    engine = DenseEngine(DynamicRouting(8), EngineConfig(SHIPPED / f"{name}.json"), topology.device, None)
+    stored = Interests(torch.ones(2, 2, 8), torch.ones(2, 2, dtype=torch.bool))
+    for _ in range(steps):
+        with _Waits() as waits:
+            interests = engine(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), Start(stored))
+            engine.update(interests.vectors.square().sum())
+    return dict(waits.counted)
+
+
+@pytest.mark.parametrize(("name", "most"), [("zero0", 0), ("bf16", 0), ("zero1", 1), ("zero2", 1)])
+def test_deepspeed_waits_no_more_often_than_the_documents_say(name, most):
+    for counted in run_ranks(2, _waits, name):
+        assert sum(counted.values()) <= most, counted

@@ -20,6 +20,11 @@ def _store(users, dim, seed, query_dim=0, state_dim=0, device="cpu", memory="aut
     return InterestStore(InterestStoreConfig(memory), owned, users, dim, query_dim, seed, place, state_dim)
 
 
+def _scatter(store, rows, interests):
+    users = store.owned.users(on("cpu", rows))
+    store.scatter(users, interests, store.layout(users, span=0))
+
+
 def _as_lists(store):
     """For every user, the vectors and the spans of creation, as Python lists."""
     return [
@@ -60,7 +65,7 @@ def test_gather_and_scatter_touch_only_their_users(device, steps, order, number)
     for vectors, mask, row in zip(found.vectors, found.mask, rows.tolist(), strict=True):
         assert vectors[mask].tolist() == before[row][0]
         assert not vectors[~mask].any()
-    store.scatter(rows, Interests(found.vectors + 1, found.mask))
+    _scatter(store, rows, Interests(found.vectors + 1, found.mask))
     for row, ((vectors, _), (old, _)) in enumerate(zip(_as_lists(store), before, strict=True)):
         moved = torch.tensor(old) + (row in rows)
         assert torch.equal(torch.tensor(vectors), moved)
@@ -177,13 +182,28 @@ def test_queries_start_equal_for_all_users_and_different_for_all_slots():
     assert not torch.equal(queries[0, 0], queries[0, 1])
 
 
+@settings(deadline=None)
+@given(expansions, st.lists(st.integers(0, 6), max_size=6), st.integers(0, 4))
+def test_the_host_knows_where_interests_are(device, steps, rows, span):
+    store, rows = _store(7, 4, seed=3, device=device), torch.tensor(rows, dtype=torch.int64)
+    for number, (users, count) in enumerate(steps):
+        store.layout(store.owned.users(rows), span)  # must not be kept
+        store.expand(torch.tensor(sorted(users), dtype=torch.int64), count, number)
+    view, layout = store.view(rows, span), store.layout(store.owned.users(rows), span)
+    mask, existing = (on("cpu", one) for one in (view.interests.mask, view.existing))
+    new = mask & ~existing & existing.any(1, keepdim=True)
+    assert layout.most == mask.shape[1]
+    for places, wanted in ((layout.real(), mask), (layout.existing(), existing), (layout.new(), new)):
+        assert torch.equal(places, wanted.flatten().nonzero().squeeze(1))
+
+
 def test_a_snapshot_restores_interests_and_queries(device):
     store = _store(3, 4, seed=3, query_dim=8, device=device)
     store.expand(torch.arange(3), 2, span=0)
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     for _ in range(2):
         store.expand(torch.tensor([1]), 2, span=1)
-        store.update_queries(torch.arange(3), torch.ones(3, 4, 8))
+        store.update_queries(store.owned.users(torch.arange(3)), torch.ones(3, 4, 8), span=1)
         store.restore(snapshot)
         assert all(torch.equal(a, b) for a, b in zip(store.slots, before, strict=True))
         assert store.counts.tolist() == [2, 2, 2]
@@ -195,7 +215,7 @@ def test_slots_of_a_snapshot_do_not_change_when_interests_are_created(device):
     snapshot, before = store.snapshot(), [column.clone() for column in store.slots]
     assert store.slots_of(snapshot).values is store.values
     store.expand(torch.tensor([1, 2]), 3, span=1)
-    store.update_queries(torch.arange(4), torch.ones(4, 5, 8))
+    store.update_queries(store.owned.users(torch.arange(4)), torch.ones(4, 5, 8), span=1)
     assert all(map(torch.equal, store.slots_of(snapshot), before))
     store.restore(snapshot)
     assert store.offsets is snapshot.offsets
@@ -254,10 +274,10 @@ def test_states_move_with_the_interests_of_their_users(device):
     rows = torch.tensor([2, 0])
     assert not store.view(rows, 1).states.any()
     found, states, snapshot = store.gather(rows), torch.randn(2, 2, 5, device=device), store.snapshot()
-    store.scatter(rows, Interests(found.vectors, found.mask, states))
+    _scatter(store, rows, Interests(found.vectors, found.mask, states))
     assert torch.equal(store.view(rows, 1).states, states)
     assert not store.view(torch.tensor([1]), 1).states.any()
-    store.scatter(rows, found)  # without states, they stay
+    _scatter(store, rows, found)  # without states, they stay
     assert torch.equal(store.view(rows, 1).states, states)
     assert store.slots_of(snapshot).states is store.slots.states  # a copy would double what they take
     store.expand(torch.tensor([3]), 2, span=1)
@@ -319,13 +339,14 @@ def _columns_after_every_method(device):
     copy()
     snapshot, width = store.snapshot(), int(store.counts[on(device, rows)].max())
     for _ in range(3):
-        store.update_queries(rows, torch.randn(len(rows), width, 3, generator=draw))
+        gradient = torch.randn(len(rows), width, 3, generator=draw)
+        store.update_queries(store.owned.users(rows), gradient, span=1)
         copy()
     found = store.gather(rows, CPU)
     states = torch.randn(*found.mask.shape, 2, generator=draw)
     store.restore(snapshot)
     copy()
-    store.scatter(rows, Interests(0.5 * found.vectors, found.mask, states))
+    _scatter(store, rows, Interests(0.5 * found.vectors, found.mask, states))
     copy()
     store.trim(store.values.norm(dim=1) > 1.5)
     copy()
@@ -348,11 +369,11 @@ def test_a_store_on_the_host_serves_a_device():
     rows, gradient = torch.tensor([4, 1]), torch.randn(2, 2, 2)
     for one, place in ((store, "cuda"), (alone, "cpu")):
         one.expand(on(place, torch.arange(5)), on(place, torch.full((5,), 2)), span=0)
-        one.update_queries(on(place, rows), on(place, gradient))
+        one.update_queries(one.owned.users(rows), on(place, gradient), span=0)
         view = one.gather(on(place, rows), torch.device(place))
         assert view.vectors.device.type == view.mask.device.type == place
         assert one.view(on(place, rows), 1, torch.device(place)).existing.device.type == place
-        one.scatter(on(place, rows), view.replace(2 * view.vectors))
+        _scatter(one, rows, view.replace(2 * view.vectors))
     assert all(map(torch.equal, store.slots, alone.slots))
 
 

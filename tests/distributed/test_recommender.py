@@ -135,7 +135,7 @@ def _queries(topology):
     model, batch = _recommender(topology, 50, 20, "comirec_sa"), _batch(20, 50, topology.device)
     before = model.store.slots.queries.clone()
     gradients, real = [], model.store.update_queries
-    model.store.update_queries = lambda rows, gradient: gradients.append(gradient) or real(rows, gradient)
+    model.store.update_queries = lambda users, gradient, span: gradients.append(gradient) or real(users, gradient, span)
     with torch.no_grad():
         table = model.catalogue.flushed_weight().clone()
     start = model.extract(batch).start

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dist_imsr.distributed.objective import Extraction, Scores
+from dist_imsr.distributed.slots import Layout
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.retainers import RETAINERS, Drift, RetainerConfig
 from dist_imsr.model.scoring import Candidates, Scoring
@@ -14,9 +15,9 @@ from dist_imsr.strategies.imsr import IMSR, IMSRConfig
 def _extraction(existing):
     then, now = torch.randn(2, 2, 3, 4)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    return Extraction(
-        Interests(now, mask), Start(Interests(then, mask)), existing, torch.randn(2, 4), torch.randn(3, 4)
-    )
+    layout = Layout(counts=mask.sum(1), older=existing.sum(1))
+    start = Start(Interests(then, mask))
+    return Extraction(Interests(now, mask), start, existing, torch.randn(2, 4), torch.randn(3, 4), layout)
 
 
 def _scores(extraction):

@@ -1,5 +1,6 @@
 import gc
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import REQUEUE, Stopped
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.transfer import Transfer
-from dist_imsr.strategies import StrategyConfig
+from dist_imsr.strategies import StrategyConfig, span_trainer
 from dist_imsr.strategies.sml import SML, SMLConfig
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of
 from dist_imsr.training.run import begin, check
@@ -141,7 +142,7 @@ def _stopped(topology, config, reads):
     """A run that is stopped and resumed; the checkpoint that it resumed from, and its final state."""
     dataset, candidates = check(config)
     trainer = begin(config, dataset, candidates, topology, _DelayedStop(reads))
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped), patch.object(span_trainer, "_READ_EVERY", 2):  # of 3 steps in an epoch
         trainer.run()
     del trainer
     gc.collect()

@@ -15,6 +15,7 @@ from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed import columns, recommender
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.interest_store import InterestStoreConfig
+from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.evaluation import counting, ranking
 from dist_imsr.evaluation.evaluator import EvalConfig
@@ -31,7 +32,7 @@ from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.run import begin, check
 from tests.prepared import drawn_history, write_dataset
 from tests.runs import timeless
-from tests.second_device import DEVICE, DeviceTensor, cpu_values, second_device
+from tests.second_device import DEVICE, DeviceTensor, counted_waits, cpu_values, second_device, uncounted
 
 _HOST = torch.device("cpu")
 
@@ -75,7 +76,11 @@ class _Table:
     def lookup(self, *sequences):
         assert all(isinstance(part, DeviceTensor) for one in sequences for part in (one.values(), one.lengths()))
         requests = (JaggedTensor(cpu_values(one.values()), lengths=cpu_values(one.lengths())) for one in sequences)
-        return [found.to(DEVICE) for found in self._table.lookup(*requests)]
+        with uncounted():
+            return [found.to(DEVICE) for found in self._table.lookup(*requests)]
+
+    def start_lookup(self, *sequences):
+        """The lookup itself requests the rows."""
 
     def frozen_copy(self):
         frozen = object.__new__(_Table)
@@ -93,6 +98,15 @@ class _Dense:
     def __call__(self, *inputs, **options):
         return self.module(*inputs, **options)
 
+    def scale(self, loss):
+        return loss
+
+    def gradient_accumulation_steps(self):
+        return 1
+
+    def torch_autocast_enabled(self):
+        return False
+
     def train(self, training):
         self.module.train(training)
 
@@ -101,7 +115,8 @@ class _Dense:
         loss.backward()
 
     def step(self):
-        self.optimizer.step()
+        with uncounted():  # DeepSpeed's is fused
+            self.optimizer.step()
 
 
 def _initialize(model, model_parameters, config):
@@ -116,8 +131,20 @@ def _count_better(shard, users, owners, items, scores, ties, excluded):
 
 
 def _runs(topology, config, *devices):
-    """Lines and interests of a run that is continued from its checkpoint for another span, each span on a device."""
-    lines, engine = [], patch.object(deepspeed, "initialize", _initialize)
+    """A run that is continued from its checkpoint for another span, each span on a device.
+
+    Returns:
+        Its lines, its interests, and the waits of the training steps in each span.
+    """
+    lines, waits, engine = [], [], patch.object(deepspeed, "initialize", _initialize)
+    train_step = Recommender.train_step
+
+    def counted_step(self, *arguments, **options):
+        with counted_waits() as counted:
+            reported = train_step(self, *arguments, **options)
+        waits[-1].append(counted)
+        return reported
+
     kernel = patch.object(ranking, "count_better", _count_better)
     with second_device(), engine, kernel, patch.dict(columns.PART, {DEVICE.type: columns.PART["cuda"]}):
         for spans, device in enumerate(devices, 1):
@@ -125,7 +152,9 @@ def _runs(topology, config, *devices):
             with patch("dist_imsr.devices.device_count", return_value=int(device == DEVICE)):
                 dataset, candidates = check(config)
             config.run_dir.mkdir(exist_ok=True)
-            with patch.object(recommender, "Catalogue", Catalogue if device == _HOST else _Table):
+            waits.append([])
+            table = patch.object(recommender, "Catalogue", Catalogue if device == _HOST else _Table)
+            with table, patch.object(Recommender, "train_step", counted_step):
                 trainer = begin(config, dataset, candidates, replace(topology, device=device), None)
                 lines.append(timeless(trainer.run()))
     store = trainer.model.store
@@ -134,9 +163,14 @@ def _runs(topology, config, *devices):
         device == DEVICE and config.store.memory != "host",
     )
     assert all(isinstance(one, DeviceTensor) == far for one in kept.values())
-    return lines, {name: cpu_values(one) for name, one in kept.items()}
+    return lines, {name: cpu_values(one) for name, one in kept.items()}, waits
 
 
+_STAND_INS = {
+    "to the device in columns.send_to",  # on CUDA, `devices.pin` makes it asynchronous
+    "from the device in engine.update",  # gradients of `_Table`
+}
+_COUNTS, _QUERIES = "from the device in interest_store.layout", "from the device in interest_store.update_queries"
 _GROWING = IMSRConfig(
     1.0,
     DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=5),
@@ -174,6 +208,13 @@ def test_no_operation_mixes_devices(folder, rank, tmp_path, base, strategy, memo
     [host] = rank.call(_runs, config, _HOST, _HOST)
     [device] = rank.call(_runs, replace(config, run_dir=tmp_path / "device"), DEVICE, DEVICE)
     _assert_same(host, device)
+    assert not any(waits for span in host[2] for waits in span)
+    assert device[2][0]
+    for number, span in enumerate(device[2]):
+        waits = [waits.keys() - _STAND_INS for waits in span]
+        allowed = {_COUNTS} | ({_QUERIES} if base == "comirec_sa" and memory == "host" else set())
+        assert all(names <= allowed for names in waits), (number, waits)
+        assert not waits or any(_COUNTS not in names for names in waits)  # once for each change of the interests
 
 
 def test_a_run_of_the_host_resumes_on_a_device(folder, rank, tmp_path):

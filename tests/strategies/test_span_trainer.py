@@ -1,0 +1,68 @@
+from unittest.mock import patch
+
+import pytest
+
+from dist_imsr.data.batch import BatchConfig
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.distributed.recommender import Recommender
+from dist_imsr.strategies.span_trainer import SpanTrainer
+from dist_imsr.training.checkpoint import CheckpointConfig
+from dist_imsr.training.config import TrainConfig, TrainingConfig
+from tests.prepared import drawn_history, write_dataset
+from tests.ranks import run_ranks
+from tests.runs import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=40, items=80, spans=3))
+
+
+def _reads(topology, config, faulty_step):
+    """After how many steps losses were read, in order; and the error of a step whose loss is not a number."""
+    steps, reads, error = 0, [], None
+    train_step, read_losses = Recommender.train_step, SpanTrainer._read_losses
+
+    def counted_step(self, *arguments, **options):
+        nonlocal steps
+        steps += 1
+        return train_step(self, *arguments, **options) / (0.0 if steps == faulty_step else 1.0)
+
+    def counted_read(self, unread, where):
+        reads.append(steps)
+        return read_losses(self, unread, where)
+
+    with patch.object(Recommender, "train_step", counted_step), patch.object(SpanTrainer, "_read_losses", counted_read):
+        try:
+            run(topology, config)
+        except FloatingPointError as raised:
+            error = str(raised)
+    return steps, reads, error
+
+
+def _config(folder, run_dir, every_steps=0):
+    return TrainConfig(
+        data=DataConfig(folder),
+        run_dir=run_dir,
+        batch=BatchConfig(size=2, negatives=20),
+        training=TrainingConfig(epochs=2, incremental_epochs=1, spans=0),
+        checkpoint=CheckpointConfig(every_steps=every_steps),
+        baselines=False,
+    )
+
+
+def test_losses_are_read_every_four_steps_before_checkpoints_and_at_the_end_of_an_epoch(folder, tmp_path):
+    ((steps, reads, _),) = run_ranks(1, _reads, _config(folder, tmp_path / "plain"), 0)
+    each = steps // 2
+    assert each > 8
+    assert each % 4
+    ends = [*range(4, each, 4), each]
+    assert reads == [*ends, *(each + end for end in ends)]
+    ((_, reads, _),) = run_ranks(1, _reads, _config(folder, tmp_path / "saved", every_steps=6), 0)
+    assert reads[:3] == [4, 6, min(10, each)]
+
+
+def test_a_loss_that_is_not_finite_is_reported_with_its_own_step(folder, tmp_path):
+    ((steps, _, error),) = run_ranks(1, _reads, _config(folder, tmp_path), 6)
+    assert steps == 8
+    assert "is not finite in span 0, epoch 0, step 5 of " in error
