@@ -375,8 +375,10 @@ def _diverge(topology, config):
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, Dataset(config.data), topology)
 
+    steps = itertools.count()
+
     def extra_loss(model, batch, extraction, scores):
-        bad = trainer.progress.steps == 7 and topology.rank == 1
+        bad = next(steps) == 7 and topology.rank == 1
         return scores.candidates.positive.sum() * (float("nan") if bad else 0.0)
 
     trainer.strategy.extra_loss = extra_loss
