@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import xxhash
 
@@ -28,6 +29,24 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file that appears by one rename, so that processes which write the same at the same time do not mix bytes.
+
+    Args:
+        path: the file; an older one is replaced.
+
+    Yields:
+        Where to write it.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from dist_imsr.data.cutting import date_of
 from dist_imsr.data.dataset import Dataset, SpanEntry
+from dist_imsr.data.engine import Engine
 from dist_imsr.data.times import EARLIEST_LIKELY
-from dist_imsr.data.workspace import Database
 
 _LARGE_SHARE = 0.2  # of all rows, for one user
 _FAR = 10  # times between the quartiles, beyond which a time is an outlier
@@ -23,26 +23,24 @@ class _Quantiles:
     last: int
 
 
-def warnings_of(entries: Sequence[SpanEntry], known: Dataset | None, database: Database) -> list[str]:
+def warnings_of(entries: Sequence[SpanEntry], known: Dataset | None, engine: Engine) -> list[str]:
     """Warnings about a log that was cut into spans.
 
     Args:
         entries: its spans.
         known: the data set to which they are added; None for a new one.
-        database: with the tables ``events`` and ``counts``.
+        engine: with the tables ``events`` and ``counts``.
 
     Returns:
         One line each.
     """
-    found = _large_users(database)
-    return found + (
-        _unlearnable_later(entries) if known else _unlikely_times(entries, database) + _unlearnable(entries)
-    )
+    found = _large_users(engine)
+    return found + (_unlearnable_later(entries) if known else _unlikely_times(entries, engine) + _unlearnable(entries))
 
 
-def _large_users(database: Database) -> list[str]:
-    largest = database.run("SELECT raw::VARCHAR, interactions FROM counts ORDER BY interactions DESC, first LIMIT 5")
-    [(total,)] = database.run("SELECT sum(interactions)::BIGINT FROM counts")
+def _large_users(engine: Engine) -> list[str]:
+    largest = engine.run("SELECT raw::STRING, interactions FROM counts ORDER BY interactions DESC, first LIMIT 5")
+    [(total,)] = engine.run("SELECT sum(interactions)::BIGINT FROM counts")
     large = [(user, count) for user, count in largest if count > _LARGE_SHARE * total]
     if not large:
         return []
@@ -53,12 +51,12 @@ def _large_users(database: Database) -> list[str]:
     ]
 
 
-def _unlikely_times(entries: Sequence[SpanEntry], database: Database) -> list[str]:
+def _unlikely_times(entries: Sequence[SpanEntry], engine: Engine) -> list[str]:
     interactions = [entry.interactions for entry in entries]
     if entries[0].first_second >= EARLIEST_LIKELY and 0 not in interactions:
         return []
-    [values] = database.run(
-        "SELECT min(time), approx_quantile(time, 0.25), approx_quantile(time, 0.5), approx_quantile(time, 0.75), "
+    [values] = engine.run(
+        "SELECT min(time), approx_percentile(time, 0.25), approx_percentile(time, 0.5), approx_percentile(time, 0.75), "
         "max(time) FROM events WHERE reason IS NULL"
     )
     times = _Quantiles(*map(int, values))
@@ -81,7 +79,7 @@ def _unlikely_times(entries: Sequence[SpanEntry], database: Database) -> list[st
         if not (outlier < bound if key == "from" else outlier > bound):
             continue
         within = "min(time)" if key == "from" else "max(time) + 1"
-        [(cut,)] = database.run(f"SELECT {within} FROM events WHERE reason IS NULL AND {condition.format(bound)}")
+        [(cut,)] = engine.run(f"SELECT {within} FROM events WHERE reason IS NULL AND {condition.format(bound)}")
         found.append(line.format(date_of(outlier), key, date_of(cut)))
     return found or [f"{empty} of {len(entries)} spans hold no interactions: use fewer --spans"]
 

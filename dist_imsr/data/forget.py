@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 from dist_imsr.data.changes import Change
 from dist_imsr.data.dataset import Dataset, Sequences, SpanEntry
-from dist_imsr.data.preparation import Files, write_rows
 from dist_imsr.data.staging import RAW_KEPT
 from dist_imsr.data.user_list import UserList
-from dist_imsr.data.writer import counts_of, manifest_entry, write_batch, write_manifest, write_table
+from dist_imsr.data.writer import Files, counts_of, manifest_entry, write_batch, write_manifest, write_rows, write_table
 from dist_imsr.files import link
 
 _WORD = re.compile(r"\w+")

@@ -6,65 +6,62 @@ import numpy as np
 import pyarrow as pa
 
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.engine import Engine
 from dist_imsr.data.source_query import LATE
-from dist_imsr.data.sql import quoted, quoted_path
-from dist_imsr.data.workspace import Database
 
 _KNOWN = "already in the data"
 
 
-def reject_known_rows(known: Dataset, database: Database) -> Counter[str]:
+def reject_known_rows(known: Dataset, engine: Engine) -> Counter[str]:
     """Sets the reason of late rows of the table ``events`` that the data set holds, or that it cannot tell.
 
     The cost follows the late rows, and what their users did in the spans that are kept.
 
     Args:
         known: the data set.
-        database: with the table ``events`` and the views ``known_users`` and ``known_items``.
+        engine: with the table ``events`` and the views ``known_users``, ``known_items`` and ``waiting``.
 
     Returns:
         The number of rows that are now rejected, by reason.
     """
-    run, end = database.run, known.entries[-1].end_second
+    end = known.entries[-1].end_second
     late = f"reason IS NULL AND time < {end}"
-    [(count,)] = run(f"SELECT count(*) FROM events WHERE {late}")
+    [(count,)] = engine.run(f"SELECT count(*) FROM events WHERE {late}")
     if not count:
         return Counter()
     rejected = Counter[str]()
     if known.first_kept:
         first = known.entries[known.first_kept].first_second if known.first_kept < known.spans else end
         reason = f"{LATE}, before retired rows"
-        [(rejected[reason],)] = run(f"UPDATE events SET reason = {quoted(reason)} WHERE {late} AND time < {first}")
-    for name in known.waiting_files:
-        path = quoted_path(known.local(name))
-        rejected[_KNOWN] += _reject(late, f"read_parquet({path}, hive_partitioning = false)", database)
-    users = database.table(
-        f"SELECT DISTINCT id FROM events JOIN known_users ON events.user = known_users.raw WHERE {late} ORDER BY id"
-    )["id"].to_numpy()
-    buckets = users % known.buckets
-    parts = [_history(known, int(bucket), users[buckets == bucket]) for bucket in np.unique(buckets)]
-    if parts:
-        database.connection.register("history", pa.concat_tables(parts))
-        numbered = (
-            "(SELECT u.raw AS user, i.raw AS item, time FROM history JOIN known_users AS u ON history.user = u.id "
-            "JOIN known_items AS i ON history.item = i.id)"
-        )
-        rejected[_KNOWN] += _reject(late, numbered, database)
-        database.connection.unregister("history")
+        rejected[reason] = engine.mark(reason, f"SELECT rowid FROM events WHERE {late} AND time < {first}")
+    if known.waiting_files:
+        rejected[_KNOWN] += _reject(late, "waiting", engine)
+    users = f"SELECT DISTINCT id FROM events JOIN known_users ON events.user = known_users.raw WHERE {late}"
+    engine.add_history(known, users)
+    numbered = (
+        "(SELECT u.raw AS user, i.raw AS item, time FROM history JOIN known_users AS u ON history.user = u.id "
+        "JOIN known_items AS i ON history.item = i.id)"
+    )
+    rejected[_KNOWN] += _reject(late, numbered, engine)
     return +rejected
 
 
-def _reject(late: str, relation: str, database: Database) -> int:
+def _reject(late: str, relation: str, engine: Engine) -> int:
     rows = (
         f"SELECT events.rowid FROM events SEMI JOIN {relation} AS there ON events.user = there.user "
         f"AND events.item = there.item AND events.time = there.time WHERE {late}"
     )
-    [(count,)] = database.run(f"UPDATE events SET reason = {quoted(_KNOWN)} WHERE rowid IN ({rows})")
-    return int(count)
+    return engine.mark(_KNOWN, rows)
 
 
-def _history(known: Dataset, bucket: int, users: np.ndarray) -> pa.Table:
-    """All kept interactions of some users of a bucket: user, item, time."""
+def history_of(known: Dataset, bucket: int, users: np.ndarray) -> pa.Table:
+    """All kept interactions of some users of a bucket: user, item, time.
+
+    Args:
+        known: the data set.
+        bucket: of the users.
+        users: ``[n]`` their ids.
+    """
     parts = []
     for span in range(known.first_kept, known.spans):
         sequences = known.sequences(span, bucket)

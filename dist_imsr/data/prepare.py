@@ -16,13 +16,15 @@ from dist_imsr.config import plain, section_of
 from dist_imsr.data.cache import CacheOptions
 from dist_imsr.data.changes import Change, changing, creating, write_manifest_file
 from dist_imsr.data.dataset import FORMAT_VERSION, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.duckdb_engine import DATABASE_SHARE, DuckDBEngine
 from dist_imsr.data.forget import forget
-from dist_imsr.data.preparation import DATABASE_SHARE, Files, Preparation
+from dist_imsr.data.preparation import Preparation
 from dist_imsr.data.remote_changes import changing_remote, creating_remote
 from dist_imsr.data.retire import retire
 from dist_imsr.data.sources import SourceConfig, input_files
 from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay
+from dist_imsr.data.writer import Files
 
 _LEAST_MEMORY = 256 * 2**20
 # The options of each log; the others are those of the data set.
@@ -270,11 +272,10 @@ def _run(
                 buckets=config.buckets,
                 waits=known is not None or config.count_users == "so_far",
                 known=known,
-                database=database,
+                engine=DuckDBEngine(database, display, config.memory, threads),
                 display=display,
                 folder=folder,
                 memory=config.memory,
-                threads=threads,
             )
             result = preparation.run()
         except duckdb.OutOfMemoryException as error:

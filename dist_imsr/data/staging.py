@@ -15,7 +15,6 @@ from dist_imsr.data.source_query import LATE, REJECTED, SourceQuery
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
 RAW_KEPT = 1000  # characters of each rejected row
-_MOST_ROWS = 2**32 - 1  # a moment has 32 bits for a row's place
 _SHOWN = 200  # characters of the example in the error
 _SCHEMA = pa.schema({"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "raw": pa.string()})
 
@@ -40,7 +39,8 @@ class Staged:
         read_as: how many files were read in which way.
         time_units: of the files that have one.
         digests: the checksum of each file, by its name.
-        last: the last query; sources with planted truth have only one.
+        period: as in `SourceQuery`; sources that state it have only one query.
+        truth: as in `SourceQuery`, likewise.
     """
 
     rows: int = 0
@@ -49,7 +49,8 @@ class Staged:
     read_as: Counter[str] = field(default_factory=Counter)
     time_units: set[str] = field(default_factory=set)
     digests: dict[str, str] = field(default_factory=dict)
-    last: SourceQuery | None = None
+    period: tuple[int, int] | None = None
+    truth: dict[str, str] = field(default_factory=dict)
 
     @property
     def ordered_rejected(self) -> dict[str, int]:
@@ -78,16 +79,16 @@ def stage(
         display: shows the progress.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or holds the same as another, or if there are no rows, too
-            many, or too many bad ones.
+        ValueError: naming the file, if it cannot be read or holds the same as another, or if there are no rows, or
+            too many bad ones.
     """
     staged, names = Staged(), dict[tuple[Any, ...], str]()
     for query in queries:
         rows = staged.rows
         with name_file(query.name or name):
-            if staged.last is not None:
+            if staged.read_as:
                 _require_types(query, database)
-            _stage_one(query, staged, database, display)
+            stage_one(query, staged, database, display)
         same = names.setdefault((query.digest, *query.folders.items()), query.name)
         if same != query.name and staged.rows > rows:
             raise ValueError(f"input: {query.name} holds the same rows as {same}: leave it out")
@@ -108,15 +109,23 @@ def _require_types(query: SourceQuery, database: Database) -> None:
             raise ValueError(f"columns.{key}: {query.name} has {kind}, the files before it have {other}")
 
 
-def _stage_one(query: SourceQuery, staged: Staged, database: Database, display: ProgressDisplay) -> None:
+def stage_one(query: SourceQuery, staged: Staged, database: Database, display: ProgressDisplay) -> None:
+    """Adds the rows of one query to the table ``events``, which the first one makes, and to the counts.
+
+    Args:
+        query: of a file, or of a part of it.
+        staged: receives the counts.
+        database: receives the rows.
+        display: shows the progress.
+    """
     run = database.run
     first = 0
-    if staged.last is not None:
+    if staged.read_as:
         [(first,)] = run("SELECT count(*) FROM events")
     with display.phase("read") as progress:
-        target = "CREATE TABLE events AS" if staged.last is None else "INSERT INTO events"
+        target = "CREATE TABLE events AS" if not staged.read_as else "INSERT INTO events"
         run(f"{target} {query.sql}", progress)
-    staged.last = query
+    staged.period, staged.truth = query.period, query.truth
     staged.digests[query.name or query.read_as] = query.digest
     staged.read_as[query.read_as] += 1
     staged.time_units |= {query.time_unit} if query.time_unit else set()
@@ -200,15 +209,13 @@ def _examples(
 
 
 def refuse_bad_rows(staged: Staged, name: str, max_bad_fraction: float) -> None:
-    """Refuses a log without rows, with too many, or with too many bad ones.
+    """Refuses a log without rows, or with too many bad ones.
 
     Raises:
         ValueError: with the numbers by reason, and an example.
     """
     if staged.rows == 0:
         raise ValueError(f"input: {name} holds no rows")
-    if staged.rows > _MOST_ROWS:
-        raise ValueError(f"input: {name} holds {staged.rows} rows; at most {_MOST_ROWS} can be prepared")
     bad = staged.rejected.total()
     if bad > max_bad_fraction * staged.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in staged.ordered_rejected.items())

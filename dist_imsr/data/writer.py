@@ -3,12 +3,11 @@
 import hashlib
 import itertools
 import json
-import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,34 +15,60 @@ import pyarrow.parquet as pq
 
 from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset, SpanEntry, held_out
 from dist_imsr.data.met_before import met_before, met_in
-from dist_imsr.files import digest_of
+from dist_imsr.files import digest_of, whole_file
 
-SEQUENCE_BITS = 32  # the lower bits of a moment: the row's place in the input, which orders rows of the same second
 BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
 _LONGEST_LIST = 2**31 - 1  # the offsets of an Arrow list are int32
+_ROW_GROUP = 2**20  # rows of Parquet files
 _NOT_IN_MANIFEST = ("name", "digest", "manifest", "retired")  # what may change later, and what only the manifest gives
+
+
+Files = dict[str, dict[str, Any]]
+"""Entries of files in a manifest, by their paths in the data set's folder."""
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions of one bucket in the order (user, moment).
+    """Interactions of one bucket in the order (user, time, place in the log).
 
     Args:
         users: ``[n]`` integers, the users' numbers inside the bucket.
         items: ``[n]`` int32 or int64, item ids.
-        moments: ``[n]`` uint64: unix seconds in the bits above the lower `SEQUENCE_BITS`.
+        times: ``[n]`` int64, unix seconds.
         entered: ``[n]`` int64, the unix second from which on the user counts: earlier rows enter the span of that
             second. None if no user had to wait.
     """
 
     users: np.ndarray
     items: np.ndarray
-    moments: np.ndarray
+    times: np.ndarray
     entered: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "Interactions":
+        """Those of a table with the columns ``user``, ``item``, ``time`` and, maybe, ``entered``."""
+        user, item, time, *entered = (rows[name].to_numpy() for name in rows.column_names)
+        return cls(user, item, time, *entered)
+
+
+class SpanFile(NamedTuple):
+    """A file of a new span that was written.
+
+    Args:
+        span: the number of the span among the new ones.
+        name: of the file, in the data set's folder.
+        entry: in the span's manifest.
+        counts: what it adds to the fields of `SpanEntry` of these names.
+    """
+
+    span: int
+    name: str
+    entry: dict[str, Any]
+    counts: dict[str, int]
 
 
 class SpanWriter:
-    """Writes the files of new spans, and counts what is in them.
+    """Writes the files of new spans; threads and processes may write different files.
 
     Args:
         folder: the data set's folder.
@@ -60,13 +85,13 @@ class SpanWriter:
         self._folder, self._edges, self._items, self._users, self._history = folder, edges, items, users, history
         self.first_span = history.spans if history is not None else 0
         self.spans, self.buckets = len(edges) - 1, users.shape[1]
-        self.counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self.spans, np.int64))
-        self.files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
-        self._lock = threading.Lock()  # of the counts
+
+    def make_folders(self) -> None:
+        """Makes the folders of the files."""
         for name in ("users", "items"):
-            (folder / name).mkdir(exist_ok=True)
+            (self._folder / name).mkdir(exist_ok=True)
         for span in range(self.spans):
-            (folder / f"span={self.first_span + span}").mkdir()
+            (self._folder / self.name(span)).mkdir()
 
     @property
     def first_second(self) -> int:
@@ -83,12 +108,17 @@ class SpanWriter:
         """The number of users of the largest bucket."""
         return int(self._users[-1].max())
 
+    def new_ids(self, table: str) -> list[int]:
+        """The number of ids that are new in each span; the table is ``users`` or ``items``."""
+        known = self._users.sum(1) if table == "users" else np.asarray(self._items)
+        return np.diff(known).tolist()
+
     def name(self, span: int) -> str:
         """The name of a new span, by its number among the new ones."""
         return f"span={self.first_span + span}"
 
-    def write(self, bucket: int, rows: Interactions) -> None:
-        """Writes all new spans of one bucket; threads may write different buckets.
+    def write(self, bucket: int, rows: Interactions) -> list[SpanFile]:
+        """Writes all new spans of one bucket.
 
         Args:
             bucket: its number.
@@ -97,7 +127,7 @@ class SpanWriter:
         Raises:
             ValueError: if a span of the bucket has more interactions than an Arrow list can hold.
         """
-        times = (rows.moments >> np.uint64(SEQUENCE_BITS)).astype(np.int64)
+        times = rows.times
         since = times if rows.entered is None else np.maximum(times, rows.entered)
         spans = np.searchsorted(self._edges[1:-1], since, side="right").astype(np.uint16)
         met = met_before(rows.users, rows.items, spans, self._items[-1])
@@ -106,17 +136,21 @@ class SpanWriter:
             met |= met_in(self._history, bucket, ids, rows.items.astype(np.int64))
         order = np.argsort(spans, kind="stable")  # radix sort for 16 bits; keeps the order of users and times
         ends = np.bincount(spans, minlength=self.spans).cumsum()
+        written = []
         for span, at in enumerate(np.split(order, ends[:-1])):
             if len(at) > _LONGEST_LIST:
                 raise ValueError(
                     f"buckets: span {self.first_span + span} of bucket {bucket} has {len(at)} interactions; use more "
                     "buckets"
                 )
-            self._write_span(span, bucket, users=ids[at], items=rows.items[at], times=times[at], met=met[at])
+            written.append(
+                self._write_span(span, bucket, users=ids[at], items=rows.items[at], times=times[at], met=met[at])
+            )
+        return written
 
     def _write_span(
         self, span: int, bucket: int, *, users: np.ndarray, items: np.ndarray, times: np.ndarray, met: np.ndarray
-    ) -> None:
+    ) -> SpanFile:
         starts = np.flatnonzero(np.diff(users, prepend=-1))  # the first row of each user
         offsets = pa.array(np.append(starts, len(users)), pa.int32())
         lists = ((items, id_type(self._items[span + 1])), (times, pa.int64()), (met, pa.bool_()))
@@ -125,50 +159,54 @@ class SpanWriter:
             *(pa.ListArray.from_arrays(offsets, pa.array(values, kind)) for values, kind in lists),
         ]
         batch = pa.RecordBatch.from_arrays(columns, ["user", "items", "times", "met_before"])
-        self._write_batch(span, f"{self.name(span)}/bucket={bucket:03d}.arrow", batch)
+        name = f"{self.name(span)}/bucket={bucket:03d}.arrow"
         returning = users[starts] // self.buckets < self._users[span, bucket]
         counts = counts_of(np.diff(starts, append=len(users)), returning)
-        with self._lock:
-            for name, count in counts.items():
-                self.counts[name][span] += count
+        return SpanFile(span, name, write_batch(self._folder, name, batch), counts)
 
-    def _write_batch(self, span: int, name: str, batch: pa.RecordBatch) -> None:
-        self.files[span][name] = write_batch(self._folder, name, batch)
-
-    def write_ids(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Writes the raw ids that are new in each span.
+    def write_ids(self, table: str, span: int, schema: pa.Schema, parts: Iterable[Any]) -> SpanFile:
+        """Writes the raw ids that are new in a span.
 
         Args:
             table: ``users`` or ``items``.
-            schema: of the batches: the id, and ``raw``.
-            batches: in the order of spans, and of ids inside a span.
+            span: the number of the span among the new ones.
+            schema: of the rows: the id, and ``raw``.
+            parts: record batches or tables, in the order of ids.
         """
-        known = self._users.sum(1) if table == "users" else np.asarray(self._items)
-        parts = split_stream(batches, schema, np.diff(known).tolist())
-        for span, part in enumerate(parts):
-            name = f"{table}/{self.name(span)}.parquet"
-            # One chunk, so that the bytes depend on the rows alone; ids do not repeat.
-            pq.write_table(part.combine_chunks(), self._folder / name, use_dictionary=False)
-            self.files[span][name] = manifest_entry(self._folder / name, part.num_rows)
+        name = f"{table}/{self.name(span)}.parquet"
+        rows = write_table(self._folder / name, parts, schema)
+        return SpanFile(span, name, manifest_entry(self._folder / name, rows), {})
 
-    def entries(self) -> list[SpanEntry]:
-        """Counts the interactions of items, and writes the manifests; call it last.
+    def count_items(self, span: int) -> SpanFile:
+        """Writes the numbers of interactions of a span's items, once the span's buckets are written."""
+        counts = np.zeros(self._items[span + 1], np.int64)
+        for bucket in range(self.buckets):
+            path = self._folder / self.name(span) / f"bucket={bucket:03d}.arrow"
+            items = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column("items").values.to_numpy()
+            np.add.at(counts, items, 1)  # bincount would pass over all items for each bucket
+        touched = counts.nonzero()[0]
+        columns = [pa.array(touched, id_type(len(counts))), pa.array(counts[touched])]
+        batch = pa.record_batch(columns, ["item", "interactions"])
+        name = f"{self.name(span)}/item_counts.arrow"
+        new = {"interactions_with_new_items": int(counts[self._items[span] :].sum())}
+        return SpanFile(span, name, write_batch(self._folder, name, batch), new)
+
+    def entries(self, written: Iterable[SpanFile]) -> list[SpanEntry]:
+        """Writes the manifests.
+
+        Args:
+            written: all files of the new spans.
 
         Returns:
             The entries of the new spans in ``dataset.json``.
         """
+        files: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.spans)]
+        counts: list[Counter[str]] = [Counter() for _ in range(self.spans)]
+        for file in written:
+            files[file.span][file.name] = file.entry
+            counts[file.span].update(file.counts)
         entries = []
         for span in range(self.spans):
-            counts = np.zeros(self._items[span + 1], np.int64)
-            for bucket in range(self.buckets):
-                path = self._folder / self.name(span) / f"bucket={bucket:03d}.arrow"
-                items = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column("items").values.to_numpy()
-                np.add.at(counts, items, 1)  # bincount would pass over all items for each bucket
-            self.counts["interactions_with_new_items"][span] = counts[self._items[span] :].sum()
-            touched = counts.nonzero()[0]
-            columns = [pa.array(touched, id_type(len(counts))), pa.array(counts[touched])]
-            batch = pa.record_batch(columns, ["item", "interactions"])
-            self._write_batch(span, f"{self.name(span)}/item_counts.arrow", batch)
             entry = SpanEntry(
                 name=str(self.first_span + span),
                 first_second=int(self._edges[span]),
@@ -178,9 +216,9 @@ class SpanWriter:
                 met_since=self._history.first_kept if self._history is not None else 0,
                 digest="",
                 manifest={},
-                **{name: int(count[span]) for name, count in self.counts.items()},  # type: ignore[arg-type]
+                **counts[span],  # type: ignore[arg-type]
             )
-            entries.append(write_manifest(self._folder, entry, self.files[span]))
+            entries.append(write_manifest(self._folder, entry, files[span]))
         return entries
 
 
@@ -214,8 +252,9 @@ def write_batch(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any
         name: the path in it.
         batch: the rows.
     """
-    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
-        file.write_batch(batch)
+    with whole_file(folder / name) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+            file.write_batch(batch)
     return manifest_entry(folder / name, batch.num_rows)
 
 
@@ -258,21 +297,52 @@ def split_stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema, sizes: It
         buffer = buffer.slice(size)
 
 
-def write_table(path: Path, batches: Iterable[Any], schema: pa.Schema | None = None) -> int:
-    """Streams record batches or tables into a Parquet file; returns the number of rows.
+def write_table(path: Path, parts: Iterable[Any], schema: pa.Schema | None = None) -> int:
+    """Streams record batches or tables into a Parquet file, whose bytes depend on the rows alone.
 
     Args:
         path: the file.
-        batches: at least one, unless the schema is given.
-        schema: of the batches.
+        parts: at least one, unless the schema is given.
+        schema: of the rows.
+
+    Returns:
+        The number of rows.
     """
-    rest, rows = iter(batches), 0
+    rest, rows = iter(parts), 0
     first = [next(rest)] if schema is None else []
-    with pq.ParquetWriter(path, schema or first[0].schema, use_dictionary=False) as writer:  # ids do not repeat
-        for batch in itertools.chain(first, rest):
-            writer.write(batch)
-            rows += batch.num_rows
+    schema = schema or first[0].schema
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, use_dictionary=False) as writer:  # unique ids
+        for group in _row_groups(itertools.chain(first, rest), schema):
+            writer.write_table(group)
+            rows += group.num_rows
     return rows
+
+
+def _row_groups(parts: Iterable[Any], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Joins and splits rows into tables of `_ROW_GROUP` rows, each of one chunk; no rows are one empty table."""
+    buffer, started = schema.empty_table(), False
+    for part in parts:
+        table = pa.Table.from_batches([part]) if isinstance(part, pa.RecordBatch) else part
+        buffer = pa.concat_tables([buffer, table])
+        while buffer.num_rows >= _ROW_GROUP:
+            yield buffer.slice(0, _ROW_GROUP).combine_chunks()
+            buffer, started = buffer.slice(_ROW_GROUP), True
+    if buffer.num_rows or not started:
+        yield buffer.combine_chunks()
+
+
+def write_rows(folder: Path, name: str, schema: pa.Schema, parts: Iterable[Any]) -> Files:
+    """Writes a Parquet file; returns its entry by its path in the folder.
+
+    Args:
+        folder: of the data set.
+        name: the path in it.
+        schema: of the rows.
+        parts: record batches or tables.
+    """
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    return {name: manifest_entry(path, write_table(path, parts, schema))}
 
 
 def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
