@@ -44,9 +44,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield partial
-        os.replace(partial, path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
 
 
 def sync_folder(path: Path) -> None:

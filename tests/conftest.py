@@ -32,6 +32,12 @@ def _no_browser() -> str:
     return f"no {', '.join(missing)} (Debian: chromium and chromium-driver)" if missing else ""
 
 
+def _no_spark() -> str:
+    from dist_imsr.data.spark_session import missing_for_spark
+
+    return missing_for_spark()
+
+
 def _no_big_data() -> str:
     return "" if os.environ.get("DIST_IMSR_BIGDATA") else "DIST_IMSR_BIGDATA is not set"
 
@@ -40,6 +46,7 @@ _REASONS: dict[str, Callable[[], str]] = {
     "cuda": _no_cuda,
     "slurm": _no_slurm,
     "browser": _no_browser,
+    "spark": _no_spark,
     "bigdata": _no_big_data,
 }
 

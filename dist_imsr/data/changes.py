@@ -132,6 +132,6 @@ def _remove_leftovers(folder: Path) -> None:
     """Removes the files that ``dataset.json`` does not name, in the places of a data set's files, and retired rows."""
     names, retired = named_files(read_manifest(folder))
     named = {folder / name for name in names}
-    for pattern in (*PATTERNS, "duckdb-*", *retired):
+    for pattern in (*PATTERNS, "duckdb-*", "spark-*", *retired):
         for path in set(folder.glob(pattern)) - named:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

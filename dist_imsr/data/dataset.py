@@ -214,6 +214,11 @@ class Dataset:
         except ValueError as error:
             raise ValueError(f"{error}: prepare the data again") from None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For processes that may have another working directory; caches and open files stay behind.
+        state = {name: self.__dict__[name] for name in ("manifest", "buckets", "entries")}
+        return state | {"path": self.path.resolve(), "_columns": {}}
+
     def files_of(self, span: SpanEntry) -> dict[str, dict[str, Any]]:
         """The files of a span with their manifest entries, those of retired rows included, by path in the folder.
 

@@ -15,7 +15,12 @@ _SAMPLE = 10_000  # rows from which the unit of times is guessed
 
 
 def parquet_query(
-    file: InputFile, raw: RawFormat, rows: RowOptions, connection: duckdb.DuckDBPyConnection
+    file: InputFile,
+    raw: RawFormat,
+    rows: RowOptions,
+    connection: duckdb.DuckDBPyConnection,
+    unit: str | None = None,
+    part: range | None = None,
 ) -> SourceQuery:
     """A query for a Parquet file.
 
@@ -24,6 +29,8 @@ def parquet_query(
         raw: the names of its columns.
         rows: which rows count.
         connection: for reading the types of the columns.
+        unit: of times; guessed by default.
+        part: the places of the rows that are read; all by default.
 
     Returns:
         A query with ids of the file's own type, text or integers; UUIDs and long decimals are text.
@@ -39,10 +46,13 @@ def parquet_query(
     raw = raw.with_folders(file.folders)
     for key, name in raw.columns.items():
         require_column(name, f"columns.{key}", list(types), file.name)
-    folders = {key: file.folders[getattr(raw, key)] for key in raw.in_folders}
+    folders = raw.values_of(file.folders)
     kinds = {key: types[name] for key, name in raw.columns.items()} | dict.fromkeys(folders, "VARCHAR")
     named = [f"{_identifier(name)} AS {key}" for key, name in raw.columns.items()]
     named += [f"{quoted(value)} AS {key}" for key, value in folders.items()]
+    if part is not None:
+        numbered = table.removesuffix(")") + ", file_row_number = true)"
+        table = f"{numbered} WHERE file_row_number BETWEEN {part.start} AND {part.stop - 1}"
     relation = f"(SELECT {', '.join(named)} FROM {table})"
     user, item = (_id(key, kinds[key], raw, rows, file.name) for key in ("user", "item"))
     kind = kinds["time"]
@@ -51,7 +61,7 @@ def parquet_query(
             f"columns.time: {raw.time!r} of {file.name} is FLOAT, whose 32 bits cannot tell seconds apart: write it as "
             "DOUBLE, as an integer or as a timestamp"
         )
-    unit = rows.time_unit or raw.time_unit
+    unit = rows.time_unit or raw.time_unit or unit
     if unit is None:
         sample = f"SELECT time::VARCHAR FROM {relation} WHERE time IS NOT NULL LIMIT {_SAMPLE}"
         with name_file(file.name):

@@ -1,8 +1,10 @@
 """Prepares a raw log as a data set of spans, adds later logs to it, and takes rows out of it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +19,13 @@ from dist_imsr.data.cache import CacheOptions
 from dist_imsr.data.changes import Change, changing, creating, write_manifest_file
 from dist_imsr.data.dataset import FORMAT_VERSION, DataConfig, Dataset, SpanEntry, read_manifest
 from dist_imsr.data.duckdb_engine import DATABASE_SHARE, DuckDBEngine
+from dist_imsr.data.engine import Engine
 from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import Preparation
 from dist_imsr.data.remote_changes import changing_remote, creating_remote
 from dist_imsr.data.retire import retire
 from dist_imsr.data.sources import SourceConfig, input_files
+from dist_imsr.data.spark_session import SparkConfig
 from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay
 from dist_imsr.data.writer import Files
@@ -36,9 +40,11 @@ class MachineOptions:
     """Buckets of users, and what preparation takes of the machine.
 
     Args:
+        engine: duckdb, on this machine; or spark, on a cluster that reads and writes the same files.
+        spark: of --engine spark.
         buckets: virtual shards of users; a rank owns whole buckets.
         memory_limit: of the process, e.g. 4GiB; the rest spills to disk. A limit below 1GiB may be exceeded by Python
-            and the current bucket.
+            and the current bucket. With Spark, of the Python of each task.
         threads: of DuckDB; all cores of this process by default.
         temp_dir: where to spill, and to unpack files that are compressed or must be converted; next to the output by
             default, or in the cache if that is remote.
@@ -46,6 +52,8 @@ class MachineOptions:
 
     own_heading: ClassVar[bool] = True
 
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    spark: SparkConfig = field(default_factory=SparkConfig)
     buckets: int = 64
     memory_limit: str = "4GiB"
     threads: int | None = None
@@ -55,6 +63,9 @@ class MachineOptions:
         require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
         size = parse_bytes(self.memory_limit)
         require(size is not None and size >= _LEAST_MEMORY, "memory_limit", self.memory_limit, "256MiB or more")
+        require(
+            self.engine == "spark" or self.spark == SparkConfig(), "spark", self.spark, "none but with --engine spark"
+        )
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
 
     @property
@@ -145,18 +156,18 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
     def _inherit(self, manifest: dict[str, Any]) -> None:
         """Takes over the options of the data set, which the command line may repeat, but not change."""
         options = manifest["options"] | {"source": manifest["source"]}
-        for field in fields(self):
-            if field.name in _OF_A_LOG or (field.name not in options and field.name not in _SOURCE_FIELDS):
+        for one in fields(self):
+            if one.name in _OF_A_LOG or (one.name not in options and one.name not in _SOURCE_FIELDS):
                 continue
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            stored, own = options.get(field.name, default), getattr(self, field.name)
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            stored, own = options.get(one.name, default), getattr(self, one.name)
             if isinstance(stored, dict):
-                stored = section_of(field.type, stored)  # type: ignore[arg-type]
-            if field.name == "max_bad_fraction" and own != default:
+                stored = section_of(one.type, stored)  # type: ignore[arg-type]
+            if one.name == "max_bad_fraction" and own != default:
                 continue
             if own not in (default, stored):
-                raise ValueError(f"{field.name}: {own!r} is not that of {self.append}, {stored!r}: leave it out")
-            setattr(self, field.name, stored)
+                raise ValueError(f"{one.name}: {own!r} is not that of {self.append}, {stored!r}: leave it out")
+            setattr(self, one.name, stored)
 
     def _check_retired(self, spans: int) -> None:
         if self.retire_before is not None:
@@ -177,7 +188,7 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
             )
 
 
-_SOURCE_FIELDS = {field.name for field in fields(SourceConfig)}
+_SOURCE_FIELDS = {one.name for one in fields(SourceConfig)}
 
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
@@ -261,20 +272,16 @@ def _append(config: PrepareConfig, change: Change, console: Console) -> dict[str
 def _run(
     config: PrepareConfig, folder: Path, known: Dataset | None, console: Console
 ) -> tuple[list[SpanEntry], Files, dict[str, Any]]:
-    threads = config.threads or len(os.sched_getaffinity(0))
-    with (
-        ProgressDisplay(console) as display,
-        Database(config.temp_dir or folder, int(config.memory * DATABASE_SHARE), threads, config.time_zone) as database,
-    ):
+    with ProgressDisplay(console) as display, _engine(config, folder, display) as engine:
         try:
             preparation = Preparation(
                 config,
                 buckets=config.buckets,
                 waits=known is not None or config.count_users == "so_far",
                 known=known,
-                engine=DuckDBEngine(database, display, config.memory, threads),
+                engine=engine,
                 display=display,
-                folder=folder,
+                folder=folder.resolve(),
                 memory=config.memory,
             )
             result = preparation.run()
@@ -288,11 +295,24 @@ def _run(
     return result
 
 
+@contextlib.contextmanager
+def _engine(config: PrepareConfig, folder: Path, display: ProgressDisplay) -> Iterator[Engine]:
+    parent, threads = config.temp_dir or folder, config.threads or len(os.sched_getaffinity(0))
+    with Database(parent, int(config.memory * DATABASE_SHARE), threads, config.time_zone) as database:
+        if config.engine == "duckdb":
+            yield DuckDBEngine(database, display, config.memory, threads)
+            return
+        from dist_imsr.data.spark_engine import spark_engine  # with pyspark, which is an extra
+
+        with spark_engine(config.spark, database, display, config.memory, parent) as engine:
+            yield engine
+
+
 def _options(config: PrepareConfig) -> dict[str, Any]:
     """The options that determine the data, for the manifest: those of spans and buckets, and others that are set."""
     always = ("min_interactions", "alpha", "spans", "buckets", "count_users")
     default = SourceConfig(source=config.source)
-    names = [field.name for field in fields(SourceConfig) if field.name not in ("source", "input", *always)]
+    names = [one.name for one in fields(SourceConfig) if one.name not in ("source", "input", *always)]
     options = {name: getattr(config, name) for name in always}
     options |= {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
     if config.behaviours is not None:

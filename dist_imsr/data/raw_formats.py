@@ -1,7 +1,7 @@
 """The formats of public logs, each a short declaration: which column is what, and how it is written."""
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 TAOBAO_WINDOW = (1511539200, 1512316799)  # 2017-11-25 00:00:00 .. 2017-12-03 23:59:59 in China, unix seconds
@@ -66,6 +66,14 @@ class RawFormat:
             folders: names of columns.
         """
         return replace(self, in_folders=tuple(key for key, name in self.columns.items() if name in folders))
+
+    def values_of(self, folders: Mapping[str, str]) -> dict[str, str]:
+        """The values of folders, by what they are.
+
+        Args:
+            folders: the values by the names of columns.
+        """
+        return {key: folders[getattr(self, key)] for key in self.in_folders}
 
     @property
     def positional(self) -> bool:

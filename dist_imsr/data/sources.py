@@ -15,7 +15,7 @@ from dist_imsr.data.raw_formats import RAW_FORMATS, RawFormat
 from dist_imsr.data.row_options import RowOptions, SpanOptions
 from dist_imsr.data.source_query import SourceQuery
 from dist_imsr.data.text_format import TextOptions
-from dist_imsr.data.text_source import text_query
+from dist_imsr.data.text_source import text_layout, text_query
 from dist_imsr.data.workspace import Database, ProgressDisplay
 from dist_imsr.files import digest_of
 
@@ -174,11 +174,16 @@ def queries(
             with display.phase("fetch", optional=not isinstance(path, Address)):
                 file = open_input(path, scratch, config.hive)
             digest = digest_of(file.path, "xxh128")
-            if appended and digest in appended:
-                raise ValueError(f"input: {file.name} was added already, as {appended[digest]}: leave it out")
+            refuse_appended(file.name, digest, appended)
             with display.phase("unpack", optional=True) as progress:
                 query = _query(config, file, database, scratch, progress)
             yield replace(query, digest=digest, folders=file.folders)
+
+
+def refuse_appended(name: str, digest: str, appended: Mapping[str, str] | None) -> None:
+    """Refuses a file that the data hold already; arguments are those of `queries`, and of one file."""
+    if appended and digest in appended:
+        raise ValueError(f"input: {name} was added already, as {appended[digest]}: leave it out")
 
 
 def _query(
@@ -188,4 +193,4 @@ def _query(
         if not is_parquet(file):
             raise ValueError(f"input: {file.name} is no Parquet file: read text with --source csv")
         return parquet_query(decompressed(file, scratch, progress), config.formats[0], config, database.connection)
-    return text_query(file, config.formats, config, config, scratch, progress)
+    return text_query(file, text_layout(file, config.formats, config, config), config, scratch, progress)

@@ -1,7 +1,7 @@
 """Reads a source into DuckDB tables, in the input's order, and counts the rejected rows."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ class Staged:
         rejected: the number of rejected rows by reason.
         examples: the first rejected rows: ``file``, ``line`` (from 1; None if it is not known), ``reason``, ``raw``.
         read_as: how many files were read in which way.
-        time_units: of the files that have one.
         digests: the checksum of each file, by its name.
         period: as in `SourceQuery`; sources that state it have only one query.
         truth: as in `SourceQuery`, likewise.
@@ -47,7 +46,6 @@ class Staged:
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, int | None, str, str]] = field(default_factory=list)
     read_as: Counter[str] = field(default_factory=Counter)
-    time_units: set[str] = field(default_factory=set)
     digests: dict[str, str] = field(default_factory=dict)
     period: tuple[int, int] | None = None
     truth: dict[str, str] = field(default_factory=dict)
@@ -82,31 +80,51 @@ def stage(
         ValueError: naming the file, if it cannot be read or holds the same as another, or if there are no rows, or
             too many bad ones.
     """
-    staged, names = Staged(), dict[tuple[Any, ...], str]()
+    staged, files = Staged(), FileComparison()
     for query in queries:
         rows = staged.rows
         with name_file(query.name or name):
-            if staged.read_as:
-                _require_types(query, database)
+            files.require_types(query.name, kinds_of_ids(query, database))
             stage_one(query, staged, database, display)
-        same = names.setdefault((query.digest, *query.folders.items()), query.name)
-        if same != query.name and staged.rows > rows:
-            raise ValueError(f"input: {query.name} holds the same rows as {same}: leave it out")
-        if len(staged.time_units) > 1:
-            units = " and ".join(sorted(staged.time_units))
-            raise ValueError(f"time_unit: {query.name} and the files before it differ, {units}: convert one of them")
+        if staged.rows > rows:
+            files.require_other_rows(query.name, query.digest, query.folders)
+        files.require_unit(query.name, query.time_unit)
     refuse_bad_rows(staged, name, max_bad_fraction)
     return staged
 
 
-def _require_types(query: SourceQuery, database: Database) -> None:
-    """Refuses a file whose ids have other types than those of the files before it."""
-    others, found = (
-        [(row[0], row[1]) for row in database.run(f"DESCRIBE {relation}")[:2]] for relation in ("events", query.sql)
-    )
-    for (key, kind), (_, other) in zip(found, others, strict=True):
-        if kind != other:
-            raise ValueError(f"columns.{key}: {query.name} has {kind}, the files before it have {other}")
+def kinds_of_ids(query: SourceQuery, database: Database) -> list[tuple[str, str]]:
+    """The names of the columns of ids, and of DuckDB's types of them."""
+    return [(row[0], row[1]) for row in database.run(f"DESCRIBE {query.sql}")[:2]]
+
+
+class FileComparison:
+    """Refuses files that do not go together; each method is called with one file after the other."""
+
+    def __init__(self) -> None:
+        self._kinds: list[tuple[str, str]] = []
+        self._units = set[str]()
+        self._names: dict[tuple[Any, ...], str] = {}
+
+    def require_types(self, name: str, kinds: list[tuple[str, str]]) -> None:
+        """Refuses a file whose ids have other types than those of the files before it."""
+        self._kinds = self._kinds or kinds
+        for (key, kind), (_, other) in zip(kinds, self._kinds, strict=True):
+            if kind != other:
+                raise ValueError(f"columns.{key}: {name} has {kind}, the files before it have {other}")
+
+    def require_other_rows(self, name: str, digest: str, folders: Mapping[str, str]) -> None:
+        """Refuses a file with the bytes of another one."""
+        same = self._names.setdefault((digest, *folders.items()), name)
+        if same != name:
+            raise ValueError(f"input: {name} holds the same rows as {same}: leave it out")
+
+    def require_unit(self, name: str, unit: str | None) -> None:
+        """Refuses a file whose times are in another unit than those before it."""
+        self._units |= {unit} if unit else set()
+        if len(self._units) > 1:
+            units = " and ".join(sorted(self._units))
+            raise ValueError(f"time_unit: {name} and the files before it differ, {units}: convert one of them")
 
 
 def stage_one(query: SourceQuery, staged: Staged, database: Database, display: ProgressDisplay) -> None:
@@ -128,7 +146,6 @@ def stage_one(query: SourceQuery, staged: Staged, database: Database, display: P
     staged.period, staged.truth = query.period, query.truth
     staged.digests[query.name or query.read_as] = query.digest
     staged.read_as[query.read_as] += 1
-    staged.time_units |= {query.time_unit} if query.time_unit else set()
     rows = f"FROM events WHERE rowid >= {first}"
     [(parsed, breaks)] = run(f"SELECT count(*), coalesce(sum(breaks), 0)::BIGINT {rows}")
     _collect_unparsed(query, database)

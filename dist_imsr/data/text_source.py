@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_imsr.data.broken_quotes import set_aside_broken_quotes
@@ -31,26 +32,36 @@ from dist_imsr.data.times import guess_unit, instant
 _UNUSED = "\x01"  # no valid JSON contains a bare control character, so a whole line is one column
 
 
-def text_query(
-    file: InputFile,
-    formats: Sequence[RawFormat],
-    options: TextOptions,
-    rows: RowOptions,
-    scratch: Path,
-    progress: Callable[[float], None],
-) -> SourceQuery:
-    """A query for a text file.
+@dataclass(frozen=True)
+class TextLayout:
+    """What a text file is, as far as its first lines say.
+
+    Args:
+        encoding: of the text.
+        raw: the format of the source.
+        unit: of times.
+        form: how columns are written; None for lines of JSON.
+    """
+
+    encoding: str
+    raw: RawFormat
+    unit: str
+    form: TextFormat | None
+
+    @property
+    def quote(self) -> str:
+        """The quote around values; empty for none."""
+        return self.form.quote if self.form is not None else ""
+
+
+def text_layout(file: InputFile, formats: Sequence[RawFormat], options: TextOptions, rows: RowOptions) -> TextLayout:
+    """Finds out what a text file is.
 
     Args:
         file: the file.
         formats: of the source.
         options: how the file is written, as far as it is stated.
         rows: which rows count.
-        scratch: a folder for copies of the file.
-        progress: called with the fraction that is read, if the file is copied.
-
-    Returns:
-        A query with text ids, or BIGINT ones for formats with whole ids.
 
     Raises:
         ValueError: naming the file, if it cannot be read or has another format.
@@ -68,40 +79,53 @@ def text_query(
         raise ValueError(f"input: {file.name} has {kind}, but expected are {expected}")
     if objects:
         raw = _format_of_objects(lines, candidates, file.name)
-        return _json_query(plain_text(file, encoding, False, "", scratch, progress), file, raw, encoding, rows)
+        return TextLayout(encoding, raw, rows.time_unit or raw.time_unit or "s", None)
     form, raw = guess_format(lines, options, candidates, rows.time_unit, file.name)
-    text = plain_text(file, encoding, form.delimiter == BLANKS, form.quote, scratch, progress)
-    text = set_aside_broken_quotes(text, form, scratch, progress)
-    return _delimited_query(text, file, form, raw, lines, encoding, rows)
-
-
-def _delimited_query(
-    text: PlainText,
-    file: InputFile,
-    form: TextFormat,
-    raw: RawFormat,
-    lines: Sequence[str],
-    encoding: str,
-    rows: RowOptions,
-) -> SourceQuery:
-    places = form.places or {}
-    folders = {key: file.folders[getattr(raw, key)] for key in raw.in_folders}
-    stated = rows.time_unit or raw.time_unit
-    if stated is None:
+    unit = rows.time_unit or raw.time_unit
+    if unit is None:
+        places, folders = form.places or {}, raw.values_of(file.folders)
         body = [row for row in form.rows(lines)[form.header :] if len(row) == form.width]
         times = [folders["time"]] if "time" in folders else [row[places["time"]] for row in body]
-    unit = stated or guess_unit(times, file.name)
+        unit = guess_unit(times, file.name)
+    return TextLayout(encoding, raw, unit, form)
+
+
+def text_query(
+    file: InputFile, layout: TextLayout, rows: RowOptions, scratch: Path, progress: Callable[[float], None]
+) -> SourceQuery:
+    """A query for a text file, or for a part of one.
+
+    Args:
+        file: the file.
+        layout: what it is.
+        rows: which rows count.
+        scratch: a folder for copies of the file.
+        progress: called with the fraction that is read, if the file is copied.
+
+    Returns:
+        A query with text ids, or BIGINT ones for formats with whole ids.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    form, encoding = layout.form, layout.encoding
+    if form is None:
+        return _json_query(plain_text(file, encoding, False, "", scratch, progress), file, layout, rows)
+    text = plain_text(file, encoding, form.delimiter == BLANKS, form.quote, scratch, progress)
+    text = set_aside_broken_quotes(text, form, scratch, progress)
     form = form if text.quoted else form.without_quotes()
     columns = [f"c{place}" for place in range(form.width)]
-    cells = {key: columns[place] for key, place in places.items()}
-    cells |= {key: quoted(value) for key, value in folders.items()}
+    raw = layout.raw
+    cells = {key: columns[place] for key, place in (form.places or {}).items()}
+    cells |= {key: quoted(value) for key, value in raw.values_of(file.folders).items()}
     breaks = breaks_in(columns) if text.quoted else "0"
-    row = text_row(cells, raw, rows, unit, alternatives=stated is None, raw_text=columns, breaks=breaks)
+    alternatives = rows.time_unit is None and raw.time_unit is None
+    row = text_row(cells, raw, rows, layout.unit, alternatives=alternatives, raw_text=columns, breaks=breaks)
     return SourceQuery(
         checked(csv_relation(text, form), row),
         name=file.name,
-        read_as=f"{form}, {encoding}, times in {unit}",
-        time_unit=None if raw.time_unit else unit,
+        read_as=f"{form}, {encoding}, times in {layout.unit}",
+        time_unit=None if raw.time_unit else layout.unit,
         text=text,
         header=form.header,
     )
@@ -203,14 +227,14 @@ def _refuse_lacking(formats: Sequence[RawFormat], rows: RowOptions, name: str) -
     raise ValueError(f"{_lacking(formats[0], rows)}: {name} has no column for it")
 
 
-def _json_query(text: PlainText, file: InputFile, raw: RawFormat, encoding: str, rows: RowOptions) -> SourceQuery:
+def _json_query(text: PlainText, file: InputFile, layout: TextLayout, rows: RowOptions) -> SourceQuery:
+    raw = layout.raw
     keys = {key: f"v[{place}]" for place, key in enumerate(raw.columns, 1)}
     paths = ", ".join(quoted("$." + json.dumps(name)) for name in raw.columns.values())
     values = f"CASE WHEN json_valid(c0) THEN json_extract_string(c0, [{paths}]) END AS v"
     lines = csv_relation(text, TextFormat(_UNUSED, width=1))
-    unit = rows.time_unit or raw.time_unit or "s"
-    row = text_row(keys, raw, rows, unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
-    read_as = ", ".join(["lines of JSON", *filter(None, [raw.name]), encoding, f"times in {unit}"])
+    row = text_row(keys, raw, rows, layout.unit, alternatives=False, raw_text=["c0"], faults={"bad JSON": "v IS NULL"})
+    read_as = ", ".join(["lines of JSON", *filter(None, [raw.name]), layout.encoding, f"times in {layout.unit}"])
     relation = f"(SELECT c0, {values} FROM {lines} WHERE c0 IS NOT NULL)"
     return SourceQuery(checked(relation, row), file.name, read_as, text=text)
 

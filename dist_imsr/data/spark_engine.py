@@ -1,0 +1,338 @@
+"""The engine of a cluster: Spark shuffles, joins, sorts and numbers; its tasks read pieces of files and write buckets.
+
+Tasks run the code that reads and writes on one machine, on Arrow batches. Each step leaves its table as Parquet in a
+folder that all executors can reach, so that what a lost executor held is computed again. Neither rows nor users nor
+items pass through the driver.
+"""
+
+import contextlib
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import arrow_udf, col, monotonically_increasing_id
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.input_files import InputFile
+from dist_imsr.data.late import history_of
+from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
+from dist_imsr.data.source_files import find_sources, refuse_known_bytes, survey
+from dist_imsr.data.sources import SourceConfig
+from dist_imsr.data.spark_session import SparkConfig, spark_session
+from dist_imsr.data.sql import quoted, quoted_path
+from dist_imsr.data.staging import Staged, refuse_bad_rows
+from dist_imsr.data.workspace import Database, ProgressDisplay
+from dist_imsr.data.writer import Files, Interactions, SpanFile, SpanWriter, id_type, write_rows
+
+_KINDS = {  # Arrow's types of ids by DuckDB's: those that Spark has
+    "VARCHAR": pa.string(),
+    "TINYINT": pa.int8(),
+    "SMALLINT": pa.int16(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+}
+_MOMENT = "time BIGINT, nanos INT, place BIGINT"
+_FUNCTIONS = (
+    f"moment({_MOMENT}) RETURNS STRUCT<{_MOMENT}> RETURN named_struct('time', time, 'nanos', nanos, 'place', place)",
+    f"entering(second BIGINT, {_MOMENT}) RETURNS STRUCT<second BIGINT, {_MOMENT}> "
+    "RETURN named_struct('second', second, 'time', time, 'nanos', nanos, 'place', place)",
+    "bucket_of(raw STRING, buckets INT) RETURNS BIGINT "
+    "RETURN CAST(CAST(conv(left(md5(CAST(raw AS BINARY)), 16), 16, 10) AS DECIMAL(20, 0)) % buckets AS BIGINT)",
+)
+_EVENTS = {
+    "time": pa.int64(),
+    "nanos": pa.int32(),
+    "reason": pa.string(),
+    "title": pa.string(),
+    "rowid": pa.int64(),
+    "summary": pa.string(),
+    "examples": pa.string(),
+}
+_WRITTEN = "span INT, name STRING, entry STRING, counts STRING"
+_PART_BITS = 33  # of monotonically_increasing_id: the row's place in its partition
+_EXAMPLES_AT_ONCE = 64  # pieces
+Batches = Iterator[pa.RecordBatch]
+
+
+class SparkEngine:
+    """Methods are those of `dist_imsr.data.engine.Engine`.
+
+    Args:
+        session: of Spark.
+        database: an empty one of the driver, which reads the types of files.
+        display: shows the progress.
+        memory: bytes of a task's Python.
+        folder: for tables; all executors must reach it.
+    """
+
+    def __init__(
+        self, session: SparkSession, database: Database, display: ProgressDisplay, memory: int, folder: Path
+    ) -> None:
+        self._session, self._database, self._display = session, database, display
+        self._memory, self._folder = memory, folder
+        self._registered: dict[str, pa.Table] = {}
+        self._versions = itertools.count()
+        self._kinds: dict[str, str] = {}
+        self._config: SourceConfig | None = None
+        self._known: Dataset | None = None
+        for function in _FUNCTIONS:
+            session.sql(f"CREATE OR REPLACE TEMPORARY FUNCTION {function}")
+
+    def stage(self, config: SourceConfig, appended: Mapping[str, str] | None) -> Staged:
+        self._config = config
+        with self._display.phase("survey"):
+            with self._database.scratch() as scratch:
+                files = find_sources(config, self._database, scratch)
+            for key, kind in files[0].kinds:
+                if kind not in _KINDS:
+                    name = files[0].file.name
+                    raise ValueError(
+                        f"columns.{key}: {name} has {kind}, which Spark has not: convert it to BIGINT or text"
+                    )
+            self._kinds = dict(files[0].kinds)
+            surveyed = self._on_each(len(files), partial(survey, files), "file BIGINT, digest STRING, quoted BOOLEAN")
+            for number, digest, quotes in surveyed.collect():
+                files[number] = replace(files[number], digest=digest, quoted=quotes)
+            refuse_known_bytes(files, appended)
+        pieces = [piece for file in files for piece in file.pieces]
+        with self._display.phase("read"):
+            summaries = self._read(pieces)
+        staged = merged(pieces, summaries, self._examples(summaries))
+        staged.digests = {file.file.name: file.digest for file in files}
+        refuse_bad_rows(staged, config.input_name, config.max_bad_fraction)
+        return staged
+
+    def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
+        """Adds the rows of pieces, numbered from ``first`` on, to ``events``."""
+        assert self._config is not None
+        config, memory = self._config, self._memory // 2
+        schema = pa.schema({key: _KINDS[kind] for key, kind in self._kinds.items()} | _EVENTS)
+
+        def read(number: int) -> Batches:
+            return read_piece(pieces[number], first + number, config, memory, schema)
+
+        rows = self._stored(self._on_each(len(pieces), read, from_arrow_schema(schema)))
+        rows.createOrReplaceTempView("read")
+        found = self.run(f"SELECT shiftright(rowid, {PLACE_BITS}), summary FROM read WHERE summary IS NOT NULL")
+        by_piece = dict(found)
+        events = self._session.sql("SELECT * EXCEPT (summary, examples) FROM read WHERE summary IS NULL")
+        if first:
+            events = self._session.table("events").unionByName(events)
+        events.createOrReplaceTempView("events")
+        return [Summary(**json.loads(by_piece[first + number])) for number in range(len(pieces))]
+
+    def _examples(self, summaries: list[Summary]) -> Iterator[list[Any]]:
+        """The examples of each piece that has rejected rows, some pieces at a time."""
+        having = [number for number, summary in enumerate(summaries) if summary.rejected]
+        for at in range(0, len(having), _EXAMPLES_AT_ONCE):
+            numbers = [number << PLACE_BITS for number in having[at : at + _EXAMPLES_AT_ONCE]]
+            listed = ", ".join(map(str, numbers))
+            rows = self.run(f"SELECT rowid, examples FROM read WHERE summary IS NOT NULL AND rowid IN ({listed})")
+            yield from (json.loads(examples) for _, examples in sorted(rows))
+
+    def open_known(self, known: Dataset) -> None:
+        views = {f"known_{table}": [entry.ids_file(table) for entry in known.entries] for table in ("users", "items")}
+        for name, files in views.items():
+            rows = self._session.read.parquet(*(_uri(known.path / file) for file in files))
+            rows.selectExpr("raw", f"{name[6:-1]} AS id").where("raw IS NOT NULL").createOrReplaceTempView(name)
+        if known.waiting_files:
+            waiting = (_uri(known.path / name) for name in known.waiting_files)
+            self._session.read.parquet(*waiting).createOrReplaceTempView("waiting")
+        self._known = known
+
+    def add_waiting(self, known: Dataset) -> None:
+        files = [InputFile(name, (known.path / name).resolve()) for name in known.waiting_files]
+        if files:
+            [(last,)] = self.run("SELECT coalesce(max(rowid), 0) FROM events")
+            self._read([Piece(file, waiting=True) for file in files], 1 + (last >> PLACE_BITS))
+
+    def add_history(self, known: Dataset, users: str) -> None:
+        def history(rows: pa.Table) -> pa.Table:
+            ids = np.sort(rows["id"].to_numpy())
+            return history_of(known, int(rows["bucket"][0].as_py()), ids)
+
+        late = self._session.sql(f"SELECT id, id % {known.buckets} AS bucket FROM ({users})")
+        found = late.groupBy("bucket").applyInArrow(history, "user BIGINT, item BIGINT, time BIGINT")
+        self._stored(found).createOrReplaceTempView("history")
+
+    def kinds_of_ids(self, relation: str) -> dict[str, str]:
+        if relation == "events":
+            return {f"{key}s": kind for key, kind in self._kinds.items()}
+        assert self._known is not None
+        paths = {table: self._known.path / self._known.entries[0].ids_file(table) for table in ("users", "items")}
+        return {
+            table: self._database.run(f"DESCRIBE SELECT raw FROM read_parquet({quoted_path(path)})")[0][1]
+            for table, path in paths.items()
+        }
+
+    def run(self, sql: str, progress: Callable[[float], None] | None = None) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self._session.sql(sql).collect()]
+
+    def create(self, name: str, sql: str, progress: Callable[[float], None] | None = None) -> None:
+        self._stored(self._session.sql(sql)).createOrReplaceTempView(name)
+
+    def register(self, name: str, table: pa.Table) -> None:
+        self._registered[name] = table
+        self._session.createDataFrame(table).createOrReplaceTempView(name)
+
+    def mark(self, reason: str, rows: str, progress: Callable[[float], None] | None = None) -> int:
+        self.create("marked", f"SELECT rowid AS place FROM ({rows})")
+        [(count,)] = self.run("SELECT count(*) FROM marked")
+        if count:
+            changed = f"coalesce(reason, CASE WHEN place IS NOT NULL THEN {quoted(reason)} END) AS reason"
+            joined = "events LEFT JOIN marked ON events.rowid = marked.place"
+            self.create("events", f"SELECT * EXCEPT (reason, place), {changed} FROM {joined}")
+        return int(count)
+
+    def numbered(self, rows: str, order: str, progress: Callable[[float], None] | None = None) -> str:
+        ordered = self._session.sql(rows).orderBy(order).withColumn("number", monotonically_increasing_id())
+        self._stored(ordered).createOrReplaceTempView("ordered")
+        part = f"shiftright(number, {_PART_BITS})"
+        counts = sorted(self.run(f"SELECT {part}, count(*) FROM ordered GROUP BY ALL"))
+        parts, sizes = np.array(counts, np.int64).reshape(-1, 2).T
+        self.register("offsets", pa.table({"part": parts, "offset": sizes.cumsum() - sizes}))
+        number = f"(number & {(1 << _PART_BITS) - 1}) + offset"
+        return f"SELECT ordered.* EXCEPT (number), {number} AS number FROM ordered JOIN offsets ON {part} = part"
+
+    def with_spans(self, rows: str) -> str:
+        edges = self._registered["new_spans"]["first_second"].to_numpy()
+
+        @arrow_udf("long")
+        def span_of(second: pa.Array) -> pa.Array:
+            return pa.array(np.searchsorted(edges, second.to_numpy(zero_copy_only=False), side="right") - 1, pa.int64())
+
+        self._session.udf.register("span_of", span_of)
+        return f"SELECT *, span_of(second) AS span FROM ({rows})"
+
+    def nth_smallest(self, column: str, n: int) -> str:
+        return f"try_element_at(sort_array(collect_list({column})), {n})"
+
+    def write_buckets(
+        self, writer: SpanWriter, rows: str, sizes: np.ndarray, progress: Callable[[float], None]
+    ) -> Iterator[SpanFile]:
+        def write(batches: Batches) -> Batches:
+            table = pa.Table.from_batches(batches)
+            bucket = table["bucket"][0].as_py()
+            yield _as_batch(writer.write(bucket, Interactions.of(table.drop_columns(["bucket", "nanos", "rowid"]))))
+
+        by_bucket = self._session.sql(rows).repartitionById(writer.buckets, col("bucket").cast("int"))
+        yield from self._written(by_bucket.sortWithinPartitions("user", "time", "nanos", "rowid"), write)
+        kinds = id_type(writer.most_locals), id_type(writer.most_items), pa.int64()
+        none = pa.table({name: pa.array([], kind) for name, kind in zip(("user", "item", "time"), kinds, strict=True)})
+        for bucket in np.flatnonzero(sizes == 0):
+            yield from writer.write(int(bucket), Interactions.of(none))
+
+    def write_ids(self, writer: SpanWriter, table: str, rows: str) -> Iterator[SpanFile]:
+        one = table[:-1]
+        frame = self._session.sql(rows)
+        kind = pa.int64() if one == "user" else id_type(writer.most_items)
+        schema = pa.schema({one: kind, "raw": _KINDS[self._kinds[one]]})
+
+        def write(batches: Batches) -> Batches:
+            parts = (part for batch in batches for part in _by_span(batch))
+            for span, group in itertools.groupby(parts, key=lambda part: part[0]):
+                rest = (part.select([one, "raw"]).cast(schema) for _, part in group)
+                yield _as_batch([writer.write_ids(table, span, schema, rest)])
+
+        by_span = frame.repartition(writer.spans, "span").sortWithinPartitions("span", one)
+        yield from self._written(by_span, write)
+        for span in (span for span, count in enumerate(writer.new_ids(table)) if not count):
+            yield writer.write_ids(table, span, schema, [])
+
+    def count_items(self, writer: SpanWriter) -> Iterator[SpanFile]:
+        def count(span: int) -> Batches:
+            yield _as_batch([writer.count_items(span)])
+
+        return _files(self._on_each(writer.spans, count, _WRITTEN))
+
+    def write_rows(self, folder: Path, name: str, rows: str, columns: str, order: str) -> Files:
+        frame = self._session.sql(rows)
+        ordered = frame.repartition(1).sortWithinPartitions(*order.split(", ")).selectExpr(*columns.split(", "))
+        schema = pa.schema([(field.name, field.type) for field in to_arrow_schema(ordered.schema)])
+
+        def write(batches: Batches) -> Batches:
+            [(_, entry)] = write_rows(folder, name, schema, (batch.cast(schema) for batch in batches)).items()
+            yield _as_batch([SpanFile(0, name, entry, {})])
+
+        [*written] = self._written(ordered, write)
+        return {file.name: file.entry for file in written} or write_rows(folder, name, schema, [])
+
+    def _written(self, rows: DataFrame, write: Callable[[Batches], Batches]) -> Iterator[SpanFile]:
+        """Writes files in tasks; an empty partition writes none."""
+
+        def write_some(batches: Batches) -> Batches:
+            filled = (batch for batch in batches if batch.num_rows)
+            first = next(filled, None)
+            if first is not None:
+                yield from write(itertools.chain([first], filled))
+
+        return _files(rows.mapInArrow(write_some, _WRITTEN))
+
+    def _on_each(self, count: int, work: Callable[[int], Batches], schema: Any) -> DataFrame:
+        """Calls a function with the numbers below a count, each in a task of its own."""
+
+        def run(batches: Batches) -> Batches:
+            for batch in batches:
+                for number in batch.column(0).to_pylist():
+                    yield from work(number)
+
+        return self._session.range(0, count, 1, count).mapInArrow(run, schema)
+
+    def _stored(self, rows: DataFrame) -> DataFrame:
+        """Rows as files in the folder, which are read again where they are needed."""
+        path = _uri(self._folder / f"table-{next(self._versions)}")
+        rows.write.parquet(path)
+        return self._session.read.schema(rows.schema).parquet(path)
+
+
+@contextlib.contextmanager
+def spark_engine(
+    config: SparkConfig, database: Database, display: ProgressDisplay, memory: int, parent: Path
+) -> Iterator[SparkEngine]:
+    """An engine with a session and a folder for its tables, which is deleted at the end of the block.
+
+    Args:
+        config: of Spark.
+        database: as of `SparkEngine`.
+        display: shows the progress.
+        memory: as of `SparkEngine`.
+        parent: of the folder.
+    """
+    with spark_session(config) as session, tempfile.TemporaryDirectory(prefix="spark-", dir=parent) as folder:
+        yield SparkEngine(session, database, display, memory, Path(folder))
+
+
+def _uri(path: Path) -> str:
+    return f"file://{path.resolve()}"
+
+
+def _as_batch(files: list[SpanFile]) -> pa.RecordBatch:
+    rows = [
+        {"span": file.span, "name": file.name, "entry": json.dumps(file.entry), "counts": json.dumps(file.counts)}
+        for file in files
+    ]
+    return pa.RecordBatch.from_pylist(
+        rows, pa.schema({"span": pa.int32(), "name": pa.string(), "entry": pa.string(), "counts": pa.string()})
+    )
+
+
+def _files(written: DataFrame) -> Iterator[SpanFile]:
+    for span, name, entry, counts in written.collect():
+        yield SpanFile(span, name, json.loads(entry), json.loads(counts))
+
+
+def _by_span(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each span, in which they are ordered."""
+    spans = batch.column("span").to_numpy()
+    starts = np.flatnonzero(np.diff(spans, prepend=-1))
+    for first, end in itertools.pairwise([*starts.tolist(), len(spans)]):
+        yield int(spans[first]), pa.Table.from_batches([batch.slice(first, end - first)])
