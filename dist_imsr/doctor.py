@@ -5,7 +5,9 @@ runs in a process of its own (`dist_imsr.probes`).
 """
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -211,7 +213,7 @@ def examine(limit: float = 120.0) -> Report:
         Versions, devices, backends, thread counts and all problems.
     """
     versions = installed()
-    report = Report(dict(versions), mismatches(versions, pinned()))
+    report = Report(dict(versions) | {"for prepare.py --engine spark": spark()}, mismatches(versions, pinned()))
     for name in probes.LIBRARIES:
         library = examine_library(name, limit)
         report.facts |= library.facts
@@ -223,6 +225,20 @@ def examine(limit: float = 120.0) -> Report:
         fix = REINSTALL if report.findings else "export GLOO_SOCKET_IFNAME=lo"
         report.findings.append(Finding(f"gloo all-to-all failed: {error}", fix))
     return report
+
+
+def spark() -> str:
+    """What there is of Spark, which is an extra: the releases of pyspark and Java."""
+    try:
+        found = f"pyspark {metadata.version('pyspark')}"
+    except metadata.PackageNotFoundError:
+        found = "no pyspark (pip install 'dist-imsr[spark]')"
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=str(Path(home) / "bin") if home else None)
+    if java is None:
+        return f"{found}, no Java runtime (Debian: openjdk-17-jre-headless)"
+    lines = subprocess.run([java, "-version"], capture_output=True, text=True).stderr.splitlines()
+    return f"{found}, {lines[0] if lines else java}"
 
 
 def _start(probe: str, *arguments: str) -> "subprocess.Popen[str]":

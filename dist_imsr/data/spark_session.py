@@ -84,14 +84,22 @@ def spark_session(config: SparkConfig) -> Iterator["SparkSession"]:
     try:
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("OFF")  # what fails for good is raised, and what is tried again is no news
-        with tempfile.TemporaryDirectory() as folder:
-            archive = shutil.make_archive(str(Path(folder) / "dist_imsr"), "zip", _PACKAGE.parent, _PACKAGE.name)
-            session.sparkContext.addPyFile(archive)
-            yield session
+        _send_package(session)
+        yield session
     except (PySparkException, Py4JError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raised = [line for line in lines if line.startswith(("ValueError: ", "dist_imsr"))]
-        raise ValueError(raised[-1].removeprefix("ValueError: ") if raised else f"spark: {lines[0]}") from error
+        ours = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError: ")]
+        others = [f"spark: {line}" for line in lines if "Exception" in line or "Error" in line]
+        raise ValueError([*ours[:1], *others, f"spark: {lines[0]}"][0]) from error
     finally:
         if session is not None and running is None:
             session.stop()
+
+
+def _send_package(session: "SparkSession") -> None:
+    """Sends this package to the executors, once for each application."""
+    if any(file.endswith(f"/{_PACKAGE.name}.zip") for file in session.sparkContext.listFiles):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = shutil.make_archive(str(Path(folder) / _PACKAGE.name), "zip", _PACKAGE.parent, _PACKAGE.name)
+        session.sparkContext.addPyFile(archive)
