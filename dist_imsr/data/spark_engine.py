@@ -8,6 +8,8 @@ items pass through the driver.
 import contextlib
 import itertools
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -80,7 +82,8 @@ class SparkEngine:
         self._session, self._database, self._display = session, database, display
         self._memory, self._folder = memory, folder
         self._registered: dict[str, pa.Table] = {}
-        self._versions = itertools.count()
+        self._tables = 0
+        self._paths: dict[str, Path] = {}  # of the tables by their names
         self._kinds: dict[str, str] = {}
         self._config: SourceConfig | None = None
         self._known: Dataset | None = None
@@ -142,11 +145,10 @@ class SparkEngine:
     def open_known(self, known: Dataset) -> None:
         views = {f"known_{table}": [entry.ids_file(table) for entry in known.entries] for table in ("users", "items")}
         for name, files in views.items():
-            rows = self._session.read.parquet(*(_uri(known.path / file) for file in files))
+            rows = self._parquet(known, files)
             rows.selectExpr("raw", f"{name[6:-1]} AS id").where("raw IS NOT NULL").createOrReplaceTempView(name)
         if known.waiting_files:
-            waiting = (_uri(known.path / name) for name in known.waiting_files)
-            self._session.read.parquet(*waiting).createOrReplaceTempView("waiting")
+            self._parquet(known, known.waiting_files).createOrReplaceTempView("waiting")
         self._known = known
 
     def add_waiting(self, known: Dataset) -> None:
@@ -179,6 +181,9 @@ class SparkEngine:
 
     def create(self, name: str, sql: str, progress: Callable[[float], None] | None = None) -> None:
         self._stored(self._session.sql(sql)).createOrReplaceTempView(name)
+        path = self._folder / f"table-{self._tables - 1}"
+        shutil.rmtree(self._paths.pop(name, self._folder / "none"), ignore_errors=True)
+        self._paths[name] = path
 
     def register(self, name: str, table: pa.Table) -> None:
         self._registered[name] = table
@@ -222,10 +227,11 @@ class SparkEngine:
         def write(batches: Batches) -> Batches:
             table = pa.Table.from_batches(batches)
             bucket = table["bucket"][0].as_py()
-            yield _as_batch(writer.write(bucket, Interactions.of(table.drop_columns(["bucket", "nanos", "rowid"]))))
+            yield _as_batch(writer.write(bucket, Interactions.of(table.drop_columns("bucket"))))
 
         by_bucket = self._session.sql(rows).repartitionById(writer.buckets, col("bucket").cast("int"))
-        yield from self._written(by_bucket.sortWithinPartitions("user", "time", "nanos", "rowid"), write)
+        ordered = by_bucket.sortWithinPartitions("user", "time", "nanos", "rowid").drop("nanos", "rowid")
+        yield from self._written(ordered, write)
         kinds = id_type(writer.most_locals), id_type(writer.most_items), pa.int64()
         none = pa.table({name: pa.array([], kind) for name, kind in zip(("user", "item", "time"), kinds, strict=True)})
         for bucket in np.flatnonzero(sizes == 0):
@@ -287,9 +293,15 @@ class SparkEngine:
 
         return self._session.range(0, count, 1, count).mapInArrow(run, schema)
 
+    def _parquet(self, known: Dataset, names: list[str]) -> DataFrame:
+        """Files of a data set, without what the names of folders might say."""
+        paths = [re.sub(r"([][{}*?\\])", r"\\\1", _uri(known.path / name)) for name in names]
+        return self._session.read.option("recursiveFileLookup", True).parquet(*paths)
+
     def _stored(self, rows: DataFrame) -> DataFrame:
         """Rows as files in the folder, which are read again where they are needed."""
-        path = _uri(self._folder / f"table-{next(self._versions)}")
+        path = _uri(self._folder / f"table-{self._tables}")
+        self._tables += 1
         rows.write.parquet(path)
         return self._session.read.schema(rows.schema).parquet(path)
 

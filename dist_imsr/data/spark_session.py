@@ -1,6 +1,8 @@
 """The options of Spark, and a session of it."""
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -97,9 +99,17 @@ def spark_session(config: SparkConfig) -> Iterator["SparkSession"]:
 
 
 def _send_package(session: "SparkSession") -> None:
-    """Sends this package to the executors, once for each application."""
-    if any(file.endswith(f"/{_PACKAGE.name}.zip") for file in session.sparkContext.listFiles):
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        archive = shutil.make_archive(str(Path(folder) / _PACKAGE.name), "zip", _PACKAGE.parent, _PACKAGE.name)
-        session.sparkContext.addPyFile(archive)
+    """Sends this package to the executors of a cluster, once for each application."""
+    context = session.sparkContext
+    if not context.master.startswith("local") and not any(
+        one.endswith(f"/{_PACKAGE.name}.zip") for one in context.listFiles
+    ):
+        context.addPyFile(_archive())
+
+
+@functools.cache
+def _archive() -> str:
+    """This package as a file, which serves executors as long as the process runs."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return shutil.make_archive(str(Path(folder.name) / _PACKAGE.name), "zip", _PACKAGE.parent, _PACKAGE.name)

@@ -219,6 +219,9 @@ class SpanWriter:
                 **counts[span],  # type: ignore[arg-type]
             )
             entries.append(write_manifest(self._folder, entry, files[span]))
+        for name in ("users", "items", "waiting", "titles", *map(self.name, range(self.spans))):
+            for partial in (self._folder / name).glob(".*"):  # of a task that was killed
+                partial.unlink()
         return entries
 
 

@@ -126,8 +126,10 @@ def test_files_that_are_written_in_many_ways(tmp_path: Path) -> None:
     lines = [lines_of("csv", rows[part::3]) for part in range(3)]
     write(folder / "a.csv", lines[0], [*BROKEN, "5;i1;u1"])
     (folder / "b.csv.gz").write_bytes(gzip.compress("\r\n".join(lines[1]).encode()))
-    quoted = [f'{one.split(";")[0]};"i ""1""\n{number % 7}";{one.split(";")[2]}' for number, one in enumerate(lines[2])]
-    write(folder / "c.csv", [lines[2][0], *quoted[1:], '7;"open;u1'])
+    cells = [one.split(";") for one in lines[2][1:]]
+    ends = ["\n" if number % 40 == 7 else "" for number in range(len(cells))]
+    quoted = [f'{when};"{item};""{end}";{user}' for (when, item, user), end in zip(cells, ends, strict=True)]
+    write(folder / "c.csv", [lines[2][0], *quoted, '7;"open;u1'])
     options = {"from_": START + DAY, "until": START + 5 * DAY, "drop_repeats": "same_time", "min_users_per_item": 3}
     manifest = both(tmp_path, source="csv", input=folder, null_values=["u7"], **options)
     [record] = manifest["preparations"]
