@@ -6,6 +6,7 @@ quotes. A Parquet file is split between row groups. All other files are one piec
 
 import codecs
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -133,7 +134,8 @@ def read_piece(
         and the examples alone, as JSON.
     """
     staged, summary = Staged(), Summary()
-    with tempfile.TemporaryDirectory(prefix="dist_imsr-") as folder:
+    local = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or None  # which Spark deletes with the executor
+    with tempfile.TemporaryDirectory(prefix="dist_imsr-", dir=local) as folder:
         with (
             Database(Path(folder), memory, 1, config.time_zone) as database,
             ProgressDisplay(Console(quiet=True)) as display,
@@ -220,14 +222,9 @@ def merged(
         pieces: in order.
         summaries: one for each.
         examples: of each piece that has rejected rows; no more are read than are kept.
-
-    Raises:
-        ValueError: if a piece could not be read.
     """
     staged, line = Staged(), 0
     for piece, summary in zip(pieces, summaries, strict=True):
-        if summary.error:
-            raise ValueError(summary.error)
         line = 0 if piece.begins else line
         if piece.begins:
             staged.read_as[summary.read_as] += 1

@@ -153,6 +153,10 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
             return None
         return int(read_manifest(self.append)["spans"][-1]["end_second"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For processes that may have another working directory.
+        return vars(self) | {"append": self.append.resolve() if self.append is not None else None}
+
     def _inherit(self, manifest: dict[str, Any]) -> None:
         """Takes over the options of the data set, which the command line may repeat, but not change."""
         options = manifest["options"] | {"source": manifest["source"]}

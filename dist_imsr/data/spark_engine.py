@@ -115,7 +115,11 @@ class SparkEngine:
         return staged
 
     def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
-        """Adds the rows of pieces, numbered from ``first`` on, to ``events``."""
+        """Adds the rows of pieces, numbered from ``first`` on, to ``events``.
+
+        Raises:
+            ValueError: if a piece cannot be read.
+        """
         assert self._config is not None
         config, memory = self._config, self._memory // 2
         schema = pa.schema({key: _KINDS[kind] for key, kind in self._kinds.items()} | _EVENTS)
@@ -126,12 +130,15 @@ class SparkEngine:
         rows = self._stored(self._on_each(len(pieces), read, from_arrow_schema(schema)))
         rows.createOrReplaceTempView("read")
         found = self.run(f"SELECT shiftright(rowid, {PLACE_BITS}), summary FROM read WHERE summary IS NOT NULL")
-        by_piece = dict(found)
+        summaries = {piece - first: Summary(**json.loads(text)) for piece, text in found}
+        for number in range(len(pieces)):
+            if summaries[number].error:
+                raise ValueError(summaries[number].error)
         events = self._session.sql("SELECT * EXCEPT (summary, examples) FROM read WHERE summary IS NULL")
         if first:
             events = self._session.table("events").unionByName(events)
         events.createOrReplaceTempView("events")
-        return [Summary(**json.loads(by_piece[first + number])) for number in range(len(pieces))]
+        return [summaries[number] for number in range(len(pieces))]
 
     def _examples(self, summaries: list[Summary]) -> Iterator[list[Any]]:
         """The examples of each piece that has rejected rows, some pieces at a time."""

@@ -122,6 +122,7 @@ def test_sources(tmp_path: Path, source: str) -> None:
 
 def test_files_that_are_written_in_many_ways(tmp_path: Path) -> None:
     rows, folder = drawn(900), tmp_path / "logs"
+    rows += [row for row in rows if not row[1] % 7]
     folder.mkdir()
     lines = [lines_of("csv", rows[part::3]) for part in range(3)]
     write(folder / "a.csv", lines[0], [*BROKEN, "5;i1;u1"])
@@ -173,17 +174,15 @@ def test_appends_on_either_engine(tmp_path: Path) -> None:
     ]
     options = {"source": "csv", "span_every": "1d", "pretrain_until": START + DAY, "count_users": "so_far"}
     found = []
-    for engines in (("duckdb",) * 3, ("spark",) * 3, ("duckdb", "spark", "duckdb"), ("spark", "duckdb", "spark")):
+    for engines in (("duckdb",) * 3, ("duckdb", "spark", "duckdb"), ("spark", "duckdb", "spark")):
         data = tmp_path / "-".join(engines)
-        run(engines[0], output=data, input=logs[0], until=START + 2 * DAY, min_interactions=6, **options | {})
+        run(engines[0], output=data, input=logs[0], until=START + 2 * DAY, min_interactions=12, **options)
         for number, engine in enumerate(engines[1:], 1):
             until = START + (number + 1) * 2 * DAY
             run(engine, append=data, input=logs[number], until=until, late="into_next", max_bad_fraction=0.5)
         found.append(contents(data))
     assert all(one == found[0] for one in found[1:])
-    manifest = json.loads(found[0]["dataset.json"])
-    assert "already in the data" not in manifest["preparations"][0]["rejected"]
-    assert pa.parquet.read_table(tmp_path / "spark-spark-spark" / "waiting" / "span=5.parquet").num_rows
+    assert pq.read_table(tmp_path / "spark-duckdb-spark" / "waiting" / "span=5.parquet").num_rows
 
 
 def test_late_rows(tmp_path: Path) -> None:
