@@ -77,6 +77,19 @@ def data(jobs):
     return folder
 
 
+@pytest.mark.spark
+@pytest.mark.timeout(900)
+def test_spark_on_two_nodes(jobs, tmp_path):
+    log = tmp_path / "log.csv"
+    rows = (f"u{row % 13},i{row * 7 % 11},{1_600_000_000 + 60 * row}\n" for row in range(500))
+    log.write_text("user,item,time\n" + "".join(rows))
+    fixed = ["--source=csv", f"--input={log}", "--min_interactions=1", "--buckets=3", f"--output={tmp_path / 'data'}"]
+    spark = ["--spark.conf", "spark.sql.shuffle.partitions=2"]
+    job = jobs.submit("prepare_spark.sbatch", *fixed, *spark, options=["--nodes=2"], name="spark")
+    assert jobs.final_state(job, "spark", seconds=600) == "COMPLETED", jobs.text("spark")
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["preparations"][0]["rows_read"] == 500
+
+
 @pytest.fixture(scope="module")
 def local(data, tmp_path_factory):
     """A run on two ranks of this machine without the cluster."""
