@@ -107,7 +107,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     else:
         return "required"
     kind = typing.get_origin(field.type)
-    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    shown = str(value).lower() if isinstance(value, bool) else str(value).removeprefix(f"{ROOT}/")
     return f"`{shown}`" if shown or kind is None else "`''`"
 
 

@@ -20,7 +20,7 @@ from dist_imsr.data.cache import CacheOptions
 from dist_imsr.data.remote import PARALLEL
 from dist_imsr.data.schedule import ranges
 from dist_imsr.data.sorted_keys import find_sorted
-from dist_imsr.data.storage import open_storage, read_bytes
+from dist_imsr.data.storage import LocalStorage, open_storage, read_bytes
 from dist_imsr.files import check_version
 from dist_imsr.keys import free
 
@@ -216,8 +216,9 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # For processes that may have another working directory; caches and open files stay behind.
-        state = {name: self.__dict__[name] for name in ("manifest", "buckets", "entries")}
-        return state | {"path": self.path.resolve(), "_columns": {}}
+        assert isinstance(self.path, Path), "only Spark's tasks get a data set, and they have no addresses"
+        state, path = {name: self.__dict__[name] for name in ("manifest", "buckets", "entries")}, self.path.resolve()
+        return state | {"path": path, "_storage": LocalStorage(path, MANIFEST), "_columns": {}}
 
     def files_of(self, span: SpanEntry) -> dict[str, dict[str, Any]]:
         """The files of a span with their manifest entries, those of retired rows included, by path in the folder.

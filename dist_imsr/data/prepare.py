@@ -129,6 +129,11 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
         CacheOptions.__post_init__(self)
         if self.append is not None and self.reads_log:
             self._refuse_options_of_the_whole()
+        if self.engine == "spark":
+            for key, paths in (("output", [self.output]), ("append", [self.append]), ("input", self.inputs)):
+                for path in paths:
+                    shared = "a path on a file system that all of Spark's machines share"
+                    require(not isinstance(path, Address), key, str(path), f"{shared}, with --engine spark")
 
     @property
     def reads_log(self) -> bool:
@@ -155,7 +160,7 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
 
     def __getstate__(self) -> dict[str, Any]:
         # For processes that may have another working directory.
-        return vars(self) | {"append": self.append.resolve() if self.append is not None else None}
+        return vars(self) | {"append": self.append.resolve() if isinstance(self.append, Path) else self.append}
 
     def _inherit(self, manifest: dict[str, Any]) -> None:
         """Takes over the options of the data set, which the command line may repeat, but not change."""

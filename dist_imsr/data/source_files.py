@@ -61,7 +61,7 @@ def find_sources(config: SourceConfig, database: Database, scratch: Path) -> lis
         raise ValueError("source: drift is generated on one machine: use --engine duckdb")
     found, files = list[SourceFile](), FileComparison()
     for path in input_files(config):
-        if not path.is_file():
+        if not isinstance(path, Path) or not path.is_file():
             raise ValueError(f"input: {path} is no regular file, which --engine spark needs: write the log to one")
         opened = open_input(path, scratch, config.hive)
         file = replace(opened, path=opened.path.resolve())

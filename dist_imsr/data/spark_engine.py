@@ -159,7 +159,7 @@ class SparkEngine:
         self._known = known
 
     def add_waiting(self, known: Dataset) -> None:
-        files = [InputFile(name, (known.path / name).resolve()) for name in known.waiting_files]
+        files = [InputFile(name, known.local(name).resolve()) for name in known.waiting_files]
         if files:
             [(last,)] = self.run("SELECT coalesce(max(rowid), 0) FROM events")
             self._read([Piece(file, waiting=True) for file in files], 1 + (last >> PLACE_BITS))
@@ -177,7 +177,7 @@ class SparkEngine:
         if relation == "events":
             return {f"{key}s": kind for key, kind in self._kinds.items()}
         assert self._known is not None
-        paths = {table: self._known.path / self._known.entries[0].ids_file(table) for table in ("users", "items")}
+        paths = {table: self._known.local(self._known.entries[0].ids_file(table)) for table in ("users", "items")}
         return {
             table: self._database.run(f"DESCRIBE SELECT raw FROM read_parquet({quoted_path(path)})")[0][1]
             for table, path in paths.items()
@@ -302,7 +302,7 @@ class SparkEngine:
 
     def _parquet(self, known: Dataset, names: list[str]) -> DataFrame:
         """Files of a data set, without what the names of folders might say."""
-        paths = [re.sub(r"([][{}*?\\])", r"\\\1", _uri(known.path / name)) for name in names]
+        paths = [re.sub(r"([][{}*?\\])", r"\\\1", _uri(known.local(name))) for name in names]
         return self._session.read.option("recursiveFileLookup", True).parquet(*paths)
 
     def _stored(self, rows: DataFrame) -> DataFrame:
