@@ -54,6 +54,8 @@ def _commands() -> Iterator[Command]:
 
 
 NOT_RUN = {
+    r"--engine spark|^pip ": "needs Spark and a Java runtime; tests/data/test_spark.py has them",
+    r"s3://": "needs object storage; tests/data/test_remote.py serves one on loopback",
     r"^make |^source ": "installs, or runs what CI runs",
     r"^sbatch |^RANKS_PER_NODE": "needs a cluster; tests/launch/test_slurm.py submits these scripts",
     r"--device cuda|pytest -m cuda|bench\.py kernel": "needs a CUDA device",
