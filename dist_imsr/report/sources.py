@@ -303,6 +303,11 @@ class Comparison:
         self.results: list[dict[str, Any]] = pq.read_table(folder / "results.parquet").to_pylist()
         self.bases: list[str] = self.config["bases"]
         self.summary: list[dict[str, Any]] = pq.read_table(folder / "summary.parquet").to_pylist()
+        unknown = {row["strategy"] for row in self.summary} - self.config["strategies"].keys()
+        if unknown:
+            raise ValueError(
+                f"compare: {folder} has tables of other rows than its config.yaml: write them with table_only"
+            )
 
     @cached_property
     def runs(self) -> list[Run]:
