@@ -6,7 +6,6 @@
 import ast
 import dataclasses
 import re
-import typing
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +43,7 @@ COMMANDS: dict[str, type] = {
 }
 _PARTS: dict[str, list[type]] = {"compare": [Source, Row]}  # of dictionaries, which a tree of keys does not show
 _RESUME = {"free": "may change", "later_spans": "before span 1", "never": "never"}
+_NAMES = {"MANIFEST": "dataset.json"}  # constants that messages show
 _REFUSALS = {"ValueError", "Refusal", "Refused", "Stopped", "FloatingPointError", "NotStarted", "OSError"}
 
 
@@ -106,9 +106,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
         value = field.default
     else:
         return "required"
-    kind = typing.get_origin(field.type)
     shown = str(value).lower() if isinstance(value, bool) else str(value).removeprefix(f"{ROOT}/")
-    return f"`{shown}`" if shown or kind is None else "`''`"
+    return f"`{shown}`" if shown else "`''`"
 
 
 def _cell(text: str) -> str:
@@ -188,7 +187,9 @@ def _piece(part: ast.AST) -> str:
         if isinstance(inner, ast.Attribute):
             return f"‹{inner.attr.strip('_').replace('_', ' ')}›"
         inner = inner.value
-    return f"‹{inner.id.strip('_').replace('_', ' ')}›" if isinstance(inner, ast.Name) else "‹…›"
+    if isinstance(inner, ast.Name):
+        return _NAMES.get(inner.id) or f"‹{inner.id.strip('_').replace('_', ' ')}›"
+    return "‹…›"
 
 
 def pages() -> dict[Path, str]:

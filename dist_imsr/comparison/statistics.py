@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import numpy as np
 from scipy import stats
 
@@ -96,8 +97,6 @@ def over_users(own: Sequence[Path], other: Sequence[Path], top: int) -> dict[str
         f"(select user, count(*) as n, {means} from read_parquet({_listed(of)}) group by user)" for of in (own, other)
     )
     differences = ", ".join(f"a.{name} - b.{name} as {name}" for name in METRICS)
-    import duckdb  # its types would be reported as leaks, had `run` frozen them with what is imported first
-
     with duckdb.connect() as connection:
         connection.execute("set threads = 1")  # the same sums, and so the same digits, every time
         query = f"select a.n is distinct from b.n as odd, {differences} from {one} a full join {two} b using (user)"

@@ -169,10 +169,16 @@ class SpanTrainer:
 
         Yields:
             The number of the epoch; `end_epoch` must be called before the next one.
+
+        Raises:
+            RuntimeError: if it was not, as the epochs would never end.
         """
         self.start_biases()
         while not self.early_stopping.stops(self.progress, pretraining):
-            yield self.progress.epoch
+            epoch = self.progress.epoch
+            yield epoch
+            if self.progress.epoch == epoch:
+                raise RuntimeError(f"the strategy did not call end_epoch in epoch {epoch} of span {self.progress.span}")
         lack = describe_lack(self.progress)
         if lack is not None:
             logger.warning(lack)

@@ -394,6 +394,24 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(folder, tmp_path):
         assert "the last good state is span 0 after epoch 1" in message
 
 
+def _ends_no_epoch(topology, config):
+    trainer = Trainer(config, Dataset(config.data), topology)
+
+    def train_span(spans, span):
+        data = spans.open_span(span)
+        for _ in spans.epochs(pretraining=True):
+            spans.train_epoch(data, trainer.strategy)
+
+    trainer.strategy.train_span = train_span
+    with pytest.raises(RuntimeError, match="did not call end_epoch in epoch 0 of span 0"):
+        trainer.run()
+    return True
+
+
+def test_a_strategy_that_ends_no_epoch_does_not_train_for_ever(folder, tmp_path):
+    assert run_ranks(1, _ends_no_epoch, _config(folder, tmp_path / "run")) == [True]
+
+
 def test_every_strategy_builds():
     for name in STRATEGIES:
         assert isinstance(build_strategy(StrategyConfig(name)), Strategy)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 from scipy import stats
@@ -34,8 +35,6 @@ def user_means(paths: Sequence[Path], names: Sequence[str]) -> pa.Table:
     Returns:
         ``user`` (raw ids) and the metrics, NaN where a user has none.
     """
-    import duckdb  # as in comparison.statistics
-
     files = "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
     source = f"read_parquet({files}, union_by_name = true)"
     with duckdb.connect() as connection:
