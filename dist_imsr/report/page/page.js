@@ -56,7 +56,11 @@
   }, { rootMargin: "600px" });
   for (const div of plots) watcher.observe(div);
 
-  window.drawAll = () => Promise.all(plots.map(draw));
+  // A figure cannot be scaled before the page has its layout.
+  const loaded = new Promise((done) => {
+    if (document.readyState === "complete") done(); else window.addEventListener("load", done);
+  });
+  window.drawAll = () => loaded.then(() => Promise.all(plots.map(draw)));
   function repaint(printed) {
     for (const div of plots.filter((one) => one.data)) Plotly.relayout(div, theme(printed));
   }
