@@ -9,6 +9,8 @@ import duckdb
 import numpy as np
 from scipy import stats
 
+from dist_imsr.data.sql import quoted_paths
+
 METRICS = ("hr", "ndcg")
 
 
@@ -94,7 +96,8 @@ def over_users(own: Sequence[Path], other: Sequence[Path], top: int) -> dict[str
     """
     means = ", ".join(f'avg("{name}@{top}") as {name}' for name in METRICS)
     one, two = (
-        f"(select user, count(*) as n, {means} from read_parquet({_listed(of)}) group by user)" for of in (own, other)
+        f"(select user, count(*) as n, {means} from read_parquet({quoted_paths(of)}) group by user)"
+        for of in (own, other)
     )
     differences = ", ".join(f"a.{name} - b.{name} as {name}" for name in METRICS)
     with duckdb.connect() as connection:
@@ -104,7 +107,3 @@ def over_users(own: Sequence[Path], other: Sequence[Path], top: int) -> dict[str
     if found["odd"].any():
         raise ValueError(f"{own[0].parent} and {other[0].parent} were tested on different users")
     return {name: paired(np.asarray(found[name])) for name in METRICS}
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.late import history_of
 from dist_imsr.data.sources import SourceConfig, queries
-from dist_imsr.data.sql import quoted, quoted_path
+from dist_imsr.data.sql import quoted, quoted_paths
 from dist_imsr.data.staging import Staged, stage
 from dist_imsr.data.workspace import Database, ProgressDisplay
 from dist_imsr.data.writer import BYTES_PER_ROW, Files, Interactions, SpanFile, SpanWriter, split_stream, write_rows
@@ -131,4 +131,4 @@ class DuckDBEngine:
 
 
 def _parquet(paths: list[Path]) -> str:
-    return f"read_parquet([{', '.join(map(quoted_path, paths))}], hive_partitioning = false)"
+    return f"read_parquet({quoted_paths(paths)}, hive_partitioning = false)"

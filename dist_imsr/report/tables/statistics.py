@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from dist_imsr.data.sql import quoted_paths
+
 BINS = 40
 """Of a histogram."""
 POINTS = 200
@@ -35,8 +37,7 @@ def user_means(paths: Sequence[Path], names: Sequence[str]) -> pa.Table:
     Returns:
         ``user`` (raw ids) and the metrics, NaN where a user has none.
     """
-    files = "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
-    source = f"read_parquet({files}, union_by_name = true)"
+    source = f"read_parquet({quoted_paths(paths)}, union_by_name = true)"
     with duckdb.connect() as connection:
         connection.execute("set threads = 1")  # the same sums, and so the same digits, every time
         known = {row[0] for row in connection.execute(f"describe select * from {source}").fetchall()}
