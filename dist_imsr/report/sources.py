@@ -20,6 +20,7 @@ from dist_imsr.keys import is_read, rules_of
 from dist_imsr.registry import extended
 from dist_imsr.report.config import ReportConfig
 from dist_imsr.training.config import TrainConfig
+from dist_imsr.training.identity import by_key
 
 NO_BASE = "-"
 
@@ -85,7 +86,7 @@ class Run:
     @cached_property
     def values(self) -> dict[str, Any]:
         """The settings by key, with dots."""
-        return dict(_flat(self.settings))
+        return by_key(self.settings)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -378,11 +379,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole if line]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): make the report without this run") from error
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

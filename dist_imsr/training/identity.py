@@ -18,7 +18,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     Returns:
         Plain values by dotted key; the contents of DeepSpeed's file replace its path.
     """
-    values = _flat(plain(dataclasses.asdict(config)))
+    values = by_key(plain(dataclasses.asdict(config)))
     kept = {key: value for key, value in values.items() if rules_of(type(config), key).resume != "free"}
     return kept | {"engine.deepspeed": read_settings(config.engine.deepspeed)}
 
@@ -65,8 +65,14 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return found
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def by_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree of sections by key, with dots.
+
+    Args:
+        tree: as in config.yaml.
+        prefix: of all keys.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
