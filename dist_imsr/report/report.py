@@ -143,8 +143,12 @@ def _json(figure: Figure) -> str:
 
 def _render(config: ReportConfig) -> tuple[list[RenderedSection], Sources]:
     sources = Sources(config)
-    sections = render_sections(sources, _style(sources))
-    names = [figure.name for one in sections for figure in one.figures]
+    style = _style(sources)
+    sections = render_sections(sources, style)
+    figures = [figure for one in sections for figure in one.figures]
+    for figure in figures:
+        style.shorten_ticks(figure.plot)
+    names = [figure.name for figure in figures]
     assert len(set(names)) == len(names), "two figures have one name"
     return sections, sources
 

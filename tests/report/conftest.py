@@ -30,7 +30,8 @@ def history():
 
 @pytest.fixture(scope="session")
 def data(history, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
+    # A run is labelled by its whole path where another source has its strategy: wider than a phone.
+    folder = tmp_path_factory.mktemp("report_of_runs_with_a_path_that_is_wider_than_a_phone")
     (folder / "train.yaml").write_text(SETTINGS)
     return write_dataset(folder / "drawn", history)
 
