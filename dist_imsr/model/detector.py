@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize, pad
 
@@ -111,9 +112,17 @@ def percentile(interests: Interests, items: torch.Tensor, null: torch.Tensor) ->
     own = largest_cosine(interests, items)
     if not len(null):
         return torch.ones_like(own)
-    cosines = normalize(interests.vectors, dim=-1) @ normalize(null, dim=-1).T  # [B, K, N]
-    others = pad(cosines.masked_fill(~interests.mask.unsqueeze(-1), -1), (0, 0, 0, 1), value=-1).amax(1).sort(1).values
+    vectors, mask = pad(interests.vectors, (0, 0, 0, 1)), pad(interests.mask, (0, 1))  # amax needs a row
+    cosines = normalize(vectors, dim=-1) @ normalize(null, dim=-1).T  # [B, K + 1, N]
+    others = _sort_rows(cosines.masked_fill_(~mask.unsqueeze(-1), -1).amax(1))
     return torch.searchsorted(others, own.contiguous()).to(own.dtype) / len(null)
+
+
+def _sort_rows(values: torch.Tensor) -> torch.Tensor:
+    """Each row in ascending order; on the host by NumPy, whose sort uses vector instructions that torch's does not."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+    return values.sort(1).values
 
 
 def item_fit(interests: Interests, items: torch.Tensor, config: DetectorConfig, null: torch.Tensor) -> torch.Tensor:
@@ -180,5 +189,5 @@ def user_fit(fit: torch.Tensor, mask: torch.Tensor, config: DetectorConfig) -> t
     if config.rule == "mean":
         return ((fit * mask).sum(1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf)
     position = (config.share * count).long() if config.rule == "share" else torch.full_like(count, config.items)
-    ordered = pad(fit.masked_fill(~mask, torch.inf).sort(1).values, (0, 1), value=torch.inf)
+    ordered = pad(_sort_rows(fit.masked_fill(~mask, torch.inf)), (0, 1), value=torch.inf)
     return ordered.gather(1, position.clamp(max=fit.shape[1]).unsqueeze(1)).squeeze(1)
