@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+# Threads of concurrent tests and ranks share few cores and would mostly wait for each other. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dist_imsr.launcher import RankInfo
 from tests.slurm import DAEMONS
 
