@@ -25,6 +25,7 @@ from dist_imsr.files import HashedFile
 from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.storage import Stored
+from tests.ranks import ranks_on
 from tests.runs import run
 
 # In training, validation, testing and at the end of a span; in the writes, commits and removals of checkpoints.
@@ -89,7 +90,7 @@ def run_killed_once(config, kill, only, world_size=2):
     """Kills a rank at one of the points of some names and resumes; returns the results of `run` by rank."""
     with LocalRanks(world_size, seconds=300) as ranks, pytest.raises(RuntimeError, match=r"died without|Connection"):
         ranks.call(run_counted, config, kill, only)
-    with LocalRanks(world_size, seconds=300) as ranks:
+    with ranks_on(world_size) as ranks:
         return ranks.call(run, config)
 
 

@@ -113,7 +113,7 @@ def _connect_again(topology, port):
 
 
 def test_two_ranks_on_one_gpu_are_refused_by_every_rank():
-    errors = run_ranks(2, _connect_again, free_port())
+    errors = run_ranks(2, _connect_again, free_port(), fresh=True)
     assert errors[0] == errors[1]
     assert "ranks 0 and 1 share a GPU of " in errors[0]
     assert "start one rank for each GPU" in errors[0]

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.distributed.command import REQUEUE, Stopped
 from dist_imsr.model.extractors import ModelConfig
@@ -17,7 +16,7 @@ from dist_imsr.training.checkpoint import CheckpointConfig, name_of
 from dist_imsr.training.run import begin, check
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
-from tests.ranks import run_ranks
+from tests.ranks import ranks_on, run_ranks
 from tests.runs import left, run
 from tests.training.test_checkpoint import SHIPPED, _config
 
@@ -42,7 +41,7 @@ def _returning(topology, config):
 @pytest.mark.parametrize("base", ["comirec_dr", "mind", "comirec_sa"])
 def test_a_transfer_that_returns_its_tuned_input_is_fine_tuning(folder, tmp_path, base):
     model = ModelConfig(base, dim=8, interests=3)
-    found = run_ranks(2, _returning, _sml(folder, tmp_path / "sml", model=model))[0]
+    found = run_ranks(2, _returning, _sml(folder, tmp_path / "sml", model=model), fresh=True)[0]
     tuned = _config(folder, tmp_path / "ft", model=model, strategy=StrategyConfig("fine_tuning"))
     wanted = run_ranks(2, run, tuned)[0][0]
     assert len(found) == len(wanted) == 2
@@ -84,7 +83,7 @@ def _begun(topology, config):
 
 def test_only_the_transfer_is_trained_in_its_epochs_and_rows_pass_in_chunks(folder, tmp_path):
     config = _sml(folder, tmp_path / "run", replace(OPTIONS, chunk=30))
-    for (before, after), largest in run_ranks(2, _begun, config):
+    for (before, after), largest in run_ranks(2, _begun, config, fresh=True):
         *tables, transfers = before
         *same, learnt = after
         assert all(torch.equal(one, other) for one, other in zip(tables, same, strict=True))
@@ -158,7 +157,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(folder, tmp_path):
     """Also in the transfer's epochs and in validation, when the live model is not the tuned one."""
     config = _sml(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=0, keep_spans=9))
     resumed = set()
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         wanted = ranks.call(run, config)
         begun = config.run_dir / "checkpoints" / name_of(2, 0, 0)
         for reads in range(1, 20, 4):

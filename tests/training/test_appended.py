@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
@@ -17,6 +16,7 @@ from dist_imsr.training.run import check
 from tests.commands import start_ranks
 from tests.faults import run_counted, run_killed_once
 from tests.prepared import drawn_history, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import run, timeless
 from tests.training.test_checkpoint import GROWING, _config
 
@@ -76,7 +76,7 @@ def test_spans_do_not_depend_on_later_ones(folder, tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_trained_in_between_it_ends_with_the_same_bits(folder, tmp_path, world_size):
-    with LocalRanks(world_size, seconds=300) as ranks:
+    with ranks_on(world_size) as ranks:
         for until, stages in STAGES.items():
             whole = _until(until, folder, tmp_path / f"whole-{until}")
             wanted = ranks.call(run, whole)
@@ -100,7 +100,7 @@ def test_trained_in_between_it_ends_with_the_same_bits(folder, tmp_path, world_s
 def test_every_strategy_goes_on(folder, tmp_path, base, strategy):
     model = ModelConfig(base, dim=8, interests=3, mimn=MIMNConfig(12, 9, 8))
     changes = {"model": model, "strategy": replace(GROWING, name=strategy)}
-    with LocalRanks(2, seconds=300) as ranks:
+    with ranks_on(2) as ranks:
         whole = _until("newest", folder, tmp_path / "whole", **changes)
         wanted = ranks.call(run, whole)
         config = _until("newest", tmp_path / "data", tmp_path / "run", **changes)
@@ -113,7 +113,7 @@ def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
     saves = {"checkpoint": CheckpointConfig(every_steps=3, keep_last=2)}
     whole = _until(until, folder, tmp_path / "whole", **saves)
     counted = _until(until, tmp_path / "data", tmp_path / "counted", **saves)
-    with LocalRanks(2, seconds=300) as ranks:
+    with ranks_on(2) as ranks:
         wanted, points = ranks.call(run, whole), []
         for spans in STAGES[until]:
             _append(counted.data.path, spans)
@@ -130,7 +130,7 @@ def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
 def test_the_newest_span_is_trained_now_and_tested_later(folder, tmp_path):
     whole, data = _until("newest", folder, tmp_path / "whole"), tmp_path / "data"
     newest, tested = (_until(until, data, tmp_path / "run") for until in ("newest", "tested"))
-    with LocalRanks(2, seconds=300) as ranks:
+    with ranks_on(2) as ranks:
         wanted = ranks.call(run, whole)
         _append(data, 3)
         assert [line["span"] for line in ranks.call(run, newest)[0][0]] == [1]
@@ -151,7 +151,7 @@ def test_the_newest_span_is_trained_now_and_tested_later(folder, tmp_path):
 
 def test_every_keeps_the_exports_of_earlier_commands(folder, tmp_path):
     config = _until("newest", tmp_path / "data", tmp_path / "run", export="every")
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         for spans in (2, 3):
             _append(config.data.path, spans)
             ranks.call(run, config)
@@ -187,7 +187,7 @@ def trained(tmp_path_factory):
     """A run that has trained spans 0 to 2 of 3."""
     place = tmp_path_factory.mktemp("trained")
     config = _until("newest", _append(place / "data", 3), place / "run")
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, config)
     return config
 
