@@ -108,7 +108,7 @@ demo: setup
 	python launch/report.py --runs runs/demo/frozen runs/demo/fine_tuning runs/demo/imsr --output runs/demo/report.html
 
 test: setup
-	@# In the files' own order: by default, the files with the fewest tests, which take longest, would run last.
+	@# In the order of tests/conftest.py: by default, the files with the fewest tests, which take longest, would run last.
 	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup

@@ -8,8 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+# Threads of concurrent tests and ranks share few cores and would mostly wait for each other. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dist_imsr.launcher import RankInfo
 from tests.slurm import DAEMONS
@@ -51,6 +56,29 @@ _REASONS: dict[str, Callable[[], str]] = {
 }
 
 
+# They start first: a worker that starts one of them at the end would keep the other one waiting.
+_LONGEST = (
+    *("launch/test_slurm.py", "test_docs.py", "training/test_checkpoint.py", "test_notebooks.py"),
+    *("training/test_appended.py", "data/test_spark.py", "training/test_faults.py", "data/test_spark_cluster.py"),
+    *("training/test_trainer.py", "comparison/test_compare.py", "report/test_browser.py", "strategies/test_sml.py"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives all files of tests/report to one worker: they share runs and a comparison, which take long to make."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return os.path.dirname(file) if "report/" in file else file
+
+    return ByFile(config, log)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "cuda":
         early = "torch" in sys.modules and sys.modules["torch"].cuda.device_count()
@@ -85,6 +113,8 @@ def _restore_rank_variables() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     for mark, find_reason in _REASONS.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
         reason = find_reason() if marked else ""

@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dist_imsr.files import HashedFile
 from dist_imsr.training.checkpoint import newest_first
 from dist_imsr.training.config import TrainConfig
 from dist_imsr.training.storage import Stored
+from tests.ranks import ranks_on
 from tests.runs import run
 
 # In training, validation, testing and at the end of a span; in the writes, commits and removals of checkpoints.
@@ -35,27 +37,27 @@ _POINTS = [
 
 
 def run_counted(topology, config, kill=None, only=None):
-    """Completes a run and counts the points that this rank passes, or kills a rank with SIGKILL at one of them.
+    """Completes a run and counts the points that this rank passes by name, or kills a rank with SIGKILL at one.
 
     ``kill`` is (rank, number of the point); ``only`` restricts the points to some names.
     """
-    passed, patched = [0], []
+    passed, patched = Counter(), []
     for owner, name in _POINTS:
         if only is None or name in only:
             original = getattr(owner, name)
             patched.append((owner, name, original))
-            setattr(owner, name, _counting(original, passed, kill, topology.rank))
+            setattr(owner, name, _counting(original, name, passed, kill, topology.rank))
     try:
-        return run(topology, config), passed[0]
+        return run(topology, config), passed
     finally:
         for owner, name, original in patched:
             setattr(owner, name, original)
 
 
-def _counting(original, passed, kill, rank):
+def _counting(original, name, passed, kill, rank):
     def call(*args, **kwargs):
-        passed[0] += 1
-        if kill == (rank, passed[0]):
+        passed[name] += 1
+        if kill == (rank, passed.total()):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
@@ -89,7 +91,7 @@ def run_killed_once(config, kill, only, world_size=2):
     """Kills a rank at one of the points of some names and resumes; returns the results of `run` by rank."""
     with LocalRanks(world_size, seconds=300) as ranks, pytest.raises(RuntimeError, match=r"died without|Connection"):
         ranks.call(run_counted, config, kill, only)
-    with LocalRanks(world_size, seconds=300) as ranks:
+    with ranks_on(world_size) as ranks:
         return ranks.call(run, config)
 
 
@@ -112,14 +114,16 @@ def main():
         begin = time.monotonic()
         with LocalRanks(2, seconds=600) as ranks:
             results = ranks.call(run_counted, config)
-        print(f"alone: {time.monotonic() - begin:.0f} s, points {[passed for _, passed in results]}", flush=True)
+        print(
+            f"alone: {time.monotonic() - begin:.0f} s, points {[passed.total() for _, passed in results]}", flush=True
+        )
 
         def report(kill, seconds):
             newest = next(iter(newest_first(again.run_dir / "checkpoints")), None)
             print(f"rank {kill[0]} killed at point {kill[1]} after {seconds:.0f} s, newest {newest}", flush=True)
 
         again = replace(config, run_dir=Path(scratch, "killed"))
-        points = min(passed for _, passed in results)
+        points = min(passed.total() for _, passed in results)
         draw = random.Random(options.seed)
         states = run_with_kills(again, options.kills, draw, points, steps_done(config), report=report)
         same = [one == another for (one, _), another in zip(results, states, strict=True)]

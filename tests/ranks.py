@@ -9,36 +9,45 @@ import pytest
 from dist_imsr import devices
 from dist_imsr.benchmarks.ranks import DeviceType, LocalRanks
 
-_shared: dict[int, LocalRanks] = {}  # worlds on CUDA, which take long to start
+_shared: dict[tuple[int, DeviceType], LocalRanks] = {}
 
 
 @contextmanager
-def ranks_on(world_size: int, device: DeviceType = "cpu") -> Iterator[LocalRanks]:
-    """A new world; on CUDA, a world that the module's tests share. Tests must leave its processes unchanged."""
-    if device == "cpu":
-        with LocalRanks(world_size, seconds=120) as ranks:
+def ranks_on(world_size: int, device: DeviceType = "cpu", fresh: bool = False) -> Iterator[LocalRanks]:
+    """A world that the module's tests share, since ranks start and first train slowly.
+
+    Args:
+        world_size: number of ranks.
+        device: of the ranks.
+        fresh: a new world for functions that leave its processes changed or measure them; only on the CPU.
+    """
+    if fresh and device == "cpu":
+        with LocalRanks(world_size, seconds=300) as ranks:
             yield ranks
         return
-    if devices.device_count() < world_size:
+    if device == "cuda" and devices.device_count() < world_size:
         pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {devices.device_count()}")
-    if world_size not in _shared:
-        _shared[world_size] = LocalRanks(world_size, seconds=240, device=device)
+    key = world_size, device
+    if key not in _shared:
+        _shared[key] = LocalRanks(world_size, seconds=300, device=device)
     try:
-        yield _shared[world_size]
+        yield _shared[key]
     except BaseException:  # the state of its processes is unknown
-        close_shared(world_size)
+        close_shared(key)
         raise
 
 
-def close_shared(*world_sizes: int) -> None:
+def close_shared(*keys: tuple[int, DeviceType]) -> None:
     """Ends shared worlds, all of them by default."""
-    for world_size in world_sizes or tuple(_shared):
-        _shared.pop(world_size).__exit__(None, None, None)
+    for key in keys or tuple(_shared):
+        _shared.pop(key).__exit__(None, None, None)
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, device: DeviceType = "cpu") -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, device: DeviceType = "cpu", fresh: bool = False
+) -> list[Any]:
     """Calls ``function(topology, *args)`` on every rank of a world and returns the results by rank."""
-    with ranks_on(world_size, device) as ranks:
+    with ranks_on(world_size, device, fresh) as ranks:
         return ranks.call(function, *args)
 
 

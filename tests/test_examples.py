@@ -35,7 +35,6 @@ ANCHORED = ["--import", STRATEGY, "--strategy.name", "anchored", "--strategy.anc
 POOLING = ["--import", BASE, "--model.base", "pooling", "--model.pooling.temperature", "0.5"]
 RUNS = {
     "anchored": (ANCHORED, "strategy.anchored.weight", STRATEGY),
-    "pooling-fine_tuning": ([*POOLING, "--strategy.name=fine_tuning"], "model.pooling.temperature", BASE),
     "pooling-imsr": ([*POOLING, "--strategy.name=imsr"], "model.pooling.temperature", BASE),
 }
 

@@ -76,7 +76,8 @@ def test_ranks_write_to_the_log_and_the_first_failure_is_kept(tmp_path):
     assert sorted(log.read_text().splitlines()) == ["earlier: rank 7", *lines]
     group = _ended(RankGroup(_print_rank, (["test:"], [4]), 1, log))
     assert group.failure == 4
-    assert group.failure_reason("test") == "rank 0 of 1, threads None (status 4)"
+    inherited = os.environ.get("OMP_NUM_THREADS")
+    assert group.failure_reason("test") == f"rank 0 of 1, threads {inherited} (status 4)"
     assert group.failure_reason("train").startswith("test: rank 0")  # its own text alone
 
 

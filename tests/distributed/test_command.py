@@ -34,7 +34,7 @@ def _collectives_with_a_silent_rank(topology):
 
 def test_a_rank_that_does_not_answer_is_reported():
     line = "train: rank 0: another rank did not answer within timeout_seconds: check whether it hangs\n"
-    assert run_ranks(2, _collectives_with_a_silent_rank)[0] == [(command.FAILED, line)] * 2
+    assert run_ranks(2, _collectives_with_a_silent_rank, fresh=True)[0] == [(command.FAILED, line)] * 2
 
 
 def test_variables_that_make_no_rank_end_in_one_line(monkeypatch, capsys):

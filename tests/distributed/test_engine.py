@@ -204,8 +204,8 @@ def _precisions(topology, path):
 
 
 def test_forward_passes_past_the_engine_have_its_precision():
-    assert run_ranks(1, _precisions, SHIPPED / "bf16.json") == [torch.bfloat16]
-    assert run_ranks(1, _precisions, SHIPPED / "zero0.json") == [torch.float32]
+    assert run_ranks(1, _precisions, SHIPPED / "bf16.json", fresh=True) == [torch.bfloat16]
+    assert run_ranks(1, _precisions, SHIPPED / "zero0.json", fresh=True) == [torch.float32]
 
 
 @on_devices("world_size", cpu=[2], cuda=[1])

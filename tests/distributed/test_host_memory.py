@@ -84,7 +84,7 @@ def _cache_calls(topology):
 
 
 def test_the_cache_is_written_back_and_then_emptied_before_rows_are_read():
-    *flushed, bounds = run_ranks(1, _cache_calls)[0]
+    *flushed, bounds = run_ranks(1, _cache_calls, fresh=True)[0]
     for calls in flushed:
         assert calls[:2] == ["flush", "reset_cache_states"]  # the other way round, updates would be lost
         assert calls[-1] == "reset_cache_states"

@@ -70,7 +70,7 @@ def _world_group_contract(topology):
 
 
 def test_deepspeed_uses_the_shared_world_group():
-    assert run_ranks(1, _world_group_contract) == [True]
+    assert run_ranks(1, _world_group_contract, fresh=True) == [True]
 
 
 def test_the_shared_memory_kernel_is_not_built():

@@ -46,6 +46,21 @@ def test_ranks_that_may_run_on_the_same_cores_share_them(cores, threads):
     assert [thread_count(rank, cores) for rank in range(len(cores))] == threads
 
 
+def _threads_without_the_variable(topology, port):
+    torch.distributed.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)  # the old port may still be in use
+    del os.environ["OMP_NUM_THREADS"]
+    connect()
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ranks_take_their_shares_unless_the_variable_has_a_number(world_size):
+    cores = [("here", os.sched_getaffinity(0))] * world_size
+    wanted = [thread_count(rank, cores) for rank in range(world_size)]
+    assert run_ranks(world_size, _threads_without_the_variable, free_port(), fresh=True) == wanted
+
+
 _FOUR = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
 
 
@@ -113,7 +128,7 @@ def _connect_again(topology, port):
 
 
 def test_two_ranks_on_one_gpu_are_refused_by_every_rank():
-    errors = run_ranks(2, _connect_again, free_port())
+    errors = run_ranks(2, _connect_again, free_port(), fresh=True)
     assert errors[0] == errors[1]
     assert "ranks 0 and 1 share a GPU of " in errors[0]
     assert "start one rank for each GPU" in errors[0]

@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -150,8 +152,8 @@ def test_one_pass_serves_several_bonuses(world_size, tile, exact_top):
 
 
 def _with_dense(topology, dense, function, *args):
-    tiles._DENSE = dense
-    return function(topology, *args)
+    with patch.object(tiles, "_DENSE", dense):
+        return function(topology, *args)
 
 
 @CASES

@@ -25,7 +25,7 @@ _DRIFT = [
 _TRAIN = [
     *("--strategy.name=imsr", "--model.dim=16", "--batch.negatives=50", "--batch.size=32"),
     *("--training.epochs=3", "--training.incremental_epochs=8", "--training.patience=0"),
-    "--checkpoint.every_steps=1",
+    "--checkpoint.every_steps=10",
 ]
 
 

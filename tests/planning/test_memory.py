@@ -59,7 +59,7 @@ def test_table_optimizer_and_store_are_what_a_run_allocates(tmp_path, base, opti
         "training": TrainingConfig(epochs=1, incremental_epochs=1, export="none"),
     }
     run = TrainConfig(DataConfig(folder), tmp_path, checkpoint=CheckpointConfig(enabled=False), **sections)
-    ranks = run_ranks(RANKS, _allocated, run)
+    ranks = run_ranks(RANKS, _allocated, run, fresh=True)
     interests = ranks[0][1]
     assert interests > 4.2  # else the growth is not seen
 
@@ -91,7 +91,7 @@ def _grown(topology, section, items, dim):
 
 def test_a_table_grows_in_the_planned_memory():
     items, dim, section = [20_000, 30_000], 64, CatalogueConfig(optimizer="adagrad")
-    measured = run_ranks(RANKS, _grown, section, items, dim)[0]
+    measured = run_ranks(RANKS, _grown, section, items, dim, fresh=True)[0]
     config = PlanConfig(items[1], dim=dim, gpus_per_node=RANKS, gpu="a100-40", spans=1, catalogue=section)
     config = replace(config, load=LoadConfig(new_items=1 / 3), checkpoint=CheckpointConfig(enabled=False))
     phases = MemoryModel(config, spans_of(config), row_wise(RANKS)).phases()

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.evaluation.finished import FinishedRun
@@ -22,6 +21,7 @@ from dist_imsr.refresh.config import PublishConfig, QualityConfig
 from dist_imsr.refresh.refresh import LOCK, refresh
 from dist_imsr.refresh.steps import Steps
 from dist_imsr.training.forget import forgetting_in_runs
+from tests.ranks import ranks_on
 from tests.refresh.daily import config_in, prepare_days, published
 from tests.runs import run
 
@@ -45,7 +45,7 @@ def _export(topology, config):
 
 @pytest.fixture(scope="module")
 def worlds():
-    with LocalRanks(1, seconds=120) as one, LocalRanks(2, seconds=120) as two:
+    with ranks_on(1) as one, ranks_on(2) as two:
         yield {1: one, 2: two}
 
 

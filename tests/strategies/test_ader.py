@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.replay import ReplayedSpan
 from dist_imsr.distributed.objective import score_batch
@@ -13,7 +12,7 @@ from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.ader import ADERConfig, adaptive_weight, herding, top_per_owner
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
-from tests.ranks import run_ranks
+from tests.ranks import ranks_on, run_ranks
 from tests.runs import run
 from tests.training.test_checkpoint import _config
 
@@ -74,7 +73,7 @@ def _ader(folder, run_dir, **options):
 
 
 def test_an_empty_pool_and_no_weight_are_fine_tuning(folder, tmp_path):
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         replayed = ranks.call(run, _ader(folder, tmp_path / "ader", pool=0, weight=0.0))
         tuned = ranks.call(run, _config(folder, tmp_path / "ft", strategy=StrategyConfig("fine_tuning")))
     for (lines, state), (wanted, bits) in zip(replayed, tuned, strict=True):
@@ -84,7 +83,7 @@ def test_an_empty_pool_and_no_weight_are_fine_tuning(folder, tmp_path):
 
 def test_replay_and_teacher_change_the_result(folder, tmp_path):
     options = [{}, {"weight": 0.0}, {"choice": "herding", "exemplars": 2}, {"pool": 0}]
-    with LocalRanks(1, seconds=120) as ranks:
+    with ranks_on(1) as ranks:
         configs = (_ader(folder, tmp_path / str(at), **one) for at, one in enumerate(options))
         lines = [ranks.call(run, config)[0][0] for config in configs]
     losses = [tuple(line["loss"] for line in each) for each in lines]

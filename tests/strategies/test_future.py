@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies import STRATEGIES
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import left
 from tests.training.test_checkpoint import GROWING, _config
 
@@ -51,7 +51,7 @@ def test_the_future_reaches_no_parameter(tmp_path, name, base):
     folders = write_dataset(tmp_path / "data", HISTORY), _others(tmp_path / "poisoned", HISTORY, LAST)
     model = ModelConfig(base, dim=12, interests=3, mimn=MIMNConfig(12, 12, 12))
     changes = {"strategy": replace(GROWING, name=name), "model": model}
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         first, second = (ranks.call(_tested, _config(data, data / "run", **changes)) for data in folders)
     for (states, users), (others, _) in zip(first, second, strict=True):
         assert states == others

@@ -1,5 +1,6 @@
 """Runs that go on when their data grow: trained in between, they end as runs that had all spans from the beginning."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.mimn import MIMNConfig
@@ -17,6 +17,7 @@ from dist_imsr.training.run import check
 from tests.commands import start_ranks
 from tests.faults import run_counted, run_killed_once
 from tests.prepared import drawn_history, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import run, timeless
 from tests.training.test_checkpoint import GROWING, _config
 
@@ -28,6 +29,19 @@ STAGES = {"tested": (2, 4, 5), "newest": (1, 3, 5)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), HISTORY)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, tmp_path_factory):
+    """The configuration of an uninterrupted run and what it leaves, by `until` and number of ranks; trained once."""
+
+    @functools.cache
+    def trained(until, world_size=2):
+        whole = _until(until, folder, tmp_path_factory.mktemp("whole") / "run")
+        with ranks_on(world_size) as ranks:
+            return whole, ranks.call(run, whole)
+
+    return trained
 
 
 def _until(until, folder, run_dir, export="last", **changes):
@@ -74,15 +88,12 @@ def test_spans_do_not_depend_on_later_ones(folder, tmp_path):
     assert part.digests == Dataset(DataConfig(folder)).digests[:3]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_trained_in_between_it_ends_with_the_same_bits(folder, tmp_path, world_size):
-    with LocalRanks(world_size, seconds=300) as ranks:
-        for until, stages in STAGES.items():
-            whole = _until(until, folder, tmp_path / f"whole-{until}")
-            wanted = ranks.call(run, whole)
-            assert [line["span"] for line in wanted[0][0]] == [1, 2, 3]
-            config = _until(until, tmp_path / f"data-{until}", tmp_path / f"run-{until}")
-            _trained_in_between(ranks, stages, config, wanted, whole)
+@pytest.mark.parametrize(("world_size", "until"), [(1, "tested"), (3, "newest")])  # two ranks: killed, below
+def test_trained_in_between_it_ends_with_the_same_bits(uninterrupted, tmp_path, world_size, until):
+    whole, wanted = uninterrupted(until, world_size)
+    assert [line["span"] for line in wanted[0][0]] == [1, 2, 3]
+    with ranks_on(world_size) as ranks:
+        _trained_in_between(ranks, STAGES[until], _until(until, tmp_path / "data", tmp_path / "run"), wanted, whole)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_trained_in_between_it_ends_with_the_same_bits(folder, tmp_path, world_s
 def test_every_strategy_goes_on(folder, tmp_path, base, strategy):
     model = ModelConfig(base, dim=8, interests=3, mimn=MIMNConfig(12, 9, 8))
     changes = {"model": model, "strategy": replace(GROWING, name=strategy)}
-    with LocalRanks(2, seconds=300) as ranks:
+    with ranks_on(2) as ranks:
         whole = _until("newest", folder, tmp_path / "whole", **changes)
         wanted = ranks.call(run, whole)
         config = _until("newest", tmp_path / "data", tmp_path / "run", **changes)
@@ -108,16 +119,21 @@ def test_every_strategy_goes_on(folder, tmp_path, base, strategy):
 
 
 @pytest.mark.parametrize("until", STAGES)
-def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
-    """At every stage of the data, rank 1 is killed once; at the last, in the first test or validation."""
+def test_killed_in_between_it_ends_with_the_same_bits(uninterrupted, tmp_path, until):
+    """At every stage of the data, rank 1 is killed once; at the last, in the first test or validation.
+
+    The points of the kills are counted in a run that is trained in between and not killed.
+    """
     saves = {"checkpoint": CheckpointConfig(every_steps=3, keep_last=2)}
-    whole = _until(until, folder, tmp_path / "whole", **saves)
-    counted = _until(until, tmp_path / "data", tmp_path / "counted", **saves)
-    with LocalRanks(2, seconds=300) as ranks:
-        wanted, points = ranks.call(run, whole), []
+    whole, wanted = uninterrupted(until)
+    counted, points = _until(until, tmp_path / "data", tmp_path / "counted", **saves), []
+    with ranks_on(2) as ranks:
         for spans in STAGES[until]:
             _append(counted.data.path, spans)
-            points.append(ranks.call(run_counted, counted)[1][1])
+            results = ranks.call(run_counted, counted)
+            points.append(results[1][1].total())
+    assert [left for left, _ in results] == wanted
+    _ends_as(counted.run_dir, whole.run_dir)
     config = replace(counted, data=DataConfig(tmp_path / "again"), run_dir=tmp_path / "run")
     kills = [((1, points[0] // 3), None), ((1, 2 * points[1] // 3), None), ((1, 1), ["ranks"])]
     for spans, (kill, only) in zip(STAGES[until], kills, strict=True):
@@ -127,11 +143,10 @@ def test_killed_in_between_it_ends_with_the_same_bits(folder, tmp_path, until):
     _ends_as(config.run_dir, whole.run_dir)
 
 
-def test_the_newest_span_is_trained_now_and_tested_later(folder, tmp_path):
-    whole, data = _until("newest", folder, tmp_path / "whole"), tmp_path / "data"
+def test_the_newest_span_is_trained_now_and_tested_later(uninterrupted, tmp_path):
+    (whole, wanted), data = uninterrupted("newest"), tmp_path / "data"
     newest, tested = (_until(until, data, tmp_path / "run") for until in ("newest", "tested"))
-    with LocalRanks(2, seconds=300) as ranks:
-        wanted = ranks.call(run, whole)
+    with ranks_on(2) as ranks:
         _append(data, 3)
         assert [line["span"] for line in ranks.call(run, newest)[0][0]] == [1]
         assert [path.name for path in (tmp_path / "run" / "spans").iterdir()] == ["span=2"]
@@ -146,12 +161,12 @@ def test_the_newest_span_is_trained_now_and_tested_later(folder, tmp_path):
         assert len(_last_checkpoint(tmp_path / "run")[1]) == 4
         _append(data, 5)
         assert ranks.call(run, newest) == wanted
-        _ends_as(tmp_path / "run", tmp_path / "whole")
+        _ends_as(tmp_path / "run", whole.run_dir)
 
 
 def test_every_keeps_the_exports_of_earlier_commands(folder, tmp_path):
     config = _until("newest", tmp_path / "data", tmp_path / "run", export="every")
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         for spans in (2, 3):
             _append(config.data.path, spans)
             ranks.call(run, config)
@@ -187,7 +202,7 @@ def trained(tmp_path_factory):
     """A run that has trained spans 0 to 2 of 3."""
     place = tmp_path_factory.mktemp("trained")
     config = _until("newest", _append(place / "data", 3), place / "run")
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, config)
     return config
 

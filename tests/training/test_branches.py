@@ -6,7 +6,6 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.catalogue import CatalogueConfig
@@ -17,6 +16,7 @@ from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.training.checkpoint import CheckpointConfig, name_of, newest_first
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from tests.prepared import drawn_history, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import run, timeless
 
 PRETRAINED = name_of(1, 0, 0)
@@ -60,7 +60,7 @@ def _users(run_dir):
     [("comirec_sa", ("frozen", "fine_tuning", "imsr", "sml")), ("comirec_dr", ("imsr", "full_retraining", "ader"))],
 )
 def test_every_strategy_resumes_from_one_pretraining(folder, tmp_path, base, names):
-    with LocalRanks(1, seconds=120) as ranks:
+    with ranks_on(1) as ranks:
         pretrainer = {"frozen": "imsr", "fine_tuning": "frozen", "imsr": "fine_tuning", "full_retraining": "frozen"}
         pretrainer |= {"sml": "fine_tuning", "ader": "frozen"}
         begun = {
@@ -79,7 +79,7 @@ def test_every_strategy_resumes_from_one_pretraining(folder, tmp_path, base, nam
 
 def test_only_keys_of_later_spans_may_differ(folder, tmp_path):
     frozen = _config(folder, tmp_path / "frozen", "frozen", spans=1)
-    with LocalRanks(1, seconds=120) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, frozen)
         folders = {path.name: path for path in newest_first(frozen.run_dir / "checkpoints")}
         other = _config(folder, tmp_path / "other", "fine_tuning", resume=str(folders[PRETRAINED]))
@@ -102,7 +102,7 @@ def test_counts_of_interests_are_part_of_pretraining(folder, tmp_path):
     source = _config(folder, tmp_path / "source", "imsr")
     source = replace(source, training=replace(source.training, export="every"))
     counted = StrategyConfig("full_retraining", full_retraining=FullRetrainingConfig(source.run_dir))
-    with LocalRanks(1, seconds=120) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, source)
         begun = replace(_config(folder, tmp_path / "begun", "full_retraining", spans=0), strategy=counted)
         ranks.call(run, begun)
@@ -114,7 +114,7 @@ def test_counts_of_interests_are_part_of_pretraining(folder, tmp_path):
 
 def test_a_shortened_run_is_continued(folder, tmp_path):
     short = _config(folder, tmp_path / "short", "imsr", spans=1)
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         wanted = ranks.call(run, _config(folder, tmp_path / "whole", "imsr"))
         assert len(ranks.call(run, short)[0][0]) == 1
         assert [path.name for path in (short.run_dir / "spans").iterdir()] == ["span=1"]
@@ -125,7 +125,7 @@ def test_a_shortened_run_is_continued(folder, tmp_path):
 
 def test_each_test_writes_its_users_again_after_a_kill(folder, tmp_path):
     whole = _config(folder, tmp_path / "whole", "fine_tuning")
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         lines = ranks.call(run, whole)[0][0]
         wanted = _users(whole.run_dir)
         assert list(wanted) == ["span=2.parquet", "span=3.parquet"]

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.distributed.command import REQUEUE
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.training.checkpoint import CheckpointConfig, newest_first
 from tests.commands import start_ranks
 from tests.faults import run_counted, run_killed_once, run_with_kills, steps_done
 from tests.prepared import drawn_history, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import timeless
 from tests.training.test_checkpoint import _config
 
@@ -35,10 +35,10 @@ def folder(tmp_path_factory):
 
 def test_killed_anywhere_it_ends_with_the_same_bits(folder, tmp_path):
     config = _config(folder, tmp_path / "whole", checkpoint=CheckpointConfig(every_steps=3))
-    with LocalRanks(2, seconds=120) as ranks:
+    with ranks_on(2) as ranks:
         counted = ranks.call(run_counted, config)
     kills, wanted = 6, [left for left, _ in counted]
-    points, again = min(passed for _, passed in counted), replace(config, run_dir=tmp_path / "killed")
+    points, again = min(passed.total() for _, passed in counted), replace(config, run_dir=tmp_path / "killed")
     assert run_with_kills(again, kills, random.Random(1), points, steps_done(config)) == wanted
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert timeless(lines) == wanted[0][0]
@@ -49,24 +49,23 @@ _SAVING = {"write": (1, 0.5), "fsync": (0, 0.1), "rename": (0, 0.6), "rmtree": (
 
 @pytest.fixture(scope="module")
 def saved(folder, tmp_path_factory):
-    """The results of `run_counted`, by the points that are counted."""
+    """The configuration of a run, and the results of `run_counted`."""
     config = _config(
         folder, tmp_path_factory.mktemp("saved") / "run", checkpoint=CheckpointConfig(every_steps=3, keep_last=1)
     )
-    with LocalRanks(2, seconds=120) as ranks:
-        each = {name: replace(config, run_dir=config.run_dir.with_name(name)) for name in _SAVING}
-        return config, {name: ranks.call(run_counted, one, None, [name]) for name, one in each.items()}
+    with ranks_on(2) as ranks:
+        return config, ranks.call(run_counted, config)
 
 
 @pytest.mark.parametrize("point", _SAVING)
 def test_killed_while_it_saves(saved, tmp_path, point):
     """An interrupted save leaves the checkpoint before it intact."""
     (config, counted), (rank, share) = saved, _SAVING[point]
-    passed = counted[point][rank][1]
+    passed = counted[rank][1][point]
     assert passed > 5
     kill = rank, max(2, int(passed * share))
     left = run_killed_once(replace(config, run_dir=tmp_path / "run"), kill, [point])
-    assert left == [one for one, _ in counted[point]]
+    assert left == [one for one, _ in counted]
 
 
 @pytest.fixture

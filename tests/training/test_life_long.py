@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.distributed.catalogue import CatalogueConfig
@@ -18,7 +17,7 @@ from dist_imsr.strategies.progress import Progress
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.trainer import Trainer
 from tests.prepared import drawn_history, write_dataset
-from tests.ranks import run_ranks
+from tests.ranks import ranks_on, run_ranks
 from tests.runs import timeless
 
 HISTORY = drawn_history(users=40, items=60, spans=4, longest=12)
@@ -107,7 +106,7 @@ def worlds(tmp_path_factory):
     """
     folder, runs = write_dataset(tmp_path_factory.mktemp("data"), HISTORY), tmp_path_factory.mktemp("runs")
     short, long = ([_config(folder, runs / base, base, max_history=most) for base in BASES] for most in (3, 50))
-    with LocalRanks(1, seconds=120) as ranks:
+    with ranks_on(1) as ranks:
         ((*pieces,),) = ranks.call(_written_spans, short)
         ((*whole,),) = ranks.call(_written_spans, long)
         (alone,) = ranks.call(_trained, short)

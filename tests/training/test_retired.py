@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from dist_imsr.benchmarks.ranks import LocalRanks
 from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.repeats import RepeatsConfig
 from dist_imsr.strategies import StrategyConfig, TrainingConfig
@@ -12,6 +11,7 @@ from dist_imsr.strategies.ader import ADERConfig
 from dist_imsr.training.checkpoint import name_of, newest_first
 from dist_imsr.training.run import check
 from tests.prepared import drawn_history, retire_before, write_dataset
+from tests.ranks import ranks_on
 from tests.runs import run
 from tests.training.test_checkpoint import _config
 
@@ -43,7 +43,7 @@ def _without_unseen(states):
 @pytest.mark.parametrize("strategy", ["imsr", "sml", "ader"])
 def test_incremental_training_never_reads_old_rows(tmp_path, strategy):
     chosen = StrategyConfig(strategy, ader=ADERConfig(pool=0))
-    with LocalRanks(2, seconds=300) as ranks:
+    with ranks_on(2) as ranks:
         whole = write_dataset(tmp_path / "whole", HISTORY)
         wanted = ranks.call(run, _resumed(whole, tmp_path / "a", chosen, until="newest"))
         data = write_dataset(tmp_path / "data", HISTORY, spans=3)
@@ -60,7 +60,7 @@ def test_what_needs_old_rows_is_refused_before_it_starts(tmp_path, name):
     changes, message = OTHERS[name]
     data = write_dataset(tmp_path / "data", HISTORY, spans=3)
     config = _resumed(data, tmp_path / "run", changes=changes)
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, config)
     retire_before(data, 2)
     assert check(config)[1].remaining.nothing  # a run that has ended needs no rows
@@ -75,7 +75,7 @@ def test_what_needs_old_rows_is_refused_before_it_starts(tmp_path, name):
 def test_a_run_that_would_read_a_retired_span_is_refused(tmp_path):
     data = write_dataset(tmp_path / "data", HISTORY)
     config = _resumed(data, tmp_path / "run", StrategyConfig("fine_tuning"), spans=1)
-    with LocalRanks(1, seconds=300) as ranks:
+    with ranks_on(1) as ranks:
         ranks.call(run, config)
     retire_before(data, 2)
     longer = replace(config, training=replace(config.training, spans=None))

@@ -116,7 +116,7 @@ def test_the_order_of_sums_is_fixed_unless_the_key_says_otherwise(folder, tmp_pa
         training=TrainingConfig(epochs=1, incremental_epochs=1, spans=0),
         baselines=False,
     )
-    assert run_ranks(1, _fixed_order, config) == [[True, False, True]]
+    assert run_ranks(1, _fixed_order, config, fresh=True) == [[True, False, True]]
 
 
 def test_interrupted(folder, tmp_path):

@@ -201,7 +201,7 @@ def _save_on_small_disk(topology, folder):
 
 
 def test_too_small_a_disk_is_seen_before(tmp_path):
-    errors = run_ranks(2, _save_on_small_disk, tmp_path / "checkpoint")
+    errors = run_ranks(2, _save_on_small_disk, tmp_path / "checkpoint", fresh=True)
     assert len(set(errors)) == 1
     assert "needs 0 MiB and 64 to spare, but 5 are free" in errors[0]
     assert os.listdir(tmp_path) == []
