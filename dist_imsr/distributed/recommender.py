@@ -30,7 +30,7 @@ Forward = Callable[[torch.Tensor, torch.Tensor, Start], Interests]
 
 
 class Snapshot(NamedTuple):
-    """For `Recommender.restore`: copies of the trained tensors, and the store's snapshot."""
+    """For `Recommender.restore`: copies of the trained tensors in host memory, and the store's snapshot."""
 
     tensors: dict[str, ShardRows]
     store: StoreSnapshot
@@ -204,7 +204,7 @@ class Recommender:
     @Phase("snapshot")
     def snapshot(self) -> Snapshot:
         """Copies all that training changes within a span, for `restore`; interests' vectors change only at its end."""
-        copies = {name: rows.copied() for name, rows in self.tensors().items()}
+        copies = {name: rows.host_copy() for name, rows in self.tensors().items()}
         return Snapshot(copies, self.store.snapshot(), self.catalogue.steps)
 
     @Phase("snapshot")
@@ -212,7 +212,7 @@ class Recommender:
         """Restores a snapshot of this model, taken since the catalogue last grew and interests were written back."""
         with torch.no_grad():
             for name, rows in self.tensors().items():
-                rows.values.copy_(snapshot.tensors[name].values)
+                rows.values.copy_(snapshot.tensors[name].values, non_blocking=True)
         self.store.restore(snapshot.store)
         self.catalogue.steps = snapshot.updates
 

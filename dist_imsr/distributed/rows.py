@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from dist_imsr import devices
+
 
 class ShardRows:
     """Consecutive rows of a tensor; ``values`` is not a copy.
@@ -25,17 +27,9 @@ class ShardRows:
         self.values, self.first, self.saved = values, first, saved
         self.total = len(values) if total is None else total
 
-    def copied(self, device: torch.device | None = None) -> "ShardRows":
-        """Copies the rows.
-
-        Args:
-            device: of the copy; that of ``values`` by default.
-
-        Returns:
-            A copy with its own memory.
-        """
-        values = self.values.detach().to(device or self.values.device, copy=True)
-        return ShardRows(values, self.first, self.total, self.saved)
+    def host_copy(self) -> "ShardRows":
+        """Copies the rows as `dist_imsr.devices.copy_to_host` does, which says when they may change and be read."""
+        return ShardRows(devices.copy_to_host(self.values), self.first, self.total, self.saved)
 
     def size(self) -> torch.Size:
         """The shape over all ranks."""

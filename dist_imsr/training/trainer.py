@@ -187,7 +187,7 @@ class Trainer:
         """Starts to write a checkpoint of the current state, unless checkpoints are off; collective."""
         if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._unchanged:
             return
-        self.checkpoints.wait()
+        self.checkpoints.close()  # frees the copies of the previous one
         self.model.engine.flush()
         if self.progress.begun:
             self.progress.seconds = self.spans.seconds()

@@ -129,24 +129,24 @@ def _train(topology, config):
     table = _Recorded(topology, config, ITEMS)
     catalogue, kernels = table.catalogue, [table.catalogue.kernel]
     table.steps(3)
-    copied = {name: rows.copied() for name, rows in catalogue.flushed_state().items()}  # as a snapshot
+    copied = {name: rows.values.clone() for name, rows in catalogue.flushed_state().items()}
     table.steps(3)
     with torch.no_grad():
         for name, rows in catalogue.flushed_state().items():  # as restoring and loading do
-            rows.values.copy_(copied[name].values)
+            rows.values.copy_(copied[name])
     table.compare()
     for name, rows in catalogue.flushed_state().items():
-        assert torch.equal(rows.values, copied[name].values)
+        assert torch.equal(rows.values, copied[name])
     table.steps(3)
     frozen = catalogue.frozen_copy()
     assert torch.equal(frozen.flushed_weight(), catalogue.flushed_weight())
     table.steps(1)
-    before = {name: rows.copied() for name, rows in catalogue.flushed_state().items()}
+    before = {name: rows.values.clone() for name, rows in catalogue.flushed_state().items()}
     assert catalogue.grow(LATER)
     kernels.append(catalogue.kernel)
     if topology.world_size == 1:  # else rows change their ranks
         for name, rows in catalogue.flushed_state().items():
-            assert torch.equal(rows.values[:ITEMS], before[name].values)
+            assert torch.equal(rows.values[:ITEMS], before[name])
     assert frozen.capacity == LATER  # it grows with the table
     assert frozen.rows == catalogue.rows
     table.compare()
