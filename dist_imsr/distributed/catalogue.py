@@ -1,6 +1,7 @@
 """All items' embeddings, row-wise over the ranks: a TorchRec table with a fused optimizer that can grow."""
 
 import copy
+import gc
 import math
 import weakref
 from collections.abc import Sequence
@@ -220,7 +221,7 @@ class Catalogue:
     def grow(self, items: int) -> bool:
         """Makes room for more items, between spans; old rows and their optimizer state stay bit-identical.
 
-        Frozen copies of this table grow as well.
+        The old rows of a device wait in host memory. Frozen copies of this table grow as well.
 
         Args:
             items: the number of items that need a row.
@@ -231,8 +232,11 @@ class Catalogue:
         capacity = self._grown_capacity(self.capacity, items)
         grows = capacity > self.capacity
         if grows:
-            old_state = self.flushed_state()
+            old_state = {name: rows.on_host() for name, rows in self.flushed_state().items()}
+            devices.synchronize(self.topology.device)  # else the memory of the old rows could not be used again yet
             old_bounds = [range(rows.start, min(rows.stop, self.items)) for rows in self._table.bounds]
+            del self._table  # a device may have no memory for both
+            gc.collect()  # TorchRec's modules refer to each other
             self._table = self._sharded(capacity)
             for name, rows in self.flushed_state().items():
                 exchange_rows(old_state[name].values, old_bounds, rows.values, self._table.bounds, self.topology.rank)
