@@ -149,6 +149,11 @@ class Catalogue:
         """TorchRec's compute kernel, as in `ShardedTable`."""
         return self._table.compute_kernel
 
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether rows are in host memory, with or without a cache on the device, which reads them over the bus."""
+        return self.kernel != "fused"
+
     def flushed_weight(self) -> torch.Tensor:
         """This rank's rows, as in `ShardedTable.flushed_weight`: cached rows are written back first."""
         return self._table.flushed_weight()
