@@ -53,6 +53,7 @@ class Recommender:
         events: a folder for TensorBoard's event files; none without it.
         capacity: number of table rows over all ranks, as in the checkpoint to load; by default that of a table that
             grew from one number of ``items`` to the next.
+        alongside: as in `Catalogue`, like ``copies``.
     """
 
     def __init__(
@@ -69,12 +70,24 @@ class Recommender:
         topology: Topology,
         events: Path | None = None,
         capacity: int | None = None,
+        alongside: int = 0,
+        copies: int = 0,
     ) -> None:
         self.config, self.seed, self.topology = model, seed, topology
         self.scoring = model.scoring
         self.extractor = build_extractor(model)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)  # refuses settings before all else
-        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity, model.row_width - model.dim)
+        self.catalogue = Catalogue(
+            catalogue,
+            items,
+            model.dim,
+            seed,
+            topology,
+            capacity,
+            model.row_width - model.dim,
+            alongside=alongside,
+            copies=copies,
+        )
         self.store = InterestStore.build(
             store,
             n_buckets,

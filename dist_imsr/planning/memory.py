@@ -8,11 +8,11 @@ from dist_imsr.distributed.columns import PART
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.distributed.interest_store import DRAWN
 from dist_imsr.distributed.rows import EXCHANGED
-from dist_imsr.model.base import Extractor
 from dist_imsr.model.extractors import build_extractor
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Span, Step, epochs_of, widest_block, widest_step
+from dist_imsr.planning.load import Span, epochs_of, widest_block, widest_step
 from dist_imsr.strategies import resources_of
+from dist_imsr.strategies.step_memory import activation_bytes, gradient_bucket
 
 Bytes = dict[str, int]  # by purpose
 Shard = Callable[[int], int]  # rows of a table -> rows of the fullest rank
@@ -22,7 +22,6 @@ _DRAW = 30  # bytes per float32 of a new interest while it is drawn, in float64 
 _MOVED = 24  # bytes of int64 positions per interest while interests move inside the store
 _MET = 64  # bytes of positions, ages and scores per earlier interaction of tested users
 _INDEXED = 120  # bytes per user of a span for the positions of their interactions and the order of an epoch
-_BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size, in numbers
 
 
 class MemoryPhase(NamedTuple):
@@ -49,28 +48,6 @@ def row_wise(ranks: int) -> Shard:
 def optimizer_width(optimizer: str, dim: int) -> int:
     """Numbers of float32 state per row of the table: Adam has two moments of d, row-wise Adagrad one number."""
     return {"adam": 2 * dim, "adagrad": dim, "rowwise_adagrad": 1, "sgd": 0}[optimizer]
-
-
-def gradient_bucket(config: PlanConfig) -> int:
-    """Bytes that ZeRO 1 and 2 allocate in each backward pass, however few weights there are; 0 without ZeRO."""
-    zero = read_settings(config.engine.deepspeed).get("zero_optimization", {})
-    if not zero.get("stage", 0) or not zero.get("contiguous_gradients", True):
-        return 0
-    return int(zero.get("reduce_bucket_size", _BUCKET)) * _FLOAT * (2 if zero.get("overlap_comm") else 1)
-
-
-def activation_bytes(dim: int, extractor: Extractor, step: Step) -> int:
-    """Estimates the most bytes that a training step holds besides model and optimizer.
-
-    The coefficients were fitted to this project's own steps on the CPU and rounded up: embeddings that are exchanged,
-    padded and mapped, with their gradients; the extractor's own; scores of targets and negatives, four at a time.
-    """
-    exchanged = 3 * step.fetched * dim
-    mapped = 3 * step.users * step.longest_history * dim
-    extracted = extractor.activation_numbers(step.users, step.longest_history, step.interests)
-    attended = step.users * step.longest_targets * (dim + 4 * step.interests)
-    scored = 4 * step.targets * step.negatives
-    return _FLOAT * (exchanged + mapped + extracted + attended + scored)
 
 
 def total(memory: Bytes) -> int:
@@ -225,7 +202,7 @@ class MemoryModel:
         if self.config.training.patience and epochs_of(self.config, span.number):
             self._add_snapshot(span, device, host)
         device["activations"] = self.activations
-        if bucket := gradient_bucket(self.config):
+        if bucket := gradient_bucket(self.config.engine):
             device["ZeRO's gradient bucket"] = bucket
         device["ranking's tiles"] = self.config.ranking.memory << 20
         return MemoryPhase(span.number, "training", device, host)

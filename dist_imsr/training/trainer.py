@@ -63,6 +63,7 @@ class Trainer:
             wait_for_save=checkpoints.close if checkpoints is not None else lambda: None,
             trace=self.profile.trace_steps,
             stop_signal=(lambda: signals.status) if signals is not None else None,
+            resources=self.strategy.resources(),
         )
         sizes: dict[str, Any] = {
             "items": dataset.items_by_span[0],

@@ -21,10 +21,11 @@ from dist_imsr.model.trimmer import TrimmerConfig
 from dist_imsr.planning import memory
 from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.load import spans_of
-from dist_imsr.planning.memory import MemoryModel, gradient_bucket, row_wise, total
+from dist_imsr.planning.memory import MemoryModel, row_wise, total
 from dist_imsr.planning.placement import shard_of
 from dist_imsr.strategies import StrategyConfig
 from dist_imsr.strategies.imsr import IMSRConfig
+from dist_imsr.strategies.step_memory import gradient_bucket
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
 from dist_imsr.training.trainer import Trainer
@@ -196,7 +197,7 @@ def test_interests_leave_a_device_that_they_would_fill(users, same_as):
 
 def test_zero_allocates_its_bucket_whatever_there_is_to_reduce():
     shipped = Path(__file__).parents[2] / "configs" / "deepspeed"
-    bucket = [gradient_bucket(replace(SMALL, engine=EngineConfig(shipped / f"zero{stage}.json"))) for stage in range(3)]
+    bucket = [gradient_bucket(EngineConfig(shipped / f"zero{stage}.json")) for stage in range(3)]
     assert bucket == [0, 20_000_000, 20_000_000]
 
 
