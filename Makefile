@@ -6,6 +6,7 @@
 #   ARGS=...         arguments for pytest: make test ARGS="-k schedule"
 #   WORKERS=...      test processes; default: 2
 #   RANKS=...        ranks of the demo; default: 1 if there is one GPU, else 2
+#   PARTS=...        of gpu-check: make gpu-check PARTS=span
 
 SHELL := /bin/sh
 WORKERS ?= 2
@@ -33,7 +34,7 @@ STATE := $(shell cat .venv/.state 2>/dev/null || { test -x .venv/bin/python && e
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SAY := @echo "make setup:"
 
-.PHONY: help setup venv interpreter packages demo test check docs clean
+.PHONY: help setup venv interpreter packages demo test check gpu-check docs clean
 .NOTPARALLEL:
 
 help:
@@ -41,6 +42,7 @@ help:
 	@echo "make demo    train on Complete Journey with $(RANKS) rank(s): frozen, fine_tuning, imsr; refresh imsr by weeks; report"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   formatting, lint, types and the links of the documentation"
+	@echo "make gpu-check   check and measure a machine with a GPU in 10 minutes: build/gpu_check (DEVICE=cpu tries it)"
 	@echo "make docs    the documentation as a site, build/site/index.html"
 	@echo "make clean   remove .venv and caches, but not data/ and runs/"
 
@@ -87,7 +89,7 @@ endif
 site = NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
 # DeepSpeed's launcher and ninja must be on PATH.
-demo test check docs: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+demo test check gpu-check docs: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: refresh = python launch/refresh.py --config configs/refresh.yaml --ranks $(RANKS)
 demo: transactions = $$(python -c 'import importlib.util as a; \
@@ -116,6 +118,9 @@ check: setup
 	ruff check .
 	mypy
 	$(site)
+
+gpu-check: setup
+	launch/gpu_check.sh --device $(firstword $(subst -, ,$(DEVICE))) build/gpu_check $(PARTS)
 
 docs: setup
 	python docs/generate.py

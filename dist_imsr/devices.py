@@ -4,13 +4,16 @@
 """
 
 import functools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
+
+_GATHERED = 64 << 20  # bytes of a device that are gathered at a time to be copied
 
 
 def is_cuda(device: torch.device) -> bool:
@@ -117,6 +120,52 @@ def wait_for_prefetch(device: torch.device, *prefetched: Any) -> None:
             result.record_stream(current)  # else the allocator could reuse the memory while this stream reads it
 
 
+def copy_to_host(tensor: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Copies a tensor to the host; from a CUDA device into pinned memory, while the device and the host do other work.
+
+    Such a copy has a stream of its own and follows all work that was submitted to the current stream. `wait_for_copies`
+    must be called before the tensor changes, and what `copies_done` returns before the host reads the copy.
+
+    Args:
+        tensor: ``[n, ...]``, on any device.
+        rows: ``[m]`` int64 on the host, the rows to copy in this order; all by default.
+
+    Returns:
+        A tensor on the host with its own memory.
+    """
+    tensor = tensor.detach()
+    if not is_cuda(tensor.device):
+        return tensor.to("cpu", copy=True) if rows is None else tensor.to("cpu")[rows]
+    stream = _copy_stream(tensor.device)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    copy = torch.empty(
+        tensor.shape if rows is None else (len(rows), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True
+    )
+    with torch.cuda.stream(stream):
+        if rows is None:
+            copy.copy_(tensor, non_blocking=True)
+        else:
+            size = max(_GATHERED // max(math.prod(tensor.shape[1:]) * tensor.element_size(), 1), 1)
+            for part, some in zip(copy.split(size), rows.split(size), strict=True):
+                places = pin(some, tensor.device).to(tensor.device, non_blocking=True)
+                part.copy_(tensor.index_select(0, places), non_blocking=True)
+    tensor.record_stream(stream)  # else the allocator could reuse the memory while it is copied
+    return copy
+
+
+def wait_for_copies(device: torch.device) -> None:
+    """Makes the current stream wait for the copies of `copy_to_host` so far; the host does not wait."""
+    if is_cuda(device):
+        torch.cuda.current_stream(device).wait_stream(_copy_stream(device))
+
+
+def copies_done(device: torch.device) -> Callable[[], None]:
+    """Returns a function, for any thread, with which the host waits for the copies of `copy_to_host` so far."""
+    if not is_cuda(device):
+        return lambda: None
+    return _copy_stream(device).record_event().synchronize
+
+
 @contextmanager
 def matmul_precision(device: torch.device, tf32: bool) -> Iterator[None]:
     """Sets the precision of float32 matrix products and convolutions, forward and backward.
@@ -139,4 +188,10 @@ def matmul_precision(device: torch.device, tf32: bool) -> Iterator[None]:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    # Not the side stream: batches would wait for the copy of a whole table.
     return torch.cuda.Stream(device)

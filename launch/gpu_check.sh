@@ -3,13 +3,19 @@
 #
 #   launch/gpu_check.sh [--device cpu] OUT [PART ...]
 #
-# Parts, in their default order: doctor, quick, tests, figures, waits, span. The others still run after a part that
-# fails or exceeds its time limit; OUT/summary.txt has a line for each.
+# By default doctor, tests, quick and figures, in this order, within 10 minutes; span (5 minutes) and waits are run when
+# they are named. Each part writes its results to OUT when it ends, and a line to OUT/summary.txt; the next one runs even
+# if it fails or exceeds its time limit. With --device cpu, limits are ten times as long, and figures have tiny sizes.
 set -u
 cd "$(dirname "$0")/.."
 device=cuda
 if [[ ${1:-} == --device ]]; then device=$2; shift 2; fi
+[[ $device == cpu || $device == cuda ]] || { echo "gpu_check.sh: --device $device: must be cpu or cuda" >&2; exit 2; }
 out=${1:?usage: launch/gpu_check.sh [--device cpu] OUT [PART ...]}; shift
+(($#)) || set -- doctor tests quick figures
+for name; do
+  [[ $name =~ ^(doctor|tests|quick|figures|waits|span)$ ]] || { echo "gpu_check.sh: $name is no part" >&2; exit 2; }
+done
 mkdir -p "$out"; out=$(cd "$out" && pwd)
 data=${DATA:-/tmp/dist_imsr_data}
 export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1
@@ -18,6 +24,7 @@ status=0
 part() { # NAME SECONDS COMMAND...
   local name=$1 limit=$2 begin=$SECONDS code
   shift 2
+  [[ $device == cuda ]] || limit=$((10 * limit))
   echo "== $name: $*"
   timeout "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
@@ -26,20 +33,22 @@ part() { # NAME SECONDS COMMAND...
   ((code)) && tail -n 25 "$out/$name.log"
 }
 
-doctor() { part doctor 90 python3 launch/doctor.py; cat "$out/doctor.log"; }
-quick() { part quick 150 python3 launch/bench.py all --device "$device" --quick --json "$out/quick.json"; }
-tests() { # files with tests that need a device; one worker each, so that few processes share the device
-  local files mark=cuda
-  [[ $device == cuda ]] || mark='not slurm'
+doctor() { part doctor 50 python3 launch/doctor.py; cat "$out/doctor.log"; }
+tests() { # of files with tests that need a device, those or their cases for the CPU; one worker for each file
+  local files cores chosen=(-m cuda)
+  [[ $device == cuda ]] || chosen=(-k cpu)
   files=$(grep -rlE 'pytest.mark.cuda|on_devices\(|def test.*\bdevice\b' tests --include='test_*.py')
-  part tests 280 python3 -m pytest -m "$mark" -q -n "${WORKERS:-6}" --dist loadfile -p no:cacheprovider \
-    --continue-on-collection-errors $files
+  cores=$(nproc)
+  part tests 170 python3 -m pytest "${chosen[@]}" -q -n "${WORKERS:-$((cores < 11 ? cores : 11))}" --dist loadfile \
+    -p no:cacheprovider --continue-on-collection-errors $files
   tail -n 60 "$out/tests.log" | cut -c 1-300
 }
+quick() { part quick 90 python3 launch/bench.py all --device "$device" --quick --json "$out/quick.json"; }
 figures() {
-  part figures_1 200 python3 launch/bench.py all --device "$device" --parts '[train, rank, kernel]' --json "$out/figures_1.json"
-  part figures_2 150 python3 launch/bench.py all --device "$device" --parts '[store, checkpoint, strategies]' \
-    --json "$out/figures_2.json"
+  local all=(python3 launch/bench.py all --device "$device") first='[train, rank, kernel]'
+  [[ $device == cuda ]] || { all+=(--quick); first='[train, rank]'; }
+  part figures_1 140 "${all[@]}" --parts "$first" --json "$out/figures_1.json"
+  part figures_2 140 "${all[@]}" --parts '[store, checkpoint, strategies]' --json "$out/figures_2.json"
 }
 drift() {
   [[ -e $data/drift/dataset.json ]] ||
@@ -55,22 +64,23 @@ runpy.run_path("launch/train.py", run_name="__main__")'
   drift
   part profile 100 python3 launch/train.py "${train[@]}" --run_dir "$data/profile" --profile true
   cp "$data/profile/profile/phases.md" "$out/"
-  [[ $device == cuda ]] && part waits 100 python3 -W always -c "$before" waits train.py "${train[@]}" --run_dir "$data/waits"
-  grep -oE '[^ ]*\.py:[0-9]+: UserWarning: called a synchronizing' "$out/waits.log" | sort | uniq -c | sort -rn \
-    >"$out/waits.txt"
-  head -n 40 "$out/waits.txt"
+  if [[ $device == cuda ]]; then
+    part waits 100 python3 -W always -c "$before" waits train.py "${train[@]}" --run_dir "$data/waits"
+    grep -oE '[^ ]*\.py:[0-9]+: UserWarning: called a synchronizing' "$out/waits.log" | sort | uniq -c | sort -rn \
+      >"$out/waits.txt"
+    head -n 40 "$out/waits.txt"
+  fi
   for order in true false; do
     part "order_$order" 100 python3 launch/train.py "${train[@]}" --run_dir "$data/$order" --training.deterministic "$order"
     grep -o '"train_seconds": [0-9.]*' "$data/$order/metrics.jsonl" | tee "$out/deterministic_$order.txt"
   done
 }
 span() {
-  local waited=0
-  while [[ ! -e $data/scale_taobao/dataset.json ]] && ((waited < 120)); do sleep 2; waited=$((waited + 2)); done
-  part span 280 python3 launch/bench.py all --device "$device" --parts '[span]' --span.data "$data/scale_taobao" \
+  [[ -e $data/scale_taobao/dataset.json ]] ||
+    part span_data 120 python3 launch/prepare.py --config configs/scale_taobao.yaml --output "$data/scale_taobao"
+  part span 180 python3 launch/bench.py all --device "$device" --parts '[span]' --span.data "$data/scale_taobao" \
     --span.bases '[comirec_dr]' --json "$out/span_dr.json"
 }
 
-(($#)) || set -- doctor quick tests figures waits span
 for name; do "$name"; done
 exit "$status"

@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,88 @@ def test_the_current_stream_waits_for_the_side_stream_and_keeps_its_results(monk
     devices.wait_for_prefetch(CUDA, *results)
     assert waited == [side]
     assert recorded == [current, current]
+
+
+def test_copies_to_the_host_have_their_own_memory_and_the_rows_in_order():
+    tensor = torch.arange(12.0).view(4, 3)
+    copy, rows = devices.copy_to_host(tensor), devices.copy_to_host(tensor, torch.tensor([2, 0]))
+    devices.wait_for_copies(CPU)
+    tensor.zero_()
+    devices.copies_done(CPU)()
+    assert copy.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert rows.tolist() == [[6, 7, 8], [0, 1, 2]]
+
+
+class _Streams:
+    """Streams that record what is submitted to them; kernels and copies run at once."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.name, empty = [], "current", torch.empty
+        self.copying = self._named("copying")
+        monkeypatch.setattr(devices, "is_cuda", lambda _: True)
+        monkeypatch.setattr(devices, "pin", lambda tensor, _: tensor)
+        monkeypatch.setattr(devices, "_copy_stream", lambda _: self.copying)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self._named("current"))
+        monkeypatch.setattr(torch.cuda, "stream", self._entered)
+        monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **options: self._pinned(empty(*args, **options)))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: self.log.append(f"used by {stream.name}"))
+
+    def _named(self, name):
+        event = SimpleNamespace(synchronize=lambda: self.log.append("the host waits"))
+        return SimpleNamespace(
+            name=name,
+            wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
+            record_event=lambda: self.log.append(f"an event of {name}") or event,
+        )
+
+    def _pinned(self, tensor):
+        self.log.append("pinned")
+        return tensor
+
+    @contextmanager
+    def _entered(self, stream):
+        self.log.append(f"on {stream.name}")
+        yield
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([4, 0, 3])])
+def test_a_copy_follows_the_current_stream_which_waits_for_it(monkeypatch, rows):
+    tensor, streams = torch.randn(5, 6), _Streams(monkeypatch)
+    monkeypatch.setattr(devices, "_GATHERED", 2 * 6 * 4)  # two rows at a time
+    copy = devices.copy_to_host(tensor, rows)
+    devices.wait_for_copies(CUDA)
+    devices.copies_done(CUDA)()
+    assert torch.equal(copy, tensor if rows is None else tensor[rows])
+    assert copy.data_ptr() != tensor.data_ptr()
+    assert streams.log == [
+        *("copying waits for current", "pinned", "on copying", "used by copying"),
+        *("current waits for copying", "an event of copying", "the host waits"),
+    ]
+
+
+@pytest.mark.cuda
+def test_a_copy_is_that_of_its_moment_however_late_it_is():
+    """A chain of products before each copy takes many times longer than its submission."""
+    numbers, eye, order = (
+        torch.zeros(64 << 20, device=CUDA),
+        torch.eye(2048, device=CUDA),
+        torch.arange(1 << 20).flip(0),
+    )
+    for turn in range(1, 5):
+        slow = eye
+        for _ in range(20):
+            slow = slow @ eye
+        numbers.fill_(turn).mul_(slow[0, 0])
+        numbers[0] = -turn
+        copy, some = devices.copy_to_host(numbers), devices.copy_to_host(numbers, order)
+        assert copy.is_pinned()
+        assert some.is_pinned()
+        devices.wait_for_copies(CUDA)
+        numbers.fill_(-1)  # submitted at once
+        devices.copies_done(CUDA)()
+        assert copy.sum(dtype=torch.float64).item() == turn * (len(numbers) - 2)
+        assert some.sum(dtype=torch.float64).item() == turn * (len(order) - 2)
+        assert some[-1] == -turn
 
 
 @pytest.mark.cuda

@@ -15,9 +15,10 @@ from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.hardware import HardwareConfig
-from dist_imsr.planning.load import Step, spans_of
+from dist_imsr.planning.load import spans_of
 from dist_imsr.planning.memory import MemoryModel, row_wise
 from dist_imsr.planning.times import TimeModel
+from dist_imsr.strategies.step_memory import Step
 
 GPU = {"cpu": "cpu", "cuda": "h200"}
 """The planner's device by torch's kind; its data sheet is read where nothing was measured."""

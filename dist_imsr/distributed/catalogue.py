@@ -1,6 +1,7 @@
 """All items' embeddings, row-wise over the ranks: a TorchRec table with a fused optimizer that can grow."""
 
 import copy
+import gc
 import math
 import weakref
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ class CatalogueConfig:
         headroom: spare rows, as a share of the known items when the table is created or grows.
         sharding: ``row_wise``, or the TorchRec planner's choice among shardings that keep rows whole.
         device_memory: MiB of each CUDA device for the rows and their optimizer state, of which the planner leaves 15 %
-            free; by default all memory. Rows that do not fit live in host memory with their state. The device then
-            caches a fifth of the rows, or none if a fifth of rows and state does not fit either.
+            free; by default all but what a step, ranking, and a strategy's copies of the table need. Rows that do not
+            fit live in host memory with their state. The device then caches a fifth of the rows, or none if a fifth of
+            rows and state does not fit either.
     """
 
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
@@ -71,18 +73,21 @@ class CatalogueConfig:
         if device.type == "cpu" and self.optimizer == "adam":
             raise ValueError("catalogue.optimizer: fused Adam does not exist on CPU; use rowwise_adagrad")
 
-    def planner_memory(self, device: int | None) -> int | None:
+    def planner_memory(self, device: int | None, alongside: int = 0, copies: int = 0) -> int | None:
         """The device memory that the planner may use.
 
         Args:
             device: bytes of the device; None for the host.
+            alongside: bytes that the table and its copies must leave free.
+            copies: number of frozen copies, which get as much as the table.
 
         Returns:
             Bytes; None for the host.
         """
-        if device is None or self.device_memory is None:
-            return device
-        return min(device, self.device_memory << 20)
+        if device is None:
+            return None
+        available = max(device - alongside, 0) // (1 + copies)
+        return available if self.device_memory is None else min(available, self.device_memory << 20)
 
 
 class Catalogue:
@@ -98,6 +103,8 @@ class Catalogue:
         capacity: rows over all ranks, in the place of what ``items`` and the headroom give; more only if the items or
             the ranks need more.
         extra: number of further columns of a row, which are zero at first.
+        alongside: bytes of the device that the planner must leave free.
+        copies: number of frozen copies that the planner must leave memory for.
 
     Raises:
         ValueError: for fused Adam on CPU.
@@ -112,9 +119,12 @@ class Catalogue:
         topology: Topology,
         capacity: int | None = None,
         extra: int = 0,
+        alongside: int = 0,
+        copies: int = 0,
     ) -> None:
         self.config, self.dim, self.seed, self.topology = config, dim, seed, topology
         self.width = dim + extra
+        self._planner_memory = config.planner_memory(devices.memory_bytes(topology.device), alongside, copies)
         config.check_device(topology.device)
         self.optimizer: str = config.optimizer
         self.learning_rate = config.learning_rate
@@ -147,6 +157,11 @@ class Catalogue:
     def kernel(self) -> str:
         """TorchRec's compute kernel, as in `ShardedTable`."""
         return self._table.compute_kernel
+
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether rows are in host memory, with or without a cache on the device, which reads them over the bus."""
+        return self.kernel != "fused"
 
     def flushed_weight(self) -> torch.Tensor:
         """This rank's rows, as in `ShardedTable.flushed_weight`: cached rows are written back first."""
@@ -220,7 +235,7 @@ class Catalogue:
     def grow(self, items: int) -> bool:
         """Makes room for more items, between spans; old rows and their optimizer state stay bit-identical.
 
-        Frozen copies of this table grow as well.
+        The old rows of a device wait in host memory. Frozen copies of this table grow as well.
 
         Args:
             items: the number of items that need a row.
@@ -231,8 +246,11 @@ class Catalogue:
         capacity = self._grown_capacity(self.capacity, items)
         grows = capacity > self.capacity
         if grows:
-            old_state = self.flushed_state()
+            old_state = {name: rows.on_host() for name, rows in self.flushed_state().items()}
+            devices.synchronize(self.topology.device)  # else the memory of the old rows could not be used again yet
             old_bounds = [range(rows.start, min(rows.stop, self.items)) for rows in self._table.bounds]
+            del self._table  # a device may have no memory for both
+            gc.collect()  # TorchRec's modules refer to each other
             self._table = self._sharded(capacity)
             for name, rows in self.flushed_state().items():
                 exchange_rows(old_state[name].values, old_bounds, rows.values, self._table.bounds, self.topology.rank)
@@ -290,7 +308,7 @@ class Catalogue:
             topology.world_size,
             topology.device.type,
             local_world_size=topology.local_world_size,
-            hbm_cap=self.config.planner_memory(devices.memory_bytes(topology.device)),
+            hbm_cap=self._planner_memory,
         )
         unsharded = UnshardedTable.of(
             sharding=self.config.sharding,

@@ -208,6 +208,7 @@ class DenseEngine:
         Args:
             loss: this rank's scalar; DeepSpeed and TorchRec both divide gradients by the world size.
         """
+        devices.wait_for_copies(self._device)
         with Phase("backward"), self.matmul_precision():
             self._engine.backward(loss)
         with Phase("optimizer"):
@@ -219,10 +220,10 @@ class DenseEngine:
         Args:
             weights: every parameter of the module, by name.
         """
+        parts = self.state()
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(weights[name])
-            parts = self.state()
             if "zero.weights" in parts:
                 part = parts["zero.weights"]
                 whole = torch.cat([parameter.flatten() for parameter in self.module.parameters()])
@@ -273,6 +274,7 @@ class DenseEngine:
         Returns:
             Live tensors. Rank 0 saves those that all ranks hold; under ZeRO each rank saves its own part.
         """
+        devices.wait_for_copies(self._device)
         first = self._rank == 0
         state = {name: ShardRows(parameter, saved=first) for name, parameter in self.module.named_parameters()}
         whole: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}

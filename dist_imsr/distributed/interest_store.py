@@ -201,6 +201,7 @@ class InterestStore:
             gradient: ``[B, K, d_a]``, padded as in `gather`.
             span: the span at hand.
         """
+        devices.wait_for_copies(self.offsets.device)
         gradient, users = gradient.to(self.slots.queries), users.cpu()
         if len(distinct := users.unique()) < len(users):
             place = send_to(torch.searchsorted(distinct, users), gradient.device)
@@ -220,6 +221,7 @@ class InterestStore:
             interests: ``[B, K, d]``, as many for each user as in the store; without states, the stored states stay.
             layout: of these users.
         """
+        devices.wait_for_copies(self.offsets.device)
         places, real = self._places(users, layout)
         for column, new in ((self.values, interests.vectors), (self.slots.states, interests.states)):
             if new is not None:
@@ -252,6 +254,7 @@ class InterestStore:
             span: of creation.
             starts: ``[B, most, d]``, the vectors of each user's new interests; a drawn one stays where it is zero.
         """
+        devices.wait_for_copies(self.offsets.device)
         created = count.sum() if isinstance(count, torch.Tensor) else count * len(rows)
         self._move_to_host_unless_fits(len(self.values) + int(created))
         device, counts = self.values.device, self.counts
@@ -289,6 +292,7 @@ class InterestStore:
         Args:
             keep: ``[S]`` bool.
         """
+        devices.wait_for_copies(self.offsets.device)
         keep = keep.to(self.values.device)
         self.offsets = pad(keep.cumsum(0), (1, 0))[self.offsets]
         self.slots = self.slots.selected(keep.nonzero().squeeze(1))
@@ -307,6 +311,7 @@ class InterestStore:
         Args:
             snapshot: taken after the last `scatter` or `trim`.
         """
+        devices.wait_for_copies(self.offsets.device)
         if self.offsets is not snapshot.offsets:
             self.trim(self._in_snapshot(snapshot))
         self.offsets = snapshot.offsets.to(self.offsets.device)

@@ -30,7 +30,7 @@ Forward = Callable[[torch.Tensor, torch.Tensor, Start], Interests]
 
 
 class Snapshot(NamedTuple):
-    """For `Recommender.restore`: copies of the trained tensors, and the store's snapshot."""
+    """For `Recommender.restore`: copies of the trained tensors in host memory, and the store's snapshot."""
 
     tensors: dict[str, ShardRows]
     store: StoreSnapshot
@@ -53,6 +53,7 @@ class Recommender:
         events: a folder for TensorBoard's event files; none without it.
         capacity: number of table rows over all ranks, as in the checkpoint to load; by default that of a table that
             grew from one number of ``items`` to the next.
+        alongside: as in `Catalogue`, like ``copies``.
     """
 
     def __init__(
@@ -69,12 +70,24 @@ class Recommender:
         topology: Topology,
         events: Path | None = None,
         capacity: int | None = None,
+        alongside: int = 0,
+        copies: int = 0,
     ) -> None:
         self.config, self.seed, self.topology = model, seed, topology
         self.scoring = model.scoring
         self.extractor = build_extractor(model)
         self.engine = DenseEngine(self.extractor, engine, topology.device, events)  # refuses settings before all else
-        self.catalogue = Catalogue(catalogue, items, model.dim, seed, topology, capacity, model.row_width - model.dim)
+        self.catalogue = Catalogue(
+            catalogue,
+            items,
+            model.dim,
+            seed,
+            topology,
+            capacity,
+            model.row_width - model.dim,
+            alongside=alongside,
+            copies=copies,
+        )
         self.store = InterestStore.build(
             store,
             n_buckets,
@@ -204,7 +217,7 @@ class Recommender:
     @Phase("snapshot")
     def snapshot(self) -> Snapshot:
         """Copies all that training changes within a span, for `restore`; interests' vectors change only at its end."""
-        copies = {name: rows.copied() for name, rows in self.tensors().items()}
+        copies = {name: rows.host_copy() for name, rows in self.tensors().items()}
         return Snapshot(copies, self.store.snapshot(), self.catalogue.steps)
 
     @Phase("snapshot")
@@ -212,7 +225,7 @@ class Recommender:
         """Restores a snapshot of this model, taken since the catalogue last grew and interests were written back."""
         with torch.no_grad():
             for name, rows in self.tensors().items():
-                rows.values.copy_(snapshot.tensors[name].values)
+                rows.values.copy_(snapshot.tensors[name].values, non_blocking=True)
         self.store.restore(snapshot.store)
         self.catalogue.steps = snapshot.updates
 

@@ -1,11 +1,17 @@
 """A rank's rows of a tensor that is spread over all ranks, for torch.distributed.checkpoint and between placements."""
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from dist_imsr import devices
+from dist_imsr.distributed.columns import send_to
+
+EXCHANGED = 64 << 20  # bytes
 
 
 class ShardRows:
@@ -25,17 +31,13 @@ class ShardRows:
         self.values, self.first, self.saved = values, first, saved
         self.total = len(values) if total is None else total
 
-    def copied(self, device: torch.device | None = None) -> "ShardRows":
-        """Copies the rows.
+    def host_copy(self) -> "ShardRows":
+        """Copies the rows as `dist_imsr.devices.copy_to_host` does, which says when they may change and be read."""
+        return ShardRows(devices.copy_to_host(self.values), self.first, self.total, self.saved)
 
-        Args:
-            device: of the copy; that of ``values`` by default.
-
-        Returns:
-            A copy with its own memory.
-        """
-        values = self.values.detach().to(device or self.values.device, copy=True)
-        return ShardRows(values, self.first, self.total, self.saved)
+    def on_host(self) -> "ShardRows":
+        """The rows themselves if they are on the host; those of a device are copied as in `host_copy`."""
+        return self.host_copy() if devices.is_cuda(self.values.device) else self
 
     def size(self) -> torch.Size:
         """The shape over all ranks."""
@@ -66,20 +68,26 @@ def exchange_rows(
 ) -> None:
     """Sends rows from the ranks that held them to the ranks that hold them now; collective.
 
-    No rank ever receives more than its own rows. They arrive in order, and begin at the first of ``new``.
+    No rank ever receives more than its own rows, and no rank sends more than `EXCHANGED` bytes at a time.
 
     Args:
-        old: ``[len(old_bounds[rank]), ...]``, or more rows.
+        old: ``[len(old_bounds[rank]), ...]``, or more rows; on the host or where ``new`` is.
         old_bounds: the rows that every rank held.
         new: ``[len(new_bounds[rank]), ...]``, written to.
         new_bounds: the rows that every rank holds.
         rank: this rank.
     """
-    send = [overlap(old_bounds[rank], rows) for rows in new_bounds]
-    receive = [overlap(rows, new_bounds[rank]) for rows in old_bounds]
-    received = new.new_empty(sum(receive), *new.shape[1:])
-    dist.all_to_all_single(received, old[: sum(send)].contiguous(), receive, send)
-    new[: len(received)] = received
+    size = max(EXCHANGED // max(math.prod(new.shape[1:]) * new.element_size(), 1), 1)
+    for first in range(0, max(map(len, old_bounds)), size):
+        parts = [rows[first : first + size] for rows in old_bounds]
+        send = [overlap(parts[rank], rows) for rows in new_bounds]
+        receive = [overlap(rows, new_bounds[rank]) for rows in parts]
+        received = new.new_empty(sum(receive), *new.shape[1:])
+        sent = send_to(old[first : first + sum(send)].contiguous(), new.device)
+        dist.all_to_all_single(received, sent, receive, send)
+        for rows, values in zip(parts, received.split(receive), strict=True):
+            place = max(rows.start - new_bounds[rank].start, 0)
+            new[place : place + len(values)] = values
 
 
 def overlap(first: range, second: range) -> int:

@@ -63,6 +63,7 @@ class ShardedTable:
             This rank's rows, ``[len(rows), d]`` float32, not a copy. Writes to it before the next lookup write to the
             table.
         """
+        devices.wait_for_copies(self._device)
         for kernel in self.kernels:
             kernel.flush()
             kernel.reset_cache_states()  # older cached rows must not overwrite what the caller writes

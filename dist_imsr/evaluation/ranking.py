@@ -27,6 +27,7 @@ from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.phases import Phase
 
 _FIRST_CHUNK = 128  # items per rank in the first chunk, approximately
+_COPIED = 256 << 20  # bytes of a table in host memory that are on the device at a time
 
 
 @dataclass
@@ -145,13 +146,14 @@ class Ranker:
         for chunk in self._chunks(items, whole=exact_top is None):
             count, undecided = torch.zeros_like(better), better < (torch.inf if exact_top is None else exact_top)
             active = torch.zeros_like(world.counts, dtype=torch.bool).index_fill_(0, user_of_target[undecided], True)
-            for _, places, vectors, excluded in group_by_num_interests(world, active, chunk):
-                place = places[user_of_target]
-                selected = (undecided & (place >= 0)).nonzero().squeeze(1)
-                level, within = world.levels[selected].T
-                count[selected] = self._count_better(
-                    chunk, vectors, place[selected], item_of_target[selected] - chunk.first, level, within, excluded
-                )
+            for shard in self._on_device(chunk):
+                for _, places, vectors, excluded in group_by_num_interests(world, active, shard):
+                    place = places[user_of_target]
+                    selected = (undecided & (place >= 0)).nonzero().squeeze(1)
+                    level, within = world.levels[selected].T
+                    count[selected] += self._count_better(
+                        shard, vectors, place[selected], item_of_target[selected] - shard.first, level, within, excluded
+                    )
             better += self.topology.sum(count)
         unseen = list((1 + better[first : first + len(levels)]).view(len(bonuses), -1))
         if seen is None or among_seen is None:
@@ -188,17 +190,17 @@ class Ranker:
         queries = self.scoring.queries(interests)
         mine = _block(queries, excluded if repeats is None else repeats.items)
         world, sizes, _ = _share(self.topology, mine)
-        scores = interests.vectors.new_empty(len(world.counts), top)
-        ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
-        (shard,) = self._chunks(items, whole=True)
-        everyone = torch.ones_like(world.counts, dtype=torch.bool)
-        for users, _, vectors, excluded in group_by_num_interests(world, everyone, shard):
-            scores[users], ids[users] = best_items(shard, vectors, top, excluded)
+        (chunk,) = self._chunks(items, whole=True)
+        shards = self._on_device(chunk)
+        scores, ids = _best_of_world(next(shards), world, top)
+        for shard in shards:
+            more = _best_of_world(shard, world, top)
+            scores, ids = _best(torch.cat([scores, more[0]], 1), torch.cat([ids, more[1]], 1), top)
         # Every rank has a list for each user of the world; a user's own rank receives all of them and merges them.
         lists = self.topology.world_size
         received = [column.new_empty(lists * len(mine.counts), top) for column in (scores, ids)]
         for column, output in zip((scores, ids), received, strict=True):
-            dist.all_to_all_single(output, column, [len(mine.counts)] * lists, sizes)
+            dist.all_to_all_single(output, column.contiguous(), [len(mine.counts)] * lists, sizes)
         scores, ids = (output.view(lists, -1, top).transpose(0, 1).flatten(1) for output in received)
         if repeats is not None:
             of_repeats = repeats.scores(queries, self.how).to(scores.dtype)
@@ -207,9 +209,7 @@ class Ranker:
             repeat_ids, _ = padded(repeats.items.values().unsqueeze(1), repeats.items, most)
             scores = torch.cat([scores, of_repeats.squeeze(-1).masked_fill(~mask, -torch.inf)], 1)
             ids = torch.cat([ids, repeat_ids.squeeze(-1).masked_fill(~mask, -1)], 1)
-        ids, by_id = ids.sort(1)
-        scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-        return scores[:, :top], ids.gather(1, by_score[:, :top])
+        return _best(scores, ids, top)
 
     def _chunks(self, items: int, whole: bool) -> list[Shard]:
         """This rank's known rows in chunks; every rank has the same number of them."""
@@ -222,6 +222,32 @@ class Ranker:
             Shard(known[begin:end], first=rows.start + begin, how=self.how, precision=precision, memory=memory)
             for begin, end in itertools.pairwise(edges)
         ]
+
+    def _on_device(self, chunk: Shard) -> Iterator[Shard]:
+        """A chunk, or copies of its parts if it is in host memory: each group of users would read it over the bus."""
+        if not self.catalogue.in_host_memory:
+            yield chunk
+            return
+        size = max(_COPIED // (chunk.weight.shape[1] * chunk.weight.element_size()), 1)
+        for first in range(0, max(len(chunk.weight), 1), size):
+            yield chunk._replace(weight=chunk.weight[first : first + size].clone(), first=chunk.first + first)
+
+
+def _best_of_world(shard: Shard, world: _Block, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best items of a shard for each user of the world, as of `best_items`."""
+    scores = world.vectors.new_empty(len(world.counts), top)
+    ids = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
+    everyone = torch.ones_like(world.counts, dtype=torch.bool)
+    for users, _, vectors, excluded in group_by_num_interests(world, everyone, shard):
+        scores[users], ids[users] = best_items(shard, vectors, top, excluded)
+    return scores, ids
+
+
+def _best(scores: torch.Tensor, ids: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of each row's items, the smaller id first among equal scores."""
+    ids, by_id = ids.sort(1)
+    scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    return scores[:, :top], ids.gather(1, by_score[:, :top])
 
 
 def _block(interests: Interests, seen: JaggedTensor | None) -> _Block:

@@ -18,8 +18,8 @@ from dist_imsr.distributed.library_internals import fake_store
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.distributed.topology import Topology, initialize_deepspeed
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Step
 from dist_imsr.strategies import build_strategy
+from dist_imsr.strategies.step_memory import Step
 
 _ROWS = 4096  # of the table on each rank, instead of all
 _USERS = 128  # of a rank, at most

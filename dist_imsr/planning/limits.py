@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.planning.config import MOST_BUCKETS, PlanConfig
 from dist_imsr.planning.load import spans_of, widest_block, widest_step
-from dist_imsr.planning.memory import Bytes, MemoryModel, MemoryPhase, gradient_bucket, row_wise, total
+from dist_imsr.planning.memory import Bytes, MemoryModel, MemoryPhase, row_wise, total
+from dist_imsr.planning.placement import planner_memory
+from dist_imsr.strategies.step_memory import gradient_bucket
 
 _FARTHEST = 1 << 62
 _INDEXED = 1 << 31  # numbers of a padded block that 32-bit indices of TorchRec's operators reach
@@ -65,7 +67,7 @@ def shortfalls(config: PlanConfig) -> list[Shortfall]:
         compare("device memory", device.memory, lambda phase: phase.device, 1)
         compare("host memory of a node", device.host_memory, lambda phase: phase.host, config.gpus_per_node)
     weights, _ = memory.table_bytes(spans[-1])
-    share = int(_PLANNER_SHARE * (config.catalogue.planner_memory(device.memory) or 0))
+    share = int(_PLANNER_SHARE * (planner_memory(config) or 0))
     if device.device != "cpu" and weights > share:
         found.append(Shortfall("TorchRec's planner", weights, share, "bytes", "for the table's weights alone"))
     step = widest_step(config, spans)
@@ -133,7 +135,7 @@ def _remedies(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
         changes.append(("training.patience", 0))
     if config.checkpoint.enabled:
         changes.append(("checkpoint.enabled", False))
-    if gradient_bucket(config):
+    if gradient_bucket(config.engine):
         changes.append(("engine.deepspeed", EngineConfig().deepspeed))
     halves = (config.batch.size >> times for times in range(1, 7))
     changes += [("batch.size", size) for size in halves if size]

@@ -8,6 +8,7 @@ from dist_imsr.data.dataset import HELD_OUT, SHORTEST_SPLIT
 from dist_imsr.distributed.table import grown_capacity
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.strategies import resources_of
+from dist_imsr.strategies.step_memory import Step
 
 
 class Span(NamedTuple):
@@ -32,33 +33,6 @@ class Span(NamedTuple):
     before: float
     interests: float
     most_interests: int
-
-
-class Step(NamedTuple):
-    """The mean rank's share of one training step.
-
-    Args:
-        users: B.
-        history: items of all histories.
-        targets: A, over all users.
-        longest_history: L, to which histories are padded.
-        longest_targets: T, to which targets are padded.
-        negatives: shared by the users, looked up by each rank.
-        interests: K, to which interests are padded.
-    """
-
-    users: int
-    history: int
-    targets: int
-    longest_history: int
-    longest_targets: int
-    negatives: int
-    interests: int
-
-    @property
-    def fetched(self) -> int:
-        """Rows of the item table that the rank looks up."""
-        return self.history + self.targets + self.negatives
 
 
 def spans_of(config: PlanConfig) -> list[Span]:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from dist_imsr.distributed.columns import PART
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.distributed.interest_store import DRAWN
-from dist_imsr.model.base import Extractor
+from dist_imsr.distributed.rows import EXCHANGED
 from dist_imsr.model.extractors import build_extractor
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Span, Step, epochs_of, widest_block, widest_step
+from dist_imsr.planning.load import Span, epochs_of, widest_block, widest_step
 from dist_imsr.strategies import resources_of
+from dist_imsr.strategies.step_memory import activation_bytes, gradient_bucket
 
 Bytes = dict[str, int]  # by purpose
 Shard = Callable[[int], int]  # rows of a table -> rows of the fullest rank
@@ -21,7 +22,6 @@ _DRAW = 30  # bytes per float32 of a new interest while it is drawn, in float64 
 _MOVED = 24  # bytes of int64 positions per interest while interests move inside the store
 _MET = 64  # bytes of positions, ages and scores per earlier interaction of tested users
 _INDEXED = 120  # bytes per user of a span for the positions of their interactions and the order of an epoch
-_BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size, in numbers
 
 
 class MemoryPhase(NamedTuple):
@@ -48,28 +48,6 @@ def row_wise(ranks: int) -> Shard:
 def optimizer_width(optimizer: str, dim: int) -> int:
     """Numbers of float32 state per row of the table: Adam has two moments of d, row-wise Adagrad one number."""
     return {"adam": 2 * dim, "adagrad": dim, "rowwise_adagrad": 1, "sgd": 0}[optimizer]
-
-
-def gradient_bucket(config: PlanConfig) -> int:
-    """Bytes that ZeRO 1 and 2 allocate in each backward pass, however few weights there are; 0 without ZeRO."""
-    zero = read_settings(config.engine.deepspeed).get("zero_optimization", {})
-    if not zero.get("stage", 0) or not zero.get("contiguous_gradients", True):
-        return 0
-    return int(zero.get("reduce_bucket_size", _BUCKET)) * _FLOAT * (2 if zero.get("overlap_comm") else 1)
-
-
-def activation_bytes(dim: int, extractor: Extractor, step: Step) -> int:
-    """Estimates the most bytes that a training step holds besides model and optimizer.
-
-    The coefficients were fitted to this project's own steps on the CPU and rounded up: embeddings that are exchanged,
-    padded and mapped, with their gradients; the extractor's own; scores of targets and negatives, four at a time.
-    """
-    exchanged = 3 * step.fetched * dim
-    mapped = 3 * step.users * step.longest_history * dim
-    extracted = extractor.activation_numbers(step.users, step.longest_history, step.interests)
-    attended = step.users * step.longest_targets * (dim + 4 * step.interests)
-    scored = 4 * step.targets * step.negatives
-    return _FLOAT * (exchanged + mapped + extracted + attended + scored)
 
 
 def total(memory: Bytes) -> int:
@@ -131,12 +109,11 @@ class MemoryModel:
             tables: the span whose item table is on the device.
             interests: the span at whose end the store has these interests.
         """
-        device = self.config.device
-        if device.device == "cpu":
+        if self._on_cpu:
             return True
         weights, state = self.table_bytes(tables)
         used = weights + state + self.dense_bytes() + self._strategy_tables(tables) * weights
-        free = round(device.memory * (1 - self.config.reserve)) - used
+        free = round(self.config.device.memory * (1 - self.config.reserve)) - used
         return self.config.store.fits(self.store_bytes(interests), free)
 
     def dense_bytes(self) -> int:
@@ -146,9 +123,14 @@ class MemoryModel:
         return _FLOAT * (2 * self.weights + sharded)
 
     def snapshot_bytes(self, span: Span) -> int:
-        """Early stopping's copy of the best epoch: rows of known items, dense weights, queries."""
+        """Early stopping's copy of the best epoch in host memory: rows of known items and dense weights."""
         rows = min(self.shard(span.capacity), span.items)
-        return _FLOAT * (rows * self._row + self._slots(span) * self._queries - self.weights) + self.dense_bytes()
+        dense = self.dense_bytes() - _FLOAT * self.weights  # without gradients
+        return self._copied(_FLOAT * rows * self.width, _FLOAT * rows * (self._row - self.width), dense)
+
+    def query_copy_bytes(self, span: Span) -> int:
+        """Early stopping's copy of the queries, which is where the interest store is."""
+        return _FLOAT * self._slots(span) * self._queries
 
     @property
     def _slot_bytes(self) -> int:
@@ -156,6 +138,14 @@ class MemoryModel:
 
     def _slots(self, span: Span) -> int:
         return math.ceil(span.interests / self.config.ranks)
+
+    def _copied(self, *sizes: int) -> int:
+        """Bytes of copies on the host; torch rounds pinned memory, for copies of a device, up to powers of two."""
+        return sum(sizes) if self._on_cpu else sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.config.device.device == "cpu"
 
     def _strategy_tables(self, span: Span) -> int:
         return self.resources.tables if span.number else 0
@@ -174,24 +164,26 @@ class MemoryModel:
             host["items to draw negatives from"] = spans * tables.items * _LONG
         (device if self.store_on_device(tables, interests) else host)["interest store"] = self.store_bytes(interests)
         if self.config.checkpoint.enabled:
-            host["checkpoint's copy"] = self._checkpoint_bytes(tables, interests) + copies * weights
+            host["checkpoint's copy"] = self._checkpoint_bytes(tables, interests)
         return device, host
 
     def _checkpoint_bytes(self, tables: Span, interests: Span) -> int:
-        """A copy of all that is trained, and of the best epoch where that is another."""
+        """A copy of all that is trained; the best epoch is written from early stopping's copy."""
+        weights, state = self.table_bytes(tables)
         store = self.store_bytes(interests) + self._slots(interests) * _LONG  # each interest with its user
         detector, patience = self.resources.detector, self.config.training.patience > 0
         second_store = patience and (self.extractor.query_dim > 0 or (detector.enabled and detector.each_epoch))
-        best = self.snapshot_bytes(tables) if patience and self.config.gpu != "cpu" else 0  # on a CPU it is shared
-        return sum(self.table_bytes(tables)) + self.dense_bytes() + (1 + second_store) * store + best
+        kept = [weights] * self._strategy_tables(tables)
+        return self._copied(weights, state, *kept, self.dense_bytes(), *[store] * (1 + second_store))
 
     def _growing(self, before: Span, span: Span) -> MemoryPhase:
-        """Old and new table exist together; rows arrive from their old ranks one tensor at a time."""
-        device, host = self._resident(before, before)
-        weights, state = self.table_bytes(span)
-        device |= {"grown table": weights + state, "rows that arrive": weights}
+        """The old rows are on the host; they are sent to their new ranks part by part, one tensor at a time."""
+        device, host = self._resident(span, before)
+        weights, state = self.table_bytes(before)
+        host["rows before"] = self._copied(weights, state)
+        device["rows that are sent and arrive"] = 2 * min(weights, EXCHANGED)
         if self.config.training.patience and self.config.checkpoint.enabled:
-            device["copy for early stopping"] = self.snapshot_bytes(before)  # a checkpoint may still be reading it
+            host["copy for early stopping"] = self.snapshot_bytes(before)  # a checkpoint may still be reading it
         return MemoryPhase(span.number, "growing the table", device, host)
 
     def _adding_interests(self, before: Span, span: Span) -> MemoryPhase:
@@ -207,11 +199,11 @@ class MemoryModel:
     def _training(self, span: Span) -> MemoryPhase:
         """The copy of the best epoch is freed before that of a better one is taken."""
         device, host = self._resident(span, span)
-        device["activations"] = self.activations
-        if bucket := gradient_bucket(self.config):
-            device["ZeRO's gradient bucket"] = bucket
         if self.config.training.patience and epochs_of(self.config, span.number):
-            device["copy for early stopping"] = self.snapshot_bytes(span)
+            self._add_snapshot(span, device, host)
+        device["activations"] = self.activations
+        if bucket := gradient_bucket(self.config.engine):
+            device["ZeRO's gradient bucket"] = bucket
         device["ranking's tiles"] = self.config.ranking.memory << 20
         return MemoryPhase(span.number, "training", device, host)
 
@@ -221,8 +213,13 @@ class MemoryModel:
         memory, kind = (device, self.config.device.device) if self.store_on_device(span, span) else (host, "cpu")
         memory["interests that move"] = self._slots(span) * _MOVED + PART[kind]
         if self.config.training.patience:
-            device["copy for early stopping"] = self.snapshot_bytes(span)
+            self._add_snapshot(span, device, host)
         return MemoryPhase(span.number, "trimming", device, host)
+
+    def _add_snapshot(self, span: Span, device: Bytes, host: Bytes) -> None:
+        host["copy for early stopping"] = self.snapshot_bytes(span)
+        if copied := self.query_copy_bytes(span):
+            (device if self.store_on_device(span, span) else host)["copy of the queries"] = copied
 
     def _testing(self, before: Span, span: Span) -> MemoryPhase:
         """A block of users with all that they met in the spans before, as if each item was met once."""

@@ -10,6 +10,8 @@ from torchrec.distributed.planner.types import PlannerError
 from dist_imsr.distributed.table import UnshardedTable
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.memory import Shard, row_wise
+from dist_imsr.strategies import resources_of
+from dist_imsr.strategies.step_memory import bytes_alongside_table
 
 
 class Placed(NamedTuple):
@@ -33,6 +35,14 @@ class Placed(NamedTuple):
         return rows
 
 
+def planner_memory(config: PlanConfig) -> int | None:
+    """The device memory that TorchRec's planner may use, as in a run; None for the host."""
+    memory = config.device.memory if config.device.device == "cuda" else None
+    resources = resources_of(config.strategy)
+    alongside = bytes_alongside_table(config, resources, config.ranks)
+    return config.catalogue.planner_memory(memory, alongside, resources.tables)
+
+
 def place(config: PlanConfig, capacity: int) -> Placed:
     """Runs TorchRec's planner as a run would, with its own bandwidths: others could change the placement.
 
@@ -48,7 +58,7 @@ def place(config: PlanConfig, capacity: int) -> Placed:
         config.ranks,
         device.device,
         local_world_size=config.gpus_per_node,
-        hbm_cap=section.planner_memory(device.memory if device.device == "cuda" else None),
+        hbm_cap=planner_memory(config),
     )
     rate = section.learning_rate
     table = UnshardedTable.of(

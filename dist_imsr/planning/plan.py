@@ -11,10 +11,11 @@ from dist_imsr.planning.config import LoadConfig, PlanConfig
 from dist_imsr.planning.dry_run import DryRun, dry_run
 from dist_imsr.planning.hardware import HardwareConfig
 from dist_imsr.planning.limits import Limit, Refused, limits, refusal, shortfalls
-from dist_imsr.planning.load import Span, Step, spans_of, step_of, widest_step
+from dist_imsr.planning.load import Span, spans_of, step_of, widest_step
 from dist_imsr.planning.memory import MemoryModel
 from dist_imsr.planning.placement import Placed, fused, place, shard_of
 from dist_imsr.planning.times import Link, Seconds, TimeModel
+from dist_imsr.strategies.step_memory import Step
 from dist_imsr.training.config import TrainConfig
 
 _SECTIONS = {field.name for field in fields(PlanConfig)} & {field.name for field in fields(TrainConfig)}

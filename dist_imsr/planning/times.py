@@ -11,8 +11,9 @@ from typing import NamedTuple
 from dist_imsr.distributed.engine import read_settings
 from dist_imsr.distributed.table import BAG
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Span, Step, epochs_of, step_of
-from dist_imsr.planning.memory import MemoryModel, activation_bytes, optimizer_width
+from dist_imsr.planning.load import Span, epochs_of, step_of
+from dist_imsr.planning.memory import MemoryModel, optimizer_width
+from dist_imsr.strategies.step_memory import Step, activation_bytes
 
 Seconds = dict[str, float]  # by term
 

@@ -15,6 +15,8 @@ from dist_imsr.evaluation.evaluator import EvalConfig
 from dist_imsr.evaluation.ranking import RankingConfig
 from dist_imsr.evaluation.repeats import RepeatsConfig
 from dist_imsr.model.extractors import ModelConfig
+from dist_imsr.strategies.resources import Resources
+from dist_imsr.strategies.step_memory import bytes_alongside_table
 from dist_imsr.strategies.training_config import TrainingConfig
 
 
@@ -42,8 +44,10 @@ def build_recommender(
     items: Sequence[int],
     users_per_bucket: int,
     capacity: int | None = None,
+    *,
+    resources: Resources,
 ) -> Recommender:
-    """Builds this rank's part of a run's model; arguments as in `Recommender`, collective."""
+    """Builds this rank's part of a run's model; arguments as in `Recommender`, and of the strategy; collective."""
     return Recommender(
         model=config.model,
         catalogue=config.catalogue,
@@ -56,4 +60,6 @@ def build_recommender(
         topology=topology,
         events=config.run_dir / "events",
         capacity=capacity,
+        alongside=bytes_alongside_table(config, resources, topology.world_size),
+        copies=resources.tables,
     )

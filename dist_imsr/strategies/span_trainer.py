@@ -26,6 +26,7 @@ from dist_imsr.reporter import Reporter
 from dist_imsr.strategies.early_stopping import EarlyStopping, describe_epoch, describe_lack
 from dist_imsr.strategies.growth import Growth
 from dist_imsr.strategies.progress import Best, Progress
+from dist_imsr.strategies.resources import Resources
 from dist_imsr.strategies.sections import Sections, build_recommender
 from dist_imsr.strategies.validation import mean_gain
 from dist_imsr.strategies.write_back import write_back
@@ -53,6 +54,7 @@ class SpanTrainer:
         trace: wraps the batches of an epoch to profile some of its steps; called with the batches, the span and the
             number of steps.
         stop_signal: returns this rank's exit status if it shall stop, else 0; None if the ranks need not exchange it.
+        resources: of the strategy.
     """
 
     model: Recommender
@@ -70,6 +72,7 @@ class SpanTrainer:
         wait_for_save: Callable[[], None] = lambda: None,
         trace: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda batches, span, steps: batches,
         stop_signal: Callable[[], int] | None = None,
+        resources: Resources = Resources(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.config, self.dataset, self.topology, self.reporter = config, dataset, topology, reporter
         self.buckets = topology.buckets(dataset.buckets)
@@ -77,14 +80,22 @@ class SpanTrainer:
         self.last_good_state = "the state before training"
         self.early_stopping = EarlyStopping(config.training, wait_for_save)
         self._save, self._wait_for_save, self._trace, self._stop_signal = save, wait_for_save, trace, stop_signal
-        self._start_time = 0.0
+        self._resources, self._start_time = resources, 0.0
 
     # The model and its data.
 
     @Phase("building")
     def build_model(self, items: Sequence[int], users_per_bucket: int, capacity: int | None = None) -> None:
         """Makes a model with new parameters; arguments as in `Recommender`, collective."""
-        self.model = build_recommender(self.config, self.dataset, self.topology, items, users_per_bucket, capacity)
+        self.model = build_recommender(
+            self.config,
+            self.dataset,
+            self.topology,
+            items,
+            users_per_bucket,
+            capacity,
+            resources=self._resources,
+        )
         self.ranker = Ranker(self.model.catalogue, self.topology, self.config.model.scoring, self.config.ranking)
 
     def rebuild_model(self, span: int) -> None:

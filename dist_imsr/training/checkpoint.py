@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_imsr import devices
 from dist_imsr.checks import require
 from dist_imsr.distributed.rows import ShardRows
 from dist_imsr.distributed.topology import Topology
@@ -111,16 +112,18 @@ class Checkpoints:
 
         Args:
             name: of its folder.
-            tensors: this rank's rows; they must not change any more.
+            tensors: this rank's rows on the host; they must not change any more, but for copies that are on their way.
             tables: this rank's, by their path.
             facts: further keys of the manifest, from rank 0.
         """
         self.close()
         written = self._written = threading.Event()
+        wait_for_copies = devices.copies_done(self.topology.device)
 
         def work() -> None:
             begin = time.perf_counter()
             try:
+                wait_for_copies()
                 everything = {"identity": self.identity, **facts}
                 store(self.folder / name, tensors, tables, everything, self.topology.rank, self.group)
                 self.refusal = None

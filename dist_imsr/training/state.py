@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from dist_imsr import devices
 from dist_imsr.data.user_ids import OwnedUsers
 from dist_imsr.distributed.interest_store import InterestStore, StoreSnapshot
 from dist_imsr.distributed.recommender import Recommender
@@ -25,7 +26,6 @@ from dist_imsr.strategies.progress import Best, Progress
 from dist_imsr.training.export import column
 from dist_imsr.training.storage import Stored, Tables
 
-_HOST = torch.device("cpu")
 _STRATEGY = "companion"  # the name of the strategy's state in checkpoints
 _NUMBERS = (
     "span",
@@ -53,7 +53,8 @@ def pack(
         progress: the position of the run.
 
     Returns:
-        Tensors and tables that later training does not change, and keys for the manifest.
+        Tensors and tables that later training does not change, to be read after `dist_imsr.devices.copies_done`; and
+        keys for the manifest.
     """
     best, store, rank, ranks = progress.best, model.store, model.topology.rank, model.topology.world_size
     users, snapshot = BucketSlices(store.owned), best.snapshot
@@ -61,7 +62,7 @@ def pack(
         kept, now, interests = "this", snapshot.tensors, snapshot.store  # nothing has changed since
     else:
         kept, interests = "none", store.snapshot()
-        now = {name: rows.copied(_HOST) for name, rows in model.tensors().items()}
+        now = {name: rows.host_copy() for name, rows in model.tensors().items()}
     tensors = {f"now.{name}": rows for name, rows in now.items()}
     tables = users.interests("interests", store, interests)
     if snapshot is not None and kept != "this":
@@ -72,7 +73,7 @@ def pack(
             tables |= users.interests("best_interests", store, snapshot.store)
     tables |= users.detections("detections", progress.detections)
     state = strategy.state()
-    tensors |= {f"{_STRATEGY}.{name}": rows.copied(_HOST) for name, rows in state.items()}
+    tensors |= {f"{_STRATEGY}.{name}": rows.host_copy() for name, rows in state.items()}
     growths = {"growth": progress.growth, "best_growth": best.growth}
     tensors |= {name: ShardRows(growth.flat().unsqueeze(0), rank, ranks) for name, growth in growths.items()}
     facts = {
@@ -115,6 +116,7 @@ def unpack(stored: Stored, model: Recommender, strategy: Strategy, group: dist.P
     users.load(stored, "interests", model)
     snapshot = None if facts["snapshot"] == "none" else model.snapshot()
     if snapshot is not None and facts["snapshot"] != "this":
+        devices.synchronize(model.topology.device)  # the copy that is in its place now must have arrived
         stored.load({f"best.{name}": rows for name, rows in snapshot.tensors.items()}, group)
         if facts["snapshot"] == "interests apart":
             users.load(stored, "best_interests", model)
@@ -181,9 +183,11 @@ class BucketSlices:
     def _write(self, folder: str, users: torch.Tensor, columns: dict[str, torch.Tensor]) -> Tables:
         """Copies columns into tables by bucket, in which the users, on the host, keep their order."""
         bucket = (users % self.owned.n_buckets - self.owned.buckets.start).numpy().astype(np.uint16)  # a radix sort
-        order, sizes = bucket.argsort(kind="stable"), np.bincount(bucket, minlength=len(self.owned.buckets)).tolist()
+        order = torch.from_numpy(bucket.argsort(kind="stable"))
+        sizes = np.bincount(bucket, minlength=len(self.owned.buckets)).tolist()
         sorted_by_bucket = {
-            name: values.to(_HOST)[order].split(sizes) for name, values in {"user": users, **columns}.items()
+            name: devices.copy_to_host(values, order).split(sizes)
+            for name, values in {"user": users, **columns}.items()
         }
         return {
             path: pa.record_batch({name: column(parts[place]) for name, parts in sorted_by_bucket.items()})

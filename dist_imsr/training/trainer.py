@@ -63,6 +63,7 @@ class Trainer:
             wait_for_save=checkpoints.close if checkpoints is not None else lambda: None,
             trace=self.profile.trace_steps,
             stop_signal=(lambda: signals.status) if signals is not None else None,
+            resources=self.strategy.resources(),
         )
         sizes: dict[str, Any] = {
             "items": dataset.items_by_span[0],
@@ -187,7 +188,7 @@ class Trainer:
         """Starts to write a checkpoint of the current state, unless checkpoints are off; collective."""
         if self.checkpoints is None or not self.config.checkpoint.enabled or self.checkpoint_name == self._unchanged:
             return
-        self.checkpoints.wait()
+        self.checkpoints.close()  # frees the copies of the previous one
         self.model.engine.flush()
         if self.progress.begun:
             self.progress.seconds = self.spans.seconds()

@@ -1,11 +1,13 @@
 import gc
 import itertools
+import weakref
 from unittest.mock import patch
 
 import pytest
 import torch
 from torchrec import JaggedTensor
 
+from dist_imsr.distributed import rows as rows_of_ranks
 from dist_imsr.distributed.catalogue import Catalogue, CatalogueConfig
 from dist_imsr.distributed.topology import Topology
 from tests.ranks import on_devices, run_ranks
@@ -145,7 +147,8 @@ def _grow(topology, config):
     looked.square().sum().backward()
     before = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     assert not catalogue.grow(catalogue.capacity)
-    grown = catalogue.grow(70)
+    with patch.object(rows_of_ranks, "EXCHANGED", 100):  # three rows at a time
+        grown = catalogue.grow(70)
     after = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     drawn = Catalogue(CatalogueConfig(headroom=0.0), [70], DIM, 7, topology)
     rows = range(max(ITEMS, catalogue.rows.start), max(ITEMS, catalogue.rows.stop))
@@ -173,6 +176,25 @@ def test_growth_moves_rows_and_state_bit_identically(device, world_size, shardin
         assert before.keys() == after.keys()
         for name, value in before.items():
             assert torch.equal(value, after[name])
+
+
+def _tables_while_growing(topology):
+    """Whether FBGEMM's table of before exists when that of after is made."""
+    catalogue, exists = Catalogue(CatalogueConfig(headroom=0.0), [ITEMS], DIM, 7, topology), []
+    catalogue.lookup(_jagged([1, 14, 28]))[0].sum().backward()
+    (before,), sharded = map(weakref.ref, catalogue._table.kernels), catalogue._sharded
+
+    def counted(capacity):
+        exists.append(before() is not None)
+        return sharded(capacity)
+
+    with patch.object(catalogue, "_sharded", counted):
+        catalogue.grow(70)
+    return exists
+
+
+def test_a_table_is_freed_before_a_larger_one_is_made():
+    assert run_ranks(2, _tables_while_growing) == [[False], [False]]
 
 
 def _placement(topology, items, capacity=None):

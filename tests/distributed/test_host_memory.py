@@ -65,7 +65,10 @@ def test_the_planner_gets_no_more_memory_than_the_device_has_and_no_limit_on_the
     assert CatalogueConfig().planner_memory(5 << 20) == 5 << 20
     assert CatalogueConfig(device_memory=3).planner_memory(5 << 20) == 3 << 20
     assert CatalogueConfig(device_memory=7).planner_memory(5 << 20) == 5 << 20
-    assert CatalogueConfig(device_memory=3).planner_memory(None) is None
+    assert CatalogueConfig(device_memory=3).planner_memory(None, 1, 1) is None
+    assert CatalogueConfig().planner_memory(5 << 20, alongside=2 << 20, copies=2) == 1 << 20
+    assert CatalogueConfig(device_memory=3).planner_memory(5 << 20, alongside=1 << 20) == 3 << 20
+    assert CatalogueConfig().planner_memory(1 << 20, alongside=2 << 20) == 0
     with pytest.raises(ValueError, match=r"catalogue\.device_memory"):
         CatalogueConfig(device_memory=0)
 
@@ -129,24 +132,24 @@ def _train(topology, config):
     table = _Recorded(topology, config, ITEMS)
     catalogue, kernels = table.catalogue, [table.catalogue.kernel]
     table.steps(3)
-    copied = {name: rows.copied() for name, rows in catalogue.flushed_state().items()}  # as a snapshot
+    copied = {name: rows.values.clone() for name, rows in catalogue.flushed_state().items()}
     table.steps(3)
     with torch.no_grad():
         for name, rows in catalogue.flushed_state().items():  # as restoring and loading do
-            rows.values.copy_(copied[name].values)
+            rows.values.copy_(copied[name])
     table.compare()
     for name, rows in catalogue.flushed_state().items():
-        assert torch.equal(rows.values, copied[name].values)
+        assert torch.equal(rows.values, copied[name])
     table.steps(3)
     frozen = catalogue.frozen_copy()
     assert torch.equal(frozen.flushed_weight(), catalogue.flushed_weight())
     table.steps(1)
-    before = {name: rows.copied() for name, rows in catalogue.flushed_state().items()}
+    before = {name: rows.values.clone() for name, rows in catalogue.flushed_state().items()}
     assert catalogue.grow(LATER)
     kernels.append(catalogue.kernel)
     if topology.world_size == 1:  # else rows change their ranks
         for name, rows in catalogue.flushed_state().items():
-            assert torch.equal(rows.values[:ITEMS], before[name].values)
+            assert torch.equal(rows.values[:ITEMS], before[name])
     assert frozen.capacity == LATER  # it grows with the table
     assert frozen.rows == catalogue.rows
     table.compare()

@@ -10,6 +10,7 @@ from dist_imsr.distributed.interest_store import InterestStore, InterestStoreCon
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.interests import Interests
 from tests.devices import on
+from tests.late_copies import late_copies
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -207,6 +208,30 @@ def test_a_snapshot_restores_interests_and_queries(device):
         store.restore(snapshot)
         assert all(torch.equal(a, b) for a, b in zip(store.slots, before, strict=True))
         assert store.counts.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("change", ["expand", "trim", "scatter", "update_queries", "restore"])
+def test_interests_change_after_copies_of_them_are_made(change):
+    store, rows = _store(3, 4, seed=3, query_dim=8), torch.arange(3)
+    store.expand(rows, 2, span=0)
+    snapshot = store.snapshot()
+    users, layout = store.owned.users(rows), store.layout(store.owned.users(rows), span=0)
+    store.update_queries(users, torch.ones(3, 2, 8), span=0)
+    before = [column.clone() for column in store.slots]
+    with late_copies():
+        copies = [devices.copy_to_host(column) for column in store.slots]
+        if change == "expand":
+            store.expand(rows[:1], 1, span=1)
+        elif change == "trim":
+            store.trim(torch.arange(6) % 2 > 0)
+        elif change == "scatter":
+            store.scatter(users, Interests(torch.ones(3, 2, 4), torch.ones(3, 2, dtype=torch.bool)), layout)
+        elif change == "update_queries":
+            store.update_queries(users, torch.ones(3, 2, 8), span=0)
+        else:
+            store.restore(snapshot)
+    assert all(map(torch.equal, copies, before))
+    assert not all(map(torch.equal, copies, store.slots))
 
 
 def test_slots_of_a_snapshot_do_not_change_when_interests_are_created(device):

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec import JaggedTensor
 
+from dist_imsr import devices
 from dist_imsr.data.batch import Batch
 from dist_imsr.distributed.catalogue import CatalogueConfig
 from dist_imsr.distributed.engine import EngineConfig
@@ -14,6 +15,7 @@ from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.model.scoring import candidates, sampled_softmax
 from tests.devices import on
+from tests.late_copies import late_copies
 from tests.ranks import on_devices, run_ranks
 
 
@@ -82,7 +84,7 @@ def _steps(topology, base, prefetch):
         model.train_step(batch, following if prefetch else None)
         for batch, following in itertools.zip_longest(batches, batches[1:])
     ]
-    return torch.stack(losses), {name: rows.copied().values for name, rows in model.tensors().items()}
+    return torch.stack(losses), {name: rows.host_copy().values for name, rows in model.tensors().items()}
 
 
 @pytest.mark.parametrize("base", ["comirec_dr", "comirec_sa"])
@@ -106,12 +108,14 @@ def _snapshots(topology, base):
     again = model.snapshot()
     model.restore(fresh)
     model.train_step(batch)
+    last = model.snapshot()
+    devices.synchronize(topology.device)
     return [
         [
             torch.tensor(taken.updates),
             *(on("cpu", value) for value in (*(rows.values for rows in taken.tensors.values()), *taken.store)),
         ]
-        for taken in (one, two, again, model.snapshot())
+        for taken in (one, two, again, last)
     ]
 
 
@@ -122,6 +126,28 @@ def test_training_continues_from_a_snapshot_bit_for_bit(device, base):
     assert any(not torch.equal(a, b) for a, b in zip(one[1:], two[1:], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one, from_fresh, strict=True))
+
+
+def _changed_after_copies(topology, change):
+    """The model's tensors, and their copies, which are late, after one of its parts was changed."""
+    model = _recommender(topology, 50, 20)
+    before = {name: rows.values.detach().clone() for name, rows in model.tensors().items()}
+    with late_copies():
+        copied = {name: rows.values for name, rows in model.snapshot().tensors.items()}
+        if change == "step":
+            model.train_step(_batch(20, 50))
+        elif change == "table":
+            model.catalogue.set_column(0, range(50), torch.ones(50))
+        else:
+            model.engine.assign({name: weight + 1 for name, weight in model.extractor.named_parameters()})
+    return before, copied, {name: rows.values.detach() for name, rows in model.tensors().items()}
+
+
+@pytest.mark.parametrize("change", ["step", "table", "dense weights"])
+def test_parameters_change_after_copies_of_them_are_made(change):
+    before, copied, after = run_ranks(1, _changed_after_copies, change)[0]
+    assert all(torch.equal(copied[name], before[name]) for name in before)
+    assert not all(torch.equal(after[name], before[name]) for name in before)
 
 
 def _histories(table, batch):

@@ -6,7 +6,7 @@ from dist_imsr.distributed.rows import ShardRows
 def test_a_copy_has_its_own_memory_unlike_the_rows():
     table = torch.zeros(6, 2)
     rows = ShardRows(table[2:5], 2, 6)
-    copy = rows.copied()
+    copy = rows.host_copy()
     rows.values += 1
     assert table.sum() == 6
     assert copy.values.sum() == 0

@@ -168,6 +168,33 @@ def test_best_items_equal_brute_force(device, world_size, tile, how, precision, 
         np.testing.assert_allclose(found[user][0], scores[wanted], rtol=1e-5, atol=1e-5)
 
 
+def _in_host_memory(topology, function, *args):
+    """Calls a function while the table seems to be in host memory; no kernel may get more rows than two."""
+    lengths, real = [], ranking.group_by_num_interests
+
+    def recorded(block, active, shard):
+        lengths.append(len(shard.weight))
+        return real(block, active, shard)
+
+    table = patch.object(Catalogue, "in_host_memory", True)
+    with table, patch.multiple(ranking, _COPIED=8 * DIM, group_by_num_interests=recorded):
+        found = function(topology, *args)
+    assert max(lengths) == 2
+    return found
+
+
+@pytest.mark.parametrize("exact_top", [None, 5])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_table_in_host_memory_is_ranked_part_by_part(world_size, exact_top):
+    for function, last in ((_rank, exact_top), (_best, TOP)):
+        args = function, "attentive", 30, "fp32", last, True
+        found = _gathered(world_size, _in_host_memory, *args)
+        wanted = _gathered(world_size, *args)
+        for user, one in wanted.items():
+            for a, b in zip(found[user], one, strict=True):
+                torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-6, atol=1e-6)
+
+
 def test_top_n_with_fewer_items():
     scores, ids = _gathered(3, _best, "attentive", 50, "fp32", KNOWN + 5, True)[0]
     available = KNOWN - len(_world()[2][0])

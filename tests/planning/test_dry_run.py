@@ -15,7 +15,7 @@ from dist_imsr.planning.config import PlanConfig
 from dist_imsr.model.extractors import build_extractor
 from dist_imsr.planning.dry_run import dry_run, simulated_step
 from dist_imsr.planning.load import spans_of, widest_step
-from dist_imsr.planning.memory import activation_bytes, gradient_bucket
+from dist_imsr.strategies.step_memory import activation_bytes, gradient_bucket
 from tests.memory_profile import MEASURED, memory_profile
 from torch.profiler import record_function
 for line in sys.argv[1:]:
@@ -27,7 +27,7 @@ for line in sys.argv[1:]:
             sent = take_step()
     assert (sum(sent), len(sent)) == (dry.sent, dry.exchanges)
     estimated = activation_bytes(config.model.row_width, build_extractor(config.model), dry.step)
-    print(json.dumps([dry.ranks, dry.step.users, dry.exchanges, peak_bytes(gradient_bucket(config)), estimated]))
+    print(json.dumps([dry.ranks, dry.step.users, dry.exchanges, peak_bytes(gradient_bucket(config.engine)), estimated]))
 """
 
 WORLDS = {

@@ -16,7 +16,7 @@ TOO_LARGE = {
     "store": ["--items=1000000", "--users=300000000", "--gpus_per_node=8", "--store.memory=device", "--dry_run=false"],
     "host": ["--users=60000000", "--gpu=cpu", "--gpus_per_node=4", "--dry_run=false"],
     "batch": ["--batch.size=400000", "--gpu=rtx2080ti", "--dry_run=false"],
-    "bucket": ["--gpu=a100-40", "--hardware.memory=5000000000", "--engine.deepspeed={folder}/zero.json"],
+    "bucket": ["--gpu=a100-40", "--hardware.memory=4500000000", "--engine.deepspeed={folder}/zero.json"],
 }
 ZERO = '{"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}}'  # with DeepSpeed's own bucket
 

@@ -10,8 +10,8 @@ from dist_imsr.distributed.interest_store import InterestStoreConfig
 from dist_imsr.distributed.recommender import Recommender
 from dist_imsr.model.extractors import ModelConfig
 from dist_imsr.planning.config import PlanConfig
-from dist_imsr.planning.load import Step
 from dist_imsr.planning.times import links_of
+from dist_imsr.strategies.step_memory import Step
 from tests.ranks import run_ranks
 
 ITEMS, DIM, USERS, HISTORY, TARGETS, NEGATIVES = 5000, 16, 20, 7, 3, 200
