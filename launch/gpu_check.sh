@@ -26,7 +26,7 @@ part() { # NAME SECONDS COMMAND...
   shift 2
   [[ $device == cuda ]] || limit=$((10 * limit))
   echo "== $name: $*"
-  timeout "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
   ((code)) && status=1
   echo "$name: status $code, $((SECONDS - begin)) s" | tee -a "$out/summary.txt"

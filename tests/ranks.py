@@ -9,7 +9,21 @@ import pytest
 from dist_imsr import devices
 from dist_imsr.benchmarks.ranks import DeviceType, LocalRanks
 
-_shared: dict[tuple[int, DeviceType], LocalRanks] = {}
+
+class _SharedRanks(LocalRanks):
+    """Ranks that remember whether a call has failed: the others may still be at work, and answer the next call."""
+
+    failed = False
+
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        try:
+            return super().call(function, *args)
+        except BaseException:
+            self.failed = True
+            raise
+
+
+_shared: dict[tuple[int, DeviceType], _SharedRanks] = {}
 
 
 @contextmanager
@@ -29,18 +43,20 @@ def ranks_on(world_size: int, device: DeviceType = "cpu", fresh: bool = False) -
         pytest.skip(f"{world_size} ranks need as many CUDA devices, and there are {devices.device_count()}")
     key = world_size, device
     if key not in _shared:
-        _shared[key] = LocalRanks(world_size, seconds=300, device=device)
+        _shared[key] = _SharedRanks(world_size, seconds=300, device=device)
+    ranks = _shared[key]
     try:
-        yield _shared[key]
-    except BaseException:  # the state of its processes is unknown
-        close_shared(key)
-        raise
+        yield ranks
+    finally:
+        if ranks.failed:  # expected or not
+            close_shared(key)
 
 
 def close_shared(*keys: tuple[int, DeviceType]) -> None:
     """Ends shared worlds, all of them by default."""
     for key in keys or tuple(_shared):
-        _shared.pop(key).__exit__(None, None, None)
+        if (ranks := _shared.pop(key, None)) is not None:
+            ranks.__exit__(None, None, None)
 
 
 def run_ranks(

@@ -208,7 +208,8 @@ class CheckpointWorker:
         """Trains a block, with or without a save that starts with it.
 
         Returns:
-            Seconds of the copy before the first step, and of the wait for the save after the last.
+            Seconds of the copy before the first step, on CUDA devices of its submission alone; and of the wait for the
+            save after the last step.
         """
         begin = time.perf_counter()
         if saving:

@@ -78,7 +78,8 @@ class CatalogueConfig:
 
         Args:
             device: bytes of the device; None for the host.
-            alongside: bytes that the table and its copies must leave free.
+            alongside: bytes that the table and its copies must leave free: an estimate for the largest batch, so an
+                eighth of the device is theirs in any case.
             copies: number of frozen copies, which get as much as the table.
 
         Returns:
@@ -86,7 +87,7 @@ class CatalogueConfig:
         """
         if device is None:
             return None
-        available = max(device - alongside, 0) // (1 + copies)
+        available = max(device - alongside, device // 8) // (1 + copies)
         return available if self.device_memory is None else min(available, self.device_memory << 20)
 
 
@@ -254,6 +255,7 @@ class Catalogue:
             self._table = self._sharded(capacity)
             for name, rows in self.flushed_state().items():
                 exchange_rows(old_state[name].values, old_bounds, rows.values, self._table.bounds, self.topology.rank)
+            del old_state  # before the frozen copies make one of their own
             self._initialize_rows(self.items)
         self.items = max(items, self.items)
         for frozen in self._live_copies():

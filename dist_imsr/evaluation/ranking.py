@@ -27,7 +27,7 @@ from dist_imsr.model.scoring import Scoring, score
 from dist_imsr.phases import Phase
 
 _FIRST_CHUNK = 128  # items per rank in the first chunk, approximately
-_COPIED = 256 << 20  # bytes of a table in host memory that are on the device at a time
+_COPIED = 128 << 20  # bytes of a part of a table in host memory; two parts are on the device at a time
 
 
 @dataclass

@@ -68,7 +68,7 @@ def test_the_planner_gets_no_more_memory_than_the_device_has_and_no_limit_on_the
     assert CatalogueConfig(device_memory=3).planner_memory(None, 1, 1) is None
     assert CatalogueConfig().planner_memory(5 << 20, alongside=2 << 20, copies=2) == 1 << 20
     assert CatalogueConfig(device_memory=3).planner_memory(5 << 20, alongside=1 << 20) == 3 << 20
-    assert CatalogueConfig().planner_memory(1 << 20, alongside=2 << 20) == 0
+    assert CatalogueConfig().planner_memory(1 << 20, alongside=2 << 20) == 1 << 17
     with pytest.raises(ValueError, match=r"catalogue\.device_memory"):
         CatalogueConfig(device_memory=0)
 

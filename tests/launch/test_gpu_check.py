@@ -12,8 +12,8 @@ echo "$@" >>{record}
 case "$*" in *quick.json) exit 3;; esac
 """
 TIMEOUT = """#!/bin/sh
-echo "$1" >>{record}
-shift
+echo "$3" >>{record}
+shift 3
 exec "$@"
 """
 

@@ -51,9 +51,9 @@ def rank():
 class _Table:
     """A catalogue on the CPU whose results are on the second device."""
 
-    def __init__(self, config, items, dim, seed, topology, capacity=None, extra=0):
+    def __init__(self, config, items, dim, seed, topology, *sizes, **options):
         self.topology = topology
-        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), capacity, extra)
+        self._table = Catalogue(config, items, dim, seed, replace(topology, device=_HOST), *sizes, **options)
 
     def __getattr__(self, name):
         return getattr(self._table, name)
