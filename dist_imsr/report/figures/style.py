@@ -15,7 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _PATTERNS = ("", "/", ".", "x")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
-_TICK = 24  # characters beside an axis, which leaves a phone half its width for the figure
+_TICK = 24  # characters of a label on an axis, which leaves a phone half its width for the figure
 EACH = 4
 """Up to so many labels of a data set and base model have figures of their own."""
 SCALE, DIVERGING = "Cividis", "RdBu_r"
@@ -99,7 +99,7 @@ class Style:
         return {"name": shown(label), "legendgroup": label, "meta": label}
 
     def shorten_ticks(self, plot: go.Figure) -> None:
-        """Cuts long labels beside axes at their beginning: those of paths differ at the end."""
+        """Cuts the beginning of long labels on axes: those of paths differ at the end."""
         short = {shown(label): shown(f"…{label[1 - _TICK :]}") for label in self.labels if len(label) > _TICK}
         plot.update_xaxes(labelalias=short).update_yaxes(labelalias=short)
 
