@@ -72,7 +72,7 @@ class SpanTrainer:
         wait_for_save: Callable[[], None] = lambda: None,
         trace: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda batches, span, steps: batches,
         stop_signal: Callable[[], int] | None = None,
-        resources: Resources = Resources(),  # noqa: B008 (it is frozen)
+        resources: Resources,
     ) -> None:
         self.config, self.dataset, self.topology, self.reporter = config, dataset, topology, reporter
         self.buckets = topology.buckets(dataset.buckets)
