@@ -8,12 +8,18 @@ from pyarrow import fs
 
 from dist_imsr.addresses import Address
 
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
 
 class ObjectStore:
     """A server with a bucket; after `stop`, `start` brings it back at the same port, with what it held."""
 
     def __init__(self):
-        os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
+        os.environ.update(ENVIRONMENT)
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server, self.port = None, 0
         self.start()

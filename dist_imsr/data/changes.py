@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.remote import RemoteFolder
 from dist_imsr.data.workspace import replace_folder
 from dist_imsr.files import locked, sync_files, write_whole
 
@@ -26,7 +28,8 @@ class Change:
 
     Args:
         data: the folder.
-        folder: where new files are written, by their paths in the data set.
+        folder: a local one, where new files are written by their paths in the data set, if they are not written to
+            where they stay.
 
     Attributes:
         known: the data set as it is.
@@ -51,10 +54,10 @@ class Change:
         manifest = before | {"spans": [asdict(entry) for entry in entries]} | changes
         earlier, names = {entry.name for entry in self.known.entries}, list[str]()
         for entry in entries:
-            if entry.name not in earlier:
+            if entry.name not in earlier and (self.folder / entry.manifest_file).is_file():
                 text = (self.folder / entry.manifest_file).read_text()
                 names += [*json.loads(text)["files"], entry.manifest_file]
-        names += manifest["files"].keys() - before["files"].keys()
+        names += [name for name in manifest["files"].keys() - before["files"].keys() if (self.folder / name).is_file()]
         self._publish(names, manifest)
         self.known = Dataset(self._data)
         return manifest
@@ -106,14 +109,13 @@ def creating(output: Path, overwrite: bool) -> Iterator[Path]:
         yield folder
 
 
-def write_manifest_file(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replaces ``dataset.json`` by one rename."""
-    write_whole(folder / MANIFEST, manifest_text(manifest))
-
-
-def manifest_text(manifest: dict[str, Any]) -> str:
-    """The text of ``dataset.json``."""
-    return json.dumps(manifest, indent=1) + "\n"
+def write_manifest_file(folder: Location, manifest: dict[str, Any]) -> None:
+    """Replaces ``dataset.json`` by one rename, or by one write."""
+    text = json.dumps(manifest, indent=1) + "\n"
+    if isinstance(folder, Path):
+        write_whole(folder / MANIFEST, text)
+    else:
+        RemoteFolder(folder).write(MANIFEST, text.encode())
 
 
 def _refusal(key: str, folder: Path) -> str:

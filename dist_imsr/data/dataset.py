@@ -20,7 +20,7 @@ from dist_imsr.data.cache import CacheOptions
 from dist_imsr.data.remote import PARALLEL
 from dist_imsr.data.schedule import ranges
 from dist_imsr.data.sorted_keys import find_sorted
-from dist_imsr.data.storage import LocalStorage, open_storage, read_bytes
+from dist_imsr.data.storage import open_storage, read_bytes
 from dist_imsr.files import check_version
 from dist_imsr.keys import free
 
@@ -215,10 +215,10 @@ class Dataset:
             raise ValueError(f"{error}: prepare the data again") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        # For processes that may have another working directory; caches and open files stay behind.
-        assert isinstance(self.path, Path), "only Spark's tasks get a data set, and they have no addresses"
-        state, path = {name: self.__dict__[name] for name in ("manifest", "buckets", "entries")}, self.path.resolve()
-        return state | {"path": path, "_storage": LocalStorage(path, MANIFEST), "_columns": {}}
+        # For processes that may have another working directory; caches stay behind.
+        state = {name: self.__dict__[name] for name in ("manifest", "buckets", "entries", "_storage")}
+        path = self.path.resolve() if isinstance(self.path, Path) else self.path
+        return state | {"path": path, "_columns": {}}
 
     def files_of(self, span: SpanEntry) -> dict[str, dict[str, Any]]:
         """The files of a span with their manifest entries, those of retired rows included, by path in the folder.
@@ -325,7 +325,16 @@ class Dataset:
 
     def raw_id_type(self, table: str) -> pa.DataType:
         """The type of the raw ids in the table ``users`` or ``items``."""
-        return pq.read_schema(self.local(self.entries[0].ids_file(table))).field("raw").type
+        return self.schema_of(self.entries[0].ids_file(table)).field("raw").type
+
+    def schema_of(self, name: str) -> pa.Schema:
+        """The schema of a Parquet file, whose footer alone is read.
+
+        Args:
+            name: its path in the folder.
+        """
+        with self._storage.open(name) as file:
+            return pq.read_schema(file)
 
     @cached_property
     def forgotten(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.late import history_of
 from dist_imsr.data.sources import SourceConfig, queries
@@ -125,7 +126,7 @@ class DuckDBEngine:
     def count_items(self, writer: SpanWriter) -> Iterator[SpanFile]:
         return map(writer.count_items, range(writer.spans))
 
-    def write_rows(self, folder: Path, name: str, rows: str, columns: str, order: str) -> Files:
+    def write_rows(self, folder: Location, name: str, rows: str, columns: str, order: str) -> Files:
         schema, batches = self._database.stream(f"SELECT {columns} FROM ({rows}) ORDER BY {order}")
         return write_rows(folder, name, schema, batches)
 

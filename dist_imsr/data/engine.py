@@ -11,12 +11,12 @@ Each engine also defines these functions:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.staging import Staged
@@ -133,11 +133,11 @@ class Engine(Protocol):
         """Writes the numbers of interactions of items of all new spans."""
         ...
 
-    def write_rows(self, folder: Path, name: str, rows: str, columns: str, order: str) -> Files:
+    def write_rows(self, folder: Location, name: str, rows: str, columns: str, order: str) -> Files:
         """Writes a Parquet file; returns its entry by its name.
 
         Args:
-            folder: of the data set.
+            folder: of the data set, or its address.
             name: the path in it.
             rows: a query.
             columns: those of the file.

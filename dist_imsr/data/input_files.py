@@ -154,13 +154,14 @@ def _visible(named: Path, paths: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def open_input(path: Location, scratch: Path, folders: bool = False) -> InputFile:
+def open_input(path: Location, scratch: Path, folders: bool = False, start: Path = Path()) -> InputFile:
     """Finds out how a file is compressed, by its bytes; a pipe or a remote file is copied to disk first.
 
     Args:
         path: of `find_files`.
         scratch: a folder for copies.
         folders: whether folders named ``KEY=VALUE`` hold values.
+        start: the folder where relative paths begin.
 
     Raises:
         ValueError: naming the file, if it is empty, a terminal, or cannot be read.
@@ -169,8 +170,7 @@ def open_input(path: Location, scratch: Path, folders: bool = False) -> InputFil
     name = "the standard input" if path == _STDIN else str(path)
     values = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part) if folders else {}
     values = {key: "" if value == _NO_PARTITION else unquote(value) for key, value in values.items()}
-    if isinstance(path, Address):
-        path = _downloaded(path, scratch)
+    path = download(path, scratch) if isinstance(path, Address) else start / path
     with name_file(name):
         if path == _STDIN and sys.stdin is not None and sys.stdin.isatty():
             raise ValueError("input: the standard input is a terminal: pipe a log into it")
@@ -190,7 +190,13 @@ def open_input(path: Location, scratch: Path, folders: bool = False) -> InputFil
     return file
 
 
-def _downloaded(address: Address, scratch: Path) -> Path:
+def download(address: Address, scratch: Path) -> Path:
+    """Copies a remote file into a folder; returns the copy.
+
+    Args:
+        address: of the file.
+        scratch: the folder.
+    """
     copy = scratch / "remote"
     with copy.open("wb") as sink:
         for block in RemoteFolder(address).blocks():

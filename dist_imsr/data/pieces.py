@@ -5,31 +5,36 @@ quotes. A Parquet file is split between row groups. All other files are one piec
 """
 
 import codecs
+import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from dist_imsr.data.input_files import InputFile, name_file
+from dist_imsr.addresses import Address
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.input_files import PARQUET, InputFile, download, name_file
 from dist_imsr.data.parquet_source import parquet_query
 from dist_imsr.data.plain_text import EXAMPLES
+from dist_imsr.data.remote import RemoteFolder
 from dist_imsr.data.source_query import LEFT_OUT, SourceQuery
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.sql import quoted_path
 from dist_imsr.data.staging import Staged, stage_one
+from dist_imsr.data.storage import task_folder
 from dist_imsr.data.text_source import TextLayout, text_query
 from dist_imsr.data.workspace import Database, ProgressDisplay
 
 PLACE_BITS = 40  # the lower bits of a rowid: the row's place in its piece; the others are the piece's number
 _PIECE = 64 * 2**20  # bytes
 _LONGEST_LINE = 2**26  # bytes
+_BLOCK = 2**23  # bytes
 _UTF8 = ("utf-8", "utf-8-sig")
 
 
@@ -38,18 +43,20 @@ class Piece:
     """A part of an input file.
 
     Args:
-        file: the file; its path is absolute.
+        file: the file; its path is absolute, or, if it has an address, no longer there.
         layout: of a text; None for Parquet.
         unit: of times, for Parquet.
         part: bytes of a text, or places of Parquet's rows; None for the whole file.
-        waiting: whether these are the rows that wait in a data set.
+        known: the data set in which these rows wait, under the file's name.
+        address: of a remote file.
     """
 
     file: InputFile
     layout: TextLayout | None = None
     unit: str | None = None
     part: range | None = None
-    waiting: bool = False
+    known: Dataset | None = None
+    address: Address | None = None
 
     @property
     def begins(self) -> bool:
@@ -107,7 +114,7 @@ def parquet_pieces(file: InputFile, unit: str | None) -> list[Piece]:
         metadata = pq.read_metadata(file.path)
     whole, pieces, first, size = Piece(file, unit=unit), list[Piece](), 0, 0
     row = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+    for group in _groups(metadata):
         row, size = row + group.num_rows, size + group.total_byte_size
         if size >= _PIECE:
             pieces.append(replace(whole, part=range(first, row)))
@@ -115,6 +122,26 @@ def parquet_pieces(file: InputFile, unit: str | None) -> list[Piece]:
     if row > first or not pieces:
         pieces.append(replace(whole, part=range(first, row)))
     return pieces
+
+
+def _groups(metadata: pq.FileMetaData) -> Iterator[pq.RowGroupMetaData]:
+    return map(metadata.row_group, range(metadata.num_row_groups))
+
+
+@contextlib.contextmanager
+def task_database(memory: int, time_zone: str) -> Iterator[tuple[Database, Path]]:
+    """A database of one task, and a folder for temporary files.
+
+    Args:
+        memory: of DuckDB, in bytes.
+        time_zone: of dates that name none.
+    """
+    with (
+        task_folder() as folder,
+        Database(folder, memory, 1, time_zone) as database,
+        database.scratch() as scratch,
+    ):
+        yield database, scratch
 
 
 def read_piece(
@@ -134,22 +161,19 @@ def read_piece(
         and the examples alone, as JSON.
     """
     staged, summary = Staged(), Summary()
-    local = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or None  # which Spark deletes with the executor
-    with tempfile.TemporaryDirectory(prefix="dist_imsr-", dir=local) as folder:
-        with (
-            Database(Path(folder), memory, 1, config.time_zone) as database,
-            ProgressDisplay(Console(quiet=True)) as display,
-            database.scratch() as scratch,
-        ):
-            try:
-                query, lines = _query(piece, config, database, scratch)
-                if query is not None:
-                    with name_file(piece.file.name):
-                        stage_one(query, staged, database, display)
-                    yield from _rows(number, config, database, schema)
-                    summary = Summary(staged.rows, dict(staged.rejected), query.read_as, lines)
-            except ValueError as error:
-                summary = Summary(error=str(error))
+    with (
+        task_database(memory, config.time_zone) as (database, scratch),
+        ProgressDisplay(Console(quiet=True)) as display,
+    ):
+        try:
+            query, lines = _query(piece, config, database, scratch)
+            if query is not None:
+                with name_file(piece.file.name):
+                    stage_one(query, staged, database, display)
+                yield from _rows(number, config, database, schema)
+                summary = Summary(staged.rows, dict(staged.rejected), query.read_as, lines)
+        except ValueError as error:
+            summary = Summary(error=str(error))
     values = {
         "rowid": number << PLACE_BITS,
         "summary": json.dumps(asdict(summary)),
@@ -160,45 +184,77 @@ def read_piece(
 
 def _query(piece: Piece, config: SourceConfig, database: Database, scratch: Path) -> tuple[SourceQuery | None, int]:
     """The query of a piece, and the number of its lines; None if it has none."""
-    file = piece.file
-    if piece.waiting:
-        columns = "user, item, time, 0 AS nanos, 0 AS breaks, NULL::VARCHAR AS reason, NULL::VARCHAR AS raw"
-        relation = f"read_parquet({quoted_path(file.path)}, hive_partitioning = false)"
+    if piece.known is not None:
+        columns = "user, item, time, 0 AS nanos, 0 AS breaks"
+        columns += "".join(f", NULL::VARCHAR AS {name}" for name in ("reason", "raw", "title"))
+        relation = f"read_parquet({quoted_path(piece.known.local(piece.file.name))}, hive_partitioning = false)"
         return SourceQuery(f"SELECT {columns} FROM {relation}"), 0
-    if piece.layout is None:
-        raw = config.formats[0]
-        return parquet_query(file, raw, config, database.connection, piece.unit, piece.part), 0
     layout, lines = piece.layout, 0
-    if piece.part is not None:
-        file, lines = _copy_lines(file, piece.part, scratch / "part")
+    if layout is not None and piece.part is not None:
+        file, lines = _copy_lines(piece, piece.part, scratch / "part")
         if not lines:
             return None, 0
         if not piece.begins and layout.form is not None:
             layout = replace(layout, form=replace(layout.form, header=False))
+    elif piece.address is None:
+        file = piece.file
+    elif piece.part is not None:
+        file = replace(piece.file, path=_copy_groups(piece, piece.part, scratch / "part"))
+    else:
+        file = replace(piece.file, path=download(piece.address, scratch))
+    if layout is None:
+        return parquet_query(file, config.formats[0], config, database.connection, piece.unit, piece.part), 0
     return text_query(file, layout, config, scratch, lambda done: None), lines
 
 
-def _copy_lines(file: InputFile, part: range, path: Path) -> tuple[InputFile, int]:
+def _open(piece: Piece) -> BinaryIO:
+    return piece.file.path.open("rb") if piece.address is None else RemoteFolder(piece.address).open()
+
+
+def _copy_groups(piece: Piece, part: range, path: Path) -> Path:
+    """Copies the row groups of a part of a Parquet file to their places in a file that has nothing else."""
+    with name_file(piece.file.name), _open(piece) as source, path.open("wb") as sink:
+        metadata = pq.read_metadata(source)
+        size = source.seek(0, os.SEEK_END)
+        footer = size - metadata.serialized_size - 8  # its length and the magic bytes follow it
+        wanted, row = [range(len(PARQUET)), range(footer, size)], 0
+        for group in _groups(metadata):
+            if row in part:
+                chunks = [group.column(column) for column in range(group.num_columns)]
+                starts = [min(one.data_page_offset, one.dictionary_page_offset or size) for one in chunks]
+                ends = [at + one.total_compressed_size for at, one in zip(starts, chunks, strict=True)]
+                wanted.append(range(min(starts), max(ends)))
+            row += group.num_rows
+        for extent in wanted:
+            source.seek(extent.start)
+            sink.seek(extent.start)
+            for place in range(extent.start, extent.stop, _BLOCK):
+                sink.write(source.read(min(_BLOCK, extent.stop - place)))
+    return path
+
+
+def _copy_lines(piece: Piece, part: range, path: Path) -> tuple[InputFile, int]:
     """Copies the lines that begin in a part of a file; returns the copy, and the number of lines."""
-    with name_file(file.name), file.path.open("rb") as source, path.open("wb") as sink:
-        first, end = (_line_from(source, position) for position in (part.start, part.stop))
+    file = piece.file
+    with name_file(file.name), _open(piece) as source, path.open("wb") as sink:
+        first, end = (_line_from(source, position, file.name) for position in (part.start, part.stop))
         source.seek(first)
         lines, block = 0, b""
         while source.tell() < end:
-            block = source.read(min(2**23, end - source.tell()))
+            block = source.read(min(_BLOCK, end - source.tell()))
             lines += block.count(b"\n")
             sink.write(block)
     return replace(file, path=path), lines + (block[-1:] not in (b"\n", b""))
 
 
-def _line_from(source: IO[bytes], position: int) -> int:
+def _line_from(source: BinaryIO, position: int, name: str) -> int:
     """Where the first line begins that does not begin before a position."""
     if not position:
         return 0
     source.seek(position - 1)
     line = source.readline(_LONGEST_LINE)
     if len(line) == _LONGEST_LINE:
-        raise ValueError(f"input: {source.name} has a line of more than {_LONGEST_LINE >> 20} MiB: is it a log?")
+        raise ValueError(f"input: {name} has a line of more than {_LONGEST_LINE >> 20} MiB: is it a log?")
     return int(source.tell())
 
 

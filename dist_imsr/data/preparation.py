@@ -5,12 +5,12 @@ by (bucket, user, time, place in the log); numpy cuts each bucket into its spans
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.cutting import MOST_SPANS, date_of, first_edges, further_edges
 from dist_imsr.data.dataset import TITLES, Dataset, SpanEntry
 from dist_imsr.data.engine import Engine
@@ -45,7 +45,7 @@ class Preparation:
         known: the data set to which the log is added; None for a new one.
         engine: an empty one.
         display: shows the progress.
-        folder: of the data set.
+        folder: of the data set, or its address.
         memory: bytes of a process that writes a bucket.
     """
 
@@ -58,7 +58,7 @@ class Preparation:
         known: Dataset | None,
         engine: Engine,
         display: ProgressDisplay,
-        folder: Path,
+        folder: Location,
         memory: int,
     ) -> None:
         self.config, self.buckets, self.known, self.folder = config, buckets, known, folder
@@ -85,7 +85,6 @@ class Preparation:
         items, users = self.numbering.known_by_span(edges)
         self._refuse_lonely_spans(edges)
         writer = SpanWriter(self.folder, edges, items, users, self.known)
-        writer.make_folders()
         written = self._write_spans(writer)
         entries, files = self._write_tables(writer, written, staged)
         self.warnings = warnings_of(entries, self.known, self.engine)

@@ -22,7 +22,7 @@ from dist_imsr.data.duckdb_engine import DATABASE_SHARE, DuckDBEngine
 from dist_imsr.data.engine import Engine
 from dist_imsr.data.forget import forget
 from dist_imsr.data.preparation import Preparation
-from dist_imsr.data.remote_changes import changing_remote, creating_remote
+from dist_imsr.data.remote_changes import changing_remote, creating_in_place, creating_remote
 from dist_imsr.data.retire import retire
 from dist_imsr.data.sources import SourceConfig, input_files
 from dist_imsr.data.spark_session import SparkConfig
@@ -47,7 +47,8 @@ class MachineOptions:
             and the current bucket. With Spark, of the Python of each task.
         threads: of DuckDB; all cores of this process by default.
         temp_dir: where to spill, and to unpack files that are compressed or must be converted; next to the output by
-            default, or in the cache if that is remote.
+            default, or in the cache if that is remote. With Spark, a folder for the tables of its steps that all of its
+            machines reach, or an address that Spark itself can write, such as hdfs://HOST/tmp.
     """
 
     own_heading: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class MachineOptions:
     buckets: int = 64
     memory_limit: str = "4GiB"
     threads: int | None = None
-    temp_dir: Path | None = None
+    temp_dir: Location | None = None
 
     def __post_init__(self) -> None:
         require(1 <= self.buckets <= 2**16, "buckets", self.buckets, "1 to 65536")
@@ -67,6 +68,8 @@ class MachineOptions:
             self.engine == "spark" or self.spark == SparkConfig(), "spark", self.spark, "none but with --engine spark"
         )
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        local = self.engine == "spark" or not isinstance(self.temp_dir, Address)
+        require(local, "temp_dir", str(self.temp_dir), "a local folder, but with --engine spark")
 
     @property
     def memory(self) -> int:
@@ -129,16 +132,16 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
         CacheOptions.__post_init__(self)
         if self.append is not None and self.reads_log:
             self._refuse_options_of_the_whole()
-        if self.engine == "spark":
-            for key, paths in (("output", [self.output]), ("append", [self.append]), ("input", self.inputs)):
-                for path in paths:
-                    shared = "a path on a file system that all of Spark's machines share"
-                    require(not isinstance(path, Address), key, str(path), f"{shared}, with --engine spark")
 
     @property
     def reads_log(self) -> bool:
         """Whether an input is prepared or appended."""
         return self.input is not None or (self.retire_before is None and self.forget_users is None)
+
+    @property
+    def local_temp_dir(self) -> Path:
+        """Where a remote data set is prepared or changed, on this machine."""
+        return self.temp_dir if isinstance(self.temp_dir, Path) else self.cache_folder
 
     @property
     def prepared(self) -> DataConfig:
@@ -235,16 +238,18 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
     return manifest
 
 
-def _creating(config: PrepareConfig, output: Location) -> AbstractContextManager[Path]:
-    if isinstance(output, Address):
-        return creating_remote(output, config.overwrite, config.temp_dir or config.cache_folder)
-    return creating(output, config.overwrite)
+def _creating(config: PrepareConfig, output: Location) -> AbstractContextManager[Location]:
+    if isinstance(output, Path):
+        return creating(output, config.overwrite)
+    if config.engine == "spark":
+        return creating_in_place(output, config.overwrite)
+    return creating_remote(output, config.overwrite, config.local_temp_dir)
 
 
 def _changing(config: PrepareConfig) -> AbstractContextManager[Change]:
     data = config.prepared
     if isinstance(data.path, Address):
-        return changing_remote(data, data.path, config.temp_dir or config.cache_folder)
+        return changing_remote(data, data.path, config.local_temp_dir)
     return changing(data, data.path)
 
 
@@ -269,7 +274,8 @@ def _change(config: PrepareConfig, console: Console) -> dict[str, Any]:
 
 def _append(config: PrepareConfig, change: Change, console: Console) -> dict[str, Any]:
     known = change.known
-    entries, files, record = _run(config, change.folder, known, console)
+    in_place = config.engine == "spark"  # a task writes where the file stays
+    entries, files, record = _run(config, known.path if in_place else change.folder, known, console)
     earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
     return change.commit(
         [*known.entries, *entries],
@@ -279,7 +285,7 @@ def _append(config: PrepareConfig, change: Change, console: Console) -> dict[str
 
 
 def _run(
-    config: PrepareConfig, folder: Path, known: Dataset | None, console: Console
+    config: PrepareConfig, folder: Location, known: Dataset | None, console: Console
 ) -> tuple[list[SpanEntry], Files, dict[str, Any]]:
     with ProgressDisplay(console) as display, _engine(config, folder, display) as engine:
         try:
@@ -290,7 +296,7 @@ def _run(
                 known=known,
                 engine=engine,
                 display=display,
-                folder=folder.resolve(),
+                folder=folder.resolve() if isinstance(folder, Path) else folder,
                 memory=config.memory,
             )
             result = preparation.run()
@@ -305,16 +311,21 @@ def _run(
 
 
 @contextlib.contextmanager
-def _engine(config: PrepareConfig, folder: Path, display: ProgressDisplay) -> Iterator[Engine]:
-    parent, threads = config.temp_dir or folder, config.threads or len(os.sched_getaffinity(0))
-    with Database(parent, int(config.memory * DATABASE_SHARE), threads, config.time_zone) as database:
-        if config.engine == "duckdb":
-            yield DuckDBEngine(database, display, config.memory, threads)
-            return
+def _engine(config: PrepareConfig, folder: Location, display: ProgressDisplay) -> Iterator[Engine]:
+    parent = config.temp_dir or (folder if isinstance(folder, Path) else config.cache_folder)
+    if config.engine == "spark":
         from dist_imsr.data.spark_engine import spark_engine  # with pyspark, which is an extra
 
-        with spark_engine(config.spark, database, display, config.memory, parent) as engine:
+        if isinstance(config.temp_dir, Path) and not config.temp_dir.is_dir():
+            raise ValueError(f"temp_dir: {config.temp_dir} is no folder")
+        shared = config.temp_dir is not None or parent == folder
+        with spark_engine(config.spark, display, config.memory, parent, shared) as engine:
             yield engine
+        return
+    assert isinstance(parent, Path)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    with Database(parent, int(config.memory * DATABASE_SHARE), threads, config.time_zone) as database:
+        yield DuckDBEngine(database, display, config.memory, threads)
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 import contextlib
 import fnmatch
+import io
 import logging
+import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
@@ -51,7 +53,7 @@ class RemoteFolder:
         from pyarrow import fs  # takes a while, and only remote places need it
 
         # This may ask the service where the bucket is.
-        filesystem, root = self._retried("", "opened", lambda: fs.FileSystem.from_uri(str(self.address)))
+        filesystem, root = self.retried("", "opened", lambda: fs.FileSystem.from_uri(str(self.address)))
         return filesystem, root.rstrip("/")
 
     def read(self, name: str) -> bytes:
@@ -65,28 +67,26 @@ class RemoteFolder:
     def blocks(self, name: str = "") -> Iterator[bytes]:
         """The bytes of a file in pieces, by default of that at the folder's own address.
 
-        After an error of the connection, it goes on where it was.
-
         Raises:
             FileNotFoundError: if it is not there.
         """
-        offset, size, stream = 0, None, None
+        with self.open(name) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
-        def following() -> bytes:
-            nonlocal stream, size
-            try:
-                if stream is None:
-                    stream = self._opened[0].open_input_file(self._path(name))
-                    size = stream.size()
-                    stream.seek(offset)
-                return stream.read(min(_BLOCK, size - offset)) if offset < size else b""
-            except OSError:
-                stream = None
-                raise
+    def open(self, name: str = "") -> BinaryIO:
+        """Opens a file for reading, by default that at the folder's own address.
 
-        while block := self._retried(name, "read", following):
-            offset += len(block)
-            yield block
+        After an error of the connection, it goes on where it was.
+
+        Raises:
+            FileNotFoundError: when it is read, if it is not there.
+        """
+        return io.BufferedReader(_RemoteFile(self, name), _BLOCK)
+
+    def open_stream(self, name: str) -> Any:
+        """Opens a file as pyarrow does, without a further attempt."""
+        return self._opened[0].open_input_file(self._path(name))
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """The number of bytes of each file in the folder, or in one inside of it; none if there is no such folder."""
@@ -94,7 +94,7 @@ class RemoteFolder:
 
         root = self._path(under)
         selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
-        found = self._retried(under, "listed", lambda: self._opened[0].get_file_info(selector))
+        found = self.retried(under, "listed", lambda: self._opened[0].get_file_info(selector))
         start = len(self._opened[1]) + 1
         return {info.path[start:]: info.size for info in found if info.type == fs.FileType.File}
 
@@ -102,7 +102,7 @@ class RemoteFolder:
         """Whether there is such a file; the folder's own address by default."""
         from pyarrow import fs
 
-        info = self._retried(name, "found", lambda: self._opened[0].get_file_info(self._path(name)))
+        info = self.retried(name, "found", lambda: self._opened[0].get_file_info(self._path(name)))
         return bool(info.type == fs.FileType.File)
 
     def write(self, name: str, data: bytes) -> None:
@@ -117,13 +117,15 @@ class RemoteFolder:
             if renames:
                 filesystem.move(partial, path)
 
-        self._retried(name, "written", put)
+        self.retried(name, "written", put)
 
     def upload(self, folder: Path, names: Iterable[str]) -> None:
         """Copies files of a local folder, several at a time."""
-        self._each(lambda name: self._upload_one(folder / name, name), names)
+        self._each(lambda name: self.upload_file(folder / name, name), names)
 
-    def _upload_one(self, source: Path, name: str) -> None:
+    def upload_file(self, source: Path, name: str) -> None:
+        """Copies a local file; readers find all of it or none."""
+
         def put() -> None:
             with (
                 source.open("rb") as file,
@@ -132,14 +134,33 @@ class RemoteFolder:
                 while block := file.read(_BLOCK):
                     sink.write(block)
 
-        self._retried(name, "written", put)
+        self.retried(name, "written", put)
+
+    def move(self, names: Mapping[str, str]) -> None:
+        """Renames files, or copies and deletes them where there is no renaming.
+
+        Args:
+            names: the new names by the present ones.
+        """
+
+        def one(name: str) -> None:
+            def move() -> None:
+                try:
+                    self._opened[0].move(self._path(name), self._path(names[name]))
+                except OSError:  # an attempt before this one may have moved it
+                    if self.is_file(name) or not self.is_file(names[name]):
+                        raise
+
+            self.retried(name, "moved", move)
+
+        self._each(one, names)
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files, of which some may be gone."""
 
         def remove(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._retried(name, "deleted", lambda: self._opened[0].delete_file(self._path(name)))
+                self.retried(name, "deleted", lambda: self._opened[0].delete_file(self._path(name)))
 
         self._each(remove, names)
 
@@ -156,7 +177,14 @@ class RemoteFolder:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _retried(self, name: str, done: str, act: Callable[[], Result]) -> Result:
+    def retried(self, name: str, done: str, act: Callable[[], Result]) -> Result:
+        """Calls a function until it succeeds, or no further attempt is left.
+
+        Args:
+            name: of the file.
+            done: what the function does, for errors: read, written ...
+            act: the function.
+        """
         address = self.address / name if name else self.address
         waits = iter(WAITS)
         while True:
@@ -177,6 +205,53 @@ class RemoteFolder:
                     ) from error
                 logger.warning("%s cannot be %s, next attempt in %.0f s: %s", address, done, wait, reason)
                 time.sleep(wait)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file, which is opened when it is first read, and again after an error of the connection."""
+
+    def __init__(self, folder: RemoteFolder, name: str) -> None:
+        self._folder, self._name, self._place = folder, name, 0
+        self._stream: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        starts = {os.SEEK_SET: lambda: 0, os.SEEK_CUR: lambda: self._place, os.SEEK_END: self._size}
+        self._place = starts[whence]() + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        def read(stream: Any) -> bytes:
+            stream.seek(self._place)
+            return bytes(stream.read(len(buffer)))
+
+        data = self._on_stream(read) if self._place < self._size() else b""
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _size(self) -> int:
+        return self._on_stream(lambda stream: int(stream.size()))
+
+    def _on_stream(self, act: Callable[[Any], Result]) -> Result:
+        def attempt() -> Result:
+            try:
+                if self._stream is None:
+                    self._stream = self._folder.open_stream(self._name)
+                return act(self._stream)
+            except OSError:
+                self._stream = None
+                raise
+
+        return self._folder.retried(self._name, "read", attempt)
 
 
 def find_remote(address: Address) -> list[Address]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_imsr.addresses import Address
-from dist_imsr.data.changes import PATTERNS, Change, manifest_text, named_files
+from dist_imsr.data.changes import PATTERNS, Change, named_files, write_manifest_file
 from dist_imsr.data.claims import FOLDER, claimed
 from dist_imsr.data.dataset import MANIFEST, DataConfig, read_manifest
 from dist_imsr.data.remote import RemoteFolder
+
+_NEW = ".new"  # the folder of what replaces a data set
 
 
 class RemoteChange(Change):
@@ -31,7 +33,7 @@ class RemoteChange(Change):
         self._remote.upload(self.folder, names)
         if read_manifest(self._remote.address) != self.known.manifest:
             raise ValueError(f"append: {self._remote.address} has changed meanwhile; start the same command again")
-        self._remote.write(MANIFEST, manifest_text(manifest).encode())
+        write_manifest_file(self._remote.address, manifest)
 
 
 @contextlib.contextmanager
@@ -83,8 +85,7 @@ def creating_remote(output: Address, overwrite: bool, scratch: Path) -> Iterator
         _files_to_replace(remote, overwrite, left_over)
         yield folder
         old = _files_to_replace(remote, overwrite, left_over)
-        remote.delete(name for name in old if name == MANIFEST)
-        remote.delete(name for name in old if name != MANIFEST)
+        _delete_manifest_first(remote, old)
         files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         names = sorted(name for name in files if name != MANIFEST)
         try:
@@ -94,6 +95,42 @@ def creating_remote(output: Address, overwrite: bool, scratch: Path) -> Iterator
             with contextlib.suppress(OSError, ValueError):
                 remote.delete([MANIFEST])
                 remote.delete(names)
+            raise
+
+
+@contextlib.contextmanager
+def creating_in_place(output: Address, overwrite: bool) -> Iterator[Address]:
+    """Creates a data set in a remote folder, as `creating_remote` does, without a local copy.
+
+    What replaces a data set is written into a folder inside of it, and moved when it is complete.
+
+    Args:
+        output: the folder.
+        overwrite: whether to replace a data set.
+
+    Yields:
+        The address to fill, ``dataset.json`` last.
+
+    Raises:
+        ValueError: as of `creating_remote`.
+    """
+    remote = RemoteFolder(output)
+    with claimed(remote, "output") as left_over:
+        old = _files_to_replace(remote, overwrite, left_over)
+        replaced = MANIFEST in old
+        remote.delete([*remote.sizes(_NEW), *([] if replaced else old)])
+        try:
+            yield output / _NEW if replaced else output
+            if replaced:
+                _delete_manifest_first(remote, _files_to_replace(remote, overwrite, left_over))
+                new = {name: name.removeprefix(f"{_NEW}/") for name in remote.sizes(_NEW)}
+                remote.move({name: target for name, target in new.items() if target != MANIFEST})
+                remote.move({f"{_NEW}/{MANIFEST}": MANIFEST})
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                names = remote.sizes()
+                ours = () if MANIFEST in names else PATTERNS
+                remote.delete(name for name in names if _fits(name, (f"{_NEW}/*", *ours)))
             raise
 
 
@@ -115,7 +152,7 @@ def _files_to_replace(remote: RemoteFolder, overwrite: bool, left_over: bool) ->
     Raises:
         ValueError: if there are others, or if they may not be replaced.
     """
-    names = [name for name in remote.sizes() if not name.startswith(f"{FOLDER}/")]
+    names = [name for name in remote.sizes() if not name.startswith((f"{FOLDER}/", f"{_NEW}/"))]
     ours = [name for name in names if name == MANIFEST or _fits(name, PATTERNS)]
     if not names or (left_over and MANIFEST not in names and ours == names):
         return names
@@ -128,13 +165,19 @@ def _files_to_replace(remote: RemoteFolder, overwrite: bool, left_over: bool) ->
     return ours
 
 
+def _delete_manifest_first(remote: RemoteFolder, names: Sequence[str]) -> None:
+    remote.delete(name for name in names if name == MANIFEST)
+    remote.delete(name for name in names if name != MANIFEST)
+
+
 def _remove_leftovers(remote: RemoteFolder) -> None:
     """Removes the files that ``dataset.json`` does not name, in the places of a data set's files, and retired rows."""
     named, retired = named_files(read_manifest(remote.address, "append"))
     remote.delete(
         name
         for name in remote.sizes()
-        if _fits(name, retired) or (_fits(name, PATTERNS) and named.isdisjoint((name, name.rpartition("/")[0])))
+        if _fits(name, (*retired, f"{_NEW}/*"))
+        or (_fits(name, PATTERNS) and named.isdisjoint((name, name.rpartition("/")[0])))
     )
 
 

@@ -8,31 +8,32 @@ items pass through the driver.
 import contextlib
 import itertools
 import json
-import re
+import pickle
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import arrow_udf, col, monotonically_increasing_id
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.late import history_of
 from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
-from dist_imsr.data.source_files import find_sources, refuse_known_bytes, survey
+from dist_imsr.data.source_files import SourceFile, compare_files, find_sources, survey
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.spark_session import SparkConfig, spark_session
-from dist_imsr.data.sql import quoted, quoted_path
+from dist_imsr.data.sql import quoted
 from dist_imsr.data.staging import Staged, refuse_bad_rows
-from dist_imsr.data.workspace import Database, ProgressDisplay
+from dist_imsr.data.workspace import ProgressDisplay
 from dist_imsr.data.writer import Files, Interactions, SpanFile, SpanWriter, id_type, write_rows
 
 _KINDS = {  # Arrow's types of ids by DuckDB's: those that Spark has
@@ -60,6 +61,7 @@ _EVENTS = {
     "examples": pa.string(),
 }
 _WRITTEN = "span INT, name STRING, entry STRING, counts STRING"
+_HADOOP = {"s3": "s3a", "gcs": "gs"}  # Hadoop's schemes by those of pyarrow, where they differ
 _PART_BITS = 33  # of monotonically_increasing_id: the row's place in its partition
 _EXAMPLES_AT_ONCE = 64  # pieces
 Batches = Iterator[pa.RecordBatch]
@@ -70,20 +72,17 @@ class SparkEngine:
 
     Args:
         session: of Spark.
-        database: an empty one of the driver, which reads the types of files.
         display: shows the progress.
         memory: bytes of a task's Python.
         folder: for tables; all executors must reach it.
     """
 
-    def __init__(
-        self, session: SparkSession, database: Database, display: ProgressDisplay, memory: int, folder: Path
-    ) -> None:
-        self._session, self._database, self._display = session, database, display
+    def __init__(self, session: SparkSession, display: ProgressDisplay, memory: int, folder: Location) -> None:
+        self._session, self._display = session, display
         self._memory, self._folder = memory, folder
         self._registered: dict[str, pa.Table] = {}
         self._tables = 0
-        self._paths: dict[str, Path] = {}  # of the tables by their names
+        self._places: dict[str, str] = {}  # of the tables by their names
         self._kinds: dict[str, str] = {}
         self._config: SourceConfig | None = None
         self._known: Dataset | None = None
@@ -93,8 +92,7 @@ class SparkEngine:
     def stage(self, config: SourceConfig, appended: Mapping[str, str] | None) -> Staged:
         self._config = config
         with self._display.phase("survey"):
-            with self._database.scratch() as scratch:
-                files = find_sources(config, self._database, scratch)
+            files = self._survey(config)
             for key, kind in files[0].kinds:
                 if kind not in _KINDS:
                     name = files[0].file.name
@@ -102,10 +100,7 @@ class SparkEngine:
                         f"columns.{key}: {name} has {kind}, which Spark has not: convert it to BIGINT or text"
                     )
             self._kinds = dict(files[0].kinds)
-            surveyed = self._on_each(len(files), partial(survey, files), "file BIGINT, digest STRING, quoted BOOLEAN")
-            for number, digest, quotes in surveyed.collect():
-                files[number] = replace(files[number], digest=digest, quoted=quotes)
-            refuse_known_bytes(files, appended)
+            compare_files(files, appended)
         pieces = [piece for file in files for piece in file.pieces]
         with self._display.phase("read"):
             summaries = self._read(pieces)
@@ -113,6 +108,29 @@ class SparkEngine:
         staged.digests = {file.file.name: file.digest for file in files}
         refuse_bad_rows(staged, config.input_name, config.max_bad_fraction)
         return staged
+
+    def _survey(self, config: SourceConfig) -> list[SourceFile]:
+        """What each input file is.
+
+        Raises:
+            ValueError: naming the first file that is refused.
+        """
+        paths, start, memory = find_sources(config), Path.cwd(), self._memory // 2
+
+        def one(number: int) -> Batches:
+            found: SourceFile | str
+            try:
+                found = survey(paths[number], config, start, memory)
+            except ValueError as error:
+                found = str(error)
+            yield pa.RecordBatch.from_pylist([{"file": number, "found": pickle.dumps(found)}])
+
+        surveyed = self._on_each(len(paths), one, "file BIGINT, found BINARY").collect()
+        files = [pickle.loads(found) for _, found in sorted(surveyed)]
+        for found in files:
+            if isinstance(found, str):
+                raise ValueError(found)
+        return files
 
     def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
         """Adds the rows of pieces, numbered from ``first`` on, to ``events``.
@@ -150,19 +168,19 @@ class SparkEngine:
             yield from (json.loads(examples) for _, examples in sorted(rows))
 
     def open_known(self, known: Dataset) -> None:
-        views = {f"known_{table}": [entry.ids_file(table) for entry in known.entries] for table in ("users", "items")}
-        for name, files in views.items():
-            rows = self._parquet(known, files)
-            rows.selectExpr("raw", f"{name[6:-1]} AS id").where("raw IS NOT NULL").createOrReplaceTempView(name)
+        for table in ("users", "items"):
+            rows = self._files_of(known, [entry.ids_file(table) for entry in known.entries])
+            ids = rows.selectExpr("raw", f"{table[:-1]} AS id").where("raw IS NOT NULL")
+            ids.createOrReplaceTempView(f"known_{table}")
         if known.waiting_files:
-            self._parquet(known, known.waiting_files).createOrReplaceTempView("waiting")
+            self._files_of(known, known.waiting_files).createOrReplaceTempView("waiting")
         self._known = known
 
     def add_waiting(self, known: Dataset) -> None:
-        files = [InputFile(name, known.local(name).resolve()) for name in known.waiting_files]
-        if files:
+        pieces = [Piece(InputFile(name, Path()), known=known) for name in known.waiting_files]
+        if pieces:
             [(last,)] = self.run("SELECT coalesce(max(rowid), 0) FROM events")
-            self._read([Piece(file, waiting=True) for file in files], 1 + (last >> PLACE_BITS))
+            self._read(pieces, 1 + (last >> PLACE_BITS))
 
     def add_history(self, known: Dataset, users: str) -> None:
         def history(rows: pa.Table) -> pa.Table:
@@ -177,20 +195,17 @@ class SparkEngine:
         if relation == "events":
             return {f"{key}s": kind for key, kind in self._kinds.items()}
         assert self._known is not None
-        paths = {table: self._known.local(self._known.entries[0].ids_file(table)) for table in ("users", "items")}
-        return {
-            table: self._database.run(f"DESCRIBE SELECT raw FROM read_parquet({quoted_path(path)})")[0][1]
-            for table, path in paths.items()
-        }
+        names = {kind: name for name, kind in _KINDS.items()}
+        return {table: names[self._known.raw_id_type(table)] for table in ("users", "items")}
 
     def run(self, sql: str, progress: Callable[[float], None] | None = None) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self._session.sql(sql).collect()]
 
     def create(self, name: str, sql: str, progress: Callable[[float], None] | None = None) -> None:
         self._stored(self._session.sql(sql)).createOrReplaceTempView(name)
-        path = self._folder / f"table-{self._tables - 1}"
-        shutil.rmtree(self._paths.pop(name, self._folder / "none"), ignore_errors=True)
-        self._paths[name] = path
+        if name in self._places:
+            _delete(self._session, self._places[name])
+        self._places[name] = self._place(self._tables - 1)
 
     def register(self, name: str, table: pa.Table) -> None:
         self._registered[name] = table
@@ -267,7 +282,7 @@ class SparkEngine:
 
         return _files(self._on_each(writer.spans, count, _WRITTEN))
 
-    def write_rows(self, folder: Path, name: str, rows: str, columns: str, order: str) -> Files:
+    def write_rows(self, folder: Location, name: str, rows: str, columns: str, order: str) -> Files:
         frame = self._session.sql(rows)
         ordered = frame.repartition(1).sortWithinPartitions(*order.split(", ")).selectExpr(*columns.split(", "))
         schema = pa.schema([(field.name, field.type) for field in to_arrow_schema(ordered.schema)])
@@ -300,38 +315,73 @@ class SparkEngine:
 
         return self._session.range(0, count, 1, count).mapInArrow(run, schema)
 
-    def _parquet(self, known: Dataset, names: list[str]) -> DataFrame:
-        """Files of a data set, without what the names of folders might say."""
-        paths = [re.sub(r"([][{}*?\\])", r"\\\1", _uri(known.local(name))) for name in names]
-        return self._session.read.option("recursiveFileLookup", True).parquet(*paths)
+    def _files_of(self, known: Dataset, names: list[str]) -> DataFrame:
+        """Parquet files of a data set, which tasks have read."""
+        schema = known.schema_of(names[-1]).remove_metadata()
+
+        def read(number: int) -> Batches:
+            with pq.ParquetFile(known.local(names[number])) as file:
+                yield from (batch.cast(schema) for batch in file.iter_batches())
+
+        return self._stored(self._on_each(len(names), read, from_arrow_schema(schema)))
 
     def _stored(self, rows: DataFrame) -> DataFrame:
         """Rows as files in the folder, which are read again where they are needed."""
-        path = _uri(self._folder / f"table-{self._tables}")
+        place = self._place(self._tables)
         self._tables += 1
-        rows.write.parquet(path)
-        return self._session.read.schema(rows.schema).parquet(path)
+        rows.write.parquet(place)
+        return self._session.read.schema(rows.schema).parquet(place)
+
+    def _place(self, table: int) -> str:
+        return f"{_uri(self._folder)}/table-{table}"
 
 
 @contextlib.contextmanager
 def spark_engine(
-    config: SparkConfig, database: Database, display: ProgressDisplay, memory: int, parent: Path
+    config: SparkConfig, display: ProgressDisplay, memory: int, parent: Location, shared: bool
 ) -> Iterator[SparkEngine]:
     """An engine with a session and a folder for its tables, which is deleted at the end of the block.
 
     Args:
         config: of Spark.
-        database: as of `SparkEngine`.
         display: shows the progress.
         memory: as of `SparkEngine`.
         parent: of the folder.
+        shared: whether all machines of a cluster reach it.
+
+    Raises:
+        ValueError: if they do not, and Spark runs on several.
     """
-    with spark_session(config) as session, tempfile.TemporaryDirectory(prefix="spark-", dir=parent) as folder:
-        yield SparkEngine(session, database, display, memory, Path(folder))
+    with spark_session(config) as session:
+        if not shared and not session.sparkContext.master.startswith("local"):
+            raise ValueError(
+                "temp_dir: None; expected a folder that all of Spark's machines share, or an address that Spark "
+                "writes, such as hdfs://HOST/tmp, if the output is remote"
+            )
+        folder = parent / f"spark-{uuid4().hex}"
+        try:
+            yield SparkEngine(session, display, memory, folder)
+        finally:
+            _delete(session, _uri(folder))
 
 
-def _uri(path: Path) -> str:
-    return f"file://{path.resolve()}"
+def _delete(session: SparkSession, place: str) -> None:
+    """Deletes a folder where Spark writes, if it is there."""
+    if place.startswith("file://"):
+        shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
+        return
+    context: Any = session.sparkContext
+    with contextlib.suppress(Py4JError, ConnectionError):  # Spark has ended before, as after Ctrl-C
+        path = context._jvm.org.apache.hadoop.fs.Path(place)
+        path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
+
+
+def _uri(folder: Location) -> str:
+    """How Spark names a folder."""
+    if isinstance(folder, Path):
+        return f"file://{folder.resolve()}"
+    scheme, _, rest = folder.place.partition("://")
+    return f"{_HADOOP.get(scheme, scheme)}://{rest}"
 
 
 def _as_batch(files: list[SpanFile]) -> pa.RecordBatch:

@@ -1,18 +1,21 @@
 """Where the files of prepared data are: in a local folder, or in a remote one with copies on the local disk."""
 
+import contextlib
 import mmap
 import os
+import tempfile
 import threading
 import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
 from dist_imsr.addresses import Address, Location
 from dist_imsr.data.cache import Cache, CacheOptions
 from dist_imsr.data.remote import RemoteFolder
-from dist_imsr.files import check_file
+from dist_imsr.files import check_file, whole_file
 
 Entry = dict[str, Any]
 """Of a file in a manifest: its bytes and sha256."""
@@ -42,6 +45,13 @@ class Storage(Protocol):
             FileNotFoundError: if it is gone.
         """
 
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file of which a part is read, such as a footer; without its checksum.
+
+        Raises:
+            FileNotFoundError: if it is gone.
+        """
+
 
 class LocalStorage:
     """A folder on this machine."""
@@ -61,18 +71,31 @@ class LocalStorage:
         """As in `Storage`."""
         return pa.memory_map(str(self._folder / name)).read_buffer()
 
+    def open(self, name: str) -> BinaryIO:
+        """As in `Storage`."""
+        return (self._folder / name).open("rb")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For processes that may have another working directory.
+        return {"_folder": self._folder.resolve(), "_manifest": self._manifest.resolve()}
+
 
 class RemoteStorage:
     """A remote folder, whose files are copied to the local disk when they are first read.
 
     Sizes are checked by one listing of the folder, contents by the checksums of the copies.
+
+    Args:
+        address: of the folder.
+        options: where the copies are kept.
+        entries: of files that are checked already.
     """
 
-    def __init__(self, address: Address, options: CacheOptions) -> None:
-        self._remote, self._cache = RemoteFolder(address), Cache(options)
+    def __init__(self, address: Address, options: CacheOptions, entries: Mapping[str, Entry] | None = None) -> None:
+        self._remote, self._options, self._cache = RemoteFolder(address), options, Cache(options)
         self._sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry] = {}  # of checked files
+        self._entries = dict(entries or {})  # of checked files
         self._open: dict[str, int] = {}  # descriptors of files whose path was given
         weakref.finalize(self, _close, self._open)
 
@@ -107,6 +130,13 @@ class RemoteStorage:
         finally:
             os.close(descriptor)
 
+    def open(self, name: str) -> BinaryIO:
+        """As in `Storage`."""
+        return self._remote.open(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteStorage, (self._remote.address, self._options, self._entries)
+
     def _descriptor(self, name: str) -> int:
         entry = self._entries.get(name)
         if entry is None:
@@ -137,3 +167,33 @@ def read_bytes(folder: Location, name: str) -> bytes | None:
         return RemoteFolder(folder).read(name) if isinstance(folder, Address) else (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextlib.contextmanager
+def new_file(folder: Location, name: str) -> Iterator[Path]:
+    """A file of a data set, which appears whole: by one rename, or by an upload.
+
+    Args:
+        folder: of the data set.
+        name: the path in it.
+
+    Yields:
+        Where to write it, on this machine.
+    """
+    if isinstance(folder, Address):
+        with task_folder() as scratch:
+            yield scratch / "file"
+            RemoteFolder(folder).upload_file(scratch / "file", name)
+    else:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            yield partial
+
+
+@contextlib.contextmanager
+def task_folder() -> Iterator[Path]:
+    """A temporary folder on the local disk, in a task of Spark where it keeps its own, which go with the executor."""
+    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or None
+    with tempfile.TemporaryDirectory(prefix="dist_imsr-", dir=parent) as folder:
+        yield Path(folder)

@@ -13,8 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset, SpanEntry, held_out
 from dist_imsr.data.met_before import met_before, met_in
+from dist_imsr.data.remote import RemoteFolder
+from dist_imsr.data.storage import new_file
 from dist_imsr.files import digest_of, whole_file
 
 BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
@@ -71,7 +74,7 @@ class SpanWriter:
     """Writes the files of new spans; threads and processes may write different files.
 
     Args:
-        folder: the data set's folder.
+        folder: the data set's folder, or its address.
         edges: ``[S + 1]`` int64, the first second of each new span, and the end of the last one. What is earlier
             belongs to the first one.
         items: ``[S + 1]``, the number of items known before the new spans and by the end of each.
@@ -80,18 +83,16 @@ class SpanWriter:
     """
 
     def __init__(
-        self, folder: Path, edges: np.ndarray, items: Sequence[int], users: np.ndarray, history: Dataset | None = None
+        self,
+        folder: Location,
+        edges: np.ndarray,
+        items: Sequence[int],
+        users: np.ndarray,
+        history: Dataset | None = None,
     ) -> None:
         self._folder, self._edges, self._items, self._users, self._history = folder, edges, items, users, history
         self.first_span = history.spans if history is not None else 0
         self.spans, self.buckets = len(edges) - 1, users.shape[1]
-
-    def make_folders(self) -> None:
-        """Makes the folders of the files."""
-        for name in ("users", "items"):
-            (self._folder / name).mkdir(exist_ok=True)
-        for span in range(self.spans):
-            (self._folder / self.name(span)).mkdir()
 
     @property
     def first_second(self) -> int:
@@ -174,15 +175,14 @@ class SpanWriter:
             parts: record batches or tables, in the order of ids.
         """
         name = f"{table}/{self.name(span)}.parquet"
-        rows = write_table(self._folder / name, parts, schema)
-        return SpanFile(span, name, manifest_entry(self._folder / name, rows), {})
+        return SpanFile(span, name, write_rows(self._folder, name, schema, parts)[name], {})
 
     def count_items(self, span: int) -> SpanFile:
         """Writes the numbers of interactions of a span's items, once the span's buckets are written."""
         counts = np.zeros(self._items[span + 1], np.int64)
         for bucket in range(self.buckets):
-            path = self._folder / self.name(span) / f"bucket={bucket:03d}.arrow"
-            items = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column("items").values.to_numpy()
+            batch = read_batch(self._folder, f"{self.name(span)}/bucket={bucket:03d}.arrow")
+            items = batch.column("items").values.to_numpy()
             np.add.at(counts, items, 1)  # bincount would pass over all items for each bucket
         touched = counts.nonzero()[0]
         columns = [pa.array(touched, id_type(len(counts))), pa.array(counts[touched])]
@@ -219,9 +219,10 @@ class SpanWriter:
                 **counts[span],  # type: ignore[arg-type]
             )
             entries.append(write_manifest(self._folder, entry, files[span]))
-        for name in ("users", "items", "waiting", "titles", *map(self.name, range(self.spans))):
-            for partial in (self._folder / name).glob(".*"):  # of a task that was killed
-                partial.unlink()
+        if isinstance(self._folder, Path):
+            for name in ("users", "items", "waiting", "titles", *map(self.name, range(self.spans))):
+                for partial in (self._folder / name).glob(".*"):  # of a task that was killed
+                    partial.unlink()
         return entries
 
 
@@ -247,7 +248,7 @@ def counts_of(lengths: np.ndarray, returning: np.ndarray) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items()}
 
 
-def write_batch(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any]:
+def write_batch(folder: Location, name: str, batch: pa.RecordBatch) -> dict[str, Any]:
     """Writes an Arrow file of one batch; returns its entry in a manifest.
 
     Args:
@@ -255,13 +256,25 @@ def write_batch(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any
         name: the path in it.
         batch: the rows.
     """
-    with whole_file(folder / name) as path:
+    with new_file(folder, name) as path:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
             file.write_batch(batch)
-    return manifest_entry(folder / name, batch.num_rows)
+        return manifest_entry(path, batch.num_rows)
 
 
-def write_manifest(folder: Path, entry: SpanEntry, files: dict[str, dict[str, Any]]) -> SpanEntry:
+def read_batch(folder: Location, name: str) -> pa.RecordBatch:
+    """The rows of an Arrow file of one batch; a local one is mapped.
+
+    Args:
+        folder: of the data set.
+        name: the path in it.
+    """
+    if isinstance(folder, Path):
+        return pa.ipc.open_file(pa.memory_map(str(folder / name))).get_batch(0)
+    return pa.ipc.open_file(pa.py_buffer(RemoteFolder(folder).read(name))).get_batch(0)
+
+
+def write_manifest(folder: Location, entry: SpanEntry, files: dict[str, dict[str, Any]]) -> SpanEntry:
     """Writes the manifest of a span.
 
     Args:
@@ -274,7 +287,8 @@ def write_manifest(folder: Path, entry: SpanEntry, files: dict[str, dict[str, An
     """
     facts = {name: value for name, value in asdict(entry).items() if name not in _NOT_IN_MANIFEST}
     text = (json.dumps(facts | {"files": dict(sorted(files.items()))}, indent=1) + "\n").encode()
-    (folder / entry.manifest_file).write_bytes(text)
+    with new_file(folder, entry.manifest_file) as path:
+        path.write_bytes(text)
     digest = hashlib.sha256(text).hexdigest()
     values = asdict(entry) | {"digest": entry.digest or digest, "manifest": {"bytes": len(text), "sha256": digest}}
     return SpanEntry(**values)
@@ -311,11 +325,16 @@ def write_table(path: Path, parts: Iterable[Any], schema: pa.Schema | None = Non
     Returns:
         The number of rows.
     """
-    rest, rows = iter(parts), 0
+    rest = iter(parts)
     first = [next(rest)] if schema is None else []
-    schema = schema or first[0].schema
-    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, use_dictionary=False) as writer:  # unique ids
-        for group in _row_groups(itertools.chain(first, rest), schema):
+    with whole_file(path) as partial:
+        return _write_parquet(partial, itertools.chain(first, rest), schema or first[0].schema)
+
+
+def _write_parquet(path: Path, parts: Iterable[Any], schema: pa.Schema) -> int:
+    rows = 0
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:  # unique ids
+        for group in _row_groups(parts, schema):
             writer.write_table(group)
             rows += group.num_rows
     return rows
@@ -334,7 +353,7 @@ def _row_groups(parts: Iterable[Any], schema: pa.Schema) -> Iterator[pa.Table]:
         yield buffer.combine_chunks()
 
 
-def write_rows(folder: Path, name: str, schema: pa.Schema, parts: Iterable[Any]) -> Files:
+def write_rows(folder: Location, name: str, schema: pa.Schema, parts: Iterable[Any]) -> Files:
     """Writes a Parquet file; returns its entry by its path in the folder.
 
     Args:
@@ -343,9 +362,8 @@ def write_rows(folder: Path, name: str, schema: pa.Schema, parts: Iterable[Any])
         schema: of the rows.
         parts: record batches or tables.
     """
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    return {name: manifest_entry(path, write_table(path, parts, schema))}
+    with new_file(folder, name) as path:
+        return {name: manifest_entry(path, _write_parquet(path, parts, schema))}
 
 
 def manifest_entry(path: Path, rows: int) -> dict[str, Any]:

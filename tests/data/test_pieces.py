@@ -37,7 +37,7 @@ def test_lines_are_in_one_piece_each(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("dist_imsr.data.pieces._PIECE", size)
         found, lines = b"", 0
         for piece in text_pieces(file, None, True):  # type: ignore[arg-type]
-            copy, count = _copy_lines(file, piece.part, tmp_path / "part")  # type: ignore[arg-type]
+            copy, count = _copy_lines(piece, piece.part, tmp_path / "part")  # type: ignore[arg-type]
             part = copy.path.read_bytes()
             assert not found or found.endswith(b"\n") or not part
             found, lines = found + part, lines + count

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -221,7 +222,7 @@ def dying(method):
         return method(self, *arguments)
     return call
 
-RemoteFolder._upload_one, RemoteFolder.write = dying(RemoteFolder._upload_one), dying(RemoteFolder.write)
+RemoteFolder.upload_file, RemoteFolder.write = dying(RemoteFolder.upload_file), dying(RemoteFolder.write)
 sys.exit(main())
 """
 
@@ -389,11 +390,11 @@ def test_lost_connections_are_tried_again(small, store, fast, monkeypatch, caplo
     dataset = Dataset(small)
     store.stop()
     try:
-        monkeypatch.setattr(remote.time, "sleep", lambda seconds: store.start())
+        monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda seconds: store.start()))
         assert len(dataset.sequences(1, 2).users)
         assert "next attempt in" in caplog.text
         store.stop()
-        monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda seconds: None))
         with pytest.raises(Unreachable, match=rf"^{dataset.path.place}/span=1/bucket=003.arrow.* after 2 attempts"):
             dataset.sequences(1, 3)
     finally:

@@ -1,5 +1,6 @@
 """Spark writes the files that DuckDB writes, byte for byte, from the same logs; what it does not read is refused."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -24,15 +25,26 @@ START, DAY = 1_600_041_600, 86_400  # a midnight in UTC
 Row = tuple[int, int, int]  # user, item, time
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One session for all tests, which a preparation finds running."""
+@contextlib.contextmanager
+def running_session(**environment: str) -> Iterator[None]:
+    """A session for many preparations, which find it running.
+
+    Args:
+        environment: of the tasks.
+    """
     from pyspark.sql import SparkSession
 
     settings = {"spark.sql.shuffle.partitions": "3", "spark.ui.enabled": "false", "spark.driver.memory": "1g"}
+    settings |= {f"spark.executorEnv.{name}": value for name, value in environment.items()}
     session = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
     yield
     session.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _session() -> Iterator[None]:
+    with running_session():
+        yield
 
 
 @pytest.fixture(autouse=True)
