@@ -42,7 +42,7 @@ def workers(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
     port = _free_port()
     url = f"spark://127.0.0.1:{port}"
     here = ["--host", "127.0.0.1", "--webui-port", "0"]
-    worker = ["org.apache.spark.deploy.worker.Worker", *here, "--cores", "1", "--memory", "600M"]
+    worker = ["org.apache.spark.deploy.worker.Worker", *here, "--cores", "1", "--memory", "1200M"]
     with contextlib.ExitStack() as stack:
         started = []
         for number, command in enumerate(
@@ -71,15 +71,41 @@ def _executors(workers: list[int]) -> list[int]:
     return found
 
 
-def test_executors_that_are_killed(tmp_path: Path, workers: tuple[str, list[int]]) -> None:
-    log = write(tmp_path / "log.csv", lines_of("csv", drawn(20_000)))
-    fixed = ["--source", "csv", "--input", str(log), "--buckets", "4", "--min_interactions", "2"]
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=[pytest.mark.bigdata, pytest.mark.timeout(3600)])])
+def test_executors_that_are_killed(tmp_path: Path, workers: tuple[str, list[int]], large: bool) -> None:
+    log = Path(os.environ["DIST_IMSR_BIGDATA"]) if large else tmp_path / "log.csv"
+    if not large:
+        write(log, lines_of("taobao", drawn(20_000)))
+    fixed = [
+        "--source",
+        "taobao",
+        "--input",
+        str(log.resolve()),
+        "--min_interactions",
+        "2",
+        "--max_bad_fraction",
+        "0.1",
+    ]
+    fixed += [] if large else ["--buckets", "4"]
     command = [sys.executable, "launch/prepare.py", *fixed]
     subprocess.run([*command, "--output", str(tmp_path / "duckdb")], cwd=REPOSITORY, check=True, capture_output=True)
     url, daemons = workers
-    settings = ["spark.executor.memory=512m", "spark.sql.shuffle.partitions=3", "spark.driver.host=127.0.0.1"]
+    settings = [
+        f"spark.executor.memory={'1g' if large else '512m'}",
+        "spark.sql.shuffle.partitions=3",
+        "spark.driver.host=127.0.0.1",
+    ]
     settings += ["spark.driver.bindAddress=127.0.0.1", "spark.ui.enabled=false"]
-    spark = ["--engine", "spark", "--spark.master", url, "--spark.conf", *settings, "--memory_limit", "512MiB"]
+    spark = [
+        "--engine",
+        "spark",
+        "--spark.master",
+        url,
+        "--spark.conf",
+        *settings,
+        "--memory_limit",
+        "1GiB" if large else "512MiB",
+    ]
     with (tmp_path / "spark.log").open("w+") as output:
         process = subprocess.Popen(
             [*command, "--output", str(tmp_path / "spark"), *spark], cwd=REPOSITORY, stdout=output, stderr=output
