@@ -74,6 +74,7 @@ NOT_RUN = {
     r"--since 41": "needs 41 spans; tests/evaluation/test_since.py has few",
     r"--retire_before 30": "needs 30 spans; tests/data/test_retire.py has few",
     r"electronics\.csv|tafeng|retail|complete-journey": "needs a public log; its own tests read it",
+    r"8000000": "writes 17 million rows; it runs above with fewer",
     r"drift\.users 4000": "is the next larger one of what runs above it",
     r"doctor\.py": "is run by tests/test_doctor.py",
 }

@@ -71,7 +71,7 @@ def test_a_run_records_the_address(tmp_path):
         (
             PrepareConfig,
             ["--source=csv", "--input=x", "--output=s3://b/c", "--temp_dir=gs://b/t"],
-            "temp_dir: gs://b/t is",
+            "temp_dir: 'gs://b/t' is impossible here; expected a local folder",
         ),
         (RefreshConfig, ["--data=s3://b/data", "--run_dir=run"], "data: s3://b/data is remote"),
         (Keys, ["--place=x", "--local=hdfs://b/x"], "local: hdfs://b/x is remote"),

@@ -18,7 +18,6 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import arrow_udf, col, monotonically_increasing_id
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
@@ -28,6 +27,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.late import history_of
 from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
+from dist_imsr.data.remote import RemoteFolder
 from dist_imsr.data.source_files import SourceFile, compare_files, find_sources, survey
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.spark_session import SparkConfig, spark_session
@@ -82,7 +82,7 @@ class SparkEngine:
         self._memory, self._folder = memory, folder
         self._registered: dict[str, pa.Table] = {}
         self._tables = 0
-        self._places: dict[str, str] = {}  # of the tables by their names
+        self._places: dict[str, Location] = {}  # of the tables by their names
         self._kinds: dict[str, str] = {}
         self._config: SourceConfig | None = None
         self._known: Dataset | None = None
@@ -204,7 +204,7 @@ class SparkEngine:
     def create(self, name: str, sql: str, progress: Callable[[float], None] | None = None) -> None:
         self._stored(self._session.sql(sql)).createOrReplaceTempView(name)
         if name in self._places:
-            _delete(self._session, self._places[name])
+            _delete(self._places[name])
         self._places[name] = self._place(self._tables - 1)
 
     def register(self, name: str, table: pa.Table) -> None:
@@ -329,11 +329,11 @@ class SparkEngine:
         """Rows as files in the folder, which are read again where they are needed."""
         place = self._place(self._tables)
         self._tables += 1
-        rows.write.parquet(place)
-        return self._session.read.schema(rows.schema).parquet(place)
+        rows.write.parquet(_uri(place))
+        return self._session.read.schema(rows.schema).parquet(_uri(place))
 
-    def _place(self, table: int) -> str:
-        return f"{_uri(self._folder)}/table-{table}"
+    def _place(self, table: int) -> Location:
+        return self._folder / f"table-{table}"
 
 
 @contextlib.contextmanager
@@ -362,18 +362,17 @@ def spark_engine(
         try:
             yield SparkEngine(session, display, memory, folder)
         finally:
-            _delete(session, _uri(folder))
+            _delete(folder)
 
 
-def _delete(session: SparkSession, place: str) -> None:
-    """Deletes a folder where Spark writes, if it is there."""
-    if place.startswith("file://"):
-        shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
+def _delete(folder: Location) -> None:
+    """Deletes a folder of tables as far as it is there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
         return
-    context: Any = session.sparkContext
-    with contextlib.suppress(Py4JError, ConnectionError):  # Spark has ended before, as after Ctrl-C
-        path = context._jvm.org.apache.hadoop.fs.Path(place)
-        path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
+    remote = RemoteFolder(folder)
+    with contextlib.suppress(OSError, ValueError):
+        remote.delete(remote.sizes())
 
 
 def _uri(folder: Location) -> str:

@@ -10,7 +10,7 @@ from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
 
 from dist_imsr import devices
-from dist_imsr.distributed.library_internals import ShardedTensor, fused_kernels, set_update_count
+from dist_imsr.distributed.library_internals import ShardedTensor, fused_kernels, set_update_count, update_rows_as_sums
 from dist_imsr.distributed.table import BAG, FEATURE, TABLE, UnshardedTable
 from dist_imsr.distributed.topology import Topology
 from dist_imsr.phases import Phase, clock
@@ -46,6 +46,9 @@ class ShardedTable:
         self._module = unsharded.sharder.shard(unsharded.table, plan, environment, topology.device)
         self._device = topology.device
         self.kernels = fused_kernels(self._module)
+        if topology.device.type == "cpu":
+            for kernel in self.kernels:
+                update_rows_as_sums(kernel)
         placement = self._module.module_sharding_plan[TABLE]
         self.compute_kernel: str = placement.compute_kernel
         self.bounds = [range(0)] * topology.world_size

@@ -51,27 +51,31 @@ class DynamicRouting(Extractor):
 
     def forward(self, items: torch.Tensor, mask: torch.Tensor, start: Start) -> Interests:
         """Routes items to interests; shapes as in `Extractor`."""
-        votes = self.transform(items)  # [B, L, d], e^_i of Eq. 3
         evidence = 0 if start.carried is None else start.carried.unsqueeze(-1) * start.interests.vectors
         with torch.no_grad():
             interests = start.interests.vectors
-            weights = self._weights(votes, mask, interests, start)
+            weights = self._weights(items, mask, interests, start)
             for _ in range(self.iterations - 1):
-                interests = squash((weights @ votes).to(items.dtype) + evidence)
-                weights = self._weights(votes, mask, interests, start)
-        # Votes are bf16 under autocast; evidence and squashing use the items' precision.
-        return start.interests.replace(squash((weights @ votes).to(items.dtype) + evidence))
+                interests = squash(self._sum(weights, items) + evidence)
+                weights = self._weights(items, mask, interests, start)
+        return start.interests.replace(squash(self._sum(weights, items) + evidence))
 
-    def _weights(self, votes: torch.Tensor, mask: torch.Tensor, interests: torch.Tensor, start: Start) -> torch.Tensor:
+    def _sum(self, weights: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """sum_i c_ik W e_i of Eq. 4, ``[B, K, d]``: W of the sums, of which there are fewer than items."""
+        # Products are bf16 under autocast; evidence and squashing use the items' precision.
+        return self.transform(weights @ items).to(items.dtype)
+
+    def _weights(self, items: torch.Tensor, mask: torch.Tensor, interests: torch.Tensor, start: Start) -> torch.Tensor:
         """c_ik of Eq. 4, ``[B, K, L]``; zero for padding."""
         both = start.interests.mask.unsqueeze(-1) & mask.unsqueeze(-2)
-        agreement = interests.to(votes.dtype) @ votes.mT
+        weight = self.transform.weight
+        agreement = (interests.to(weight.dtype) @ weight) @ items.mT  # (W e_i) . h_k
         if start.logits is not None:
             agreement = agreement + start.logits
-        agreement = agreement.masked_fill(~both, torch.finfo(votes.dtype).min)
-        return (agreement.softmax(-2 if self.normalise == "interests" else -1) * both).to(votes.dtype)
+        agreement = agreement.masked_fill(~both, torch.finfo(agreement.dtype).min)
+        return (agreement.softmax(-2 if self.normalise == "interests" else -1) * both).to(agreement.dtype)
 
     def forward_flops(self, users: int, length: int, slots: int) -> int:
-        """W once, and two products with the interests in each round; as in `Extractor`."""
+        """W twice for each interest, and two products with the items, in each round; as in `Extractor`."""
         dim = self.transform.in_features
-        return users * length * (2 * dim * dim + self.iterations * 4 * slots * dim)
+        return users * self.iterations * slots * (4 * dim * dim + 4 * length * dim)

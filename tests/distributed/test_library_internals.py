@@ -8,6 +8,12 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    OptimType,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torchrec import EmbeddingCollection, EmbeddingConfig, optim
 from torchrec.distributed.planner import Topology as PlannerTopology
 
@@ -34,6 +40,35 @@ def _kernel_contract(topology):
 
 def test_fused_kernels_are_found_and_count_updates():
     assert run_ranks(2, _kernel_contract) == [(41, 41)] * 2
+
+
+@pytest.mark.parametrize("optimizer", [OptimType.EXACT_ROWWISE_ADAGRAD, OptimType.EXACT_SGD])
+def test_rows_are_updated_alike_as_sums(optimizer):
+    """One kernel with sums of one row each, one without: the same rows, updates and rows of empty lookups."""
+    sides = [
+        SplitTableBatchedEmbeddingBagsCodegen(
+            [(50, 8, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+            pooling_mode=PoolingMode.NONE,
+            optimizer=optimizer,
+            learning_rate=0.5,
+            device="cpu",
+        )
+        for _ in range(2)
+    ]
+    library_internals.update_rows_as_sums(sides[1])
+    weights = [side.split_embedding_weights()[0] for side in sides]
+    torch.manual_seed(0)
+    weights[0].normal_()
+    weights[1].copy_(weights[0])
+    for length in (40, 0, 7):
+        items, offsets = torch.randint(20, (length,)), torch.tensor([0, length // 2, length])
+        rows = [side(indices=items, offsets=offsets) for side in sides]
+        torch.testing.assert_close(*rows)
+        assert rows[1].shape == (length, 8)
+        gradient = torch.randn(length, 8)
+        for one in rows:
+            one.backward(gradient)
+        torch.testing.assert_close(*weights)
 
 
 def test_the_planner_counts_the_state_of_the_planned_optimizer():
