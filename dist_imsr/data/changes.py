@@ -28,8 +28,7 @@ class Change:
 
     Args:
         data: the folder.
-        folder: a local one, where new files are written by their paths in the data set, if they are not written to
-            where they stay.
+        folder: a local one for new files, by their paths in the data set.
 
     Attributes:
         known: the data set as it is.
@@ -40,11 +39,12 @@ class Change:
         self._data, self.folder = data, folder
         self.known = Dataset(data)
 
-    def commit(self, entries: Sequence[SpanEntry], **changes: Any) -> dict[str, Any]:
+    def commit(self, entries: Sequence[SpanEntry], in_place: bool = False, **changes: Any) -> dict[str, Any]:
         """Brings new files to where they stay, and makes them visible by replacing ``dataset.json``.
 
         Args:
             entries: all spans.
+            in_place: whether new files are where they stay already.
             changes: other keys of ``dataset.json``.
 
         Returns:
@@ -54,10 +54,10 @@ class Change:
         manifest = before | {"spans": [asdict(entry) for entry in entries]} | changes
         earlier, names = {entry.name for entry in self.known.entries}, list[str]()
         for entry in entries:
-            if entry.name not in earlier and (self.folder / entry.manifest_file).is_file():
+            if entry.name not in earlier and not in_place:
                 text = (self.folder / entry.manifest_file).read_text()
                 names += [*json.loads(text)["files"], entry.manifest_file]
-        names += [name for name in manifest["files"].keys() - before["files"].keys() if (self.folder / name).is_file()]
+        names += [] if in_place else manifest["files"].keys() - before["files"].keys()
         self._publish(names, manifest)
         self.known = Dataset(self._data)
         return manifest

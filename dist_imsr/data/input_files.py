@@ -24,7 +24,7 @@ from dist_imsr.addresses import Address, Location
 from dist_imsr.checks import require
 from dist_imsr.data.remote import RemoteFolder, find_remote
 
-_STDIN = Path("/dev/stdin")
+STDIN = Path("/dev/stdin")
 _COPIED = 1 << 23  # bytes at a time
 _PATTERN = set("*?[")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes that there is no value
@@ -124,7 +124,7 @@ def find_files(inputs: Sequence[Location]) -> list[Location]:
         if isinstance(path, Address):
             found += find_remote(path)
         elif str(path) == "-":
-            found.append(_STDIN)
+            found.append(STDIN)
         elif path.is_dir():
             found += _visible(path, sorted(path.rglob("*")))
         elif path.exists():
@@ -167,12 +167,13 @@ def open_input(path: Location, scratch: Path, folders: bool = False, start: Path
         ValueError: naming the file, if it is empty, a terminal, or cannot be read.
         ConnectionError: naming the address, if it cannot be reached.
     """
-    name = "the standard input" if path == _STDIN else str(path)
-    values = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part) if folders else {}
+    name = "the standard input" if path == STDIN else str(path)
+    parts = map(unquote, path.parts) if isinstance(path, Address) else path.parts
+    values = dict(part.split("=", 1) for part in [*parts][:-1] if "=" in part) if folders else {}
     values = {key: "" if value == _NO_PARTITION else unquote(value) for key, value in values.items()}
     path = download(path, scratch) if isinstance(path, Address) else start / path
     with name_file(name):
-        if path == _STDIN and sys.stdin is not None and sys.stdin.isatty():
+        if path == STDIN and sys.stdin is not None and sys.stdin.isatty():
             raise ValueError("input: the standard input is a terminal: pipe a log into it")
         if not stat.S_ISREG(os.stat(path).st_mode):
             copy = scratch / "pipe"

@@ -43,7 +43,7 @@ class Piece:
     """A part of an input file.
 
     Args:
-        file: the file; its path is absolute, or, if it has an address, no longer there.
+        file: the file; its path is absolute, and means nothing if there is an address.
         layout: of a text; None for Parquet.
         unit: of times, for Parquet.
         part: bytes of a text, or places of Parquet's rows; None for the whole file.
@@ -74,6 +74,7 @@ class Summary:
         read_as: how the piece was read.
         lines: the number of lines of a part of a text.
         error: why the piece cannot be read.
+        unreachable: whether it is remote, and could not be reached.
     """
 
     rows: int = 0
@@ -81,6 +82,7 @@ class Summary:
     read_as: str = ""
     lines: int = 0
     error: str = ""
+    unreachable: bool = False
 
 
 def is_divisible(file: InputFile, layout: TextLayout) -> bool:
@@ -172,8 +174,8 @@ def read_piece(
                     stage_one(query, staged, database, display)
                 yield from _rows(number, config, database, schema)
                 summary = Summary(staged.rows, dict(staged.rejected), query.read_as, lines)
-        except ValueError as error:
-            summary = Summary(error=str(error))
+        except (ValueError, OSError) as error:
+            summary = Summary(error=str(error), unreachable=isinstance(error, OSError))
     values = {
         "rowid": number << PLACE_BITS,
         "summary": json.dumps(asdict(summary)),

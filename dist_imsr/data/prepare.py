@@ -70,6 +70,8 @@ class MachineOptions:
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
         local = self.engine == "spark" or not isinstance(self.temp_dir, Address)
         require(local, "temp_dir", str(self.temp_dir), "a local folder, but with --engine spark")
+        if self.engine == "spark" and isinstance(self.temp_dir, Path):
+            require(self.temp_dir.is_dir(), "temp_dir", str(self.temp_dir), "a folder that exists, with --engine spark")
 
     @property
     def memory(self) -> int:
@@ -130,6 +132,8 @@ class PrepareConfig(CacheOptions, MachineOptions, SourceConfig):
         SourceConfig.__post_init__(self)
         MachineOptions.__post_init__(self)
         CacheOptions.__post_init__(self)
+        if self.engine == "spark" and self.overwrite and isinstance(self.output, Address):
+            raise ValueError("overwrite: --engine spark replaces no remote data: write to another folder")
         if self.append is not None and self.reads_log:
             self._refuse_options_of_the_whole()
 
@@ -242,7 +246,7 @@ def _creating(config: PrepareConfig, output: Location) -> AbstractContextManager
     if isinstance(output, Path):
         return creating(output, config.overwrite)
     if config.engine == "spark":
-        return creating_in_place(output, config.overwrite)
+        return creating_in_place(output)
     return creating_remote(output, config.overwrite, config.local_temp_dir)
 
 
@@ -274,11 +278,12 @@ def _change(config: PrepareConfig, console: Console) -> dict[str, Any]:
 
 def _append(config: PrepareConfig, change: Change, console: Console) -> dict[str, Any]:
     known = change.known
-    in_place = config.engine == "spark"  # a task writes where the file stays
+    in_place = config.engine == "spark" and isinstance(known.path, Address)  # a task writes where the file stays
     entries, files, record = _run(config, known.path if in_place else change.folder, known, console)
     earlier = {name: entry for name, entry in known.manifest["files"].items() if name not in known.waiting_files}
     return change.commit(
         [*known.entries, *entries],
+        in_place=in_place,
         files=earlier | files,
         preparations=[*known.manifest["preparations"], record],
     )
@@ -316,8 +321,6 @@ def _engine(config: PrepareConfig, folder: Location, display: ProgressDisplay) -
     if config.engine == "spark":
         from dist_imsr.data.spark_engine import spark_engine  # with pyspark, which is an extra
 
-        if isinstance(config.temp_dir, Path) and not config.temp_dir.is_dir():
-            raise ValueError(f"temp_dir: {config.temp_dir} is no folder")
         shared = config.temp_dir is not None or parent == folder
         with spark_engine(config.spark, display, config.memory, parent, shared) as engine:
             yield engine

@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -124,7 +125,7 @@ class RemoteFolder:
         self._each(lambda name: self.upload_file(folder / name, name), names)
 
     def upload_file(self, source: Path, name: str) -> None:
-        """Copies a local file; readers find all of it or none."""
+        """Copies a local file."""
 
         def put() -> None:
             with (
@@ -136,24 +137,9 @@ class RemoteFolder:
 
         self.retried(name, "written", put)
 
-    def move(self, names: Mapping[str, str]) -> None:
-        """Renames files, or copies and deletes them where there is no renaming.
-
-        Args:
-            names: the new names by the present ones.
-        """
-
-        def one(name: str) -> None:
-            def move() -> None:
-                try:
-                    self._opened[0].move(self._path(name), self._path(names[name]))
-                except OSError:  # an attempt before this one may have moved it
-                    if self.is_file(name) or not self.is_file(names[name]):
-                        raise
-
-            self.retried(name, "moved", move)
-
-        self._each(one, names)
+    def delete_all(self) -> None:
+        """Deletes the folder with all that it holds."""
+        self.retried("", "deleted", lambda: self._opened[0].delete_dir(self._opened[1]))
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files, of which some may be gone."""
@@ -281,7 +267,7 @@ def find_remote(address: Address) -> list[Address]:
         names = [name for name in fitting if name.rpartition("/")[2][0] not in "._"]
     if not names:
         raise ValueError(f"input: {address} holds no files")
-    return [folder.address / name for name in sorted(names)]
+    return [folder.address / quote(name, safe="/=") for name in sorted(names)]
 
 
 def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:

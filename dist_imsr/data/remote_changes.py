@@ -1,4 +1,4 @@
-"""Writes prepared data to a remote folder: prepared in a local one, uploaded, and made visible by ``dataset.json``."""
+"""Writes prepared data to a remote folder, made visible by ``dataset.json``: from a local one, or file by file."""
 
 import contextlib
 import tempfile
@@ -12,8 +12,6 @@ from dist_imsr.data.changes import PATTERNS, Change, named_files, write_manifest
 from dist_imsr.data.claims import FOLDER, claimed
 from dist_imsr.data.dataset import MANIFEST, DataConfig, read_manifest
 from dist_imsr.data.remote import RemoteFolder
-
-_NEW = ".new"  # the folder of what replaces a data set
 
 
 class RemoteChange(Change):
@@ -85,7 +83,8 @@ def creating_remote(output: Address, overwrite: bool, scratch: Path) -> Iterator
         _files_to_replace(remote, overwrite, left_over)
         yield folder
         old = _files_to_replace(remote, overwrite, left_over)
-        _delete_manifest_first(remote, old)
+        remote.delete(name for name in old if name == MANIFEST)
+        remote.delete(name for name in old if name != MANIFEST)
         files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         names = sorted(name for name in files if name != MANIFEST)
         try:
@@ -99,14 +98,11 @@ def creating_remote(output: Address, overwrite: bool, scratch: Path) -> Iterator
 
 
 @contextlib.contextmanager
-def creating_in_place(output: Address, overwrite: bool) -> Iterator[Address]:
-    """Creates a data set in a remote folder, as `creating_remote` does, without a local copy.
-
-    What replaces a data set is written into a folder inside of it, and moved when it is complete.
+def creating_in_place(output: Address) -> Iterator[Address]:
+    """Creates a data set in a remote folder, as `creating_remote` does, without a local copy; it replaces none.
 
     Args:
         output: the folder.
-        overwrite: whether to replace a data set.
 
     Yields:
         The address to fill, ``dataset.json`` last.
@@ -116,21 +112,12 @@ def creating_in_place(output: Address, overwrite: bool) -> Iterator[Address]:
     """
     remote = RemoteFolder(output)
     with claimed(remote, "output") as left_over:
-        old = _files_to_replace(remote, overwrite, left_over)
-        replaced = MANIFEST in old
-        remote.delete([*remote.sizes(_NEW), *([] if replaced else old)])
+        remote.delete(_files_to_replace(remote, False, left_over))
         try:
-            yield output / _NEW if replaced else output
-            if replaced:
-                _delete_manifest_first(remote, _files_to_replace(remote, overwrite, left_over))
-                new = {name: name.removeprefix(f"{_NEW}/") for name in remote.sizes(_NEW)}
-                remote.move({name: target for name, target in new.items() if target != MANIFEST})
-                remote.move({f"{_NEW}/{MANIFEST}": MANIFEST})
+            yield output
         except BaseException:
             with contextlib.suppress(OSError, ValueError):
-                names = remote.sizes()
-                ours = () if MANIFEST in names else PATTERNS
-                remote.delete(name for name in names if _fits(name, (f"{_NEW}/*", *ours)))
+                remote.delete(name for name in remote.sizes() if _fits(name, PATTERNS))
             raise
 
 
@@ -152,7 +139,7 @@ def _files_to_replace(remote: RemoteFolder, overwrite: bool, left_over: bool) ->
     Raises:
         ValueError: if there are others, or if they may not be replaced.
     """
-    names = [name for name in remote.sizes() if not name.startswith((f"{FOLDER}/", f"{_NEW}/"))]
+    names = [name for name in remote.sizes() if not name.startswith(f"{FOLDER}/")]
     ours = [name for name in names if name == MANIFEST or _fits(name, PATTERNS)]
     if not names or (left_over and MANIFEST not in names and ours == names):
         return names
@@ -165,19 +152,13 @@ def _files_to_replace(remote: RemoteFolder, overwrite: bool, left_over: bool) ->
     return ours
 
 
-def _delete_manifest_first(remote: RemoteFolder, names: Sequence[str]) -> None:
-    remote.delete(name for name in names if name == MANIFEST)
-    remote.delete(name for name in names if name != MANIFEST)
-
-
 def _remove_leftovers(remote: RemoteFolder) -> None:
     """Removes the files that ``dataset.json`` does not name, in the places of a data set's files, and retired rows."""
     named, retired = named_files(read_manifest(remote.address, "append"))
     remote.delete(
         name
         for name in remote.sizes()
-        if _fits(name, (*retired, f"{_NEW}/*"))
-        or (_fits(name, PATTERNS) and named.isdisjoint((name, name.rpartition("/")[0])))
+        if _fits(name, retired) or (_fits(name, PATTERNS) and named.isdisjoint((name, name.rpartition("/")[0])))
     )
 
 

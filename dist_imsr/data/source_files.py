@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_imsr.addresses import Address, Location
-from dist_imsr.data.input_files import InputFile, is_parquet, name_file, open_input
+from dist_imsr.data.input_files import STDIN, InputFile, is_parquet, name_file, open_input
 from dist_imsr.data.parquet_source import parquet_query
 from dist_imsr.data.pieces import Piece, is_divisible, parquet_pieces, task_database, text_pieces
 from dist_imsr.data.sources import SourceConfig, input_files, refuse_appended
@@ -49,7 +49,7 @@ def find_sources(config: SourceConfig) -> list[Location]:
         raise ValueError("source: drift is generated on one machine: use --engine duckdb")
     found = input_files(config)
     for path in found:
-        if isinstance(path, Path) and not path.is_file():
+        if isinstance(path, Path) and (path == STDIN or not path.is_file()):
             raise ValueError(f"input: {path} is no regular file, which --engine spark needs: write the log to one")
     return found
 

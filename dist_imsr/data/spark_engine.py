@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.late import history_of
 from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
-from dist_imsr.data.remote import RemoteFolder
+from dist_imsr.data.remote import RemoteFolder, Unreachable
 from dist_imsr.data.source_files import SourceFile, compare_files, find_sources, survey
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.spark_session import SparkConfig, spark_session
@@ -114,22 +115,23 @@ class SparkEngine:
 
         Raises:
             ValueError: naming the first file that is refused.
+            OSError: naming the first one that is gone or cannot be reached.
         """
         paths, start, memory = find_sources(config), Path.cwd(), self._memory // 2
 
         def one(number: int) -> Batches:
-            found: SourceFile | str
+            found: SourceFile | Exception
             try:
                 found = survey(paths[number], config, start, memory)
-            except ValueError as error:
-                found = str(error)
+            except (ValueError, OSError) as error:
+                found = error
             yield pa.RecordBatch.from_pylist([{"file": number, "found": pickle.dumps(found)}])
 
         surveyed = self._on_each(len(paths), one, "file BIGINT, found BINARY").collect()
         files = [pickle.loads(found) for _, found in sorted(surveyed)]
         for found in files:
-            if isinstance(found, str):
-                raise ValueError(found)
+            if isinstance(found, Exception):
+                raise found
         return files
 
     def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
@@ -137,6 +139,7 @@ class SparkEngine:
 
         Raises:
             ValueError: if a piece cannot be read.
+            Unreachable: if it is remote, and gone.
         """
         assert self._config is not None
         config, memory = self._config, self._memory // 2
@@ -151,7 +154,7 @@ class SparkEngine:
         summaries = {piece - first: Summary(**json.loads(text)) for piece, text in found}
         for number in range(len(pieces)):
             if summaries[number].error:
-                raise ValueError(summaries[number].error)
+                raise (Unreachable if summaries[number].unreachable else ValueError)(summaries[number].error)
         events = self._session.sql("SELECT * EXCEPT (summary, examples) FROM read WHERE summary IS NULL")
         if first:
             events = self._session.table("events").unionByName(events)
@@ -256,8 +259,13 @@ class SparkEngine:
         yield from self._written(ordered, write)
         kinds = id_type(writer.most_locals), id_type(writer.most_items), pa.int64()
         none = pa.table({name: pa.array([], kind) for name, kind in zip(("user", "item", "time"), kinds, strict=True)})
-        for bucket in np.flatnonzero(sizes == 0):
-            yield from writer.write(int(bucket), Interactions.of(none))
+        empty = np.flatnonzero(sizes == 0).tolist()
+
+        def write_empty(number: int) -> Batches:
+            yield _as_batch(writer.write(empty[number], Interactions.of(none)))
+
+        if empty:
+            yield from _files(self._on_each(len(empty), write_empty, _WRITTEN))
 
     def write_ids(self, writer: SpanWriter, table: str, rows: str) -> Iterator[SpanFile]:
         one = table[:-1]
@@ -330,7 +338,8 @@ class SparkEngine:
         place = self._place(self._tables)
         self._tables += 1
         rows.write.parquet(_uri(place))
-        return self._session.read.schema(rows.schema).parquet(_uri(place))
+        literally = re.sub(r"([][{}*?\\])", r"\\\1", _uri(place))
+        return self._session.read.schema(rows.schema).parquet(literally)
 
     def _place(self, table: int) -> Location:
         return self._folder / f"table-{table}"
@@ -370,9 +379,8 @@ def _delete(folder: Location) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    remote = RemoteFolder(folder)
     with contextlib.suppress(OSError, ValueError):
-        remote.delete(remote.sizes())
+        RemoteFolder(folder).delete_all()
 
 
 def _uri(folder: Location) -> str:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _PACKAGE = Path(__file__).parents[1]
+_ERROR = re.compile(r"[\w.]+(Error|Exception|Unreachable)\b")
 _SETTINGS = {"spark.ui.showConsoleProgress": "false", "spark.sql.session.timeZone": "UTC"}
 
 
@@ -91,7 +93,7 @@ def spark_session(config: SparkConfig) -> Iterator["SparkSession"]:
     except (PySparkException, Py4JError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         ours = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError: ")]
-        others = [f"spark: {line}" for line in lines if "Exception" in line or "Error" in line]
+        others = [f"spark: {line}" for line in lines if _ERROR.match(line)]
         raise ValueError([*ours[:1], *others, f"spark: {lines[0]}"][0]) from error
     finally:
         if session is not None and running is None:

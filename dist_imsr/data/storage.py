@@ -194,6 +194,6 @@ def new_file(folder: Location, name: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def task_folder() -> Iterator[Path]:
     """A temporary folder on the local disk, in a task of Spark where it keeps its own, which go with the executor."""
-    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or None
-    with tempfile.TemporaryDirectory(prefix="dist_imsr-", dir=parent) as folder:
+    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+    with tempfile.TemporaryDirectory(prefix="dist_imsr-", dir=parent if os.path.isdir(parent) else None) as folder:
         yield Path(folder)

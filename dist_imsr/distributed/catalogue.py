@@ -326,11 +326,13 @@ class Catalogue:
         """Draws this rank's rows from item ``first`` on, keyed by (seed, item)."""
         rows, weight, scale = self.rows, self.flushed_weight(), self.config.init_scale / math.sqrt(self.dim)
         for start in range(max(first, rows.start), rows.stop, _INIT_ROWS):
-            items = torch.arange(start, min(start + _INIT_ROWS, rows.stop), device=self.topology.device)
+            stop = min(start + _INIT_ROWS, rows.stop)
+            items = torch.arange(start, stop, device=self.topology.device)
             drawn = keyed_random.uniform(self.dim, _STREAM, self.seed, items)
-            place = items - rows.start
-            weight[place] = 0  # TorchRec draws values of its own
-            weight[place, : self.dim] = ((2 * drawn - 1) * scale).float()
+            part = weight[start - rows.start : stop - rows.start]
+            part.zero_()  # TorchRec draws values of its own
+            # A slice: to write by index into some columns copies the whole table on CUDA, in a fixed order of sums.
+            part[:, : self.dim] = ((2 * drawn - 1) * scale).float()
 
 
 def _concatenated(sequences: tuple[JaggedTensor, ...]) -> torch.Tensor:

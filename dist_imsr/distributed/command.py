@@ -88,7 +88,8 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     except ValueError as error:
         on_all_ranks = isinstance(error, Refusal) or not dist.is_initialized()
         status = _report(name, str(error), BAD_INPUT, on_all_ranks)
-        _disconnect()
+        if on_all_ranks:  # NCCL would wait for what the other ranks do
+            _disconnect()
         return status
     except ConnectionError as error:  # to a server of remote data, which other ranks may reach
         return _report(name, str(error), FAILED, on_all_ranks=False)

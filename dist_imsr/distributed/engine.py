@@ -107,6 +107,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if "torch_autocast" in settings:
         settings["torch_autocast"].setdefault("dtype", "bfloat16")  # torch's own default depends on the device
     optimizer["params"] = {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0} | optimizer.get("params", {})
+    # It waits for the device twice in each step.
+    settings["timers"] = {"throughput": {"enabled": False}}
     # DeepSpeed requires a batch size; the schedule decides it.
     settings["train_micro_batch_size_per_gpu"] = 1
     return settings

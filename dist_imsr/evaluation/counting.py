@@ -107,7 +107,8 @@ def count_exactly(
         ``[m]`` float64: 1 for an item above the target, one half for a tie, 0 below.
     """
     counts = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
-    for part in torch.arange(len(rows), device=rows.device).split(max(1, shard.tile_size // users[0].numel())):
+    size = max(1, shard.tile_size // users[0].numel())
+    for part in (slice(first, first + size) for first in range(0, len(rows), size)):
         value = exact_scores(users[rows[part]], shard.weight[items[part]], shard.how)
         higher = value > high[part]
         counts[part] = higher.double() + 0.5 * (value >= low[part]).logical_xor_(higher)

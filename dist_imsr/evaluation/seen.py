@@ -35,7 +35,7 @@ class SeenItems(NamedTuple):
         owners = owners_of(self.items)
         scores = torch.empty(len(owners), dtype=torch.float64, device=owners.device)
         size = max(1, _NUMBERS // max(1, interests.vectors.shape[1] * interests.vectors.shape[2]))
-        for part in torch.arange(len(owners), device=owners.device).split(size):
+        for part in (slice(first, first + size) for first in range(0, len(owners), size)):
             own = Interests(interests.vectors[owners[part]].double(), interests.mask[owners[part]])
             scores[part] = score(own, self.embeddings[part].double().unsqueeze(1), how).squeeze(1)
         return scores

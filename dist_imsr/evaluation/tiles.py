@@ -199,8 +199,8 @@ def iterate_tiles(shard: Shard, users: torch.Tensor, selected: torch.Tensor, exc
         torch.mm(factors, items.to(factors.dtype).T, out=agreement)
         agreement = agreement.view(len(users), count, len(items))
         rows, columns = excluded.within(first, first + len(items))
-        rows = place[rows]
-        agreement[rows[rows >= 0], :, columns[rows >= 0]] = -torch.inf
+        kept = (place[rows] >= 0).nonzero().squeeze(1)
+        agreement[place[rows[kept]], :, columns[kept]] = -torch.inf
         yield Tile(
             users=users,
             items=items,

@@ -29,6 +29,7 @@ from dist_imsr.strategies.span_trainer import SpanReport, SpanTrainer
 
 _KINDS = ("item", "dense", "interest")
 _EPOCHS = 1 << 20  # keys the random numbers of the transfer's epochs, apart from those of the parameters' epochs
+_NORM_ROWS = 1 << 16  # rows whose float64 copy is made at a time
 _SEED = 0x5317
 
 
@@ -277,5 +278,5 @@ class SML(Strategy):
 
 def _sum_of_squares(values: torch.Tensor) -> torch.Tensor:
     """The sum of squares, and the number of values."""
-    square = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
-    return torch.tensor([square, values.numel()], dtype=torch.float64)
+    norms = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in values.split(_NORM_ROWS))
+    return torch.tensor([sum(norm.item() ** 2 for norm in norms), values.numel()], dtype=torch.float64)

@@ -38,7 +38,7 @@ SpanReport = dict[str, Any]
 """The keys of metrics.jsonl that describe a span's training."""
 
 _IDS = 1 << 20  # ids that each rank sends at a time
-_READ_EVERY = 4  # steps: their losses are read together, and a stop signal is answered after at most so many
+_READ_EVERY = 4  # steps: losses and stop signals are read together, so one is answered after at most so many
 
 
 class SpanTrainer:
@@ -344,9 +344,9 @@ class SpanTrainer:
         Raises:
             StopRequested: if a rank has received a stop signal.
         """
-        for batch in self.reporter.on_device(steps, self.topology.device, phase, users):
+        for number, batch in enumerate(self.reporter.on_device(steps, self.topology.device, phase, users), 1):
             yield batch
-            if self._stop_signal is not None:
+            if self._stop_signal is not None and number % _READ_EVERY == 0:  # reading waits for the device
                 signal = torch.tensor([self._stop_signal()], device=self.topology.device)
                 self._stop_if_requested(int(self.topology.gather(signal).max()), resumable)
 

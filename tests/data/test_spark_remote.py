@@ -1,6 +1,7 @@
 """Spark reads from and writes to an S3 server what DuckDB reads from and writes to the disk."""
 
 import gzip
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_imsr.addresses import Address
+from dist_imsr.data import claims
 from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig
-from dist_imsr.data.remote import RemoteFolder, Unreachable
+from dist_imsr.data.remote import RemoteFolder
 from dist_imsr.data.sources import ColumnsConfig
 from tests.data.test_remote import DAY, START, log, on_disk, place, quietly, rows, same, store
 from tests.data.test_spark import _small_pieces, drawn, lines_of, running_session, write
@@ -51,15 +53,22 @@ def test_data_in_a_store_are_those_of_the_disk(store: ObjectStore, place: str, t
     assert there == {name: data for name, data in on_disk(tmp_path / "data").items() if name != "dataset.json"}
     users = tmp_path / "users.txt"
     users.write_text("u3\nonce1\n")
-    first("spark", source, address, tmp_path, columns=columns, overwrite=True)
-    same(store, f"{place}/data", tmp_path / "data")
+    with pytest.raises(ValueError, match="exists; choose another"):
+        first("spark", source, address, tmp_path)
+    with pytest.raises(ValueError, match="overwrite: --engine spark replaces no remote data"):
+        first("spark", source, address, tmp_path, overwrite=True)
+    address = store.address(f"{place}/again")
+    store.put(f"{place}/again/.changing/x.json", json.dumps(claims._process(1) | {"started": "none"}).encode())
+    store.put(f"{place}/again/span=9/bucket=000.arrow", b"of a run that was killed")
+    first("spark", source, address, tmp_path, columns=columns)
+    same(store, f"{place}/again", tmp_path / "data")
     for number, days in enumerate((range(4, 5), range(5, 7))):
         later = titled(tmp_path / f"later-{number}.csv", [*days, 3])
         options: dict[str, Any] = {"late": "into_next", "max_bad_fraction": 0.9}
         options |= {"forget_users": users, "retire_before": 1} if number else {}
         append("duckdb", later, tmp_path / "data", tmp_path, **options)
         append("spark", later, address, tmp_path, **options)
-        same(store, f"{place}/data", tmp_path / "data")
+        same(store, f"{place}/again", tmp_path / "data")
     Dataset(DataConfig(address, cache=tmp_path / "cache", verify=True))
 
 
@@ -109,19 +118,20 @@ def compare(store: ObjectStore, place: str, tmp_path: Path, **options: Any) -> N
     assert len(rejected[0])
 
 
-def test_what_replaces_a_data_set_comes_at_once(
+def test_names_are_read_as_they_are(store: ObjectStore, place: str, tmp_path: Path) -> None:
+    lines = lines_of("csv", drawn(300))
+    for number, name in enumerate(("shop=a%20b/p%20q.csv", "shop=ü n/x[1].csv", "shop=c/100%.csv")):
+        path = tmp_path / "logs" / name
+        path.parent.mkdir(parents=True)
+        write(path, [lines[0], *lines[1 + number :: 3]], ["bad"])
+    store.put_folder(tmp_path / "logs", f"{place}/logs")
+    columns = ColumnsConfig(user="shop")
+    compare(store, place, tmp_path, hive=True, columns=columns, max_bad_fraction=0.2)
+
+
+def test_a_failure_leaves_nothing(
     store: ObjectStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = store.address(place)
-    first("duckdb", log(tmp_path, range(3)), address, tmp_path)
-    before = store.files(place)
-    with pytest.raises(ValueError, match="exists; choose another"):
-        first("spark", log(tmp_path, range(4)), address, tmp_path)
-    bad = tmp_path / "bad.csv"
-    bad.write_text("user,item,time\nu,i,soon\n")
-    with pytest.raises(ValueError, match="rows are bad"):
-        first("spark", bad, address, tmp_path, overwrite=True)
-
     def failing(folder: RemoteFolder, name: str, data: bytes) -> None:
         if name == "dataset.json":
             raise OSError("the disk of the store is full")
@@ -130,57 +140,25 @@ def test_what_replaces_a_data_set_comes_at_once(
     write_whole = RemoteFolder.write
     monkeypatch.setattr(RemoteFolder, "write", failing)
     with pytest.raises(OSError, match="is full"):
-        first("spark", log(tmp_path, range(4)), address, tmp_path, overwrite=True)
-    assert store.files(place) == before
-    with pytest.raises(OSError, match="is full"):
-        first("spark", log(tmp_path, range(4)), store.address(f"{place}/other"), tmp_path)
-    assert store.files(f"{place}/other") == {}
+        first("spark", log(tmp_path, range(4)), store.address(place), tmp_path)
+    assert store.files(place) == {}
 
 
-@pytest.mark.parametrize("moved", [0, 2, 7])
-def test_a_killed_replacement_is_cleared_away(store: ObjectStore, place: str, tmp_path: Path, moved: int) -> None:
-    """As after a kill while files are moved: a claim of a dead process, and files on both sides."""
-    address, source = store.address(place), log(tmp_path, range(3))
-    first("duckdb", log(tmp_path, range(4)), tmp_path / "old", tmp_path)
-    first("duckdb", source, tmp_path / "data", tmp_path)
-    new = sorted(name for name in on_disk(tmp_path / "data") if name != "dataset.json")
-    for place_of, names in ((f"{place}", new[:moved]), (f"{place}/.new", new[moved:])):
-        for name in names:
-            store.put(f"{place_of}/{name}", (tmp_path / "data" / name).read_bytes())
-    store.put(f"{place}/.new/span=9/bucket=000.arrow", b"older")
-    if moved:
-        store.put(f"{place}/.changing/x.json", _dead())
-        first("spark", source, address, tmp_path)
-    else:
-        store.put_folder(tmp_path / "old", place)
-        first("spark", source, address, tmp_path, overwrite=True)
-    same(store, place, tmp_path / "data")
-
-
-def _dead() -> bytes:
-    import json
-
-    from dist_imsr.data import claims
-
-    return json.dumps(claims._process(1) | {"started": "none"}).encode()
-
-
-def test_moved_files_are_not_missing(store: ObjectStore, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt whose answer was lost has moved the file."""
-    monkeypatch.setattr("dist_imsr.data.remote.WAITS", ())
-    folder = RemoteFolder(store.address(place))
-    folder.write("a", b"1")
-    folder.move({"a": "b"})
-    folder.move({"a": "b"})
-    assert store.files(place) == {"b": b"1"}
-    with pytest.raises(Unreachable, match="/c"):
-        folder.move({"c": "d"})
+def test_a_file_that_goes_is_named(
+    store: ObjectStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(f"{place}/log.csv", log(tmp_path, range(3)).read_bytes())
+    address = store.address(f"{place}/log.csv")
+    gone = Address(address.replace("log.csv", "gone.csv"))
+    monkeypatch.setattr("dist_imsr.data.spark_engine.find_sources", lambda config: [address, gone])
+    with pytest.raises(FileNotFoundError, match=r"gone.csv.* is missing"):
+        first("spark", address, tmp_path / "out", tmp_path)
 
 
 def test_what_is_refused(store: ObjectStore, place: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"temp_dir: 's3://bucket/t.*a local folder, but with --engine spark"):
         PrepareConfig(source="csv", output=tmp_path / "out", temp_dir=store.address("t"))
-    with pytest.raises(ValueError, match=r"temp_dir: .*none is no folder"):
+    with pytest.raises(ValueError, match=r"temp_dir: .*none.*; expected a folder that exists"):
         first("spark", log(tmp_path, range(3)), store.address(place), tmp_path, temp_dir=tmp_path / "none")
     with pytest.raises(ValueError, match=r"input: s3://.*none.* holds no files"):
         first("spark", store.address(f"{place}/none"), tmp_path / "out", tmp_path)

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec import JaggedTensor
 
 from dist_imsr.distributed import rows as rows_of_ranks
@@ -43,6 +44,26 @@ def _train(topology, config, steps=3):
         (loss * topology.world_size).backward()
     state = {name: _gathered(catalogue, rows.values) for name, rows in catalogue.flushed_state().items()}
     return first, state
+
+
+class _NoWritesByIndex(TorchDispatchMode):
+    """Refuses what copies a whole table on CUDA, to write some of its columns in a fixed order."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if "index_put" in operator.overloadpacket.__name__ and args[2].numel() > 1:
+            assert args[0].is_contiguous(), operator
+        return operator(*args, **kwargs or {})
+
+
+def _grown_without_copies(topology):
+    with _NoWritesByIndex():
+        catalogue = Catalogue(CatalogueConfig(headroom=0.0), [ITEMS], DIM, 7, topology, extra=4)
+        catalogue.grow(3 * ITEMS)
+    return catalogue.flushed_weight()[:, DIM:].abs().sum().item()
+
+
+def test_first_values_are_written_in_place():
+    assert run_ranks(1, _grown_without_copies) == [0.0]
 
 
 def _steps_with_prefetch(topology, prefetch):
