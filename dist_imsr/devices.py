@@ -3,6 +3,7 @@
 `dist_imsr.distributed.topology` chooses the device.
 """
 
+import ctypes
 import functools
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _GATHERED = 64 << 20  # bytes of a device that are gathered at a time to be copied
 
 
@@ -37,10 +39,23 @@ def setup_device(device: torch.device) -> None:
     Call it before any work on the device.
     """
     set_deterministic(True)
-    if is_cuda(device):
+    if not is_cuda(device):
+        keep_freed_memory()
+    else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it for determinism
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # on by default, unlike TF32 for matrix products
+
+
+def keep_freed_memory() -> None:
+    """Keeps blocks below 32 MiB that this process frees for its next ones, up to 2 GiB.
+
+    By default, glibc returns much of it to the system after each step, which clears it for the next one: a fifth of the
+    time of a training step on the CPU.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(_M_TRIM_THRESHOLD, (2 << 30) - 1)
 
 
 def set_deterministic(deterministic: bool) -> None:
