@@ -61,7 +61,7 @@ NOT_RUN = {
     r"--device cuda|pytest -m cuda|bench\.py kernel": "needs a CUDA device",
     r"configs/scale_|scale_taobao": "takes the disk and the hours of Taobao's size",
     r"bench\.py": "measures for minutes; tests/benchmarks/ runs each with small sizes",
-    r"configs/compare_(full|ablation|growth|training|sensitivity)|runs/compare_": (
+    r"configs/compare_(full|bases|ablation|growth|training|sensitivity)|runs/compare_": (
         "trains for hours; tests/comparison/ runs small ones"
     ),
     r" \.\.\.": "leaves out what stands above it",
