@@ -86,7 +86,7 @@ def run(name: str, work: Callable[[], None], interrupted: str) -> int:
     except FloatingPointError as error:
         return _report(name, str(error), FAILED)
     except ValueError as error:
-        on_all_ranks = isinstance(error, Refusal) or not dist.is_initialized()
+        on_all_ranks = isinstance(error, Refusal) or not dist.is_initialized() or rank_info().world_size == 1
         status = _report(name, str(error), BAD_INPUT, on_all_ranks)
         if on_all_ranks:  # NCCL would wait for what the other ranks do
             _disconnect()

@@ -107,8 +107,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     if "torch_autocast" in settings:
         settings["torch_autocast"].setdefault("dtype", "bfloat16")  # torch's own default depends on the device
     optimizer["params"] = {"torch_adam": True, "adam_w_mode": False, "weight_decay": 0.0} | optimizer.get("params", {})
-    # It waits for the device twice in each step.
-    settings["timers"] = {"throughput": {"enabled": False}}
     # DeepSpeed requires a batch size; the schedule decides it.
     settings["train_micro_batch_size_per_gpu"] = 1
     return settings
@@ -149,6 +147,7 @@ class DenseEngine:
     def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device, events: Path | None) -> None:
         self.config, settings = config, read_settings(config.deepspeed)
         settings["optimizer"]["params"] |= {"lr": config.learning_rate, "fused": True}
+        settings["timers"] = {"throughput": {"enabled": False}}  # which waits for the device twice in each step
         if events is not None:
             settings["tensorboard"] = {"enabled": True, "output_path": str(events.parent), "job_name": events.name}
         if config.compile:

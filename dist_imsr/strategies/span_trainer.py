@@ -346,7 +346,8 @@ class SpanTrainer:
         """
         for number, batch in enumerate(self.reporter.on_device(steps, self.topology.device, phase, users), 1):
             yield batch
-            if self._stop_signal is not None and number % _READ_EVERY == 0:  # reading waits for the device
+            reads = number % _READ_EVERY == 0 or number == len(steps)  # reading waits for the device
+            if self._stop_signal is not None and reads:
                 signal = torch.tensor([self._stop_signal()], device=self.topology.device)
                 self._stop_if_requested(int(self.topology.gather(signal).max()), resumable)
 
