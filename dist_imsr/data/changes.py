@@ -52,15 +52,18 @@ class Change:
         """
         before = self.known.manifest
         manifest = before | {"spans": [asdict(entry) for entry in entries]} | changes
-        earlier, names = {entry.name for entry in self.known.entries}, list[str]()
-        for entry in entries:
-            if entry.name not in earlier and not in_place:
-                text = (self.folder / entry.manifest_file).read_text()
-                names += [*json.loads(text)["files"], entry.manifest_file]
-        names += [] if in_place else manifest["files"].keys() - before["files"].keys()
+        names = [] if in_place else [*self._files_of_new(entries), *(manifest["files"].keys() - before["files"].keys())]
         self._publish(names, manifest)
         self.known = Dataset(self._data)
         return manifest
+
+    def _files_of_new(self, entries: Sequence[SpanEntry]) -> Iterator[str]:
+        """The files of those spans that the data set does not have yet."""
+        earlier = {entry.name for entry in self.known.entries}
+        for entry in entries:
+            if entry.name not in earlier:
+                yield from json.loads((self.folder / entry.manifest_file).read_text())["files"]
+                yield entry.manifest_file
 
     def _publish(self, names: Sequence[str], manifest: dict[str, Any]) -> None:
         sync_files([self.folder / name for name in names])

@@ -43,7 +43,7 @@ def test_fused_kernels_are_found_and_count_updates():
 
 
 @pytest.mark.parametrize("optimizer", [OptimType.EXACT_ROWWISE_ADAGRAD, OptimType.EXACT_SGD])
-def test_rows_are_updated_alike_as_sums(optimizer):
+def test_rows_are_updated_the_same_way_as_sums(optimizer):
     """One kernel with sums of one row each, one without: the same rows, updates and rows of empty lookups."""
     sides = [
         SplitTableBatchedEmbeddingBagsCodegen(
