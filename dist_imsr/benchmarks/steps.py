@@ -124,9 +124,8 @@ class StepsWorker:
     def run(self, steps: int) -> None:
         """Trains some steps; collective."""
         devices.set_deterministic(self._deterministic)  # sides that differ in it take turns in one process
-        for _ in range(steps):
-            batch, following = next(self._batches)
-            self._step(batch, following)
+        losses = [self._step(*next(self._batches)) for _ in range(steps)]
+        self.topology.gather(torch.stack(losses)).cpu()
 
     def peak_bytes(self) -> int:
         """The most memory that this process has held, on its CUDA device or resident on the host."""
@@ -169,7 +168,7 @@ def plain_step(topology: Topology, options: StepsOptions) -> Step:
     stored = torch.randn(options.users, options.interests, options.dim, device=topology.device)
     optimizer = torch.optim.Adam([*table.parameters(), *extractor.parameters()])
 
-    def step(batch: Batch, following: Batch) -> float:
+    def step(batch: Batch, following: Batch) -> torch.Tensor:
         history, targets, negatives = (
             table(sequence.values()) for sequence in (batch.history, batch.targets, batch.negatives)
         )
@@ -181,7 +180,7 @@ def plain_step(topology: Topology, options: StepsOptions) -> Step:
         optimizer.zero_grad()
         (loss / batch.world_targets).backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 

@@ -179,13 +179,19 @@ class Catalogue:
         return {name: ShardRows(values[:known], first, self.items) for name, values in state}
 
     def start_lookup(self, *sequences: JaggedTensor) -> None:
-        """Starts a later `lookup` with gradient: sends its ids to their owners in the background.
+        """Starts a later `lookup` with gradient, in the background: sends the numbers of its ids to their owners.
 
         Args:
             sequences: the very same objects that `lookup` will get, on this rank's device.
         """
         with devices.prefetch_stream(self.topology.device):
             self._prefetched = sequences, self._table.start_lookup(_concatenated(sequences))
+
+    def send_ids(self) -> None:
+        """Sends the ids of the lookup that was started to the owners of their rows, in the background."""
+        if self._prefetched is not None:
+            with devices.prefetch_stream(self.topology.device):
+                self._prefetched[1].send()
 
     def lookup(self, *sequences: JaggedTensor) -> list[torch.Tensor]:
         """Fetches embeddings from their owners, in one exchange for all sequences.
@@ -299,7 +305,8 @@ class Catalogue:
         if [*map(id, prefetched)] != [*map(id, sequences)]:
             return None
         self._prefetched = None
-        return self._table.wait_on_prefetch_stream(request)
+        self._table.wait_on_prefetch_stream(request)
+        return request
 
     def _grown_capacity(self, capacity: int, items: int) -> int:
         return grown_capacity(self.config.headroom, capacity, items, self.topology.world_size)

@@ -177,7 +177,6 @@ class Recommender:
         following: Batch | None = None,
         *,
         objective: Objective | None = None,
-        stop_signal: int = 0,
         prefetch_lookup: bool = True,
     ) -> torch.Tensor:
         """One step of training, with one update of all parameters; collective.
@@ -186,23 +185,24 @@ class Recommender:
             batch: on this rank's device.
             following: the batch of the next step, whose inputs are prefetched as far as no parameter affects them.
             objective: defines interests and losses; `NextItem` by default.
-            stop_signal: this rank's exit status if it shall stop, else 0; gathered with the losses.
             prefetch_lookup: whether to request the rows of ``following``; false if ``extract`` looks up others.
 
         Returns:
-            Each rank's loss of Eq. 6, its extra loss and its stop signal, ``[world_size, 3]`` float64; losses are sums
-            over the rank's targets.
+            This rank's loss of Eq. 6 and its extra loss, ``[2]`` float64: sums over its targets.
         """
         objective = objective or NextItem()
         extraction = objective.extract(self, batch, training=True)
+        if following is not None and prefetch_lookup:
+            self.catalogue.start_lookup(following.history, following.targets, following.negatives)
         with Phase("loss"), self.engine.matmul_precision():
             queries = self.scoring.queries(extraction.interests)
             scores = score_batch(batch, queries, extraction.targets, extraction.negatives)
             extra = objective.extra_loss(self, batch, extraction, scores)
             next_item = sampled_softmax(scores.candidates)
             losses = torch.stack((next_item, next_item.new_zeros(()) if extra is None else extra))
-        if following is not None:  # the device computes while the host waits for the sizes of the other ranks' requests
-            self._prefetch(following, prefetch_lookup)
+        if following is not None:  # the device computes while the host waits for the other ranks' numbers of ids
+            self.catalogue.send_ids()
+            self._prefetch_interests(following)
         # The base model's own regularisation is not reported, so that losses are comparable between base models.
         loss = losses.sum() + self.extractor.regularisation(extraction.interests)
         # DeepSpeed and TorchRec divide gradients by the world size; for the users' queries this is done below.
@@ -210,9 +210,7 @@ class Recommender:
         own = extraction.start.queries
         if own is not None and own.grad is not None:
             self.store.update_queries(batch.host.users, own.grad / self.topology.world_size, batch.span)
-        with Phase("losses"):
-            reported = losses.detach().double()
-            return self.topology.gather(torch.cat([reported, reported.new_full((1,), stop_signal)]))
+        return losses.detach().double()
 
     @Phase("snapshot")
     def snapshot(self) -> Snapshot:
@@ -234,10 +232,8 @@ class Recommender:
         parts = {"catalogue": self.catalogue.flushed_state(), "dense": self.engine.state()}
         return {f"{part}.{name}": rows for part, state in parts.items() for name, rows in state.items()}
 
-    def _prefetch(self, batch: Batch, lookup: bool) -> None:
-        """Starts the exchange of a batch's item ids, and copies its stored interests to the device."""
-        if lookup:
-            self.catalogue.start_lookup(batch.history, batch.targets, batch.negatives)
+    def _prefetch_interests(self, batch: Batch) -> None:
+        """Copies a batch's stored interests to the device, if they are elsewhere."""
         if self.store.values.device != self.topology.device:
             with devices.prefetch_stream(self.topology.device):
                 self._prefetched = batch, self._stored(batch)

@@ -1,13 +1,11 @@
 """The item table after TorchRec has sharded it: placement, this rank's rows, and lookups."""
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionContext
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
+from torchrec.distributed.types import Awaitable, ShardingEnv
 
 from dist_imsr import devices
 from dist_imsr.distributed.library_internals import ShardedTensor, fused_kernels, set_update_count, update_rows_as_sums
@@ -16,11 +14,33 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.phases import Phase, clock
 
 
-class LookupRequest(NamedTuple):
-    """Ids on their way to the ranks that hold their rows."""
+class LookupRequest:
+    """Ids on their way to the ranks that hold their rows: first their numbers, then the ids themselves.
 
-    context: EmbeddingCollectionContext
-    items: Awaitable[KJTList]
+    Args:
+        context: of TorchRec, for all steps of one lookup.
+        numbers: the exchange of the numbers of ids, which becomes that of the ids.
+    """
+
+    def __init__(self, context: EmbeddingCollectionContext, numbers: Awaitable[Awaitable[KJTList]]) -> None:
+        self.context, self._numbers = context, numbers
+        self._ids: Awaitable[KJTList] | None = None
+        self._received: KJTList | None = None
+
+    def send(self) -> Awaitable[KJTList]:
+        """Sends the ids, once the numbers of all ranks have arrived; collective."""
+        if self._ids is None:
+            with Phase("all-to-all"):
+                self._ids = self._numbers.wait()
+        return self._ids
+
+    def receive(self) -> KJTList:
+        """The ids whose rows this rank holds; collective."""
+        if self._received is None:
+            ids = self.send()
+            with Phase("all-to-all"):
+                self._received = ids.wait()
+        return self._received
 
 
 class ShardedTable:
@@ -108,7 +128,7 @@ class ShardedTable:
             set_update_count(kernel, updates)
 
     def start_lookup(self, items: torch.Tensor) -> LookupRequest:
-        """Starts to send ids to the ranks that hold their rows.
+        """Starts to send ids to the ranks that hold their rows: at first, how many.
 
         Args:
             items: ``[n]`` int64.
@@ -122,21 +142,17 @@ class ShardedTable:
         features = KeyedJaggedTensor(keys=[FEATURE], values=items, lengths=lengths)
         context = self._module.create_context()
         with Phase("all-to-all"):
-            return LookupRequest(context, self._module.input_dist(context, features).wait())
+            return LookupRequest(context, self._module.input_dist(context, features))
 
-    def wait_on_prefetch_stream(self, request: LookupRequest) -> LookupRequest:
-        """Waits for the ids of a request that was started on the prefetch stream.
+    def wait_on_prefetch_stream(self, request: LookupRequest) -> None:
+        """Waits on the prefetch stream, where a request was started, for its ids; the current stream may finish it.
 
         Args:
             request: of `start_lookup`.
-
-        Returns:
-            The request, which the current stream may finish.
         """
-        with devices.prefetch_stream(self._device), Phase("all-to-all"):
-            items = request.items.wait()
-        devices.wait_for_prefetch(self._device, request.context, items)
-        return LookupRequest(request.context, NoWait(items))
+        with devices.prefetch_stream(self._device):
+            ids = request.receive()
+        devices.wait_for_prefetch(self._device, request.context, ids)
 
     def finish_lookup(self, request: LookupRequest) -> torch.Tensor:
         """Reads the requested rows and sends them back.
@@ -150,10 +166,9 @@ class ShardedTable:
         Returns:
             ``[n, d]`` float32. Its backward pass updates the rows.
         """
-        with Phase("all-to-all"):
-            items = request.items.wait()
+        ids = request.receive()
         with Phase("lookup"):
-            found = self._module.compute(request.context, items)
+            found = self._module.compute(request.context, ids)
         with Phase("all-to-all"):
             embeddings: torch.Tensor = self._module.output_dist(request.context, found).wait()[FEATURE].values()
         if embeddings.requires_grad:  # gradients go back to the rows' owners, who then update them

@@ -148,8 +148,22 @@ def candidates(
     others = users @ negatives.mT
     if target_log_q is not None and negative_log_q is not None:
         positive, others = positive - target_log_q, others.sub_(negative_log_q)
-    others.masked_fill_(target_ids.unsqueeze(1) == negative_ids, torch.finfo(others.dtype).min)
+    smallest = torch.finfo(others.dtype).min
+    if others.is_cpu:  # where to compare all pairs takes a tenth of a training step
+        others[_equal_pairs(target_ids, negative_ids)] = smallest
+    else:  # where the host would have to wait for the number of equal pairs
+        others.masked_fill_(target_ids.unsqueeze(1) == negative_ids, smallest)
     return Candidates(positive, others)
+
+
+def _equal_pairs(targets: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places of all pairs of a target and a negative with the same id, each ``[number of pairs]``."""
+    ordered, order = negatives.sort()
+    first = torch.searchsorted(ordered, targets)
+    equal = torch.searchsorted(ordered, targets, right=True) - first
+    target = torch.repeat_interleave(equal)
+    number = torch.arange(len(target)) - (equal.cumsum(0) - equal)[target]  # of the pair among those of its target
+    return target, order[first[target] + number]
 
 
 def sampled_softmax(scores: Candidates) -> torch.Tensor:

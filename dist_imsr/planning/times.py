@@ -13,13 +13,14 @@ from dist_imsr.distributed.table import BAG
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.planning.load import Span, epochs_of, step_of
 from dist_imsr.planning.memory import MemoryModel, optimizer_width
+from dist_imsr.strategies.span_trainer import READ_EVERY
 from dist_imsr.strategies.step_memory import Step, activation_bytes
 
 Seconds = dict[str, float]  # by term
 
 _FLOAT, _LONG = 4, 8
 _SIZES = 3  # numbers per rank that TorchRec exchanges before ids: sizes of lengths, values and batches
-_REPORTED = 3  # float64 that ranks sum after a step
+_REPORTED = 2  # float64 losses of a step
 _TOUCHED = 4  # times that an activation is written or read in a step, forward and backward
 _BACKWARD = 3  # operations of a step over those of its forward pass
 
@@ -62,7 +63,7 @@ def links_of(config: PlanConfig, step: Step, weights: int, tables: int = 1) -> d
         "their gradients": _all_to_all(config, rows, 1),
         # A ring passes on the other ranks' parts, twice where they are summed.
         "dense gradients": _ring(config, 2 * weights * _FLOAT * (ranks - 1) / ranks),
-        "losses": _ring(config, _REPORTED * _LONG * (ranks - 1)),
+        "losses": _ring(config, _REPORTED * _LONG * (ranks - 1), every=READ_EVERY),
     }
 
 
@@ -73,10 +74,10 @@ def _all_to_all(config: PlanConfig, size: int, exchanges: int) -> Link:
     return Link(each * (local - 1), each * (ranks - local), exchanges * (ranks - 1))
 
 
-def _ring(config: PlanConfig, size: float) -> Link:
-    """Bytes that each rank sends to the next; one rank of each machine sends to another machine."""
+def _ring(config: PlanConfig, size: float, every: int = 1) -> Link:
+    """Bytes that each rank sends to the next; one rank of each machine sends to another machine, every few steps."""
     away = 1 / config.gpus_per_node if config.nodes > 1 else 0.0
-    return Link(size * (1 - away), size * away, 2.0 * (config.ranks - 1).bit_length())
+    return Link(size * (1 - away), size * away, 2.0 * (config.ranks - 1).bit_length() / every)
 
 
 class TimeModel:

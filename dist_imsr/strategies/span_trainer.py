@@ -38,7 +38,8 @@ SpanReport = dict[str, Any]
 """The keys of metrics.jsonl that describe a span's training."""
 
 _IDS = 1 << 20  # ids that each rank sends at a time
-_READ_EVERY = 4  # steps: losses and stop signals are read together, so one is answered after at most so many
+READ_EVERY = 4
+"""Steps after which all ranks' losses and stop signals are read together."""
 
 
 class SpanTrainer:
@@ -214,40 +215,40 @@ class SpanTrainer:
         where, remaining = f"span {progress.span}, epoch {progress.epoch}", steps.after(progress.step)
         pairs = remaining.on(self.topology.device)
         pairs = self.reporter.track(pairs, len(remaining), f"training in {where}", self.config.batch.size)
-        unread = list[tuple[torch.Tensor, int]]()  # what `train_step` returned, and the step's targets
+        unread = list[tuple[torch.Tensor, int]]()  # this rank's losses, and the world's targets, of each step
         for batch, following in self._trace(pairs, progress.span, len(remaining)):
-            signal = self._stop_signal() if self._stop_signal is not None else 0
-            reported = self.model.train_step(
-                batch, following, objective=objective, stop_signal=signal, prefetch_lookup=prefetch_lookup
-            )
-            unread.append((reported, batch.world_targets))
+            losses = self.model.train_step(batch, following, objective=objective, prefetch_lookup=prefetch_lookup)
+            unread.append((losses, batch.world_targets))
             done = progress.step + len(unread)
             saves = every_steps > 0 and done % every_steps == 0 and done < len(steps)
-            if len(unread) == _READ_EVERY or saves or done == len(steps):  # reading waits for the device
-                signal = self._read_losses(unread, f"{where}, step {{}} of {len(steps)}")
+            if len(unread) == READ_EVERY or saves or done == len(steps):  # waits for the device and the other ranks
+                stop_signal = self._read_losses(unread, f"{where}, step {{}} of {len(steps)}")
                 unread.clear()
-                self._stop_if_requested(signal, resumable=True)
+                self._stop_if_requested(stop_signal, resumable=True)
             if saves:
                 self._save()
         return progress.mean_losses()
 
     def _read_losses(self, unread: Sequence[tuple[torch.Tensor, int]], where: str) -> int:
-        """Adds the losses of some steps to the progress, and returns the stop signal of any rank in them."""
-        progress, read = self.progress, torch.stack([reported for reported, _ in unread]).cpu()
-        for reported, (_, world_targets) in zip(read, unread, strict=True):
+        """Adds the losses of some steps to the progress, and returns the stop signal of any rank; collective."""
+        progress, signal = self.progress, self._stop_signal() if self._stop_signal is not None else 0
+        with Phase("losses"):
+            own = torch.stack([losses for losses, _ in unread])
+            read = self.topology.gather(torch.cat([own, own.new_full((1, own.shape[1]), signal)])).cpu()
+        for reported, (_, world_targets) in zip(read[:, :-1].unbind(1), unread, strict=True):
             if not reported.isfinite().all():
                 ranks = (~reported.isfinite().all(1)).nonzero().flatten().tolist()
                 raise FloatingPointError(
                     f"the loss of rank(s) {ranks} is not finite in {where.format(progress.step)}; the last good state "
                     f"is {self.last_good_state}: lower the learning rates or look at the data"
                 )
-            loss, extra = reported[:, :2].sum(0).tolist()
+            loss, extra = reported.sum(0).tolist()
             progress.add_step(loss, extra, world_targets)
             logs.at(span=progress.span, step=progress.steps)
             targets = max(world_targets, 1)
             events = {"train/loss": loss / targets, "train/retention_loss": extra / targets}
             self.model.engine.log(events, progress.steps)
-        return int(read[..., 2].max())
+        return int(read[:, -1].max())
 
     @Phase("validation", shown=True)
     def validate(self, data: Span, objective: Objective) -> float:
@@ -346,7 +347,7 @@ class SpanTrainer:
         """
         for number, batch in enumerate(self.reporter.on_device(steps, self.topology.device, phase, users), 1):
             yield batch
-            reads = number % _READ_EVERY == 0 or number == len(steps)  # reading waits for the device
+            reads = number % READ_EVERY == 0 or number == len(steps)  # reading waits for the device
             if self._stop_signal is not None and reads:
                 signal = torch.tensor([self._stop_signal()], device=self.topology.device)
                 self._stop_if_requested(int(self.topology.gather(signal).max()), resumable)
