@@ -3,6 +3,7 @@
 Each function has a contract test, which fails when a new version of the library moves the name.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -19,6 +20,7 @@ __all__ = [
     "fake_store",
     "fused_kernels",
     "set_planned_optimizer",
+    "set_timeout",
     "set_update_count",
     "share_world_group",
     "update_rows_as_sums",
@@ -92,6 +94,11 @@ def share_world_group() -> None:
     Otherwise DeepSpeed clones it, with its own timeout of half an hour instead of the one configured.
     """
     deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+
+
+def set_timeout(seconds: float) -> None:
+    """Sets the timeout of all later collectives of the group of all ranks, which is fixed by torch's public names."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def disable_shared_memory_kernel() -> None:

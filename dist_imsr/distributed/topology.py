@@ -57,6 +57,14 @@ class Topology:
             )
         return range(self.rank * n_buckets // self.world_size, (self.rank + 1) * n_buckets // self.world_size)
 
+    def set_timeout(self, seconds: float) -> None:
+        """Sets how long this rank waits for the others in each later collective; not collective.
+
+        Args:
+            seconds: after which the collective fails.
+        """
+        library_internals.set_timeout(seconds)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums a small tensor over ranks, in place.
 

@@ -25,6 +25,8 @@ class Sections(Protocol):
 
     run_dir: Path
     seed: int
+    timeout_seconds: float
+    step_timeout_seconds: float
     model: ModelConfig
     training: TrainingConfig
     checkpoint: Any

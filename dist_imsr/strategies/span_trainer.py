@@ -216,17 +216,23 @@ class SpanTrainer:
         pairs = remaining.on(self.topology.device)
         pairs = self.reporter.track(pairs, len(remaining), f"training in {where}", self.config.batch.size)
         unread = list[tuple[torch.Tensor, int]]()  # this rank's losses, and the world's targets, of each step
-        for batch, following in self._trace(pairs, progress.span, len(remaining)):
-            losses = self.model.train_step(batch, following, objective=objective, prefetch_lookup=prefetch_lookup)
-            unread.append((losses, batch.world_targets))
-            done = progress.step + len(unread)
-            saves = every_steps > 0 and done % every_steps == 0 and done < len(steps)
-            if len(unread) == READ_EVERY or saves or done == len(steps):  # waits for the device and the other ranks
-                stop_signal = self._read_losses(unread, f"{where}, step {{}} of {len(steps)}")
-                unread.clear()
-                self._stop_if_requested(stop_signal, resumable=True)
-            if saves:
-                self._save()
+        timeout, worked_alone = self.config.timeout_seconds, True
+        try:
+            for batch, following in self._trace(pairs, progress.span, len(remaining)):
+                self.topology.set_timeout(timeout if worked_alone else min(timeout, self.config.step_timeout_seconds))
+                losses = self.model.train_step(batch, following, objective=objective, prefetch_lookup=prefetch_lookup)
+                unread.append((losses, batch.world_targets))
+                done = progress.step + len(unread)
+                saves = every_steps > 0 and done % every_steps == 0 and done < len(steps)
+                if len(unread) == READ_EVERY or saves or done == len(steps):  # waits for the device and the other ranks
+                    stop_signal = self._read_losses(unread, f"{where}, step {{}} of {len(steps)}")
+                    unread.clear()
+                    self._stop_if_requested(stop_signal, resumable=True)
+                if saves:
+                    self._save()
+                worked_alone = saves
+        finally:
+            self.topology.set_timeout(timeout)
         return progress.mean_losses()
 
     def _read_losses(self, unread: Sequence[tuple[torch.Tensor, int]], where: str) -> int:

@@ -32,6 +32,8 @@ class TrainConfig:
             after pre-training may be of another strategy, and differ in other keys that only later spans read.
         overwrite: replace the results of an earlier run in run_dir, its checkpoints included.
         timeout_seconds: that ranks wait for each other, at the start and in every exchange, before the job ends.
+        step_timeout_seconds: the same within an epoch, where no rank works alone for long; the first step, and the one
+            after a checkpoint, wait for timeout_seconds, which is the limit if it is smaller.
         model: the base model.
         strategy: the incremental strategy.
         training: length and early stopping.
@@ -57,6 +59,7 @@ class TrainConfig:
     resume: str = field(default="auto", metadata=free(compare="grid"))
     overwrite: bool = field(default=False, metadata=free(compare="grid"))
     timeout_seconds: float = field(default=1800.0, metadata=free(compare="shared"))
+    step_timeout_seconds: float = field(default=300.0, metadata=free(compare="shared"))
     model: ModelConfig = field(default_factory=ModelConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig, metadata=later_spans())
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -75,6 +78,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.timeout_seconds > 0, "timeout_seconds", self.timeout_seconds, "above 0")
+        require(self.step_timeout_seconds > 0, "step_timeout_seconds", self.step_timeout_seconds, "above 0")
         places, longest = self.model.positions, self.batch.max_history
         require(
             places == 0 or places >= longest, "model.positions", places, f"0, or batch.max_history ({longest}) or more"

@@ -108,6 +108,23 @@ def test_deepspeed_uses_the_shared_world_group():
     assert run_ranks(1, _world_group_contract, fresh=True) == [True]
 
 
+def _waits(topology):
+    """The error of rank 0, which waits for half a second in a collective that rank 1 never joins."""
+    library_internals.set_timeout(0.5)
+    error = None
+    if topology.rank == 0:
+        try:
+            dist.all_reduce(torch.zeros(1))
+        except RuntimeError as raised:
+            error = str(raised)
+    return error
+
+
+def test_collectives_have_the_timeout_that_was_set_last():
+    error, _ = run_ranks(2, _waits, fresh=True)
+    assert "imed out" in error
+
+
 def test_the_shared_memory_kernel_is_not_built():
     library_internals.disable_shared_memory_kernel()
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

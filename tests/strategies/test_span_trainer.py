@@ -1,3 +1,4 @@
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from dist_imsr.data.batch import BatchConfig
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.recommender import Recommender
+from dist_imsr.distributed.topology import Topology
 from dist_imsr.strategies.span_trainer import SpanTrainer
 from dist_imsr.training.checkpoint import CheckpointConfig
 from dist_imsr.training.config import TrainConfig, TrainingConfig
@@ -16,6 +18,24 @@ from tests.runs import run
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=40, items=80, spans=3))
+
+
+def _timeouts(topology, config):
+    """The timeouts of a run after each number of steps at which they change."""
+    steps, timeouts, train_step = 0, [(0, None)], Recommender.train_step
+
+    def counted_step(self, *arguments, **options):
+        nonlocal steps
+        steps += 1
+        return train_step(self, *arguments, **options)
+
+    def set_timeout(self, seconds):
+        if seconds != timeouts[-1][1]:
+            timeouts.append((steps, seconds))
+
+    with patch.object(Recommender, "train_step", counted_step), patch.object(Topology, "set_timeout", set_timeout):
+        run(topology, config)
+    return steps, timeouts[1:]
 
 
 def _reads(topology, config, faulty_step):
@@ -60,6 +80,17 @@ def test_losses_are_read_every_four_steps_before_checkpoints_and_at_the_end_of_a
     assert reads == [*ends, *(each + end for end in ends)]
     ((_, reads, _),) = run_ranks(1, _reads, _config(folder, tmp_path / "saved", every_steps=6), 0)
     assert reads[:3] == [4, 6, min(10, each)]
+
+
+def test_ranks_wait_less_long_within_an_epoch_but_after_checkpoints(folder, tmp_path):
+    config = replace(_config(folder, tmp_path / "run", every_steps=6), step_timeout_seconds=20)
+    ((steps, timeouts),) = run_ranks(1, _timeouts, config)
+    each = steps // 2
+    assert 7 < each < 12
+    assert timeouts[:6] == [(0, 1800), (1, 20), (6, 1800), (7, 20), (each, 1800), (each + 1, 20)]
+    shorter = replace(config, run_dir=tmp_path / "shorter", timeout_seconds=10)
+    ((_, timeouts),) = run_ranks(1, _timeouts, shorter)
+    assert timeouts == [(0, 10)]
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_own_step(folder, tmp_path):

@@ -42,7 +42,13 @@ def test_a_key_that_makes_another_run_is_named(key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("run_dir", Path("other")), ("resume", "never"), ("overwrite", True), ("timeout_seconds", 1.0)),
+        *(
+            ("run_dir", Path("other")),
+            ("resume", "never"),
+            ("overwrite", True),
+            ("timeout_seconds", 1.0),
+            ("step_timeout_seconds", 1.0),
+        ),
         *(("data.path", Path("moved")), ("data.verify", True), ("batch.prefetch", 9), ("store.memory", "host")),
         *(
             ("catalogue.sharding", "planner"),
