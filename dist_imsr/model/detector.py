@@ -36,8 +36,9 @@ class DetectorConfig:
             puzzling item with the most similar ones around it (erratum E3b).
         delta_k: new interests per puzzled user.
         k_max: the most interests per user.
-        each_epoch: detect before every epoch, as in Algorithm 2, instead of once at the beginning of a span. Items are
-            compared with the interests from before the span, and a user gets new interests at most once per span.
+        epochs: detect before so many of a span's first epochs; None for every epoch, as in Algorithm 2. Before the second
+            one, the span's new items have been trained. Items are compared with the interests from before the span, and
+            a user gets new interests at most once per span.
     """
 
     enabled: bool = True
@@ -51,7 +52,7 @@ class DetectorConfig:
     start: Literal["noise", "items"] = "items"
     delta_k: int = 1
     k_max: int = 20
-    each_epoch: bool = False
+    epochs: int | None = 2
 
     def __post_init__(self) -> None:
         at = "strategy.imsr.detector"
@@ -61,6 +62,11 @@ class DetectorConfig:
         require(self.null_items >= 1, f"{at}.null_items", self.null_items, "at least 1")
         require(self.delta_k >= 1, f"{at}.delta_k", self.delta_k, "at least 1")
         require(self.k_max >= 1, f"{at}.k_max", self.k_max, "at least 1")
+        require(self.epochs is None or self.epochs >= 1, f"{at}.epochs", self.epochs, "at least 1")
+
+    def runs_before(self, epoch: int) -> bool:
+        """Whether to detect before this epoch of a span."""
+        return self.enabled and (self.epochs is None or epoch < self.epochs)
 
 
 def divergence(interests: Interests, items: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,7 @@ class MemoryModel:
         weights, state = self.table_bytes(tables)
         store = self.store_bytes(interests) + self._slots(interests) * _LONG  # each interest with its user
         detector, patience = self.resources.detector, self.config.training.patience > 0
-        second_store = patience and (self.extractor.query_dim > 0 or (detector.enabled and detector.each_epoch))
+        second_store = patience and (self.extractor.query_dim > 0 or detector.runs_before(1))
         kept = [weights] * self._strategy_tables(tables)
         return self._copied(weights, state, *kept, self.dense_bytes(), *[store] * (1 + second_store))
 

@@ -141,7 +141,8 @@ class TimeModel:
             for one in trained
         )
         validated = min(config.training.validation_users, span.users)
-        passes = (resources.writes_interests or not later) + (resources.detector.enabled and later)
+        detections = sum(map(resources.detector.runs_before, range(epochs))) if later else 0
+        passes = (resources.writes_interests or not later) + detections
         tested = min(config.eval.max_users or config.users, following.users) if following else 0
         return {
             "training": epochs * steps,

@@ -68,7 +68,7 @@ class IMSR(Strategy):
         trainer.admit_users(data)  # lines 2-6, for users who are new in this span
         trainer.set_learning_rates(pretraining=False)
         for epoch in trainer.epochs(pretraining=False):  # line 19
-            if self.expands_before(epoch, trainer.progress.step):
+            if trainer.progress.step == 0 and self.config.detector.runs_before(epoch):
                 self.expand_interests(trainer, data, epoch)  # lines 20-22: Algorithm 1, lines 1-11
             loss = trainer.train_epoch(data, self)  # lines 23-27: Eq. 6 for what `extract` returns, plus `extra_loss`
             trainer.end_epoch(loss, trainer.validate(data, self))
@@ -76,11 +76,6 @@ class IMSR(Strategy):
         trainer.write_back(data, self)  # Algorithm 1, lines 12-13 and 18, by `extract`
         trainer.add_growth(trim(trainer.model.store, self.config.trimmer, span))  # Algorithm 1, lines 14-16
         return trainer.report()  # line 29
-
-    def expands_before(self, epoch: int, step: int) -> bool:
-        """Whether the detector runs before this step of this epoch: the first of the span, or of each epoch."""
-        detector = self.config.detector
-        return detector.enabled and step == 0 and (epoch == 0 or detector.each_epoch)
 
     @Phase("detector", shown=True)
     def expand_interests(self, trainer: SpanTrainer, data: SpanData, epoch: int) -> None:

@@ -23,7 +23,7 @@ from tests.runs import run
 
 GROWING = IMSRConfig(
     1.0,
-    DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=9, each_epoch=True),
+    DetectorConfig(measure="divergence", rule="mean", c1=0.02, untrained=True, delta_k=2, k_max=9, epochs=None),
     TrimmerConfig(c2=0.1),
 )
 

@@ -75,7 +75,7 @@ def _run(topology, config):
         ("comirec_dr", StrategyConfig("fine_tuning"), (4,)),
         ("comirec_dr", StrategyConfig("full_retraining"), (3,)),
         ("comirec_dr", _growing(), (2, 3, 4)),
-        ("comirec_sa", _growing(each_epoch=True), (3,)),
+        ("comirec_sa", _growing(epochs=None), (3,)),
         ("mind", _growing(), (2,)),
     ],
 )
@@ -124,7 +124,7 @@ def _compare(lines, expected, rel, atol, hits=0.0):
         ("comirec_dr", StrategyConfig("fine_tuning"), "adagrad"),
         ("comirec_dr", _growing(), "rowwise_adagrad"),
         ("comirec_sa", StrategyConfig("fine_tuning"), "rowwise_adagrad"),
-        ("comirec_sa", _growing(each_epoch=True), "rowwise_adagrad"),
+        ("comirec_sa", _growing(epochs=None), "rowwise_adagrad"),
         ("mind", StrategyConfig("fine_tuning"), "rowwise_adagrad"),
         ("mind", _growing(), "adagrad"),
     ],
@@ -232,7 +232,9 @@ def _reported(topology, config):
     )
 
 
-@pytest.mark.parametrize("detector", [{}, {"each_epoch": True}, {"rule": "count", "items": 2}, {"enabled": False}])
+@pytest.mark.parametrize(
+    "detector", [{}, {"epochs": 1}, {"epochs": None}, {"rule": "count", "items": 2}, {"enabled": False}]
+)
 def test_every_created_interest_is_kept_trimmed_or_refused(folder, tmp_path, detector):
     strategy = _growing(**detector)
     ((report, before, after, birth_span, values),) = run_ranks(
