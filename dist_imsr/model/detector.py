@@ -36,9 +36,9 @@ class DetectorConfig:
             puzzling item with the most similar ones around it (erratum E3b).
         delta_k: new interests per puzzled user.
         k_max: the most interests per user.
-        epochs: detect before so many of a span's first epochs, from the second one on also by the span's new items; None
-            for every epoch, as in Algorithm 2. Items are compared with the interests from before the span, and a user
-            gets new interests at most once per span.
+        epochs: detect before so many of a span's first epochs, from the second one on also by the span's new items;
+            None for every epoch, as in Algorithm 2. Items are compared with the interests from before the span, and a
+            user gets new interests at most once per span.
     """
 
     enabled: bool = True
