@@ -23,6 +23,7 @@ from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.late import history_of
+from dist_imsr.data.manifest import Files
 from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
 from dist_imsr.data.remote import Unreachable
 from dist_imsr.data.source_files import SourceFile, compare_files, find_sources, survey
@@ -32,8 +33,9 @@ from dist_imsr.data.spark_tables import SparkTables, spark_tables
 from dist_imsr.data.spark_tasks import Batches, on_each, write_on_each, write_parts
 from dist_imsr.data.sql import quoted
 from dist_imsr.data.staging import Staged, refuse_bad_rows
+from dist_imsr.data.table_files import write_rows
 from dist_imsr.data.workspace import ProgressDisplay
-from dist_imsr.data.writer import Files, Interactions, SpanFile, SpanWriter, id_type, write_rows
+from dist_imsr.data.writer import Interactions, SpanFile, SpanWriter, id_type
 
 _KINDS = {  # Arrow's types of ids by DuckDB's: those that Spark has
     "VARCHAR": pa.string(),
