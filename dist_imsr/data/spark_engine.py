@@ -7,7 +7,6 @@ the driver.
 import contextlib
 import itertools
 import json
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from dist_imsr.data.source_files import SourceFile, compare_files, find_sources,
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.spark_session import SparkConfig, spark_session
 from dist_imsr.data.spark_tables import SparkTables, spark_tables
-from dist_imsr.data.spark_tasks import Batches, on_each, write_on_each, write_parts
+from dist_imsr.data.spark_tasks import Batches, results_of_each, results_of_parts, rows_of_each
 from dist_imsr.data.sql import quoted
 from dist_imsr.data.staging import Staged, refuse_bad_rows
 from dist_imsr.data.table_files import write_rows
@@ -113,19 +112,17 @@ class SparkEngine:
         """
         paths, start, memory = find_sources(config), Path.cwd(), self._memory // 2
 
-        def one(number: int) -> Batches:
-            found: SourceFile | Exception
+        def one(number: int) -> list[SourceFile | Exception]:
             try:
-                found = survey(paths[number], config, start, memory)
+                return [survey(paths[number], config, start, memory)]
             except (ValueError, OSError) as error:
-                found = error
-            yield pa.RecordBatch.from_pylist([{"file": number, "found": pickle.dumps(found)}])
+                return [error]
 
-        surveyed = on_each(self._session, len(paths), one, "file BIGINT, found BINARY").collect()
-        files = [pickle.loads(found) for _, found in sorted(surveyed)]
-        for found in files:
+        files = []
+        for found in results_of_each(self._session, len(paths), one):
             if isinstance(found, Exception):
                 raise found
+            files.append(found)
         return files
 
     def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
@@ -142,7 +139,7 @@ class SparkEngine:
         def read(number: int) -> Batches:
             return read_piece(pieces[number], first + number, config, memory, schema)
 
-        rows = self._tables.stored(on_each(self._session, len(pieces), read, from_arrow_schema(schema)))
+        rows = self._tables.stored(rows_of_each(self._session, len(pieces), read, from_arrow_schema(schema)))
         rows.createOrReplaceTempView("read")
         found = self.run(f"SELECT shiftright(rowid, {PLACE_BITS}), summary FROM read WHERE summary IS NOT NULL")
         summaries = {piece - first: Summary(**json.loads(text)) for piece, text in found}
@@ -239,7 +236,7 @@ class SparkEngine:
 
     def write_buckets(
         self, writer: SpanWriter, rows: str, sizes: np.ndarray, progress: Callable[[float], None]
-    ) -> Iterator[SpanFile]:
+    ) -> list[SpanFile]:
         def write(batches: Batches) -> list[SpanFile]:
             table = pa.Table.from_batches(batches)
             bucket = table["bucket"][0].as_py()
@@ -247,17 +244,17 @@ class SparkEngine:
 
         by_bucket = self._session.sql(rows).repartitionById(writer.buckets, col("bucket").cast("int"))
         ordered = by_bucket.sortWithinPartitions("user", "time", "nanos", "rowid").drop("nanos", "rowid")
-        yield from write_parts(ordered, write)
+        written = results_of_parts(ordered, write)
         kinds = id_type(writer.most_locals), id_type(writer.most_items), pa.int64()
         none = pa.table({name: pa.array([], kind) for name, kind in zip(("user", "item", "time"), kinds, strict=True)})
         empty = np.flatnonzero(sizes == 0).tolist()
-
         if empty:
-            yield from write_on_each(
+            written += results_of_each(
                 self._session, len(empty), lambda number: writer.write(empty[number], Interactions.of(none))
             )
+        return written
 
-    def write_ids(self, writer: SpanWriter, table: str, rows: str) -> Iterator[SpanFile]:
+    def write_ids(self, writer: SpanWriter, table: str, rows: str) -> list[SpanFile]:
         one = table[:-1]
         frame = self._session.sql(rows)
         kind = pa.int64() if one == "user" else id_type(writer.most_items)
@@ -270,24 +267,23 @@ class SparkEngine:
                 yield writer.write_ids(table, span, schema, rest)
 
         by_span = frame.repartition(writer.spans, "span").sortWithinPartitions("span", one)
-        yield from write_parts(by_span, write)
-        for span in (span for span, count in enumerate(writer.new_ids(table)) if not count):
-            yield writer.write_ids(table, span, schema, [])
+        written = results_of_parts(by_span, write)
+        empty = [span for span, count in enumerate(writer.new_ids(table)) if not count]
+        return written + [writer.write_ids(table, span, schema, []) for span in empty]
 
-    def count_items(self, writer: SpanWriter) -> Iterator[SpanFile]:
-        return write_on_each(self._session, writer.spans, lambda span: [writer.count_items(span)])
+    def count_items(self, writer: SpanWriter) -> list[SpanFile]:
+        return results_of_each(self._session, writer.spans, lambda span: [writer.count_items(span)])
 
     def write_rows(self, folder: Location, name: str, rows: str, columns: str, order: str) -> Files:
         frame = self._session.sql(rows)
         ordered = frame.repartition(1).sortWithinPartitions(*order.split(", ")).selectExpr(*columns.split(", "))
         schema = pa.schema([(field.name, field.type) for field in to_arrow_schema(ordered.schema)])
 
-        def write(batches: Batches) -> Iterator[SpanFile]:
-            for file, entry in write_rows(folder, name, schema, (batch.cast(schema) for batch in batches)).items():
-                yield SpanFile(0, file, entry, {})
+        def write(batches: Batches) -> list[Files]:
+            return [write_rows(folder, name, schema, (batch.cast(schema) for batch in batches))]
 
-        written = list(write_parts(ordered, write))
-        return {file.name: file.entry for file in written} or write_rows(folder, name, schema, [])
+        [files] = results_of_parts(ordered, write) or [write_rows(folder, name, schema, [])]
+        return files
 
     def _files_of(self, known: Dataset, names: list[str]) -> DataFrame:
         """Parquet files of a data set, which tasks have read."""
@@ -297,7 +293,7 @@ class SparkEngine:
             with pq.ParquetFile(known.local(names[number])) as file:
                 yield from (batch.cast(schema) for batch in file.iter_batches())
 
-        return self._tables.stored(on_each(self._session, len(names), read, from_arrow_schema(schema)))
+        return self._tables.stored(rows_of_each(self._session, len(names), read, from_arrow_schema(schema)))
 
 
 @contextlib.contextmanager

@@ -1,32 +1,25 @@
-"""Work of Spark's tasks: functions that make Arrow batches, or that write files of spans and return their entries."""
+"""Work of Spark's tasks: Python functions that make Arrow batches, or objects that the driver collects."""
 
 import itertools
-import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
 
-from dist_imsr.data.writer import SpanFile
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
+Result = TypeVar("Result")
 Batches = Iterator[pa.RecordBatch]
-_WRITTEN = "span INT, name STRING, entry STRING, counts STRING"
 
 
-def on_each(session: "SparkSession", count: int, work: Callable[[int], Batches], schema: Any) -> "DataFrame":
-    """Calls a function with the numbers below a count, each in a task of its own.
+def rows_of_each(session: SparkSession, count: int, work: Callable[[int], Batches], schema: Any) -> DataFrame:
+    """The rows of a function of the numbers below a count, each in a task of its own.
 
     Args:
         session: of Spark.
         count: of the tasks, at least 1.
         work: the function.
-        schema: of its batches, as Spark takes it.
-
-    Returns:
-        The rows of all batches.
+        schema: of its rows, as Spark takes it.
     """
 
     def run(batches: Batches) -> Batches:
@@ -37,35 +30,26 @@ def on_each(session: "SparkSession", count: int, work: Callable[[int], Batches],
     return session.range(0, count, 1, count).mapInArrow(run, schema)
 
 
-def write_on_each(
-    session: "SparkSession", count: int, write: Callable[[int], Iterable[SpanFile]]
-) -> Iterator[SpanFile]:
-    """Writes files with a function of a number, as `on_each` calls it."""
-    return _files(on_each(session, count, lambda number: iter([_as_batch(write(number))]), _WRITTEN))
+def results_of_each(session: SparkSession, count: int, work: Callable[[int], Iterable[Result]]) -> list[Result]:
+    """The results, in order, of a function of the numbers below a count; arguments are those of `rows_of_each`."""
+    return _collected(rows_of_each(session, count, lambda number: _pickled(work(number)), "result BINARY"))
 
 
-def write_parts(rows: "DataFrame", write: Callable[[Batches], Iterable[SpanFile]]) -> Iterator[SpanFile]:
-    """Writes files with a function of the batches of a partition, each in a task; an empty partition writes none."""
+def results_of_parts(rows: DataFrame, work: Callable[[Batches], Iterable[Result]]) -> list[Result]:
+    """The results of a function of each partition's batches; an empty partition has none."""
 
-    def write_some(batches: Batches) -> Batches:
+    def run(batches: Batches) -> Batches:
         filled = (batch for batch in batches if batch.num_rows)
         first = next(filled, None)
         if first is not None:
-            yield _as_batch(write(itertools.chain([first], filled)))
+            yield from _pickled(work(itertools.chain([first], filled)))
 
-    return _files(rows.mapInArrow(write_some, _WRITTEN))
-
-
-def _as_batch(files: Iterable[SpanFile]) -> pa.RecordBatch:
-    rows = [
-        {"span": file.span, "name": file.name, "entry": json.dumps(file.entry), "counts": json.dumps(file.counts)}
-        for file in files
-    ]
-    return pa.RecordBatch.from_pylist(
-        rows, pa.schema({"span": pa.int32(), "name": pa.string(), "entry": pa.string(), "counts": pa.string()})
-    )
+    return _collected(rows.mapInArrow(run, "result BINARY"))
 
 
-def _files(written: "DataFrame") -> Iterator[SpanFile]:
-    for span, name, entry, counts in written.collect():
-        yield SpanFile(span, name, json.loads(entry), json.loads(counts))
+def _pickled(results: Iterable[Any]) -> Batches:
+    return (pa.record_batch([pa.array([pickle.dumps(one)], pa.binary())], ["result"]) for one in results)
+
+
+def _collected(pickled: DataFrame) -> list[Any]:
+    return [pickle.loads(one) for (one,) in pickled.collect()]
