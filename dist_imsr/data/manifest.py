@@ -39,7 +39,7 @@ class SpanEntry:
         interactions_of_returning_users: those of users who are known from an earlier span.
         items: the number of items known by the span's end.
         users: the number of users known by the span's end, in each bucket; those who were forgotten count.
-        digest: the checksum of the span's manifest as it was first written; it tells one span's data from another's.
+        digest: the checksum of the span's manifest as it was first written, by which data of spans are compared.
         manifest: the entry of the span's manifest now: bytes and sha256.
         met_since: the first span that ``met_before`` looks back to; later than 0 if rows had been retired before.
         retired: whether the rows were deleted.
