@@ -14,7 +14,7 @@ from rich.table import Table
 from dist_imsr.config import parse
 from dist_imsr.console import output_console, run_writer
 from dist_imsr.data.cutting import date_of
-from dist_imsr.data.dataset import MANIFEST, SpanEntry
+from dist_imsr.data.manifest import MANIFEST, SpanEntry
 from dist_imsr.data.prepare import PrepareConfig, prepare
 from dist_imsr.data.storage import read_bytes
 

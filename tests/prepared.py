@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_imsr.data.dataset import FORMAT_VERSION
+from dist_imsr.data.manifest import FORMAT_VERSION
 
 History = dict[int, list[list[int]]]  # user -> the items of each span
 SPAN_SECONDS = 1000

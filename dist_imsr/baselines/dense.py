@@ -10,7 +10,8 @@ from torchrec import JaggedTensor
 
 from dist_imsr.baselines.known import Known, TargetItems, target_items
 from dist_imsr.baselines.ranks import count_own, count_sorted, ranks_of
-from dist_imsr.data.dataset import Dataset, trained_places
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.held_out import trained_places
 from dist_imsr.data.history import PastItems
 from dist_imsr.evaluation.metrics import Ranks
 

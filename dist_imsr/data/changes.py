@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dist_imsr.addresses import Location
-from dist_imsr.data.dataset import MANIFEST, DataConfig, Dataset, SpanEntry, read_manifest
-from dist_imsr.data.remote import RemoteFolder
+from dist_imsr.data.dataset import DataConfig, Dataset
+from dist_imsr.data.manifest import MANIFEST, SpanEntry, named_files, read_manifest, write_manifest
 from dist_imsr.data.workspace import replace_folder
-from dist_imsr.files import locked, sync_files, write_whole
+from dist_imsr.files import locked, sync_files
 
 _LOCK = ".lock"
 PATTERNS = ("span=*", "users/*", "items/*", "titles/*", "waiting/*", "rejected/*", "truth_*")
@@ -67,7 +66,7 @@ class Change:
 
     def _publish(self, names: Sequence[str], manifest: dict[str, Any]) -> None:
         sync_files([self.folder / name for name in names])
-        write_manifest_file(self.folder, manifest)
+        write_manifest(self.folder, manifest)
 
 
 @contextlib.contextmanager
@@ -112,25 +111,8 @@ def creating(output: Path, overwrite: bool) -> Iterator[Path]:
         yield folder
 
 
-def write_manifest_file(folder: Location, manifest: dict[str, Any]) -> None:
-    """Replaces ``dataset.json`` by one rename, or by one write."""
-    text = json.dumps(manifest, indent=1) + "\n"
-    if isinstance(folder, Path):
-        write_whole(folder / MANIFEST, text)
-    else:
-        RemoteFolder(folder).write(MANIFEST, text.encode())
-
-
 def _refusal(key: str, folder: Path) -> str:
     return f"{key}: another process is changing {folder}; wait for it"
-
-
-def named_files(manifest: dict[str, Any]) -> tuple[set[str], list[str]]:
-    """The files and folders that ``dataset.json`` names, and patterns of those in them that are retired."""
-    entries = [SpanEntry(**entry) for entry in manifest["spans"]]
-    names = [*manifest["files"], *(f"span={entry.name}" for entry in entries)]
-    names += [entry.ids_file(table) for entry in entries for table in ("users", "items")]
-    return set(names), [f"span={entry.name}/bucket=*" for entry in entries if entry.retired]
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,18 +16,11 @@ import pyarrow.parquet as pq
 
 from dist_imsr.addresses import Location, location
 from dist_imsr.data.cache import CacheOptions
+from dist_imsr.data.manifest import MANIFEST, TITLES, SpanEntry, read_manifest
 from dist_imsr.data.remote import PARALLEL
-from dist_imsr.data.schedule import ranges
-from dist_imsr.data.sorted_keys import find_sorted
-from dist_imsr.data.storage import open_storage, read_bytes
-from dist_imsr.files import check_version
+from dist_imsr.data.sequences import Sequences
+from dist_imsr.data.storage import open_storage
 from dist_imsr.keys import free
-
-FORMAT_VERSION = 2
-MANIFEST = "dataset.json"
-TITLES = "titles"  # the folder of items' titles, one file for each preparation
-HELD_OUT = 2  # interactions of a user and span: the last one for testing, the second last for validation
-SHORTEST_SPLIT = 3  # a user with fewer interactions in a span trains on all of them
 
 
 @dataclass
@@ -55,126 +47,6 @@ class DataConfig(CacheOptions):
         if "cache" in cache:
             cache["cache"] = Path(cache["cache"])
         return cls(location(settings["path"]) if path is None else path, **cache)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpanEntry:
-    """What ``dataset.json`` records of a span.
-
-    Args:
-        name: of its folder and of its parts, ``span=NAME``: the span's number, and a dot and a version if users were
-            forgotten.
-        first_second: the first unix second of the span.
-        end_second: the first unix second after it.
-        interactions: their number.
-        active_users: users with interactions in the span.
-        trainable_users: those with at least 2 interactions that are not held out.
-        split_users: those of whom interactions are held out.
-        tested_users: those of whom interactions are held out and who are known from an earlier span.
-        interactions_with_new_items: those with items that no earlier span has.
-        interactions_of_returning_users: those of users who are known from an earlier span.
-        items: the number of items known by the span's end.
-        users: the number of users known by the span's end, in each bucket; those who were forgotten count.
-        digest: the checksum of the span's manifest as it was first written; it tells one span's data from another's.
-        manifest: the entry of the span's manifest now: bytes and sha256.
-        met_since: the first span that ``met_before`` looks back to; later than 0 if rows had been retired before.
-        retired: whether the rows were deleted.
-    """
-
-    name: str
-    first_second: int
-    end_second: int
-    interactions: int
-    active_users: int
-    trainable_users: int
-    split_users: int
-    tested_users: int
-    interactions_with_new_items: int
-    interactions_of_returning_users: int
-    items: int
-    users: list[int]
-    digest: str
-    manifest: dict[str, Any]
-    met_since: int = 0
-    retired: bool = False
-
-    def bucket_file(self, bucket: int) -> str:
-        """The path of a bucket's rows in the data set's folder."""
-        return f"span={self.name}/bucket={bucket:03d}.arrow"
-
-    @property
-    def item_counts_file(self) -> str:
-        """The path of the numbers of interactions by item."""
-        return f"span={self.name}/item_counts.arrow"
-
-    def ids_file(self, table: str) -> str:
-        """The path of the raw ids that are new in the span; the table is ``users`` or ``items``."""
-        return f"{table}/span={self.name}.parquet"
-
-    @property
-    def manifest_file(self) -> str:
-        """The path of the span's manifest."""
-        return f"span={self.name}/manifest.json"
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Views of the interactions of one bucket's users in one span, in a memory-mapped file.
-
-    Args:
-        users: ``[n]`` user ids, ascending.
-        offsets: ``[n + 1]``; user i's interactions are ``offsets[i] .. offsets[i + 1] - 1``, in time order.
-        items: ``[offsets[-1]]`` item ids.
-        batch: the Arrow batch of all columns.
-    """
-
-    users: np.ndarray
-    offsets: np.ndarray
-    items: np.ndarray
-    batch: pa.RecordBatch
-
-    @cached_property
-    def times(self) -> np.ndarray:
-        """Unix seconds of each interaction."""
-        return self.batch.column("times").values.to_numpy()
-
-    @cached_property
-    def met_before(self) -> np.ndarray:
-        """Whether the user met the item in an earlier span, for each interaction."""
-        return self.batch.column("met_before").values.to_numpy(zero_copy_only=False)
-
-    def of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the interactions of some users, who need not be here.
-
-        Args:
-            users: ``[n]`` ids.
-
-        Returns:
-            For each interaction, user after user: its user's index in ``users``, and its own index in `items`.
-        """
-        place = find_sorted(self.users, users)
-        found = np.flatnonzero(place >= 0)
-        starts = self.offsets[place[found]].astype(np.int64)
-        lengths = self.offsets[place[found] + 1] - starts
-        return found.repeat(lengths), ranges(starts, lengths)
-
-
-def held_out(lengths: np.ndarray) -> np.ndarray:
-    """The number of each user's interactions in a span that training must not see.
-
-    Args:
-        lengths: ``[n]``, the number of interactions of each user.
-
-    Returns:
-        ``[n]``: 2 for users with at least 3 interactions, else 0.
-    """
-    return np.where(lengths >= SHORTEST_SPLIT, HELD_OUT, 0)
-
-
-def trained_places(lengths: np.ndarray) -> np.ndarray:
-    """Which interactions of a span training may see, user after user, ``[sum of lengths]`` bool; as in `held_out`."""
-    position = np.arange(lengths.sum()) - (lengths.cumsum() - lengths).repeat(lengths)
-    return position < (lengths - held_out(lengths)).repeat(lengths)
 
 
 class Dataset:
@@ -440,43 +312,3 @@ class Dataset:
         except FileNotFoundError as error:
             path = self.path / name
             raise ValueError(f"{path} is gone: another command has changed the data; start this one again") from error
-
-
-def read_manifest(folder: Location, key: str = "data.path") -> dict[str, Any]:
-    """Reads ``dataset.json``.
-
-    Args:
-        folder: of the data set.
-        key: of the configuration that names it, for errors.
-
-    Raises:
-        ValueError: naming the key and the folder, if there is none; the file, if it has another format.
-    """
-    path = folder / MANIFEST
-    text = read_bytes(folder, MANIFEST)
-    if text is None:
-        raise ValueError(f"{key}: {folder} holds no {MANIFEST}: write it with launch/prepare.py")
-    try:
-        manifest: dict[str, Any] = json.loads(text)
-        version = manifest["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no manifest of a prepared data set ({error!r}): prepare it again") from error
-    check_version(path, version, FORMAT_VERSION)
-    if version < FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {version}, and this version reads {FORMAT_VERSION}: prepare the log again: "
-            f"{_command_of(manifest, folder)} --overwrite true"
-        )
-    return manifest
-
-
-def _command_of(manifest: dict[str, Any], folder: Location) -> str:
-    """The command that prepared a data set of format 1."""
-    source, words = manifest.get("source", {}), ["python", "launch/prepare.py"]
-    options = {"source": source.get("name"), "input": source.get("input"), **manifest.get("options", {})}
-    for key, value in {**options, "output": str(folder)}.items():
-        section = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        for name, one in section.items():
-            if one is not None:
-                words += [f"--{name.rstrip('_')}", one if isinstance(one, str) else json.dumps(one)]
-    return shlex.join(words)

@@ -1,7 +1,7 @@
 """The engine of one machine: DuckDB, out of core, with a thread for each bucket that is written."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import pyarrow as pa
 from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.late import history_of
+from dist_imsr.data.manifest import Files
 from dist_imsr.data.sources import SourceConfig, queries
 from dist_imsr.data.sql import quoted, quoted_paths
 from dist_imsr.data.staging import Staged, stage
+from dist_imsr.data.table_files import write_rows
 from dist_imsr.data.workspace import Database, ProgressDisplay
-from dist_imsr.data.writer import BYTES_PER_ROW, Files, Interactions, SpanFile, SpanWriter, split_stream, write_rows
+from dist_imsr.data.writer import BYTES_PER_ROW, Interactions, SpanFile, SpanWriter
 
 DATABASE_SHARE = 0.7  # of the memory limit; the rest is for Python, Arrow and numpy
 _PYTHON_BYTES = 200 * 2**20  # for Python and its libraries, besides the current bucket
@@ -106,7 +108,7 @@ class DuckDBEngine:
         with self._display.phase("sort") as sorting:
             query = f"SELECT * EXCLUDE (bucket, nanos, rowid) FROM ({rows}) ORDER BY bucket::USMALLINT, user, time, "
             schema, batches = self._database.stream(f"{query} nanos, rowid", sorting)
-        parts = split_stream(batches, schema, sizes.tolist())
+        parts = _split_stream(batches, schema, sizes.tolist())
         with ThreadPoolExecutor(workers) as pool:
             pending = deque[Future[list[SpanFile]]]()
             for bucket, part in enumerate(parts):
@@ -120,7 +122,7 @@ class DuckDBEngine:
     def write_ids(self, writer: SpanWriter, table: str, rows: str) -> Iterator[SpanFile]:
         one = table[:-1]
         schema, batches = self._database.stream(f"SELECT {one}, raw FROM ({rows}) ORDER BY span, {one}")
-        for span, part in enumerate(split_stream(batches, schema, writer.new_ids(table))):
+        for span, part in enumerate(_split_stream(batches, schema, writer.new_ids(table))):
             yield writer.write_ids(table, span, schema, [part])
 
     def count_items(self, writer: SpanWriter) -> Iterator[SpanFile]:
@@ -133,3 +135,23 @@ class DuckDBEngine:
 
 def _parquet(paths: list[Path]) -> str:
     return f"read_parquet({quoted_paths(paths)}, hive_partitioning = false)"
+
+
+def _split_stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema, sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """Splits a stream of rows into parts of given sizes.
+
+    Args:
+        batches: the stream.
+        schema: of the batches.
+        sizes: the number of rows of each part; they sum to the rows of the stream.
+
+    Yields:
+        The parts; memory holds one part and one batch.
+    """
+    rest = iter(batches)
+    buffer = schema.empty_table()
+    for size in sizes:
+        while buffer.num_rows < size:
+            buffer = pa.concat_tables([buffer, pa.Table.from_batches([next(rest)])])
+        yield buffer.slice(0, size)
+        buffer = buffer.slice(size)

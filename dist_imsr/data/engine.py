@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.manifest import Files
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.staging import Staged
-from dist_imsr.data.writer import Files, SpanFile, SpanWriter
+from dist_imsr.data.writer import SpanFile, SpanWriter
 
 
 class Engine(Protocol):

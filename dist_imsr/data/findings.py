@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_imsr.data.cutting import date_of
-from dist_imsr.data.dataset import Dataset, SpanEntry
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.engine import Engine
+from dist_imsr.data.manifest import SpanEntry
 from dist_imsr.data.times import EARLIEST_LIKELY
 
 _LARGE_SHARE = 0.2  # of all rows, for one user

@@ -18,10 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_imsr.data.changes import Change
-from dist_imsr.data.dataset import Dataset, Sequences, SpanEntry
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.manifest import Files, SpanEntry, manifest_entry, write_span_manifest
+from dist_imsr.data.sequences import Sequences
 from dist_imsr.data.staging import RAW_KEPT
+from dist_imsr.data.table_files import write_batch, write_rows, write_table
 from dist_imsr.data.user_list import UserList
-from dist_imsr.data.writer import Files, counts_of, manifest_entry, write_batch, write_manifest, write_rows, write_table
+from dist_imsr.data.writer import counts_of
 from dist_imsr.files import link
 
 _WORD = re.compile(r"\w+")
@@ -120,7 +123,7 @@ def _without_users(change: Change, span: int, users: np.ndarray) -> SpanEntry:
             link(known.local(name), folder / target)
             files[target] = file
     changed = replace(changed, **{name: getattr(entry, name) - count for name, count in lost.items()})
-    return write_manifest(folder, changed, files)
+    return write_span_manifest(folder, changed, files)
 
 
 def _counts(known: Dataset, span: int, part: Sequences, chosen: np.ndarray) -> dict[str, int]:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torchrec import JaggedTensor
 
-from dist_imsr.data.dataset import Dataset, trained_places
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.held_out import trained_places
 
 
 def active_users(dataset: Dataset, buckets: range, spans: range) -> np.ndarray:

@@ -12,17 +12,19 @@ import pyarrow as pa
 
 from dist_imsr.addresses import Location
 from dist_imsr.data.cutting import MOST_SPANS, date_of, first_edges, further_edges
-from dist_imsr.data.dataset import TITLES, Dataset, SpanEntry
+from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.engine import Engine
 from dist_imsr.data.findings import warnings_of
 from dist_imsr.data.late import reject_known_rows
+from dist_imsr.data.manifest import TITLES, Files, SpanEntry
 from dist_imsr.data.numbering import Counted, Numbering, ids_query, per_bucket, require_same_ids, rows_by_span
 from dist_imsr.data.row_filters import leave_out
 from dist_imsr.data.source_query import AFTER, BEFORE, LEFT_OUT
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.staging import Staged, refuse_bad_rows
+from dist_imsr.data.table_files import write_rows
 from dist_imsr.data.workspace import ProgressDisplay
-from dist_imsr.data.writer import BYTES_PER_ROW, Files, SpanFile, SpanWriter, id_type, write_rows
+from dist_imsr.data.writer import BYTES_PER_ROW, SpanFile, SpanWriter, id_type
 
 _SQL_TYPES = {pa.int32(): "INTEGER", pa.int64(): "BIGINT"}
 _WAITING = """

@@ -16,11 +16,12 @@ from dist_imsr.addresses import Address, Location
 from dist_imsr.checks import parse_bytes, require
 from dist_imsr.config import plain, section_of
 from dist_imsr.data.cache import CacheOptions
-from dist_imsr.data.changes import Change, changing, creating, write_manifest_file
-from dist_imsr.data.dataset import FORMAT_VERSION, DataConfig, Dataset, SpanEntry, read_manifest
+from dist_imsr.data.changes import Change, changing, creating
+from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.duckdb_engine import DATABASE_SHARE, DuckDBEngine
 from dist_imsr.data.engine import Engine
 from dist_imsr.data.forget import forget
+from dist_imsr.data.manifest import FORMAT_VERSION, Files, SpanEntry, read_manifest, write_manifest
 from dist_imsr.data.preparation import Preparation
 from dist_imsr.data.remote_changes import changing_remote, creating_in_place, creating_remote
 from dist_imsr.data.retire import retire
@@ -28,7 +29,6 @@ from dist_imsr.data.sources import SourceConfig, input_files
 from dist_imsr.data.spark_session import SparkConfig
 from dist_imsr.data.user_list import read_user_list
 from dist_imsr.data.workspace import Database, ProgressDisplay
-from dist_imsr.data.writer import Files
 
 _LEAST_MEMORY = 256 * 2**20
 # The options of each log; the others are those of the data set.
@@ -238,7 +238,7 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, Any]:
             "files": files,
             "preparations": [record],
         }
-        write_manifest_file(folder, manifest)
+        write_manifest(folder, manifest)
     return manifest
 
 

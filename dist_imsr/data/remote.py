@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,8 +114,7 @@ class RemoteFolder:
         partial = f"{path}.partial" if renames else path
 
         def put() -> None:
-            with filesystem.open_output_stream(partial, compression=None) as sink:
-                sink.write(data)
+            self._copy(io.BytesIO(data), partial)
             if renames:
                 filesystem.move(partial, path)
 
@@ -128,12 +128,8 @@ class RemoteFolder:
         """Copies a local file."""
 
         def put() -> None:
-            with (
-                source.open("rb") as file,
-                self._opened[0].open_output_stream(self._path(name), compression=None) as sink,
-            ):
-                while block := file.read(_BLOCK):
-                    sink.write(block)
+            with source.open("rb") as file:
+                self._copy(file, self._path(name))
 
         self.retried(name, "written", put)
 
@@ -152,6 +148,10 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._opened[1]}/{name}" if name else self._opened[1]
+
+    def _copy(self, file: BinaryIO, path: str) -> None:
+        with self._opened[0].open_output_stream(path, compression=None) as sink:
+            shutil.copyfileobj(file, sink, _BLOCK)
 
     def _each(self, act: Callable[[str], None], names: Iterable[str]) -> None:
         with ThreadPoolExecutor(PARALLEL) as pool:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_imsr.addresses import Address
-from dist_imsr.data.changes import PATTERNS, Change, named_files, write_manifest_file
+from dist_imsr.data.changes import PATTERNS, Change
 from dist_imsr.data.claims import FOLDER, claimed
-from dist_imsr.data.dataset import MANIFEST, DataConfig, read_manifest
+from dist_imsr.data.dataset import DataConfig
+from dist_imsr.data.manifest import MANIFEST, named_files, read_manifest, write_manifest
 from dist_imsr.data.remote import RemoteFolder
 
 
@@ -31,7 +32,7 @@ class RemoteChange(Change):
         self._remote.upload(self.folder, names)
         if read_manifest(self._remote.address) != self.known.manifest:
             raise ValueError(f"append: {self._remote.address} has changed meanwhile; start the same command again")
-        write_manifest_file(self._remote.address, manifest)
+        write_manifest(self._remote.address, manifest)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import torch
 from torchrec import JaggedTensor
 
 from dist_imsr.data.batch import Batch, BatchConfig, TestBatch
-from dist_imsr.data.dataset import Dataset, held_out
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.held_out import held_out
 from dist_imsr.data.jagged import jagged
 from dist_imsr.data.negatives import NegativeSampler
 from dist_imsr.data.reader import SpanReader

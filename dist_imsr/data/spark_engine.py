@@ -1,20 +1,15 @@
 """The engine of a cluster: Spark shuffles, joins, sorts and numbers; its tasks read pieces of files and write buckets.
 
-Tasks run the code that reads and writes on one machine, on Arrow batches. Each step leaves its table as Parquet in a
-folder that all executors can reach, so that what a lost executor held is computed again. Neither rows nor users nor
-items pass through the driver.
+Tasks run the code that reads and writes on one machine, on Arrow batches. Neither rows nor users nor items pass through
+the driver.
 """
 
 import contextlib
 import itertools
 import json
-import pickle
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +22,19 @@ from dist_imsr.addresses import Location
 from dist_imsr.data.dataset import Dataset
 from dist_imsr.data.input_files import InputFile
 from dist_imsr.data.late import history_of
+from dist_imsr.data.manifest import Files
 from dist_imsr.data.pieces import PLACE_BITS, Piece, Summary, merged, read_piece
-from dist_imsr.data.remote import RemoteFolder, Unreachable
+from dist_imsr.data.remote import Unreachable
 from dist_imsr.data.source_files import SourceFile, compare_files, find_sources, survey
 from dist_imsr.data.sources import SourceConfig
 from dist_imsr.data.spark_session import SparkConfig, spark_session
+from dist_imsr.data.spark_tables import SparkTables, spark_tables
+from dist_imsr.data.spark_tasks import Batches, results_of_each, results_of_parts, rows_of_each
 from dist_imsr.data.sql import quoted
 from dist_imsr.data.staging import Staged, refuse_bad_rows
+from dist_imsr.data.table_files import write_rows
 from dist_imsr.data.workspace import ProgressDisplay
-from dist_imsr.data.writer import Files, Interactions, SpanFile, SpanWriter, id_type, write_rows
+from dist_imsr.data.writer import Interactions, SpanFile, SpanWriter, id_type
 
 _KINDS = {  # Arrow's types of ids by DuckDB's: those that Spark has
     "VARCHAR": pa.string(),
@@ -61,11 +60,8 @@ _EVENTS = {
     "summary": pa.string(),
     "examples": pa.string(),
 }
-_WRITTEN = "span INT, name STRING, entry STRING, counts STRING"
-_HADOOP = {"s3": "s3a", "gcs": "gs"}  # Hadoop's schemes by those of pyarrow, where they differ
 _PART_BITS = 33  # of monotonically_increasing_id: the row's place in its partition
 _EXAMPLES_AT_ONCE = 64  # pieces
-Batches = Iterator[pa.RecordBatch]
 
 
 class SparkEngine:
@@ -75,15 +71,12 @@ class SparkEngine:
         session: of Spark.
         display: shows the progress.
         memory: bytes of a task's Python.
-        folder: for tables; all executors must reach it.
+        tables: of the session.
     """
 
-    def __init__(self, session: SparkSession, display: ProgressDisplay, memory: int, folder: Location) -> None:
-        self._session, self._display = session, display
-        self._memory, self._folder = memory, folder
+    def __init__(self, session: SparkSession, display: ProgressDisplay, memory: int, tables: SparkTables) -> None:
+        self._session, self._display, self._memory, self._tables = session, display, memory, tables
         self._registered: dict[str, pa.Table] = {}
-        self._tables = 0
-        self._places: dict[str, Location] = {}  # of the tables by their names
         self._kinds: dict[str, str] = {}
         self._config: SourceConfig | None = None
         self._known: Dataset | None = None
@@ -119,19 +112,17 @@ class SparkEngine:
         """
         paths, start, memory = find_sources(config), Path.cwd(), self._memory // 2
 
-        def one(number: int) -> Batches:
-            found: SourceFile | Exception
+        def one(number: int) -> list[SourceFile | Exception]:
             try:
-                found = survey(paths[number], config, start, memory)
+                return [survey(paths[number], config, start, memory)]
             except (ValueError, OSError) as error:
-                found = error
-            yield pa.RecordBatch.from_pylist([{"file": number, "found": pickle.dumps(found)}])
+                return [error]
 
-        surveyed = self._on_each(len(paths), one, "file BIGINT, found BINARY").collect()
-        files = [pickle.loads(found) for _, found in sorted(surveyed)]
-        for found in files:
+        files = []
+        for found in results_of_each(self._session, len(paths), one):
             if isinstance(found, Exception):
                 raise found
+            files.append(found)
         return files
 
     def _read(self, pieces: list[Piece], first: int = 0) -> list[Summary]:
@@ -148,7 +139,7 @@ class SparkEngine:
         def read(number: int) -> Batches:
             return read_piece(pieces[number], first + number, config, memory, schema)
 
-        rows = self._stored(self._on_each(len(pieces), read, from_arrow_schema(schema)))
+        rows = self._tables.stored(rows_of_each(self._session, len(pieces), read, from_arrow_schema(schema)))
         rows.createOrReplaceTempView("read")
         found = self.run(f"SELECT shiftright(rowid, {PLACE_BITS}), summary FROM read WHERE summary IS NOT NULL")
         summaries = {piece - first: Summary(**json.loads(text)) for piece, text in found}
@@ -192,7 +183,7 @@ class SparkEngine:
 
         late = self._session.sql(f"SELECT id, id % {known.buckets} AS bucket FROM ({users})")
         found = late.groupBy("bucket").applyInArrow(history, "user BIGINT, item BIGINT, time BIGINT")
-        self._stored(found).createOrReplaceTempView("history")
+        self._tables.stored(found).createOrReplaceTempView("history")
 
     def kinds_of_ids(self, relation: str) -> dict[str, str]:
         if relation == "events":
@@ -205,10 +196,7 @@ class SparkEngine:
         return [tuple(row) for row in self._session.sql(sql).collect()]
 
     def create(self, name: str, sql: str, progress: Callable[[float], None] | None = None) -> None:
-        self._stored(self._session.sql(sql)).createOrReplaceTempView(name)
-        if name in self._places:
-            _delete(self._places[name])
-        self._places[name] = self._place(self._tables - 1)
+        self._tables.create(name, self._session.sql(sql))
 
     def register(self, name: str, table: pa.Table) -> None:
         self._registered[name] = table
@@ -225,7 +213,7 @@ class SparkEngine:
 
     def numbered(self, rows: str, order: str, progress: Callable[[float], None] | None = None) -> str:
         ordered = self._session.sql(rows).orderBy(order).withColumn("number", monotonically_increasing_id())
-        self._stored(ordered).createOrReplaceTempView("ordered")
+        self._tables.stored(ordered).createOrReplaceTempView("ordered")
         part = f"shiftright(number, {_PART_BITS})"
         counts = sorted(self.run(f"SELECT {part}, count(*) FROM ordered GROUP BY ALL"))
         parts, sizes = np.array(counts, np.int64).reshape(-1, 2).T
@@ -248,80 +236,54 @@ class SparkEngine:
 
     def write_buckets(
         self, writer: SpanWriter, rows: str, sizes: np.ndarray, progress: Callable[[float], None]
-    ) -> Iterator[SpanFile]:
-        def write(batches: Batches) -> Batches:
+    ) -> list[SpanFile]:
+        def write(batches: Batches) -> list[SpanFile]:
             table = pa.Table.from_batches(batches)
             bucket = table["bucket"][0].as_py()
-            yield _as_batch(writer.write(bucket, Interactions.of(table.drop_columns("bucket"))))
+            return writer.write(bucket, Interactions.of(table.drop_columns("bucket")))
 
         by_bucket = self._session.sql(rows).repartitionById(writer.buckets, col("bucket").cast("int"))
         ordered = by_bucket.sortWithinPartitions("user", "time", "nanos", "rowid").drop("nanos", "rowid")
-        yield from self._written(ordered, write)
+        written = results_of_parts(ordered, write)
         kinds = id_type(writer.most_locals), id_type(writer.most_items), pa.int64()
         none = pa.table({name: pa.array([], kind) for name, kind in zip(("user", "item", "time"), kinds, strict=True)})
         empty = np.flatnonzero(sizes == 0).tolist()
-
-        def write_empty(number: int) -> Batches:
-            yield _as_batch(writer.write(empty[number], Interactions.of(none)))
-
         if empty:
-            yield from _files(self._on_each(len(empty), write_empty, _WRITTEN))
+            written += results_of_each(
+                self._session, len(empty), lambda number: writer.write(empty[number], Interactions.of(none))
+            )
+        return written
 
-    def write_ids(self, writer: SpanWriter, table: str, rows: str) -> Iterator[SpanFile]:
+    def write_ids(self, writer: SpanWriter, table: str, rows: str) -> list[SpanFile]:
         one = table[:-1]
         frame = self._session.sql(rows)
         kind = pa.int64() if one == "user" else id_type(writer.most_items)
         schema = pa.schema({one: kind, "raw": _KINDS[self._kinds[one]]})
 
-        def write(batches: Batches) -> Batches:
+        def write(batches: Batches) -> Iterator[SpanFile]:
             parts = (part for batch in batches for part in _by_span(batch))
             for span, group in itertools.groupby(parts, key=lambda part: part[0]):
                 rest = (part.select([one, "raw"]).cast(schema) for _, part in group)
-                yield _as_batch([writer.write_ids(table, span, schema, rest)])
+                yield writer.write_ids(table, span, schema, rest)
 
         by_span = frame.repartition(writer.spans, "span").sortWithinPartitions("span", one)
-        yield from self._written(by_span, write)
-        for span in (span for span, count in enumerate(writer.new_ids(table)) if not count):
-            yield writer.write_ids(table, span, schema, [])
+        written = results_of_parts(by_span, write)
+        empty = [span for span, count in enumerate(writer.new_ids(table)) if not count]
+        return written + [writer.write_ids(table, span, schema, []) for span in empty]
 
-    def count_items(self, writer: SpanWriter) -> Iterator[SpanFile]:
-        def count(span: int) -> Batches:
-            yield _as_batch([writer.count_items(span)])
-
-        return _files(self._on_each(writer.spans, count, _WRITTEN))
+    def count_items(self, writer: SpanWriter) -> list[SpanFile]:
+        return results_of_each(self._session, writer.spans, lambda span: [writer.count_items(span)])
 
     def write_rows(self, folder: Location, name: str, rows: str, columns: str, order: str) -> Files:
         frame = self._session.sql(rows)
         ordered = frame.repartition(1).sortWithinPartitions(*order.split(", ")).selectExpr(*columns.split(", "))
         schema = pa.schema([(field.name, field.type) for field in to_arrow_schema(ordered.schema)])
 
-        def write(batches: Batches) -> Batches:
-            [(_, entry)] = write_rows(folder, name, schema, (batch.cast(schema) for batch in batches)).items()
-            yield _as_batch([SpanFile(0, name, entry, {})])
+        def write(batches: Batches) -> list[Files]:
+            return [write_rows(folder, name, schema, (batch.cast(schema) for batch in batches))]
 
-        [*written] = self._written(ordered, write)
-        return {file.name: file.entry for file in written} or write_rows(folder, name, schema, [])
-
-    def _written(self, rows: DataFrame, write: Callable[[Batches], Batches]) -> Iterator[SpanFile]:
-        """Writes files in tasks; an empty partition writes none."""
-
-        def write_some(batches: Batches) -> Batches:
-            filled = (batch for batch in batches if batch.num_rows)
-            first = next(filled, None)
-            if first is not None:
-                yield from write(itertools.chain([first], filled))
-
-        return _files(rows.mapInArrow(write_some, _WRITTEN))
-
-    def _on_each(self, count: int, work: Callable[[int], Batches], schema: Any) -> DataFrame:
-        """Calls a function with the numbers below a count, each in a task of its own."""
-
-        def run(batches: Batches) -> Batches:
-            for batch in batches:
-                for number in batch.column(0).to_pylist():
-                    yield from work(number)
-
-        return self._session.range(0, count, 1, count).mapInArrow(run, schema)
+        [files] = results_of_parts(ordered, write) or [write_rows(folder, name, schema, [])]
+        return files
 
     def _files_of(self, known: Dataset, names: list[str]) -> DataFrame:
         """Parquet files of a data set, which tasks have read."""
@@ -331,18 +293,7 @@ class SparkEngine:
             with pq.ParquetFile(known.local(names[number])) as file:
                 yield from (batch.cast(schema) for batch in file.iter_batches())
 
-        return self._stored(self._on_each(len(names), read, from_arrow_schema(schema)))
-
-    def _stored(self, rows: DataFrame) -> DataFrame:
-        """Rows as files in the folder, which are read again where they are needed."""
-        place = self._place(self._tables)
-        self._tables += 1
-        rows.write.parquet(_uri(place))
-        literally = re.sub(r"([][{}*?\\])", r"\\\1", _uri(place))
-        return self._session.read.schema(rows.schema).parquet(literally)
-
-    def _place(self, table: int) -> Location:
-        return self._folder / f"table-{table}"
+        return self._tables.stored(rows_of_each(self._session, len(names), read, from_arrow_schema(schema)))
 
 
 @contextlib.contextmanager
@@ -367,43 +318,8 @@ def spark_engine(
                 "temp_dir: None; expected a folder that all of Spark's machines share, or an address that Spark "
                 "writes, such as hdfs://HOST/tmp, if the output is remote"
             )
-        folder = parent / f"spark-{uuid4().hex}"
-        try:
-            yield SparkEngine(session, display, memory, folder)
-        finally:
-            _delete(folder)
-
-
-def _delete(folder: Location) -> None:
-    """Deletes a folder of tables as far as it is there."""
-    if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError, ValueError):
-        RemoteFolder(folder).delete_all()
-
-
-def _uri(folder: Location) -> str:
-    """How Spark names a folder."""
-    if isinstance(folder, Path):
-        return f"file://{folder.resolve()}"
-    scheme, _, rest = folder.place.partition("://")
-    return f"{_HADOOP.get(scheme, scheme)}://{rest}"
-
-
-def _as_batch(files: list[SpanFile]) -> pa.RecordBatch:
-    rows = [
-        {"span": file.span, "name": file.name, "entry": json.dumps(file.entry), "counts": json.dumps(file.counts)}
-        for file in files
-    ]
-    return pa.RecordBatch.from_pylist(
-        rows, pa.schema({"span": pa.int32(), "name": pa.string(), "entry": pa.string(), "counts": pa.string()})
-    )
-
-
-def _files(written: DataFrame) -> Iterator[SpanFile]:
-    for span, name, entry, counts in written.collect():
-        yield SpanFile(span, name, json.loads(entry), json.loads(counts))
+        with spark_tables(session, parent) as tables:
+            yield SparkEngine(session, display, memory, tables)
 
 
 def _by_span(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:

@@ -1,33 +1,23 @@
 """Writes the files of spans: sequences by bucket, raw ids, numbers of interactions by item, manifests."""
 
-import hashlib
-import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dist_imsr.addresses import Location
-from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset, SpanEntry, held_out
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.held_out import SHORTEST_SPLIT, held_out
+from dist_imsr.data.manifest import SpanEntry, write_span_manifest
 from dist_imsr.data.met_before import met_before, met_in
-from dist_imsr.data.remote import RemoteFolder
-from dist_imsr.data.storage import new_file
-from dist_imsr.files import digest_of, whole_file
+from dist_imsr.data.table_files import read_batch, write_batch, write_rows
 
 BYTES_PER_ROW = 112  # memory for each interaction of a bucket while it is cut and written
 _LONGEST_LIST = 2**31 - 1  # the offsets of an Arrow list are int32
-_ROW_GROUP = 2**20  # rows of Parquet files
-_NOT_IN_MANIFEST = ("name", "digest", "manifest", "retired")  # what may change later, and what only the manifest gives
-
-
-Files = dict[str, dict[str, Any]]
-"""Entries of files in a manifest, by their paths in the data set's folder."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +208,7 @@ class SpanWriter:
                 manifest={},
                 **counts[span],  # type: ignore[arg-type]
             )
-            entries.append(write_manifest(self._folder, entry, files[span]))
+            entries.append(write_span_manifest(self._folder, entry, files[span]))
         if isinstance(self._folder, Path):
             for name in ("users", "items", "waiting", "titles", *map(self.name, range(self.spans))):
                 for partial in (self._folder / name).glob(".*"):  # of a task that was killed
@@ -246,129 +236,6 @@ def counts_of(lengths: np.ndarray, returning: np.ndarray) -> dict[str, int]:
         "interactions_of_returning_users": lengths[returning].sum(),
     }
     return {name: int(count) for name, count in counts.items()}
-
-
-def write_batch(folder: Location, name: str, batch: pa.RecordBatch) -> dict[str, Any]:
-    """Writes an Arrow file of one batch; returns its entry in a manifest.
-
-    Args:
-        folder: of the data set.
-        name: the path in it.
-        batch: the rows.
-    """
-    with new_file(folder, name) as path:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
-            file.write_batch(batch)
-        return manifest_entry(path, batch.num_rows)
-
-
-def read_batch(folder: Location, name: str) -> pa.RecordBatch:
-    """The rows of an Arrow file of one batch; a local one is mapped.
-
-    Args:
-        folder: of the data set.
-        name: the path in it.
-    """
-    if isinstance(folder, Path):
-        return pa.ipc.open_file(pa.memory_map(str(folder / name))).get_batch(0)
-    return pa.ipc.open_file(pa.py_buffer(RemoteFolder(folder).read(name))).get_batch(0)
-
-
-def write_manifest(folder: Location, entry: SpanEntry, files: dict[str, dict[str, Any]]) -> SpanEntry:
-    """Writes the manifest of a span.
-
-    Args:
-        folder: of the data set.
-        entry: of the span; one that has a digest keeps it.
-        files: of the span.
-
-    Returns:
-        The entry with the manifest's checksum.
-    """
-    facts = {name: value for name, value in asdict(entry).items() if name not in _NOT_IN_MANIFEST}
-    text = (json.dumps(facts | {"files": dict(sorted(files.items()))}, indent=1) + "\n").encode()
-    with new_file(folder, entry.manifest_file) as path:
-        path.write_bytes(text)
-    digest = hashlib.sha256(text).hexdigest()
-    values = asdict(entry) | {"digest": entry.digest or digest, "manifest": {"bytes": len(text), "sha256": digest}}
-    return SpanEntry(**values)
-
-
-def split_stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema, sizes: Iterable[int]) -> Iterator[pa.Table]:
-    """Splits a stream of rows into parts of given sizes.
-
-    Args:
-        batches: the stream.
-        schema: of the batches.
-        sizes: the number of rows of each part; they sum to the rows of the stream.
-
-    Yields:
-        The parts; memory holds one part and one batch.
-    """
-    rest = iter(batches)
-    buffer = schema.empty_table()
-    for size in sizes:
-        while buffer.num_rows < size:
-            buffer = pa.concat_tables([buffer, pa.Table.from_batches([next(rest)])])
-        yield buffer.slice(0, size)
-        buffer = buffer.slice(size)
-
-
-def write_table(path: Path, parts: Iterable[Any], schema: pa.Schema | None = None) -> int:
-    """Streams record batches or tables into a Parquet file, whose bytes depend on the rows alone.
-
-    Args:
-        path: the file.
-        parts: at least one, unless the schema is given.
-        schema: of the rows.
-
-    Returns:
-        The number of rows.
-    """
-    rest = iter(parts)
-    first = [next(rest)] if schema is None else []
-    with whole_file(path) as partial:
-        return _write_parquet(partial, itertools.chain(first, rest), schema or first[0].schema)
-
-
-def _write_parquet(path: Path, parts: Iterable[Any], schema: pa.Schema) -> int:
-    rows = 0
-    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:  # unique ids
-        for group in _row_groups(parts, schema):
-            writer.write_table(group)
-            rows += group.num_rows
-    return rows
-
-
-def _row_groups(parts: Iterable[Any], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Joins and splits rows into tables of `_ROW_GROUP` rows, each of one chunk; no rows are one empty table."""
-    buffer, started = schema.empty_table(), False
-    for part in parts:
-        table = pa.Table.from_batches([part]) if isinstance(part, pa.RecordBatch) else part
-        buffer = pa.concat_tables([buffer, table])
-        while buffer.num_rows >= _ROW_GROUP:
-            yield buffer.slice(0, _ROW_GROUP).combine_chunks()
-            buffer, started = buffer.slice(_ROW_GROUP), True
-    if buffer.num_rows or not started:
-        yield buffer.combine_chunks()
-
-
-def write_rows(folder: Location, name: str, schema: pa.Schema, parts: Iterable[Any]) -> Files:
-    """Writes a Parquet file; returns its entry by its path in the folder.
-
-    Args:
-        folder: of the data set.
-        name: the path in it.
-        schema: of the rows.
-        parts: record batches or tables.
-    """
-    with new_file(folder, name) as path:
-        return {name: manifest_entry(path, _write_parquet(path, parts, schema))}
-
-
-def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
-    """The manifest's entry of a file: bytes, sha256 and rows."""
-    return {"bytes": path.stat().st_size, "sha256": digest_of(path), "rows": rows}
 
 
 def id_type(count: int) -> pa.DataType:

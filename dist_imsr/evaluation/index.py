@@ -15,7 +15,7 @@ import torch
 from dist_imsr.addresses import Location
 from dist_imsr.checks import require
 from dist_imsr.data.dataset import Dataset
-from dist_imsr.data.writer import write_table
+from dist_imsr.data.table_files import write_table
 from dist_imsr.distributed.topology import Topology, connect, read_topology
 from dist_imsr.evaluation.exported import Origin
 from dist_imsr.evaluation.finished import FinishedRun, SpanState

@@ -4,7 +4,7 @@ import math
 from functools import reduce
 from typing import NamedTuple
 
-from dist_imsr.data.dataset import HELD_OUT, SHORTEST_SPLIT
+from dist_imsr.data.held_out import HELD_OUT, SHORTEST_SPLIT
 from dist_imsr.distributed.table import grown_capacity
 from dist_imsr.planning.config import PlanConfig
 from dist_imsr.strategies import resources_of

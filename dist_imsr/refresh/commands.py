@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from dist_imsr.checks import require
 from dist_imsr.config import resolve
-from dist_imsr.data.dataset import read_manifest
+from dist_imsr.data.manifest import read_manifest
 from dist_imsr.data.prepare import PrepareConfig
 from dist_imsr.evaluation.index import ExportConfig, require_faiss
 from dist_imsr.evaluation.metrics import Metrics

@@ -1,6 +1,7 @@
 """Refuses data from which a run could learn nothing, of which it could test nothing, or whose rows are gone."""
 
-from dist_imsr.data.dataset import SHORTEST_SPLIT, Dataset
+from dist_imsr.data.dataset import Dataset
+from dist_imsr.data.held_out import SHORTEST_SPLIT
 from dist_imsr.strategies import build_strategy
 from dist_imsr.strategies.training_config import TrainingConfig
 from dist_imsr.training.config import TrainConfig

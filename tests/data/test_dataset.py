@@ -1,7 +1,5 @@
 import json
-import shlex
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dist_imsr.config import resolve
-from dist_imsr.data.dataset import DataConfig, Dataset, held_out
-from dist_imsr.data.drift import DriftConfig
+from dist_imsr.data.dataset import DataConfig, Dataset
 from dist_imsr.data.prepare import PrepareConfig, prepare
-from dist_imsr.data.sources import ColumnsConfig
 from tests.prepared import SPAN_SECONDS, drawn_history, write_dataset
 
 
@@ -58,16 +53,6 @@ def test_what_is_known_by_the_end_of_a_span(folder):
     assert dataset.popularity(range(7, 50), 1).tolist() != dataset.popularity(range(7, 50), 2).tolist()
 
 
-def test_sequences_of_some_users(folder):
-    dataset, history = Dataset(DataConfig(folder)), drawn_history()
-    sequences = dataset.sequences(2, 5)
-    users = np.array([29, 5, 13, 805, 21])
-    owner, places = sequences.of(users)
-    found = [(users[one], item) for one, item in zip(owner, sequences.items[places].tolist(), strict=True)]
-    assert found == [(user, item) for user in users if user in history for item in history[user][2]]
-    assert len({user for user, _ in found}) > 1
-
-
 def test_raw_ids_and_back(tmp_path):
     (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"u{n % 9},i{n % 7},{n}\n" for n in range(40)))
     options = {"min_interactions": 1, "spans": 2, "buckets": 4}
@@ -95,10 +80,6 @@ def test_a_digest_covers_the_spans_so_far(folder):
     assert same == [True, True, False, False]
 
 
-def test_held_out():
-    assert held_out(np.arange(6)).tolist() == [0, 0, 0, 2, 2, 2]
-
-
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_no_data_set(tmp_path, make):
     make(tmp_path / "nothing")
@@ -106,76 +87,6 @@ def test_no_data_set(tmp_path, make):
         Dataset(DataConfig(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"^append: .*nothing.*launch/prepare\.py"):
         PrepareConfig(append=tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_no_manifest(folder, text):
-    (folder / "dataset.json").write_text(text)
-    with pytest.raises(ValueError, match=r"dataset\.json is no manifest"):
-        Dataset(DataConfig(folder))
-
-
-def test_newer_format(folder):
-    _edit(folder, format_version=99)
-    with pytest.raises(ValueError, match=r"format 99.*upgrade"):
-        Dataset(DataConfig(folder))
-
-
-V1 = {
-    "csv": {
-        "source": {"name": "csv", "input": ["my logs/a,b.csv", "it's.csv"], "read_as": {}},
-        "options": {
-            "min_interactions": 5,
-            "alpha": 0.3,
-            "spans": 2,
-            "buckets": 8,
-            "delimiter": "\t",
-            "quote": '"',
-            "header": True,
-            "from_": "2017-11-25 08:00",
-            "until": "1512316799",
-            "null_values": ["NA", "--", "a b", "c,d"],
-            "time_unit": "%Y-%m-%d",
-            "columns": {"user": "who", "item": "what else", "time": "time", "rating": None, "behaviour": None},
-        },
-    },
-    "taobao": {
-        "source": {"name": "taobao", "input": "UserBehavior.csv", "read_as": {}},
-        "options": {"min_interactions": 30, "alpha": 0.5, "spans": 6, "buckets": 64, "behaviours": ["pv", "buy"]},
-    },
-    "drift": {
-        "source": {"name": "drift", "input": None, "read_as": {}},
-        "options": {
-            "min_interactions": 1,
-            "alpha": 0.5,
-            "spans": 6,
-            "buckets": 64,
-            "drift": {"users": 100, "interactions": [800, 300], "growth": 0.1},
-        },
-    },
-}
-
-
-@pytest.mark.parametrize("source", V1)
-def test_an_older_format_is_refused_with_the_command_that_prepares_again(tmp_path, source):
-    folder = tmp_path / "my data"
-    folder.mkdir()
-    (folder / "dataset.json").write_text(json.dumps({"format_version": 1} | V1[source]))
-    with pytest.raises(ValueError, match=r"dataset\.json has format 1, .* reads 2: prepare the log again: ") as refusal:
-        Dataset(DataConfig(folder))
-    text = str(refusal.value)
-    assert "\n" not in text
-    python, script, *words = shlex.split(text[text.index("python launch") :])
-    assert (python, script) == ("python", "launch/prepare.py")
-    options = dict(V1[source]["options"])
-    if "columns" in options:
-        options["columns"] = ColumnsConfig(**options["columns"])
-    if "drift" in options:
-        options["drift"] = DriftConfig(**options["drift"])
-    inputs = V1[source]["source"]["input"]
-    files = [Path(name) for name in inputs] if isinstance(inputs, list) else inputs and Path(inputs)
-    expected = PrepareConfig(source=source, input=files, output=folder, overwrite=True, **options)
-    assert resolve(PrepareConfig, words) == expected
 
 
 def test_missing_short_and_flipped_files(folder):

@@ -166,11 +166,3 @@ def test_what_is_refused(store: ObjectStore, place: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=rf"s3://bucket/{place}/log"):
         first("spark", store.address(f"{place}/log"), tmp_path / "out", tmp_path)
     assert store.files(place).keys() == {"log"}
-
-
-def test_how_spark_names_folders(tmp_path: Path) -> None:
-    from dist_imsr.data.spark_engine import _uri
-
-    assert _uri(tmp_path) == f"file://{tmp_path}"
-    assert _uri(Address("s3://bucket/a?region=x") / "b") == "s3a://bucket/a/b"
-    assert _uri(Address("hdfs://host:8020/tmp")) == "hdfs://host:8020/tmp"
