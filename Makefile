@@ -97,9 +97,10 @@ demo: transactions = $$(python -c 'import importlib.util as a; \
 demo: setup
 	@test -e data/complete_journey/dataset.json || \
 	  python launch/prepare.py --source complete-journey --output data/complete_journey
-	for strategy in frozen fine_tuning imsr; do \
-	  deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml --strategy.name $$strategy \
-	    --run_dir runs/demo/$$strategy --overwrite true || exit; \
+	@# Ctrl-C is for the ranks: DeepSpeed's launcher would not wait for their checkpoint, and end with a traceback.
+	trap 'exit 130' INT; for strategy in frozen fine_tuning imsr; do \
+	  (trap '' INT; exec deepspeed --num_accelerators $(RANKS) launch/train.py --config configs/demo.yaml \
+	    --strategy.name $$strategy --run_dir runs/demo/$$strategy --overwrite true) || exit; \
 	done
 	rm -rf data/weekly runs/weekly
 	python launch/prepare.py --source complete-journey --from 2017-08-07 --until 2017-12-04 --span_every 7d \

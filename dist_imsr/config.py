@@ -178,13 +178,16 @@ def _document(path: Path) -> dict[str, Any]:
     """A YAML file's top level, or nothing where the parser will refuse it.
 
     Raises:
-        ValueError: for a key that is there twice, where YAML would silently take the last.
+        ValueError: for a file without keys, such as an empty one, which the parser refuses without its name; for a key
+            that is there twice, where YAML would silently take the last.
     """
     try:
         text = path.read_text()
         root = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"config: {path} holds no keys")
     for key, first, second in _repeated(root):
         raise ValueError(f"config: {path}: {key} is there twice, in lines {first} and {second}")
     document = _loaded(text)

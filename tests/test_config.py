@@ -157,6 +157,16 @@ def test_a_file_that_is_not_named_is_refused(argv, capsys):
     assert "config: expected the path of a YAML file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "# dim: 8\n", "- 1\n", "8\n"])
+def test_a_file_without_keys_is_refused_by_name(text, tmp_path, capsys):
+    file = write(tmp_path / "c.yaml", text)
+    with pytest.raises(SystemExit, match="2"):
+        parse(Command, ["--config", file, "--run_dir", "r"])
+    errors = capsys.readouterr().err
+    assert f"config: {file} holds no keys" in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
