@@ -27,6 +27,7 @@ from dist_imsr.distributed.topology import Topology
 from dist_imsr.model.extractors import ModelConfig, build_extractor
 from dist_imsr.model.interests import Interests, Start
 from dist_imsr.model.scoring import sampled_softmax
+from dist_imsr.strategies.span_trainer import READ_EVERY
 
 _BATCHES = 8
 
@@ -124,8 +125,12 @@ class StepsWorker:
     def run(self, steps: int) -> None:
         """Trains some steps; collective."""
         devices.set_deterministic(self._deterministic)  # sides that differ in it take turns in one process
-        losses = [self._step(*next(self._batches)) for _ in range(steps)]
-        self.topology.gather(torch.stack(losses)).cpu()
+        losses = []
+        for done in range(1, steps + 1):
+            losses.append(self._step(*next(self._batches)))
+            if done % READ_EVERY == 0 or done == steps:  # as in training
+                self.topology.gather(torch.stack(losses)).cpu()
+                losses.clear()
 
     def peak_bytes(self) -> int:
         """The most memory that this process has held, on its CUDA device or resident on the host."""

@@ -128,7 +128,7 @@ def _fault_of_another_rank(error: Exception) -> str | None:
         if any(text in str(error) for text in _CONNECTION_LOST):
             return "another rank ended; its message says why"
         if any(text in str(error) for text in _TIMED_OUT):
-            return "another rank did not answer within timeout_seconds or step_timeout_seconds: check whether it hangs"
+            return "another rank did not answer in time (timeout_seconds, step_timeout_seconds): check whether it hangs"
     return None
 
 

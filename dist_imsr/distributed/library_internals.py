@@ -97,7 +97,13 @@ def share_world_group() -> None:
 
 
 def set_timeout(seconds: float) -> None:
-    """Sets the timeout of all later collectives of the group of all ranks, which is fixed by torch's public names."""
+    """Sets the timeout of all later collectives of the group of all ranks, for which torch has no public name.
+
+    A group that TORCH_DISTRIBUTED_DEBUG=DETAIL wraps keeps its own, with a warning.
+
+    Args:
+        seconds: from the next collective on.
+    """
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 

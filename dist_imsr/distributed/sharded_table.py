@@ -23,23 +23,24 @@ class LookupRequest:
     """
 
     def __init__(self, context: EmbeddingCollectionContext, numbers: Awaitable[Awaitable[KJTList]]) -> None:
-        self.context, self._numbers = context, numbers
+        self.context = context
+        self._numbers: Awaitable[Awaitable[KJTList]] | None = numbers
         self._ids: Awaitable[KJTList] | None = None
         self._received: KJTList | None = None
 
-    def send(self) -> Awaitable[KJTList]:
+    def send(self) -> None:
         """Sends the ids, once the numbers of all ranks have arrived; collective."""
-        if self._ids is None:
+        if self._numbers is not None:
             with Phase("all-to-all"):
-                self._ids = self._numbers.wait()
-        return self._ids
+                self._ids, self._numbers = self._numbers.wait(), None  # what has been sent need not be kept
 
     def receive(self) -> KJTList:
         """The ids whose rows this rank holds; collective."""
-        if self._received is None:
-            ids = self.send()
+        self.send()
+        if self._ids is not None:
             with Phase("all-to-all"):
-                self._received = ids.wait()
+                self._received, self._ids = self._ids.wait(), None
+        assert self._received is not None
         return self._received
 
 

@@ -216,10 +216,9 @@ class SpanTrainer:
         pairs = remaining.on(self.topology.device)
         pairs = self.reporter.track(pairs, len(remaining), f"training in {where}", self.config.batch.size)
         unread = list[tuple[torch.Tensor, int]]()  # this rank's losses, and the world's targets, of each step
-        timeout, worked_alone = self.config.timeout_seconds, True
+        timeout = self.config.timeout_seconds
         try:
             for batch, following in self._trace(pairs, progress.span, len(remaining)):
-                self.topology.set_timeout(timeout if worked_alone else min(timeout, self.config.step_timeout_seconds))
                 losses = self.model.train_step(batch, following, objective=objective, prefetch_lookup=prefetch_lookup)
                 unread.append((losses, batch.world_targets))
                 done = progress.step + len(unread)
@@ -229,8 +228,10 @@ class SpanTrainer:
                     unread.clear()
                     self._stop_if_requested(stop_signal, resumable=True)
                 if saves:
+                    self.topology.set_timeout(timeout)  # ranks may write for unequally long
                     self._save()
-                worked_alone = saves
+                elif not unread:  # all ranks have come so far
+                    self.topology.set_timeout(min(timeout, self.config.step_timeout_seconds))
         finally:
             self.topology.set_timeout(timeout)
         return progress.mean_losses()

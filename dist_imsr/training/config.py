@@ -32,8 +32,8 @@ class TrainConfig:
             after pre-training may be of another strategy, and differ in other keys that only later spans read.
         overwrite: replace the results of an earlier run in run_dir, its checkpoints included.
         timeout_seconds: that ranks wait for each other, at the start and in every exchange, before the job ends.
-        step_timeout_seconds: the same within an epoch, where no rank works alone for long; the first step, and the one
-            after a checkpoint, wait for timeout_seconds, which is the limit if it is smaller.
+        step_timeout_seconds: the same within an epoch, as soon as losses have been read at the beginning and after a
+            checkpoint, which may take ranks unequally long. timeout_seconds is the limit if it is smaller.
         model: the base model.
         strategy: the incremental strategy.
         training: length and early stopping.

@@ -66,8 +66,8 @@ def test_first_values_are_written_in_place():
     assert run_ranks(1, _grown_without_copies) == [0.0]
 
 
-def _steps_with_prefetch(topology, prefetch):
-    """Steps of which each is prefetched during the one before it, between other lookups."""
+def _steps_with_prefetch(topology, prefetch, send=False):
+    """Steps of which each is prefetched during the one before it, ids included or not, between other lookups."""
     catalogue = Catalogue(CatalogueConfig(), [ITEMS], DIM, 7, topology)
     steps = [(_jagged([topology.rank, 3, 3], [1, 2]), _jagged([20 + step])) for step in range(4)]
     requests_before = []
@@ -79,14 +79,17 @@ def _steps_with_prefetch(topology, prefetch):
                 catalogue.start_lookup(*following)
             with torch.no_grad():
                 catalogue.lookup(_jagged([1, 28]))
+            if send:
+                catalogue.send_ids()
             (own.square().sum() + common.square().sum()).backward()
     return catalogue.flushed_state()["weight"].values.clone(), requests_before, start_lookup.call_count
 
 
+@pytest.mark.parametrize("send", [False, True])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_prefetched_lookups_equal_those_without_prefetch(world_size):
+def test_prefetched_lookups_equal_those_without_prefetch(world_size, send):
     for (prefetched, requests_before, requests), (plain, *_) in zip(
-        *(run_ranks(world_size, _steps_with_prefetch, prefetch) for prefetch in (True, False)), strict=True
+        *(run_ranks(world_size, _steps_with_prefetch, *how) for how in ((True, send), (False,))), strict=True
     ):
         assert torch.equal(prefetched, plain)
         assert requests_before == [0, 3, 5, 7]  # each step but the first uses its own prefetched request

@@ -33,7 +33,7 @@ def _collectives_with_a_silent_rank(topology):
 
 
 def test_a_rank_that_does_not_answer_is_reported():
-    reason = "another rank did not answer within timeout_seconds or step_timeout_seconds: check whether it hangs"
+    reason = "another rank did not answer in time (timeout_seconds, step_timeout_seconds): check whether it hangs"
     line = f"train: rank 0: {reason}\n"
     assert run_ranks(2, _collectives_with_a_silent_rank, fresh=True)[0] == [(command.FAILED, line)] * 2
 

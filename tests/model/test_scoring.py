@@ -63,6 +63,17 @@ def test_loss_equals_the_equations(device, counts, each, negatives, seed):
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0), (1, 1), (20, 30)])
+def test_all_negatives_that_are_the_target_are_masked(counts, dtype):
+    draw = torch.Generator().manual_seed(0)
+    ids, negatives = (torch.randint(6, (count,), generator=draw, dtype=dtype) for count in counts)
+    users, targets, others = (torch.randn(count, 4, generator=draw) for count in (counts[0], *counts))
+    found = candidates(users, targets, others, ids, negatives).others
+    smallest = torch.finfo(torch.float32).min
+    assert torch.equal(found, (users @ others.T).masked_fill(ids[:, None] == negatives, smallest))
+
+
 def test_likelier_negatives_count_less():
     draw = torch.Generator().manual_seed(0)
     users, catalogue = (torch.randn(n, 4, generator=draw, dtype=torch.float64) for n in (3, 7))

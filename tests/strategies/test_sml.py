@@ -141,7 +141,7 @@ def _stopped(topology, config, reads):
     """A run that is stopped and resumed; the checkpoint that it resumed from, and its final state."""
     dataset, candidates = check(config)
     trainer = begin(config, dataset, candidates, topology, _DelayedStop(reads))
-    with pytest.raises(Stopped), patch.object(span_trainer, "_READ_EVERY", 2):  # of 3 steps in an epoch
+    with pytest.raises(Stopped), patch.object(span_trainer, "READ_EVERY", 2):  # of 3 steps in an epoch
         trainer.run()
     del trainer
     gc.collect()
