@@ -8,6 +8,9 @@ from dist_imsr.distributed.engine import read_settings
 from dist_imsr.keys import default_of, is_read, rules_of
 from dist_imsr.training.config import TrainConfig
 
+_RENAMED = {"strategy.imsr.detector.each_epoch": ("strategy.imsr.detector.epochs", {False: 1, True: None})}
+"""Keys of older checkpoints, with their present names and values."""
+
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The keys that determine the numbers of a run over its data, for the manifests of its checkpoints.
@@ -57,12 +60,19 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         A phrase for each key that differs.
     """
     tree, found = extended(TrainConfig), []
-    there, here = read_keys(there), read_keys(here)
+    there, here = read_keys(_renamed(there)), read_keys(here)
     for key in {**there, **here}:
         was, now = (values[key] if key in values else plain(default_of(tree, key)) for values in (there, here))
         if was != now and rules_of(tree, key).resume != "free":
             found.append(f"{key} was {was} and is {now}")
     return found
+
+
+def _renamed(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity of an older checkpoint by present keys."""
+    older = {key: _RENAMED[key] for key in identity if key in _RENAMED}
+    kept = {key: value for key, value in identity.items() if key not in older}
+    return kept | {name: values[identity[key]] for key, (name, values) in older.items()}
 
 
 def by_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from dist_imsr.data.dataset import DataConfig
 from dist_imsr.distributed.engine import EngineConfig
 from dist_imsr.keys import keys_of, rules_of
+from dist_imsr.model.detector import DetectorConfig
 from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.strategies.imsr import IMSRConfig
@@ -89,6 +90,15 @@ def test_a_key_that_a_checkpoint_lacks_counts_as_its_default():
     assert differences(older, identity(_changed("batch.size", 7))) == ["batch.size was 128 and is 7"]
     assert differences(older, identity(_changed("eval.top", [5]))) == ["eval.top was [20] and is [5]"]
     assert differences(pretraining(older), pretraining(OLD)) == []
+
+
+@pytest.mark.parametrize(("older", "epochs"), [(False, 1), (True, None)])
+def test_a_renamed_key_of_an_older_checkpoint_can_be_passed(older, epochs):
+    there = {key: value for key, value in OLD.items() if key != "strategy.imsr.detector.epochs"}
+    there["strategy.imsr.detector.each_epoch"] = older
+    strategy = replace(CONFIG.strategy, imsr=IMSRConfig(detector=DetectorConfig(epochs=epochs)))
+    assert differences(there, identity(replace(CONFIG, strategy=strategy))) == []
+    assert differences(there, identity(CONFIG)) == [f"strategy.imsr.detector.epochs was {epochs} and is 2"]
 
 
 def test_keys_that_this_version_does_not_compare():
