@@ -44,9 +44,12 @@ def pretraining(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_keys(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity without the sections of strategies and base models that the run has not chosen."""
-    tree = extended(TrainConfig)
-    return {key: value for key, value in identity.items() if is_read(tree, key, identity)}
+    """An identity, by present names, without the sections of strategies and base models that the run has not chosen."""
+    tree, present = extended(TrainConfig), dict(identity)
+    for key, (name, values) in _RENAMED.items():
+        if key in present:
+            present[name] = values[present.pop(key)]
+    return {key: value for key, value in present.items() if is_read(tree, key, present)}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -60,19 +63,12 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         A phrase for each key that differs.
     """
     tree, found = extended(TrainConfig), []
-    there, here = read_keys(_renamed(there)), read_keys(here)
+    there, here = read_keys(there), read_keys(here)
     for key in {**there, **here}:
         was, now = (values[key] if key in values else plain(default_of(tree, key)) for values in (there, here))
         if was != now and rules_of(tree, key).resume != "free":
             found.append(f"{key} was {was} and is {now}")
     return found
-
-
-def _renamed(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity of an older checkpoint by present keys."""
-    older = {key: _RENAMED[key] for key in identity if key in _RENAMED}
-    kept = {key: value for key, value in identity.items() if key not in older}
-    return kept | {name: values[identity[key]] for key, (name, values) in older.items()}
 
 
 def by_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,27 +20,12 @@ def folder(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), drawn_history(users=40, items=80, spans=3))
 
 
-def _timeouts(topology, config):
-    """The timeouts of a run after each number of steps at which they change."""
-    steps, timeouts, train_step = 0, [(0, None)], Recommender.train_step
+def _watched(topology, config, faulty_step=0):
+    """The steps of a run; after how many of them losses were read, and timeouts changed, in order; and its error.
 
-    def counted_step(self, *arguments, **options):
-        nonlocal steps
-        steps += 1
-        return train_step(self, *arguments, **options)
-
-    def set_timeout(self, seconds):
-        if seconds != timeouts[-1][1]:
-            timeouts.append((steps, seconds))
-
-    with patch.object(Recommender, "train_step", counted_step), patch.object(Topology, "set_timeout", set_timeout):
-        run(topology, config)
-    return steps, timeouts[1:]
-
-
-def _reads(topology, config, faulty_step):
-    """After how many steps losses were read, in order; and the error of a step whose loss is not a number."""
-    steps, reads, error = 0, [], None
+    The loss of one step may be not a number.
+    """
+    steps, reads, timeouts, error = 0, [], [(0, None)], None
     train_step, read_losses = Recommender.train_step, SpanTrainer._read_losses
 
     def counted_step(self, *arguments, **options):
@@ -52,12 +37,20 @@ def _reads(topology, config, faulty_step):
         reads.append(steps)
         return read_losses(self, unread, where)
 
-    with patch.object(Recommender, "train_step", counted_step), patch.object(SpanTrainer, "_read_losses", counted_read):
+    def set_timeout(self, seconds):
+        if seconds != timeouts[-1][1]:
+            timeouts.append((steps, seconds))
+
+    with (
+        patch.object(Recommender, "train_step", counted_step),
+        patch.object(SpanTrainer, "_read_losses", counted_read),
+        patch.object(Topology, "set_timeout", set_timeout),
+    ):
         try:
             run(topology, config)
         except FloatingPointError as raised:
             error = str(raised)
-    return steps, reads, error
+    return steps, reads, timeouts[1:], error
 
 
 def _config(folder, run_dir, every_steps=0):
@@ -72,28 +65,28 @@ def _config(folder, run_dir, every_steps=0):
 
 
 def test_losses_are_read_every_four_steps_before_checkpoints_and_at_the_end_of_an_epoch(folder, tmp_path):
-    ((steps, reads, _),) = run_ranks(1, _reads, _config(folder, tmp_path / "plain"), 0)
+    ((steps, reads, _, _),) = run_ranks(1, _watched, _config(folder, tmp_path / "plain"))
     each = steps // 2
     assert each > 8
     assert each % 4
     ends = [*range(4, each, 4), each]
     assert reads == [*ends, *(each + end for end in ends)]
-    ((_, reads, _),) = run_ranks(1, _reads, _config(folder, tmp_path / "saved", every_steps=6), 0)
+    ((_, reads, _, _),) = run_ranks(1, _watched, _config(folder, tmp_path / "saved", every_steps=6))
     assert reads[:3] == [4, 6, min(10, each)]
 
 
 def test_ranks_wait_less_long_within_an_epoch_but_after_checkpoints(folder, tmp_path):
     config = replace(_config(folder, tmp_path / "run", every_steps=6), step_timeout_seconds=20)
-    ((steps, timeouts),) = run_ranks(1, _timeouts, config)
+    ((steps, _, timeouts, _),) = run_ranks(1, _watched, config)
     each = steps // 2
     assert 7 < each < 11
     assert timeouts[:5] == [(4, 20), (6, 1800), (each, 20), (each, 1800), (each + 4, 20)]
     shorter = replace(config, run_dir=tmp_path / "shorter", timeout_seconds=10)
-    ((_, timeouts),) = run_ranks(1, _timeouts, shorter)
+    ((_, _, timeouts, _),) = run_ranks(1, _watched, shorter)
     assert timeouts == [(4, 10)]
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_own_step(folder, tmp_path):
-    ((steps, _, error),) = run_ranks(1, _reads, _config(folder, tmp_path), 6)
+    ((steps, _, _, error),) = run_ranks(1, _watched, _config(folder, tmp_path), 6)
     assert steps == 8
     assert "is not finite in span 0, epoch 0, step 5 of " in error

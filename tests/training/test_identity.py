@@ -12,7 +12,7 @@ from dist_imsr.model.mimn import MIMNConfig
 from dist_imsr.strategies.full_retraining import FullRetrainingConfig
 from dist_imsr.strategies.imsr import IMSRConfig
 from dist_imsr.training.config import TrainConfig
-from dist_imsr.training.identity import differences, identity, pretraining
+from dist_imsr.training.identity import differences, identity, pretraining, read_keys
 
 CONFIG = TrainConfig(data=DataConfig(Path("data")), run_dir=Path("run"))
 SHIPPED = EngineConfig().deepspeed.parent
@@ -98,6 +98,7 @@ def test_a_renamed_key_of_an_older_checkpoint_can_be_passed(older, epochs):
     there["strategy.imsr.detector.each_epoch"] = older
     strategy = replace(CONFIG.strategy, imsr=IMSRConfig(detector=DetectorConfig(epochs=epochs)))
     assert differences(there, identity(replace(CONFIG, strategy=strategy))) == []
+    assert read_keys(there) == read_keys(identity(replace(CONFIG, strategy=strategy)))  # as comparisons look for cells
     assert differences(there, identity(CONFIG)) == [f"strategy.imsr.detector.epochs was {epochs} and is 2"]
 
 
